@@ -1,0 +1,1 @@
+"""The workers that bring the outside world onto the road."""

@@ -1,0 +1,1 @@
+"""SwAV as the paper has it: from crops to codes, loss, update and health."""

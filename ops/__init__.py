@@ -1,0 +1,1 @@
+"""Running it: command line, configuration, wiring, checkpoints, snapshots, metrics, evaluation."""

@@ -1,0 +1,1 @@
+"""The click commands, one module a noun; each parses, calls one function and prints."""
