@@ -1,0 +1,253 @@
+"""Where records go. Today a stream of shards; a topic can stand in its place."""
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from ingest.config import IngestConfig
+from ingest.dedup import Duplicates
+from ingest.errors import DestinationFailed, DestinationFull, SourceBusy
+from stream.adopt import adopt_tar
+from stream.commits import Accounts
+from stream.errors import StreamError, StreamSealed
+from stream.local_store import LocalStore
+from stream.manifest import Manifest
+from stream.record import Record
+from stream.shards import ShardWriter
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Resume:
+    """How far a source has come in this destination."""
+
+    position: Any = None
+    """JSON value given with the last thing that is safe; None when there is none."""
+    accounts: Accounts = Accounts()  # noqa: RUF009  frozen
+    ended_in_shard: bool = False
+    """Whether the last commit brought records: it is not counted in what its own position says of shards."""
+
+
+class Destination(Protocol):
+    """Something that takes the records of one source in order and keeps their accounts; not thread-safe.
+
+    Every method may block on disk or network. What `write` and `skip` were given is safe when `close` has
+    returned, or earlier; a crash loses only a tail of it, and `resume` says where that begins.
+    """
+
+    @property
+    def url(self) -> str:
+        """Where it is, for messages."""
+        ...
+
+    @property
+    def shards(self) -> int:
+        """Shards made safe by this object."""
+        ...
+
+    def resume(self) -> Resume:
+        """What earlier runs on this source have made safe."""
+        ...
+
+    @property
+    def sealed(self) -> bool:
+        """Whether nothing can be written any more."""
+        ...
+
+    def is_new(self, sha256: str) -> bool:
+        """Whether this content is not there yet; from now on it counts as there."""
+        ...
+
+    def write(self, record: Record, position: Any) -> None:
+        """Add a record; `position` is the place in the source after it."""
+        ...
+
+    def skip(self, reason: str, position: Any) -> None:
+        """Account for something found and not written."""
+        ...
+
+    def flush(self) -> None:
+        """Make safe what is open."""
+        ...
+
+    def adopt(self, tar: str, position: Any) -> Accounts:
+        """Take over a tar where it is; what became of its images. Only after `flush`."""
+        ...
+
+    def tick(self) -> None:
+        """Called now and then while nothing comes."""
+        ...
+
+    def seal(self) -> None:
+        """Give the stream its end."""
+        ...
+
+    def close(self) -> None:
+        """Make safe what is open, and let go. May be called twice."""
+        ...
+
+    def abandon(self) -> None:
+        """Let go without making safe what is open. May be called twice."""
+        ...
+
+
+class ShardDestination:
+    """A stream of shards. One process at a time writes one source; others may write other sources.
+
+    Raises, from every method: DestinationFull, DestinationFailed, StreamSealed, StreamDamaged.
+    """
+
+    def __init__(self, url: str, source_id: str, config: IngestConfig) -> None:
+        """Open the stream, or make an empty one. Raises SourceBusy too."""
+        self._url = url
+        self._source_id = source_id
+        self._config = config
+        self._writer: ShardWriter | None = None
+        self._duplicates: Duplicates | None = None
+        self._adopted = 0
+        with self._explained():
+            self._manifest = Manifest.open(url, create=True)
+        self._lock = self._locked()
+
+    @property
+    def url(self) -> str:
+        """See Destination."""
+        return self._url
+
+    @property
+    def sealed(self) -> bool:
+        """See Destination."""
+        return self._manifest.sealed
+
+    @property
+    def shards(self) -> int:
+        """See Destination."""
+        return self._adopted + (self._writer.shards if self._writer else 0)
+
+    def resume(self) -> Resume:
+        """See Destination."""
+        with self._explained():
+            self._manifest.refresh()
+            last = self._manifest.last_of(self._source_id)
+            if last is None:
+                return Resume()
+            return Resume(
+                position=last.source_position,
+                accounts=self._manifest.accounts_of(self._source_id),
+                ended_in_shard=last.n > 0,
+            )
+
+    def is_new(self, sha256: str) -> bool:
+        """See Destination."""
+        if self._duplicates is None:
+            with self._explained():
+                self._duplicates = Duplicates(self._manifest, source_id=self._source_id)
+        return self._duplicates.add(sha256)
+
+    def write(self, record: Record, position: Any) -> None:
+        """See Destination."""
+        with self._explained():
+            writer = self._open_writer()
+            before = writer.shards
+            writer.write(record, position)
+            if self._duplicates is not None and writer.shards != before:
+                self._duplicates.catch_up()
+
+    def skip(self, reason: str, position: Any) -> None:
+        """See Destination."""
+        with self._explained():
+            self._open_writer().skip(reason, position)
+
+    def flush(self) -> None:
+        """See Destination."""
+        if self._writer is not None:
+            with self._explained():
+                self._writer.flush()
+
+    def adopt(self, tar: str, position: Any) -> Accounts:
+        """See Destination."""
+        with self._explained():
+            commit = adopt_tar(self._manifest, tar, source_id=self._source_id, source_position=position)
+            self._adopted += commit.n > 0
+            return commit.accounts
+
+    def tick(self) -> None:
+        """See Destination."""
+        if self._writer is not None:
+            with self._explained():
+                self._writer.tick()
+
+    def seal(self) -> None:
+        """See Destination."""
+        with self._explained():
+            self._manifest.seal()
+
+    def close(self) -> None:
+        """See Destination."""
+        try:
+            if self._writer is not None:
+                with self._explained():
+                    self._writer.close()
+        finally:
+            self.abandon()
+
+    def abandon(self) -> None:
+        """See Destination."""
+        if self._writer is not None:
+            self._writer.abandon()
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    def _open_writer(self) -> ShardWriter:
+        if self._writer is None:
+            self._writer = ShardWriter(self._manifest, source_id=self._source_id, config=self._config.shard)
+        return self._writer
+
+    def _locked(self) -> int:
+        """Keep a second ingest of this source out, where the file system can; locks die with a process."""
+        store = self._manifest.store
+        if not isinstance(store, LocalStore):
+            return -1
+        name = hashlib.sha256(self._source_id.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+        path = store.path(f"locks/{name}.lock")
+        try:
+            path.parent.mkdir(exist_ok=True)
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except OSError:  # for example a read-only stream, whose finished ingest may be asked for its accounts
+            return -1
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(handle)
+            raise SourceBusy(
+                f"another ingest of the same source ({self._source_id}) writes to {self.url}: wait for it, "
+                "or give this one a name of its own"
+            ) from error
+        except OSError:
+            os.close(handle)
+            return -1
+        return handle
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except StreamSealed:
+            raise
+        except (StreamError, OSError) as error:
+            cause = error if isinstance(error, OSError) else error.__cause__
+            if isinstance(cause, OSError) and cause.errno in _FULL:
+                raise DestinationFull(
+                    f"no room is left for the stream at {self.url} ({cause.strerror}): make room and run the "
+                    "same command again; it goes on where it was"
+                ) from error
+            if isinstance(error, OSError):
+                raise DestinationFailed(f"cannot write the stream at {self.url}: {error}") from error
+            raise

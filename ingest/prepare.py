@@ -1,0 +1,165 @@
+"""From the bytes of a file to what the stream stores: refused with a reason, or made upright and small.
+
+What is decoded here is decoded by the same function as in learning, so that what is stored can be used. An
+image that is sound, small enough and cheap to decode passes byte for byte; every other one is encoded again,
+without metadata:
+
+- JPEG passes when it is sequential (not progressive, not arithmetic), 8 bit, upright, and ends where it says.
+  Everything lossy, and everything large, becomes a JPEG like that.
+- PNG passes when it is tiny (`lossless_px`), opaque, not interlaced and not animated. Tiny images of other
+  lossless formats become such a PNG: at that size the blocks of a JPEG would be seen, and decoding is cheap.
+  Large ones become JPEG, which decodes several times faster.
+"""
+
+import hashlib
+import io
+from collections.abc import Mapping
+
+from PIL import Image
+from torch import Tensor
+
+from ingest.config import IngestConfig
+from ingest.pngs import check_png, is_plain_png
+from ingest.prepared import Prepared
+from stream.decode import REASONS as DECODE_REASONS
+from stream.decode import decode_image
+from stream.errors import BadRecord
+from stream.record import UNKNOWN_TYPE, media_type_of
+
+REASONS: Mapping[str, str] = {
+    **DECODE_REASONS,
+    # of an image
+    "too_small": "the shorter side is below `min_side`",
+    "too_elongated": "the longer side is more than `max_aspect` times the shorter one",
+    "too_many_bytes": "the file is larger than `max_bytes`",
+    "decode_timeout": "decoding took longer than `timeout_s`",
+    "decoder_crashed": "the decoder brought its process down",
+    "duplicate": "the stream has the same content already",
+    # of a file
+    "unreadable": "the file cannot be read",
+    "not_a_file": "a folder, pipe or device under the name of an image",
+    "link": "a link inside an archive",
+    # of an archive
+    "no_image": "a label without its image",
+    "not_an_archive": "no tar in a file that is named like one",
+    "archive_cut": "the archive ends inside a member",
+    "archive_damaged": "a stretch in which no header can be read",
+    "archive_hole": "zeros among the members; what stood there, if anything, is gone",
+    "archive_size": "a header that claims more bytes than follow",
+    "gzip_damaged": "compressed data that cannot be right, or something else after its end",
+    "gzip_bomb": "compressed data that grows beyond reason",
+    # of an archive that is indexed where it is
+    "duplicate_key": "the same member again",
+    "extra_image": "a second image under one key",
+    "damaged_tar": "a stretch in which no header can be read",
+    "after_end": "something stands behind the end of the archive",
+}
+"""Why something that was found is not written. Names are part of the interface; each is counted."""
+
+LABEL_TROUBLES: Mapping[str, str] = {
+    "bad_label": "the image has a label that is none, or none where one was asked for",
+    "label_apart": "a label that stands apart from its image in the archive",
+}
+"""What costs a label, but not the image."""
+
+LOSSY = frozenset({"image/jpeg", "image/webp", "image/avif", "image/jp2", "image/heic", "image/jxl"})
+SHARP_CHROMA_PX = 224
+"""Images with a shorter side below this keep full colour resolution: crops enlarge them."""
+
+# JPEG markers, ITU-T T.81 table B.1.
+_SEQUENTIAL = {0xC0, 0xC1}
+_START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_WITHOUT_LENGTH = frozenset(range(0xD0, 0xD8)) | {0x01}
+_START_OF_SCAN, _APP1 = 0xDA, 0xE1
+_ORIENTATION = 0x0112
+
+
+def prepare(payload: bytes, config: IngestConfig) -> Prepared:
+    """Make one image ready for the stream.
+
+    Args:
+        payload: the encoded image as found.
+        config: what is refused and what is changed.
+
+    Raises:
+        BadRecord: with one of `REASONS`, whatever the bytes are.
+    """
+    if len(payload) > config.max_bytes:
+        raise BadRecord("too_many_bytes", f"{len(payload)} bytes, the limit is {config.max_bytes}")
+    media_type = media_type_of(payload) or UNKNOWN_TYPE
+    image = decode_image(payload, max_pixels=config.max_pixels)
+    height, width = image.shape[1:]
+    short, long = min(height, width), max(height, width)
+    if short < config.min_side:
+        raise BadRecord(
+            "too_small", f"{width} x {height} pixels, the shorter side must have {config.min_side}"
+        )
+    if long > config.max_aspect * short:
+        raise BadRecord("too_elongated", f"{width} x {height} pixels")
+    if media_type == "image/png":
+        check_png(payload, max_bytes=8 * config.max_pixels)  # Pillow lets wrong checksums pass
+    fits = config.short_side == 0 or short <= config.short_side
+    if config.reencode == "never" or (
+        config.reencode == "auto" and fits and _passes(payload, media_type, image, config)
+    ):
+        stored, stored_type = payload, media_type
+    else:
+        scale = 1.0 if fits else config.short_side / short
+        width, height = round(width * scale), round(height * scale)
+        stored, stored_type = _encode(image, media_type, width, height, config)
+    return Prepared(stored, hashlib.sha256(stored).hexdigest(), stored_type, width, height)
+
+
+def _passes(payload: bytes, media_type: str, image: Tensor, config: IngestConfig) -> bool:
+    if media_type == "image/jpeg":
+        return is_plain_jpeg(payload)
+    pixels = image.shape[1] * image.shape[2]
+    return media_type == "image/png" and pixels <= config.lossless_px and is_plain_png(payload)
+
+
+def _encode(
+    image: Tensor, media_type: str, width: int, height: int, config: IngestConfig
+) -> tuple[bytes, str]:
+    picture = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
+    if picture.size != (width, height):
+        picture = picture.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)
+    out = io.BytesIO()
+    if media_type not in LOSSY and width * height <= config.lossless_px:
+        picture.save(out, "PNG")
+        return out.getvalue(), "image/png"
+    subsampling = "4:4:4" if min(width, height) < SHARP_CHROMA_PX else "4:2:0"
+    picture.save(out, "JPEG", quality=config.quality, subsampling=subsampling)
+    return out.getvalue(), "image/jpeg"
+
+
+def is_plain_jpeg(payload: bytes) -> bool:
+    """Whether a JPEG is sequential with Huffman codes, 8 bit, grey or colour, upright, whole and alone."""
+    at, end = 2, len(payload)
+    plain = turned = False
+    while at + 4 <= end and payload[at] == 0xFF:
+        marker = payload[at + 1]
+        if marker == 0xFF:  # fill byte
+            at += 1
+            continue
+        if marker in _WITHOUT_LENGTH:
+            at += 2
+            continue
+        if marker == _START_OF_SCAN:
+            # Compressed pixels do not hold this pair of bytes. Phones put videos and second images behind it.
+            return plain and not turned and payload.find(b"\xff\xd9", at) == end - 2
+        body = at + 4
+        if marker in _START_OF_FRAME:
+            plain = marker in _SEQUENTIAL and body + 6 <= end and payload[body] == 8
+            plain = plain and payload[body + 5] in {1, 3}
+        if marker == _APP1 and payload[body : body + 4] == b"Exif":
+            turned = turned or _is_turned(payload)
+        at += 2 + (payload[at + 2] << 8 | payload[at + 3])
+    return False
+
+
+def _is_turned(payload: bytes) -> bool:
+    try:
+        with Image.open(io.BytesIO(payload), formats=("JPEG",)) as image:
+            return image.getexif().get(_ORIENTATION, 1) in range(2, 9)
+    except (OSError, ValueError, SyntaxError, TypeError):  # an EXIF block that is not one: leave it out
+        return True

@@ -1,0 +1,233 @@
+"""Source to stream: find, prepare, drop duplicates, write, and keep accounts that add up over restarts.
+
+The place in the source travels with every record and comes back with the last commit, so an ingest that is
+killed at any moment goes on from there: nothing twice, nothing missing. What is counted besides (seconds,
+lost labels, shards) rides in the same position.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ingest.config import IngestConfig
+from ingest.destination import Destination, Resume, ShardDestination
+from ingest.errors import PreparersFailed, SourceEmpty, SourceUnreadable
+from ingest.prepared import Prepared, Result
+from ingest.preparers import Preparers
+from ingest.sources import FileSource, Found, Source
+from stream.commits import Accounts
+from stream.errors import BadRecord, StreamSealed
+from stream.record import Record
+from stream.store import local_path
+
+PROGRESS_S = 0.5
+RUNNING, FINISHED, STOPPED = "running", "finished", "stopped"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class IngestReport:
+    """What an ingest of one source came to, over all its starts; found = written + sum of skipped."""
+
+    found: int
+    """Images, and places of archives where an image may be lost."""
+    written: int
+    skipped: Mapping[str, int]
+    """By reason; the reasons are `ingest.prepare.REASONS`."""
+    bytes: int
+    """Encoded image bytes written."""
+    shards: int
+    seconds: float
+    """Of work, until the last thing that was found."""
+    status: str
+    """finished, or stopped (the same call goes on); running while it runs."""
+    sealed: bool
+    """Whether the stream has its end."""
+    labels_lost: Mapping[str, int] = field(default_factory=dict)
+    """Labels that could not be had, while their images could; by reason (`ingest.prepare.LABEL_TROUBLES`)."""
+    warnings: tuple[str, ...] = ()
+
+
+def run_ingest(
+    source: Source,
+    manifest_url: str,
+    config: IngestConfig,
+    *,
+    open_stream: bool = False,
+    reference: bool = False,
+    progress: Callable[[IngestReport], None] | None = None,
+    stop: Callable[[], bool] | None = None,
+    destination: Destination | None = None,
+) -> IngestReport:
+    """Bring a source into a stream, or go on doing so.
+
+    Blocks until the source is at its end. After any exception, and after a kill, everything committed stays
+    and the same call goes on from there; when all is done it does nothing and gives the same report.
+
+    Args:
+        source: what is brought in.
+        manifest_url: folder or URL of the stream; made when it is not there.
+        config: what is refused and changed.
+        open_stream: leave the stream open for others at the end, instead of sealing it.
+        reference: index plain tars where they are instead of copying their images.
+        progress: called about twice a second with the state so far.
+        stop: asked between images; True commits what is open and returns with status `stopped`.
+        destination: what to write to instead of the shards at `manifest_url`.
+
+    Raises:
+        IngestError: see ingest/errors.py.
+        StreamSealed: the stream has its end, and the source has something that is not in it.
+        StreamError: the stream cannot be trusted or reached.
+        ValueError: the stream lies inside the source, or `reference` with a source that has no files.
+    """
+    _check_apart(source, manifest_url)
+    into: Destination = destination or ShardDestination(manifest_url, source.source_id, config)
+    try:
+        state = _State(into.resume())
+        if into.sealed:
+            _check_complete(source, into, state)
+            return state.report(FINISHED, into, source)
+        try:
+            status = _Ingest(source, into, state, config, reference=reference).run(progress, stop)
+        except (SourceUnreadable, PreparersFailed):
+            into.close()  # what came before the trouble is good
+            raise
+        into.close()
+        if status == FINISHED and state.accounts.found == 0:
+            raise SourceEmpty("nothing to ingest: the archives of the source hold no image")
+        if status == FINISHED and not open_stream:
+            into.seal()
+        return state.report(status, into, source)
+    finally:
+        into.abandon()
+
+
+class _State:
+    """The accounts of a source, its place, and what rides with it."""
+
+    def __init__(self, resume: Resume) -> None:
+        position: Mapping[str, Any] = resume.position or {}
+        self.place = position.get("source")
+        self.accounts = resume.accounts
+        self.labels_lost: Counter[str] = Counter(position.get("labels_lost", {}))
+        self.seconds = float(position.get("seconds", 0.0))
+        self.shards_before = int(position.get("shards", 0)) + resume.ended_in_shard
+
+    def position(self, place: Any, shards: int) -> dict[str, Any]:
+        """What is committed with the next thing."""
+        return {
+            "source": place,
+            "labels_lost": dict(self.labels_lost),
+            "seconds": round(self.seconds, 3),
+            "shards": self.shards_before + shards,
+        }
+
+    def report(self, status: str, into: Destination, source: Source) -> IngestReport:
+        accounts = self.accounts
+        return IngestReport(
+            found=accounts.found,
+            written=accounts.written,
+            skipped=dict(sorted(accounts.skipped.items())),
+            bytes=accounts.bytes,
+            shards=self.shards_before + into.shards,
+            seconds=round(self.seconds, 3),
+            status=status,
+            sealed=into.sealed,
+            labels_lost=dict(sorted(self.labels_lost.items())),
+            warnings=tuple(source.warnings()),
+        )
+
+
+class _Ingest:
+    """One start of an ingest."""
+
+    def __init__(
+        self, source: Source, into: Destination, state: _State, config: IngestConfig, *, reference: bool
+    ) -> None:
+        self._source = source
+        self._into = into
+        self._state = state
+        self._config = config
+        self._reference = reference
+
+    def run(self, progress: Callable[[IngestReport], None] | None, stop: Callable[[], bool] | None) -> str:
+        """Take everything behind the place; the status."""
+        begun = time.monotonic() - self._state.seconds
+        told = 0.0
+        if not self._reference:
+            items = self._source.items(self._state.place)
+        elif isinstance(self._source, FileSource):
+            items = self._source.items(self._state.place, whole_tars=True)
+        else:
+            raise ValueError("only tars in files can be adopted where they are; this source has no files")
+        with Preparers(self._config) as preparers:
+            for step in preparers.run(items):
+                if step is None:
+                    self._into.tick()
+                else:
+                    self._state.seconds = time.monotonic() - begun
+                    self._take(*step)
+                if progress is not None and time.monotonic() - told > PROGRESS_S:
+                    told = time.monotonic()
+                    progress(self._state.report(RUNNING, self._into, self._source))
+                if stop is not None and stop():
+                    return STOPPED
+        return FINISHED
+
+    def _take(self, found: Found, result: Result) -> None:
+        state, into = self._state, self._into
+        if found.label_only:
+            state.labels_lost[found.loss] += 1
+        elif found.tar:
+            into.flush()
+            state.accounts += into.adopt(found.tar, state.position(found.position, into.shards))
+        elif isinstance(result, BadRecord):
+            self._skip(result.reason, found)
+        elif not self._config.keep_duplicates and not into.is_new(result.sha256):
+            self._skip("duplicate", found)
+        else:
+            if found.labels.bad:
+                state.labels_lost["bad_label"] += 1
+            into.write(_record(found, result), state.position(found.position, into.shards))
+            state.accounts += Accounts(written=1, bytes=len(result.payload))
+
+    def _skip(self, reason: str, found: Found) -> None:
+        self._into.skip(reason, self._state.position(found.position, self._into.shards))
+        self._state.accounts += Accounts(skipped={reason: 1})
+
+
+def _record(found: Found, image: Prepared) -> Record:
+    return Record(
+        payload=image.payload,
+        sha256=image.sha256,
+        media_type=image.media_type,
+        width=image.width,
+        height=image.height,
+        source=found.name,
+        label=found.labels.label,
+        label_name=found.labels.label_name,
+    )
+
+
+def _check_complete(source: Source, into: Destination, state: _State) -> None:
+    """A sealed stream is fine when it has all of the source."""
+    if state.place is None:
+        raise StreamSealed(f"the stream at {into.url} is sealed: write to another one")
+    more = next((found for found in source.items(state.place) if found and not found.label_only), None)
+    if more is not None:
+        raise StreamSealed(
+            f"the stream at {into.url} is sealed, and the source has more than is in it ({more.name}): write "
+            "to another one"
+        )
+
+
+def _check_apart(source: Source, url: str) -> None:
+    """A stream inside its own source would be read while it is written."""
+    place = local_path(url)
+    if place is None or not isinstance(source, FileSource):
+        return
+    for root in source.roots():
+        if place.resolve().is_relative_to(Path(root).resolve()):
+            raise ValueError(f"the stream {url} lies inside the source {root}: put it elsewhere")

@@ -1,0 +1,53 @@
+"""What can go wrong on the road.
+
+StreamError
+    StreamNotFound      nothing is at this address (yet)
+    StreamSealed        a write to a stream that has its end
+    StreamDamaged       a manifest, index, shard or cursor that cannot be trusted
+    StreamMismatch      the cursor is of another stream, or another number of lanes, chunk, seed or window
+    TooManyBadRecords   the budget of unusable records is spent
+    WorkerFailed        a reader process failed again and again
+BadRecord               one record that cannot be used; carries its reason, never ends a run
+"""
+
+
+class StreamError(Exception):
+    """Base of everything that the stream package raises about the world."""
+
+
+class StreamNotFound(StreamError):
+    """Nothing is at this address (yet)."""
+
+
+class StreamSealed(StreamError):
+    """A write to a stream that has its end."""
+
+
+class StreamDamaged(StreamError):
+    """A manifest, index, shard or cursor that cannot be trusted."""
+
+
+class StreamMismatch(StreamError):
+    """The cursor belongs to another stream, lanes, chunk, seed or window."""
+
+
+class TooManyBadRecords(StreamError):
+    """The budget of unusable records is spent; the message names the reasons and where."""
+
+
+class WorkerFailed(StreamError):
+    """A reader process failed again and again."""
+
+
+class BadRecord(Exception):
+    """One record that cannot be used.
+
+    Args:
+        reason: short snake_case name from a fixed set; becomes a key of accounts and a metric label.
+        detail: what was seen, for a log line.
+    """
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason = reason
+        self.detail = detail

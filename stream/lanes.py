@@ -1,0 +1,240 @@
+"""Lanes, positions and the cursor: where a reader is, and in which order it reads.
+
+A lane is one of V totally ordered sequences of records. A position is the next unread record of a lane, the
+cursor is the positions of all lanes; both are a handful of integers, so that nothing else has to be saved or
+reconstructed at a resume.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+from stream.errors import StreamDamaged
+from stream.record import Record
+
+CURSOR_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Position:
+    """The next unread record of one lane; six integers, the same shape for both carriers."""
+
+    lane: int
+    """Which lane, 0 .. V-1."""
+    unit: int = 0
+    """Shards: number of the first commit of the current window. Kafka: leader epoch."""
+    base: int = 0
+    """Shards: slices of this window already finished. Kafka: offset at which the current block starts."""
+    idx: int = 0
+    """Entries of the current slice's (block's) order already consumed."""
+    seq: int = 0
+    """Good samples that this lane has given so far: the next sample number, over all passes."""
+    end: int = -1
+    """Kafka: last offset of the current block. Shards: -1."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LaneStats:
+    """What reading some chunks cost and met; adds up: read = used + sum of skipped."""
+
+    read: int = 0
+    """Records read."""
+    used: int = 0
+    """Records that became samples."""
+    skipped: Mapping[str, int] = field(default_factory=dict)
+    """Records that could not be used, by reason."""
+    bytes: int = 0
+    """Encoded bytes read."""
+    read_s: float = 0.0
+    """Seconds of a reader spent fetching bytes."""
+    decode_s: float = 0.0
+    """Seconds of a reader spent decoding."""
+    crop_s: float = 0.0
+    """Seconds of a reader spent cutting crops."""
+
+    def __add__(self, other: "LaneStats") -> "LaneStats":
+        return LaneStats(
+            read=self.read + other.read,
+            used=self.used + other.used,
+            skipped=add_counts(self.skipped, other.skipped),
+            bytes=self.bytes + other.bytes,
+            read_s=self.read_s + other.read_s,
+            decode_s=self.decode_s + other.decode_s,
+            crop_s=self.crop_s + other.crop_s,
+        )
+
+
+def add_counts(one: Mapping[str, int], other: Mapping[str, int]) -> dict[str, int]:
+    """Sum of two accounts by reason, keys sorted."""
+    return {key: one.get(key, 0) + other.get(key, 0) for key in sorted(one.keys() | other.keys())}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cursor:
+    """The positions of all V lanes, with what they are positions of; saved beside the weights it produced."""
+
+    source: Mapping[str, str]
+    """Identity of the stream, as `Source.identity()` gives it."""
+    seed: int
+    lanes: int
+    """V."""
+    chunk: int
+    """C, samples a lane gives to one step; V x C is the global batch."""
+    window: int
+    """W, commits that are shuffled together (Kafka: records of a block)."""
+    pass_number: int = 0
+    """Which pass over a sealed stream; 0 is the first."""
+    steps: int = 0
+    samples: int = 0
+    """Distinct arrivals used so far, over all passes."""
+    skipped: Mapping[str, int] = field(default_factory=dict)
+    """Records that could not be used so far, by reason."""
+    left_over: int = 0
+    """Records that ended passes left unread because a whole step could no longer be filled."""
+    positions: tuple[Position, ...]
+    """Exactly V, in lane order."""
+    recent: tuple[tuple[int, int], ...] = ()
+    """Records read and unusable ones among them, of the newest steps: the budget of bad records."""
+
+    def __post_init__(self) -> None:
+        if [position.lane for position in self.positions] != list(range(self.lanes)):
+            raise ValueError(
+                f"a cursor of {self.lanes} lanes needs exactly one position a lane, in order; got "
+                f"{len(self.positions)} positions"
+            )
+
+    def advanced(self, after: Iterable[Position], stats: LaneStats) -> "Cursor":
+        """The cursor after one step that used the chunks ending at `after`."""
+        moved = {position.lane: position for position in after}
+        return replace(
+            self,
+            steps=self.steps + 1,
+            samples=self.samples + stats.used,
+            skipped=add_counts(self.skipped, stats.skipped),
+            positions=tuple(moved.get(position.lane, position) for position in self.positions),
+        )
+
+    def to_json(self) -> str:
+        """One JSON object; `Cursor.from_json` reads it back equal."""
+        body: dict[str, Any] = {"version": CURSOR_VERSION}
+        for name in (
+            "seed", "lanes", "chunk", "window", "pass_number", "steps", "samples", "left_over",
+        ):  # fmt: skip
+            body[name] = getattr(self, name)
+        body["source"] = dict(self.source)
+        body["skipped"] = dict(self.skipped)
+        body["recent"] = [list(counts) for counts in self.recent]
+        body["positions"] = [[p.lane, p.unit, p.base, p.idx, p.seq, p.end] for p in self.positions]
+        return json.dumps(body, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Cursor":
+        """Read a cursor back.
+
+        Raises:
+            StreamDamaged: not a cursor, of another version, or with missing or doubled lanes.
+        """
+        try:
+            body = json.loads(text)
+            version = body.pop("version")
+            if version != CURSOR_VERSION:
+                raise StreamDamaged(f"cursor version is {version!r}; this program reads {CURSOR_VERSION}")
+            rows = body.pop("positions")
+            positions = tuple(
+                Position(lane=lane, unit=unit, base=base, idx=idx, seq=seq, end=end)
+                for lane, unit, base, idx, seq, end in rows
+            )
+            recent = tuple((read, bad) for read, bad in body.pop("recent", ()))
+            return cls(positions=positions, recent=recent, **body)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise StreamDamaged(f"cursor cannot be read: {error}") from error
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Entry:
+    """One place of a lane: where it stands, and what was found there."""
+
+    unit: int
+    """Shards: commit number. Kafka: partition."""
+    index: int
+    """Shards: record number in the shard. Kafka: offset."""
+    record: Record | None
+    """None when the record cannot be used."""
+    reason: str = ""
+    """Why it cannot be used; empty when it can."""
+    size: int = 0
+    """Encoded bytes read for it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outlook:
+    """What one lane still has after a position."""
+
+    available: int
+    """Unread records of this lane that may be read now."""
+    ended: bool
+    """No further record will ever come (the stream is sealed and its end is known)."""
+
+
+class Source(Protocol):
+    """A stream being read, lane by lane; one object per process, not thread-safe.
+
+    Every method is a function of its arguments and of what is committed: a source holds no position.
+    """
+
+    lanes: int
+
+    def identity(self) -> dict[str, str]:
+        """What the cursor is bound to: kind and uuid, never an address; equal for every reader."""
+        ...
+
+    def refresh(self) -> bool:
+        """Look for new commits; True when the stream grew or was sealed. Never waits for arrivals."""
+        ...
+
+    def sealed(self) -> bool:
+        """Whether the stream has its end."""
+        ...
+
+    def outlook(self, position: Position, pass_number: int) -> Outlook:
+        """How much of the lane after `position` may be read now. No record is read."""
+        ...
+
+    def unread(self, positions: Iterable[Position], pass_number: int = 0) -> int:
+        """Committed records after these positions, also those that may not be read yet."""
+        ...
+
+    def read(self, position: Position, pass_number: int) -> Iterator[tuple[Entry, Position]]:
+        """Entries from `position` on, each with the position after it, as far as may be read now.
+
+        The caller raises `seq` of the position after: it alone knows whether the record became a sample.
+        """
+        ...
+
+    def close(self) -> None:
+        """Let go of files and connections. May be called twice."""
+        ...
+
+
+class SourceSpec(Protocol):
+    """What a reader process needs to open the stream for itself; small and picklable."""
+
+    def open(self) -> Source:
+        """Open the stream in this process."""
+        ...
+
+
+def owned_lanes(lanes: int, ranks: int, rank: int) -> range:
+    """Lanes that a rank reads: l mod ranks == rank.
+
+    Raises:
+        ValueError: more ranks than lanes, or a rank out of range.
+    """
+    if not 0 <= rank < ranks:
+        raise ValueError(f"rank must be in 0..{ranks - 1}, got {rank}")
+    if ranks > lanes:
+        raise ValueError(
+            f"{ranks} ranks need at least as many lanes, got {lanes}: raise `lanes` or lower the ranks"
+        )
+    return range(rank, lanes, ranks)

@@ -1,0 +1,329 @@
+"""Batches for the learner: one chunk of every lane, in lane order, and the cursor after them.
+
+The loader alone knows where lanes stand; what readers have read ahead is simply forgotten at the end or in a
+crash. So the sequence of batches is a function of (seed, V, C, data), whatever the number of ranks and
+readers and whatever dies.
+"""
+
+import enum
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from stream.config import CropConfig, ReaderConfig
+from stream.errors import StreamMismatch, TooManyBadRecords
+from stream.lanes import Cursor, LaneStats, Position, Source, SourceSpec, owned_lanes
+from stream.lookahead import Lookahead
+from stream.pool import InlinePool, Pool, ProcessPool
+from stream.reader import BadPlace, ReadPlan, Spent
+from stream.slabs import Frame, FrameLayout, Slab
+
+_TURN_S = 0.1
+"""Longest time between two looks at `should_stop`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Batch:
+    """Samples of one step: lanes ascending, and in a lane in order of their numbers; B = lanes x C."""
+
+    crops: tuple[Tensor, ...]
+    """For each kind of crop [count, B, 3, S, S] uint8."""
+    uniforms: Tensor
+    """[n_views, B, 16] float32 in [0, 1): numbers for the photometric half; kinds of crops in order."""
+    lane_B: Tensor
+    """[B] int64."""
+    seq_B: Tensor
+    """[B] int64; with the lane, the name of the sample."""
+    refs_B2: Tensor
+    """[B, 2] int64: unit and index of the record, as in `Entry`."""
+    keys: tuple[str, ...]
+    """Hex SHA-256 of each record, empty where it states none."""
+    thumbs: Tensor | None
+    """[B, 3, T, T] uint8: the whole image squeezed; None when the thumbnail size is 0."""
+    cursor: Cursor
+    """After this batch. With several ranks only this rank's lanes, samples and skips have moved."""
+    stats: LaneStats
+    """Of this batch."""
+
+
+class Readiness(enum.Enum):
+    """What the next step of this rank can be."""
+
+    READY = enum.auto()
+    """`take` gives a batch."""
+    WAITING = enum.auto()
+    """Not yet: chunks are in work, or records have not arrived."""
+    PASS_ENDED = enum.auto()
+    """A lane can fill no further chunk of this pass; `end_pass` goes to the next one."""
+    FINISHED = enum.auto()
+    """All passes are done."""
+
+
+class Loader:
+    """Iterates over the batches of one rank.
+
+    Iterating blocks: until chunks are read, and on an open stream until records arrive, for ever. It ends
+    when all passes over a sealed stream are done (`finished` is then true) or when `should_stop` says so. To
+    be used by one thread; `waiting` and `worker_restarts` may be read by any. After an exception only `close`
+    may be called. Several ranks agree between `ready` and `take` or `end_pass`, instead of iterating.
+
+    Args:
+        spec: opens the stream, here and in each reader process.
+        cursor: where to begin; of the whole run.
+        crops: kinds of crops; at least one.
+        config: how records become batches.
+        workers: reader processes; 0 reads in this process.
+        ranks: learners that share the lanes.
+        rank: which of them this is.
+        passes: over a sealed stream; >= 1.
+        pin_memory: give batches in page-locked memory, for copying to a CUDA device.
+        should_stop: asked at least every 0.1 s while iterating waits.
+
+    Raises:
+        ValueError: an argument out of range.
+        StreamMismatch: the cursor is of another stream or number of lanes.
+        StreamError: the stream cannot be opened, or memory for the batches is missing.
+    """
+
+    def __init__(  # noqa: PLR0913  what a run knows only when it is wired
+        self,
+        spec: SourceSpec,
+        *,
+        cursor: Cursor,
+        crops: Sequence[CropConfig],
+        config: ReaderConfig,
+        workers: int,
+        ranks: int = 1,
+        rank: int = 0,
+        passes: int = 1,
+        pin_memory: bool = False,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        if workers < 0 or passes < 1 or not crops:
+            raise ValueError(
+                f"workers must be >= 0, passes >= 1, crops not empty; got {workers}, {passes}, {tuple(crops)}"
+            )
+        self._lanes = tuple(owned_lanes(cursor.lanes, ranks, rank))
+        self.cursor = cursor
+        self.waiting = False
+        self._passes, self._pin_memory, self._should_stop = passes, pin_memory, should_stop
+        self._plan = _plan(cursor, tuple(crops), config, len(self._lanes))
+        layout = FrameLayout(crops=tuple(crops), thumbnail_px=config.thumbnail_px, columns=self._plan.columns)
+        with ExitStack() as opened:
+            self._source = spec.open()
+            opened.callback(self._source.close)
+            _check_same_stream(self._source, cursor)
+            # In this process nothing is read ahead, so one frame is enough.
+            self._slab = Slab(layout, config.prefetch if workers else 1)
+            opened.callback(self._slab.close)
+            self._frames = self._slab.frames
+            self._pool = self._readers(spec, workers)
+            opened.callback(self._pool.close)
+            self._opened = opened.pop_all()
+        self._ahead = Lookahead(
+            self._source,
+            self._pool,
+            lanes=self._lanes,
+            chunk=cursor.chunk,
+            num_frames=len(self._frames),
+            workers=workers,
+            poll_s=config.poll_s,
+        )
+        self._ahead.begin(self._positions(), cursor.pass_number)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        while not self._should_stop():
+            state = self.ready(_TURN_S)
+            if state is Readiness.READY:
+                return self.take()
+            if state is Readiness.FINISHED:
+                break
+            if state is Readiness.PASS_ENDED:
+                self.end_pass()
+        self.waiting = False
+        raise StopIteration
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def finished(self) -> bool:
+        """Whether all passes are done."""
+        return self.cursor.pass_number >= self._passes
+
+    @property
+    def worker_restarts(self) -> int:
+        """Reader processes that died and were replaced."""
+        return self._pool.restarts
+
+    @property
+    def starving(self) -> tuple[int, ...]:
+        """Lanes of which the next chunk cannot be read before records arrive."""
+        return self._ahead.starving
+
+    def lag(self) -> int:
+        """Records of this rank's lanes, committed and not used yet. May block on I/O, not on arrivals."""
+        self._ahead.look()
+        return 0 if self.finished else self._source.unread(self._positions(), self.cursor.pass_number)
+
+    def ready(self, timeout_s: float) -> Readiness:
+        """What the next step can be; blocks so long at most until that is known.
+
+        Raises:
+            TooManyBadRecords: the budget of unusable records is spent.
+            WorkerFailed: readers die of the same chunks again and again.
+            StreamError: what the source raised in a reader.
+        """
+        if self.finished:
+            return Readiness.FINISHED
+        deadline = time.monotonic() + timeout_s
+        left = timeout_s
+        while (state := self._state()) is Readiness.WAITING and left >= 0:
+            self.waiting = not self._pool.pending
+            if self.waiting:
+                time.sleep(left)
+            else:
+                self._ahead.collect(left)
+            left = deadline - time.monotonic()
+        self.waiting = self.waiting and state is Readiness.WAITING
+        return state
+
+    def take(self) -> Batch:
+        """The batch that is ready, in memory of its own; the cursor is after it.
+
+        Raises:
+            TooManyBadRecords: the budget of unusable records is spent.
+        """
+        chunks = self._ahead.chunks()
+        stats = sum((chunk.stats for chunk in chunks), LaneStats())
+        cursor = self.cursor.advanced((chunk.after for chunk in chunks), stats)
+        recent = _newest((*cursor.recent, (stats.read, stats.read - stats.used)), self._plan.bad_window)
+        if self._plan.over_budget(sum(read for read, _ in recent), sum(bad for _, bad in recent)):
+            raise self._too_many_bad(stats, [place for chunk in chunks for place in chunk.bad])
+        self.cursor = replace(cursor, recent=recent)
+        batch = self._batch(self._frames[self._ahead.frame], stats)
+        self._ahead.advance()
+        return batch
+
+    def end_pass(self) -> None:
+        """Count what remains unread and go to the start of the next pass."""
+        self._source.refresh()  # a reader may have seen more of the stream than this process has
+        left_over = self._source.unread(self._positions(), self.cursor.pass_number)
+        self.cursor = replace(
+            self.cursor,
+            pass_number=self.cursor.pass_number + 1,
+            left_over=self.cursor.left_over + left_over,
+            positions=tuple(Position(lane=p.lane, seq=p.seq) for p in self.cursor.positions),
+        )
+        self._ahead.begin(self._positions(), self.cursor.pass_number)
+
+    def close(self) -> None:
+        """End the readers and let go of memory and files. May be called twice."""
+        self._frames = ()
+        self._opened.close()
+
+    def _readers(self, spec: SourceSpec, workers: int) -> Pool:
+        if workers:
+            return ProcessPool(spec, self._plan, self._slab, workers)
+        return InlinePool(self._source, self._plan, self._frames)
+
+    def _positions(self) -> list[Position]:
+        return [self.cursor.positions[lane] for lane in self._lanes]
+
+    def _state(self) -> Readiness:
+        self._ahead.ask()
+        if self._ahead.complete():
+            return Readiness.READY
+        if not self._ahead.settled():
+            return Readiness.WAITING
+        if self._ahead.ended():
+            return Readiness.PASS_ENDED
+        failure = self._ahead.failure()
+        if isinstance(failure, Spent):
+            raise self._too_many_bad(failure.stats, failure.bad)
+        if failure is not None:
+            raise failure.error
+        return Readiness.WAITING
+
+    def _too_many_bad(self, stats: LaneStats, bad: Sequence[BadPlace]) -> TooManyBadRecords:
+        reasons = ", ".join(f"{reason} {count}" for reason, count in stats.skipped.items())
+        return TooManyBadRecords(
+            f"more than {self._plan.max_bad_fraction:.0%} of the last {self._plan.bad_window} records cannot "
+            f"be used; in this step: {reasons}; for example {'; '.join(map(str, bad[:3]))}. Mend the stream "
+            "or raise reader.max_bad_fraction"
+        )
+
+    def _batch(self, frame: Frame, stats: LaneStats) -> Batch:
+        return Batch(
+            crops=tuple(self._own(kind) for kind in frame.crops),
+            uniforms=self._own(frame.uniforms),
+            lane_B=torch.tensor(self._lanes).repeat_interleave(self._plan.chunk),
+            seq_B=frame.seq_B.clone(),
+            refs_B2=frame.refs_B2.clone(),
+            keys=tuple(bytes(row).rstrip(b"\0").decode("ascii") for row in frame.keys.numpy()),
+            thumbs=frame.thumbs.clone() if self._plan.thumbnail_px else None,
+            cursor=self.cursor,
+            stats=stats,
+        )
+
+    def _own(self, shared: Tensor) -> Tensor:
+        """A copy out of the frame, which is filled again."""
+        own = torch.empty(shared.shape, dtype=shared.dtype, pin_memory=self._pin_memory)
+        return own.copy_(shared)
+
+
+def start_cursor(source: Source, *, seed: int, chunk: int, window: int) -> Cursor:
+    """The cursor of a run that begins: the first record of every lane."""
+    return Cursor(
+        source=source.identity(),
+        seed=seed,
+        lanes=source.lanes,
+        chunk=chunk,
+        window=window,
+        positions=tuple(Position(lane=lane) for lane in range(source.lanes)),
+    )
+
+
+def _plan(cursor: Cursor, crops: tuple[CropConfig, ...], config: ReaderConfig, lanes: int) -> ReadPlan:
+    return ReadPlan(
+        seed=cursor.seed,
+        chunk=cursor.chunk,
+        crops=crops,
+        thumbnail_px=config.thumbnail_px,
+        max_pixels=config.max_pixels,
+        max_bad_fraction=config.max_bad_fraction,
+        bad_window=config.bad_window,
+        columns=lanes * cursor.chunk,
+    )
+
+
+def _check_same_stream(source: Source, cursor: Cursor) -> None:
+    identity = source.identity()
+    if dict(cursor.source) != identity or cursor.lanes != source.lanes:
+        raise StreamMismatch(
+            f"the cursor is of {dict(cursor.source)}, {cursor.lanes} lanes, but the stream is {identity}, "
+            f"{source.lanes} lanes: give the stream that the run began with, or begin a new run"
+        )
+
+
+def _newest(steps: Sequence[tuple[int, int]], window: int) -> tuple[tuple[int, int], ...]:
+    """As few of the newest steps as hold `window` records."""
+    first, read = len(steps), 0
+    while first > 0 and read < window:
+        first -= 1
+        read += steps[first][0]
+    return tuple(steps[first:])

@@ -1,0 +1,215 @@
+"""The manifest: the log of committed shards, and the only truth about what a stream holds.
+
+    stream.json              version and uuid; made once
+    commits/<number>.json    one commit (20 digits), made by exclusive create of the next number
+    segments/                compacted commits, see segments.py
+    shards/, index/          tars and their index sidecars
+
+A number is taken only at the commit, so there are no gaps, and order does not depend on who looked when. The
+seal takes the number after the last commit: a writer that raced it finds its number taken, and by what.
+
+A commit's own file is removed once its block and the one after it are compacted. A writer that slept all that
+time could make the file again; so a writer looks for a segment over its number after the create, and if there
+is one it takes its file back and goes on from the true end. Readers let a segment win over a file.
+"""
+
+import json
+import logging
+import time
+import uuid
+from collections.abc import Iterator
+from typing import Self
+
+from stream.commit_log import BLOCK, CommitLog, commit_name
+from stream.commits import Accounts, Commit, NewCommit, encode_commit, encode_seal
+from stream.errors import StreamDamaged, StreamError, StreamNotFound, StreamSealed
+from stream.segments import BLOCKS, segment_name
+from stream.store import Store, explained, open_store
+
+MANIFEST_VERSION = 1
+_HEAD = "stream.json"
+_log = logging.getLogger(__name__)
+
+
+class Manifest(CommitLog):
+    """The commits of one stream, read and written; one object per process, not thread-safe.
+
+    What it answers is as of the last `refresh` (opening and committing refresh too).
+    """
+
+    @classmethod
+    def open(cls, url: str, *, create: bool = False) -> Self:
+        """Open a stream's manifest and read it to its end.
+
+        Args:
+            url: folder, or any URL that fsspec knows.
+            create: make an empty stream when there is none.
+
+        Raises:
+            StreamNotFound: nothing is there and `create` is false.
+            StreamDamaged: what is there cannot be trusted, or is of another version.
+            StreamError: it cannot be read or made (permissions, disk, network).
+            ValueError: not an address.
+        """
+        store = open_store(url)
+        with explained(f"cannot open the stream at {store.url}"):
+            stream_uuid = _read_head(store)
+            if stream_uuid is None and create:
+                body = {"version": MANIFEST_VERSION, "uuid": uuid.uuid4().hex}
+                store.create(_HEAD, json.dumps(body, sort_keys=True).encode("ascii"))
+                stream_uuid = _read_head(store)
+        if stream_uuid is None:
+            raise StreamNotFound(
+                f"no stream at {store.url}: `swavstream ingest SOURCE {store.url}` makes one, "
+                "`learn --wait` waits for one"
+            )
+        manifest = cls(store, stream_uuid)
+        manifest.refresh()
+        return manifest
+
+    def commit(self, new: NewCommit) -> Commit:
+        """Take the next number for a shard that is already in its place.
+
+        Returns:
+            The commit, visible to every reader and durable.
+
+        Raises:
+            StreamSealed: the stream has its end.
+            StreamError: it cannot be written; nothing was committed then (after a lost answer of an object
+                store it may have been: the shard must not be written anew under another name).
+        """
+        token = uuid.uuid4().hex
+        while True:
+            number, before = self._size, self.records
+            if self.sealed:
+                raise StreamSealed(
+                    f"the stream at {self.url} is sealed after {number} commits: write to another one"
+                )
+            data = encode_commit(new, number=number, before=before, created=time.time(), token=token)
+            if self._take(number, data):
+                break
+        commit = self.entry(number)
+        try:
+            self._compact()
+        except (StreamError, OSError) as error:
+            # The commit stands; the next one tries again.
+            _log.warning("cannot compact the manifest of %s: %s", self.url, error)
+        return commit
+
+    def seal(self) -> None:
+        """Give the stream its end; no commit can follow. Sealing again does nothing."""
+        token = uuid.uuid4().hex
+        while not self.sealed:
+            number = self._size
+            data = encode_seal(number=number, before=self.records, created=time.time(), token=token)
+            self._take(number, data)
+
+    def commits_of(self, source_id: str) -> Iterator[Commit]:
+        """All commits of a source, in their order."""
+        number = 0
+        while number < self._size:
+            segment = self._whole_segment(number)
+            if segment is not None and source_id not in segment.sources():
+                number = segment.first + segment.count
+                continue
+            stop = segment.first + segment.count if segment else self._size
+            while number < stop:
+                commit = self.entry(number)
+                number += 1
+                if commit.source_id == source_id:
+                    yield commit
+
+    def last_of(self, source_id: str) -> Commit | None:
+        """The last commit of a source, where an ingest of it goes on; None when it has none."""
+        number = self._size - 1
+        while number >= 0:
+            segment = self._whole_segment(number)
+            if segment is None:
+                commit = self.entry(number)
+                if commit.source_id == source_id:
+                    return commit
+                number -= 1
+                continue
+            own = segment.sources().get(source_id)
+            if own is not None:
+                return self.entry(own.last)
+            number = segment.first - 1
+        return None
+
+    def accounts_of(self, source_id: str) -> Accounts:
+        """Sum of the accounts of all commits of a source."""
+        total = Accounts()
+        number = 0
+        while number < self._size:
+            segment = self._whole_segment(number)
+            if segment is None:
+                commit = self.entry(number)
+                total = total + commit.accounts if commit.source_id == source_id else total
+                number += 1
+                continue
+            own = segment.sources().get(source_id)
+            total = total if own is None else total + own.accounts
+            number = segment.first + segment.count
+        return total
+
+    def _take(self, number: int, data: bytes) -> bool:
+        """Try to make the file of the next commit; when another was first, read on and say False."""
+        name = commit_name(number)
+        with explained(f"cannot commit to the stream at {self.url}"):
+            try:
+                made = self.store.create(name, data)
+            except OSError:
+                made = False
+                if self.store.read_many([name]).get(name) != data:
+                    raise
+            # A lost answer that was asked again looks like somebody else's commit.
+            made = made or self.store.read_many([name]).get(name) == data
+            segment = self._segments.covering(number) if made else None
+            if segment is not None and segment.row(number) != data:
+                self.store.delete(name)  # this process slept while the block was compacted and cleared
+                made = False
+        if made:
+            self._take_in(data)
+        else:
+            self.refresh()
+        return made
+
+    def _compact(self) -> None:
+        """Put whole blocks of commits into segments; remove what the block before them left."""
+        while self._size - self._covered >= BLOCK:
+            first = self._covered - self._covered % BLOCK
+            numbers = range(first, first + BLOCK)
+            if all(number in self._tail for number in numbers):
+                rows = [self._tail[number] for number in numbers]
+                commits = [self.entry(number) for number in numbers]
+                self._segments.compact(first, self.before(first), rows, commits)
+            elif self._segments.covering(first) is None:
+                raise StreamError(f"commits from {first} on are neither in memory nor in a segment")
+            self._covered = first + BLOCK
+            for number in range(max(first - BLOCK, 0), first):
+                self.store.delete(commit_name(number))
+            if self._covered % BLOCKS[2] == 0:
+                self._merge(self._covered - BLOCKS[2])
+        self._forget_compacted()
+
+    def _merge(self, first: int) -> None:
+        if self._segments.merge(first):
+            for start in range(max(first - BLOCKS[2], 0), first, BLOCK):
+                self.store.delete(segment_name(1, start))
+
+
+def _read_head(store: Store) -> str | None:
+    try:
+        data = store.read(_HEAD)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    try:
+        body = json.loads(data)
+        version, stream_uuid = body["version"], body["uuid"]
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise StreamDamaged(f"{store.url}/{_HEAD} cannot be read: {error!r}") from error
+    if version != MANIFEST_VERSION or not isinstance(stream_uuid, str):
+        raise StreamDamaged(
+            f"the stream at {store.url} has version {version!r}; this program reads {MANIFEST_VERSION}"
+        )
+    return stream_uuid

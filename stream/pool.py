@@ -1,0 +1,218 @@
+"""Who answers the loader's questions: reader processes, or the calling process itself.
+
+Readers are stateless, so a dead one is replaced and its questions are asked again.
+"""
+
+import contextlib
+import multiprocessing
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from multiprocessing import util
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any, Protocol
+
+from stream import worker
+from stream.errors import WorkerFailed
+from stream.lanes import Source, SourceSpec
+from stream.reader import Answer, Failed, Question, ReadPlan, answer
+from stream.slabs import Frame, Slab
+
+DEATHS_OF_ONE_QUESTION = 3
+"""So many readers may die of the same question before it is taken for the cause."""
+_GRACE_S = 1.0
+"""A reader that ends has so long before it is killed; it is in the middle of a chunk at most."""
+
+
+class Pool(Protocol):
+    """Answers questions in any order; not thread-safe."""
+
+    restarts: int
+    """Readers that died and were replaced."""
+
+    @property
+    def pending(self) -> int:
+        """Questions not answered yet."""
+        ...
+
+    def submit(self, question: Question) -> None:
+        """Hand a question over; does not wait for the answer."""
+        ...
+
+    def collect(self, timeout_s: float) -> list[Answer]:
+        """Answers that have come; waits so long at most for the first."""
+        ...
+
+    def drain(self) -> None:
+        """Wait until no reader writes into a frame any more, and forget the answers."""
+        ...
+
+    def close(self) -> None:
+        """End the readers. May be called twice."""
+        ...
+
+
+class InlinePool:
+    """Answers in the calling process, one question at a `collect`."""
+
+    def __init__(self, source: Source, plan: ReadPlan, frames: Sequence[Frame]) -> None:
+        self.restarts = 0
+        self._source, self._plan, self._frames = source, plan, frames
+        self._questions: deque[Question] = deque()
+
+    @property
+    def pending(self) -> int:
+        """Questions not answered yet."""
+        return len(self._questions)
+
+    def submit(self, question: Question) -> None:
+        """Keep a question for `collect`."""
+        self._questions.append(question)
+
+    def collect(self, timeout_s: float) -> list[Answer]:
+        """Answer the oldest question; blocks as long as reading takes."""
+        if not self._questions:
+            return []
+        return [answer(self._source, self._plan, self._frames, self._questions.popleft())]
+
+    def drain(self) -> None:
+        """Forget what was asked."""
+        self._questions.clear()
+
+    def close(self) -> None:
+        """Forget what was asked."""
+        self._questions.clear()
+
+
+@dataclass(slots=True, eq=False)
+class _Reader:
+    """One reader process and what it was asked, oldest first."""
+
+    process: BaseProcess
+    connection: "Connection[Any, Any]"
+    asked: deque[Question] = field(default_factory=deque)
+
+
+class ProcessPool:
+    """Reader processes, forked from a server that has imported what they need.
+
+    Questions are dealt at once, each to the least busy reader, so that all of them have work while the
+    learner computes. Handing over never blocks: questions and answers are small, samples travel in the slab.
+
+    Args:
+        spec: opens the stream in each process.
+        plan: how records become samples.
+        slab: memory that answers are laid out in.
+        workers: how many processes; >= 1.
+    """
+
+    def __init__(self, spec: SourceSpec, plan: ReadPlan, slab: Slab, workers: int) -> None:
+        self.restarts = 0
+        self._arguments = (spec, plan, slab)
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload([worker.__name__])
+        self._deaths: dict[int, int] = {}
+        self._readers: list[_Reader] = []
+        # multiprocessing joins its children at exit, and ours wait until their connections are closed: close
+        # them before that, also when nobody called `close`.
+        self._end = util.Finalize(self, _end_readers, args=(self._readers,), exitpriority=100)
+        for _ in range(workers):
+            self._readers.append(self._start())
+
+    @property
+    def pending(self) -> int:
+        """Questions not answered yet."""
+        return sum(len(reader.asked) for reader in self._readers)
+
+    def pids(self) -> list[int]:
+        """Process ids of the readers."""
+        return [reader.process.pid or 0 for reader in self._readers]
+
+    def submit(self, question: Question) -> None:
+        """Hand a question to the least busy reader."""
+        self._ask(min(self._readers, key=lambda reader: len(reader.asked)), question)
+
+    def collect(self, timeout_s: float) -> list[Answer]:
+        """Answers that have come; dead readers are replaced, and their questions asked again."""
+        by_connection = {reader.connection: reader for reader in self._readers}
+        answers: list[Answer] = []
+        for ready in wait(list(by_connection), timeout_s):
+            reader = by_connection[ready]  # type: ignore[index]  # wait() is typed for sockets and numbers too
+            try:
+                while reader.connection.poll():
+                    reply: Answer = reader.connection.recv()
+                    reader.asked.popleft()
+                    self._deaths.pop(reply.ticket, None)
+                    answers.append(reply)
+            except (EOFError, OSError):
+                answers += self._replace(reader)
+        return answers
+
+    def drain(self) -> None:
+        """Wait until no reader writes into a frame any more, and forget the answers."""
+        while self.pending:
+            self.collect(_GRACE_S)
+
+    def close(self) -> None:
+        """End all readers and wait for them."""
+        self._end()
+
+    def _start(self) -> _Reader:
+        ours, theirs = self._context.Pipe()
+        process = self._context.Process(
+            target=worker.serve, args=(theirs, *self._arguments), daemon=True, name="swavstream-reader"
+        )
+        process.start()
+        theirs.close()  # so that the reader's death is the end of the connection
+        return _Reader(process, ours)
+
+    def _ask(self, reader: _Reader, question: Question) -> None:
+        reader.asked.append(question)
+        # A reader that has just died is noticed when answers are collected, and is replaced there.
+        with contextlib.suppress(OSError):
+            reader.connection.send(question)
+
+    def _replace(self, reader: _Reader) -> list[Answer]:
+        """Put a new reader in the place of a dead one; the answer for what readers die of, if they do."""
+        reader.connection.close()
+        reader.process.join(_GRACE_S)
+        if reader.process.exitcode is None:
+            reader.process.kill()
+            reader.process.join()
+        self.restarts += 1
+        given_up = []
+        if reader.asked:
+            question = reader.asked[0]
+            deaths = self._deaths[question.ticket] = self._deaths.get(question.ticket, 0) + 1
+            if deaths == DEATHS_OF_ONE_QUESTION:
+                reader.asked.popleft()
+                failed = Failed(_deadly(question, reader.process.exitcode))
+                given_up = [Answer(question.ticket, (failed,) * len(question.wanted))]
+        fresh = self._start()
+        self._readers[self._readers.index(reader)] = fresh
+        for question in reader.asked:
+            self._ask(fresh, question)
+        return given_up
+
+
+def _deadly(question: Question, exit_code: int | None) -> WorkerFailed:
+    where = "; ".join(
+        f"lane {p.lane} at unit {p.unit}, place {p.base}+{p.idx}"
+        for p in (wanted.position for wanted in question.wanted)
+    )
+    return WorkerFailed(
+        f"{DEATHS_OF_ONE_QUESTION} reader processes ended, the last with exit code {exit_code}, while they "
+        f"read {where}: look there for a record that crashes its decoder, or for too little memory"
+    )
+
+
+def _end_readers(readers: list[_Reader]) -> None:
+    for reader in readers:
+        reader.connection.close()
+    for reader in readers:
+        reader.process.join(_GRACE_S)
+        if reader.process.exitcode is None:
+            reader.process.kill()
+            reader.process.join()
+    readers.clear()

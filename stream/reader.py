@@ -1,0 +1,271 @@
+"""What a reader does: the chunk of a lane that starts at a position, as a pure function.
+
+A reader holds no position. It is asked for the chunk of a lane from a position on, lays the samples out in a
+frame, and answers with the position after them; any reader gives the same answer.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from stream import crops
+from stream.config import CropConfig
+from stream.decode import decode_image
+from stream.errors import BadRecord, StreamMismatch
+from stream.lanes import Entry, LaneStats, Outlook, Position, Source
+from stream.record import Record
+from stream.slabs import KEY_BYTES, Frame
+
+BAD_PLACES = 5
+"""So many places of unusable records are remembered of a chunk, for messages."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReadPlan:
+    """How records become samples; the same for every question of a loader."""
+
+    seed: int
+    chunk: int
+    """C, samples of one chunk."""
+    crops: tuple[CropConfig, ...]
+    thumbnail_px: int
+    max_pixels: int
+    max_bad_fraction: float
+    bad_window: int
+    columns: int
+    """B, samples of one batch of this rank."""
+
+    def over_budget(self, read: int, bad: int) -> bool:
+        """Whether so many records hold too many unusable ones."""
+        return read >= self.bad_window and bad > self.max_bad_fraction * read
+
+
+@dataclass(frozen=True, slots=True)
+class BadPlace:
+    """Where an unusable record stands, and why it is unusable."""
+
+    lane: int
+    unit: int
+    index: int
+    reason: str
+
+    def __str__(self) -> str:
+        return f"lane {self.lane}, unit {self.unit}, record {self.index}: {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """C samples lie in the frame."""
+
+    after: Position
+    stats: LaneStats
+    bad: tuple[BadPlace, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Short:
+    """The lane cannot fill a chunk from this position now; nothing was consumed."""
+
+    lane: int
+    needs: int
+    """The question is worth asking again once so many records of the lane may be read."""
+    ended: bool
+    """It never will: no further record comes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """So many records were unusable that this step alone is over the budget."""
+
+    stats: LaneStats
+    bad: tuple[BadPlace, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The chunk cannot be had: what the source raised."""
+
+    error: Exception
+
+
+Result = Chunk | Short | Spent | Failed
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """One chunk: from where, and where its samples go."""
+
+    position: Position
+    frame: int
+    column: int
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """Chunks that one reader is asked for at once."""
+
+    ticket: int
+    pass_number: int
+    wanted: tuple[Wanted, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One result for each chunk that was wanted."""
+
+    ticket: int
+    results: tuple[Result, ...]
+
+
+def answer(source: Source, plan: ReadPlan, frames: Sequence[Frame], question: Question) -> Answer:
+    """Read all chunks of one question."""
+    results: list[Result] = []
+    for wanted in question.wanted:
+        frame = frames[wanted.frame]
+        try:
+            result = read_chunk(source, wanted.position, question.pass_number, plan, frame, wanted.column)
+        except Exception as error:  # noqa: BLE001  raised by the loader, when the run comes to this chunk
+            results.append(Failed(error))
+        else:
+            results.append(result)
+    return Answer(question.ticket, tuple(results))
+
+
+def read_chunk(
+    source: Source, position: Position, pass_number: int, plan: ReadPlan, frame: Frame, column: int
+) -> Chunk | Short | Spent:
+    """Read on from a position until a chunk of good samples is laid out.
+
+    A function of its arguments and of what is committed. Unusable records are skipped and counted.
+
+    Args:
+        source: the stream.
+        position: where the lane stands.
+        pass_number: which pass over the stream.
+        plan: how records become samples.
+        frame: memory that the samples go to.
+        column: of the frame, where the chunk's first sample goes.
+
+    Returns:
+        A Chunk; or Short or Spent, and then these columns of the frame hold no sample.
+
+    Raises:
+        StreamError: what the source raises.
+    """
+    outlook = outlook_from(source, position, pass_number)
+    if outlook.available < plan.chunk and not outlook.ended:
+        source.refresh()
+        outlook = source.outlook(position, pass_number)
+    if outlook.available < plan.chunk:
+        return Short(position.lane, plan.chunk, outlook.ended)
+    layout = _Layout(plan, frame, column, position)
+    clock = time.perf_counter()
+    for entry, after in source.read(position, pass_number):
+        layout.read_s += time.perf_counter() - clock
+        layout.read += 1
+        layout.num_bytes += entry.size
+        try:
+            layout.add(entry)
+        except BadRecord as error:
+            layout.skip(entry, error.reason)
+            bad = layout.read - layout.used
+            # The other chunks of this step can only add good records up to a whole batch.
+            if plan.over_budget(bad + plan.columns, bad):
+                return Spent(layout.stats(), tuple(layout.bad))
+        if layout.used == plan.chunk:
+            layout.finish()
+            return Chunk(replace(after, seq=position.seq + plan.chunk), layout.stats(), tuple(layout.bad))
+        clock = time.perf_counter()
+    known = max(layout.read, outlook.available)
+    return Short(position.lane, known + plan.chunk - layout.used, outlook.ended)
+
+
+def outlook_from(source: Source, position: Position, pass_number: int) -> Outlook:
+    """What a lane still has after a position that another process may have found in newer commits."""
+    try:
+        return source.outlook(position, pass_number)
+    except StreamMismatch:
+        source.refresh()
+    return source.outlook(position, pass_number)
+
+
+@dataclass(slots=True)
+class _Layout:
+    """A chunk while it is laid out, with the account of what was met."""
+
+    plan: ReadPlan
+    frame: Frame
+    column: int
+    before: Position
+    read: int = 0
+    used: int = 0
+    num_bytes: int = 0
+    read_s: float = 0.0
+    decode_s: float = 0.0
+    crop_s: float = 0.0
+    skipped: dict[str, int] = field(default_factory=dict)
+    bad: list[BadPlace] = field(default_factory=list)
+    floats: list[NDArray[np.float64]] = field(default_factory=list)
+    refs: list[tuple[int, int]] = field(default_factory=list)
+    keys: list[bytes] = field(default_factory=list)
+
+    def add(self, entry: Entry) -> None:
+        """Decode one record and cut its views into the next column."""
+        record = entry.record
+        if record is None:
+            raise BadRecord(entry.reason)
+        plan, column = self.plan, self.column + self.used
+        start = time.perf_counter()
+        try:
+            image = decode_image(record.payload, max_pixels=plan.max_pixels)
+        finally:
+            decoded = time.perf_counter()
+            self.decode_s += decoded - start
+        views = crops.num_views(plan.crops)
+        floats = crops.draw(
+            plan.seed, self.before.lane, self.before.seq + self.used, 0, views * crops.FLOATS_PER_VIEW
+        ).reshape(views, crops.FLOATS_PER_VIEW)
+        crops.multi_crop_into(image, plan.crops, floats, self.frame.crops, column)
+        if plan.thumbnail_px:
+            self.frame.thumbs[column] = crops.thumbnail(image, plan.thumbnail_px)
+        self.floats.append(floats)
+        self.refs.append((entry.unit, entry.index))
+        self.keys.append(_key(record))
+        self.used += 1
+        self.crop_s += time.perf_counter() - decoded
+
+    def skip(self, entry: Entry, reason: str) -> None:
+        """Count a record that cannot be used."""
+        self.skipped[reason] = self.skipped.get(reason, 0) + 1
+        if len(self.bad) < BAD_PLACES:
+            self.bad.append(BadPlace(self.before.lane, entry.unit, entry.index, reason))
+
+    def finish(self) -> None:
+        """Write what is cheaper to write for all samples at once."""
+        columns = slice(self.column, self.column + self.used)
+        uniforms = crops.uniforms(np.stack(self.floats, axis=1))
+        self.frame.uniforms[:, columns] = torch.from_numpy(uniforms)
+        self.frame.seq_B[columns] = torch.arange(self.before.seq, self.before.seq + self.used)
+        self.frame.refs_B2[columns] = torch.tensor(self.refs, dtype=torch.int64)
+        keys = torch.frombuffer(bytearray(b"".join(self.keys)), dtype=torch.uint8)
+        self.frame.keys[columns] = keys.view(self.used, KEY_BYTES)
+
+    def stats(self) -> LaneStats:
+        """The account so far."""
+        return LaneStats(
+            read=self.read,
+            used=self.used,
+            skipped=dict(sorted(self.skipped.items())),
+            bytes=self.num_bytes,
+            read_s=self.read_s,
+            decode_s=self.decode_s,
+            crop_s=self.crop_s,
+        )
+
+
+def _key(record: Record) -> bytes:
+    return record.sha256.encode("ascii", "replace")[:KEY_BYTES].ljust(KEY_BYTES, b"\0")

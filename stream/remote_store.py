@@ -1,0 +1,139 @@
+"""Files of a stream in an object store, through fsspec.
+
+`create` is a conditional put where the file system has one (s3fs, gcsfs, memory). fsspec's general fallback
+looks first and writes then: such a store takes one writer at a time.
+"""
+
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from stream.errors import StreamError
+
+TRIES = 5
+"""Attempts at one request; the waits between them are 0.2, 0.4, 0.8 and 1.6 seconds."""
+_T = TypeVar("_T")
+
+
+class RemoteBytes:
+    """An object of an fsspec file system, read by ranges."""
+
+    def __init__(self, system: Any, path: str) -> None:
+        self._system = system
+        self._path = path
+        size = _retried(lambda: system.size(path))
+        if size is None:
+            raise StreamError(f"the store does not tell the size of {path}: it cannot be read by ranges")
+        self.size = int(size)
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        """Up to `length` bytes from `offset`; fewer only at the end of the object."""
+        end = min(offset + length, self.size)
+        if end <= offset:
+            return b""
+        data = _retried(lambda: self._system.cat_file(self._path, start=offset, end=end))
+        return bytes(data)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class RemoteStore:
+    """A prefix of an fsspec file system."""
+
+    def __init__(self, url: str) -> None:
+        self._system, self._root = file_system(url.rstrip("/"))
+        self.url = url.rstrip("/")
+
+    def _path(self, name: str) -> str:
+        return f"{self._root}/{name}"
+
+    def read(self, name: str) -> bytes:
+        """The whole object. Raises FileNotFoundError."""
+        return bytes(_retried(lambda: self._system.cat_file(self._path(name))))
+
+    def read_many(self, names: Sequence[str]) -> dict[str, bytes]:
+        """Those of the objects that are there; asked for all at once where the file system can."""
+        by_path = {self._path(name): name for name in names}
+        if len(by_path) == 1:
+            try:
+                return {name: self.read(name) for name in names}
+            except FileNotFoundError:
+                return {}
+        answers = self._system.cat(list(by_path), on_error="return", recursive=False)
+        found: dict[str, bytes] = {}
+        for path, answer in answers.items():
+            name = by_path[path]
+            if isinstance(answer, FileNotFoundError):
+                continue
+            # Asked again, with patience, after another error; what still fails is raised.
+            found[name] = self.read(name) if isinstance(answer, Exception) else bytes(answer)
+        return found
+
+    def open(self, name: str) -> RemoteBytes:
+        """Open for reading at any place. Raises FileNotFoundError."""
+        return RemoteBytes(self._system, self._path(name))
+
+    def exists(self, name: str) -> bool:
+        """Whether the object is there."""
+        return bool(_retried(lambda: self._system.exists(self._path(name))))
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Put the object unless it is there.
+
+        A put is not tried again here: after a lost answer nobody could tell whose object it is. The manifest
+        reads back what it finds.
+        """
+        path = self._path(name)
+        self._system.makedirs(path.rpartition("/")[0], exist_ok=True)
+        try:
+            self._system.pipe_file(path, data, mode="create")
+        except FileExistsError:
+            return False
+        return True
+
+    def replace(self, name: str, data: bytes) -> None:
+        """Put the object, over an older one."""
+        path = self._path(name)
+        self._system.makedirs(path.rpartition("/")[0], exist_ok=True)
+        _retried(lambda: self._system.pipe_file(path, data))
+
+    def upload(self, finished: Path, name: str) -> None:
+        """Put a finished local file under a name that nobody else uses."""
+        path = self._path(name)
+        self._system.makedirs(path.rpartition("/")[0], exist_ok=True)
+        _retried(lambda: self._system.put_file(str(finished), path))
+
+    def delete(self, name: str) -> None:
+        """Remove the object if it is there."""
+        with contextlib.suppress(FileNotFoundError):
+            self._system.rm_file(self._path(name))
+
+
+def file_system(url: str) -> tuple[Any, str]:
+    """The fsspec file system of a URL, and the path on it. Raises ValueError where fsspec has none."""
+    import fsspec  # noqa: PLC0415 - a quarter of a second that only remote streams pay
+
+    try:
+        system, path = fsspec.core.url_to_fs(url, use_listings_cache=False)
+    except TypeError:  # a file system that keeps no listings and takes no such setting
+        system, path = fsspec.core.url_to_fs(url)
+    except ImportError as error:
+        raise ValueError(f"{url}: {error}") from error
+    return system, str(path).rstrip("/")
+
+
+def _retried(request: Callable[[], _T]) -> _T:
+    """The answer, after waiting out what may pass; a missing file or a refusal is raised at once."""
+    for attempt in range(TRIES):
+        try:
+            return request()
+        except (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError):
+            raise
+        except OSError:
+            if attempt == TRIES - 1:
+                raise
+            time.sleep(0.2 * 2**attempt)
+    raise AssertionError("unreachable")

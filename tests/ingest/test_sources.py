@@ -1,0 +1,254 @@
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from ingest.errors import SourceEmpty, SourceNotFound, SourceUnreadable
+from ingest.sources import Found, open_source
+from tests.ingest.made import encoded, folder_of, labelled, write_tar
+
+NOBODY = 65534
+
+
+def found(*specs: Path | str, **options: str) -> list[Found]:
+    return list(open_source([str(spec) for spec in specs], **options).items())  # type: ignore[arg-type]
+
+
+def names(items: list[Found], root: Path) -> list[str]:
+    return [item.name.removeprefix(f"{root}/") for item in items]
+
+
+def mixed(root: Path) -> Path:
+    folder_of(root / "b", 0, 3)
+    folder_of(root / "a.d", 3, 2)
+    folder_of(root / "a", 5, 2)
+    write_tar(root / "c.tar", labelled(7, 3))
+    write_tar(root / "b" / "d.tgz", labelled(10, 2), "w:gz")
+    (root / "notes.txt").write_text("not an image")
+    (root / "labels.json").write_text("{}")
+    return root
+
+
+def test_a_folder_gives_its_images_and_those_of_its_tars_in_the_order_of_names(tmp_path: Path) -> None:
+    assert names(found(mixed(tmp_path)), tmp_path) == [
+        "a/000005.jpg",
+        "a/000006.jpg",
+        "a.d/000003.jpg",
+        "a.d/000004.jpg",
+        "b/000000.jpg",
+        "b/000001.jpg",
+        "b/000002.jpg",
+        "b/d.tgz#000010.jpg",
+        "b/d.tgz#000011.jpg",
+        "c.tar#000007.jpg",
+        "c.tar#000008.jpg",
+        "c.tar#000009.jpg",
+    ]
+
+
+def test_from_every_position_exactly_the_rest_comes(tmp_path: Path) -> None:
+    source = open_source(str(mixed(tmp_path)))
+    everything = list(source.items())
+    for number, item in enumerate(everything):
+        position = json.loads(json.dumps(item.position))
+        assert list(source.items(position)) == everything[number + 1 :]
+        assert source.warnings() == []
+
+
+def test_positions_hold_for_a_reference_too(tmp_path: Path) -> None:
+    source = open_source(str(mixed(tmp_path)))
+    everything = list(source.items(whole_tars=True))
+    assert [item.tar for item in everything if item.tar] == [str(tmp_path / "c.tar")]
+    for number, item in enumerate(everything):
+        assert list(source.items(item.position, whole_tars=True)) == everything[number + 1 :]
+
+
+def test_a_tar_that_was_begun_image_by_image_is_not_adopted_whole(tmp_path: Path) -> None:
+    source = open_source(str(write_tar(tmp_path / "t.tar", labelled(0, 4))))
+    second = list(source.items())[1]
+    assert [item.tar for item in source.items(second.position, whole_tars=True)] == ["", ""]
+
+
+def test_several_sources_come_one_after_the_other(tmp_path: Path) -> None:
+    one, two = folder_of(tmp_path / "z", 0, 2), folder_of(tmp_path / "a", 2, 2)
+    assert names(found(one, two), tmp_path) == [
+        "z/000000.jpg",
+        "z/000001.jpg",
+        "a/000002.jpg",
+        "a/000003.jpg",
+    ]
+
+
+def test_a_glob_gives_what_matches_and_a_folder_in_it_only_once(tmp_path: Path) -> None:
+    mixed(tmp_path)
+    assert names(found(f"{tmp_path}/*.tar"), tmp_path)[0] == "c.tar#000007.jpg"
+    assert len(found(f"{tmp_path}/**")) == 12
+    assert len(found(f"{tmp_path}/b*", f"{tmp_path}/a*/*.jpg")) == 9
+
+
+def test_hidden_files_and_mac_leftovers_are_not_found(tmp_path: Path) -> None:
+    folder_of(tmp_path / "x", 0, 1)
+    folder_of(tmp_path / ".thumbnails", 1, 1)
+    folder_of(tmp_path / "__MACOSX", 2, 1)
+    (tmp_path / "x" / "._000000.jpg").write_bytes(b"mac")
+    assert len(found(tmp_path)) == 1
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+    folder_of(tmp_path / "elsewhere", 0, 2)
+    root = folder_of(tmp_path / "root", 2, 1)
+    (root / "linked").symlink_to(tmp_path / "elsewhere")
+    (root / "again").symlink_to(root)
+    (root / "one.jpg").symlink_to(tmp_path / "elsewhere" / "000000.jpg")
+    assert names(found(root), root) == ["000002.jpg", "linked/000000.jpg", "linked/000001.jpg", "one.jpg"]
+
+
+def test_a_broken_link_and_a_pipe_under_the_name_of_an_image_are_found_and_lost(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").symlink_to(tmp_path / "nowhere")
+    os.mkfifo(tmp_path / "b.jpg")
+    os.mkfifo(tmp_path / "c.tar")
+    assert [item.loss for item in found(tmp_path)] == ["unreadable", "not_a_file", "not_a_file"]
+
+
+def test_names_that_are_no_text_are_printable_and_their_positions_hold(tmp_path: Path) -> None:
+    raw = os.fsencode(tmp_path) + b"/\xff\xfe \n%41.jpg"
+    Path(os.fsdecode(raw)).write_bytes(encoded(0))
+    folder_of(tmp_path, 1, 1)
+    source = open_source(str(tmp_path))
+    first, second = source.items()
+    assert all(item.name.isprintable() for item in (first, second))
+    assert Path(second.path).read_bytes() == encoded(0)
+    assert list(source.items(json.loads(json.dumps(first.position)))) == [second]
+    assert list(source.items(json.loads(json.dumps(second.position)))) == []
+
+
+def test_evil_member_names_are_escaped(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "t.tar", [("../../\x1b[31m\n.jpg", b"1")])
+    (item,) = found(path)
+    assert item.name.isprintable()
+    assert item.name.endswith("#../../\\x1b[31m\\n.jpg")
+
+
+@pytest.mark.parametrize(
+    ("cls", "body", "label", "name", "bad"),
+    [
+        (b"7\n", None, 7, None, False),
+        (b"7", b'{"label": 3, "label_name": "cat"}', 7, "cat", False),
+        (None, b'{"label": 3, "label_name": "cat"}', 3, "cat", False),
+        (None, b'{"label_name": "cat"}', None, "cat", False),
+        (None, b'{"caption": "a cat"}', None, None, False),
+        (b"cat", None, None, None, True),
+        (b"", None, None, None, True),
+        (b"-1", None, None, None, True),
+        (b"99999999999999999999", None, None, None, True),
+        (None, b'{"label": 1.5}', None, None, True),
+        (None, b'{"label": ', None, None, True),
+    ],
+)
+def test_labels_come_from_cls_before_json_in_tars_and_beside_files(
+    tmp_path: Path, cls: bytes | None, body: bytes | None, label: int | None, name: str | None, bad: bool
+) -> None:
+    members = [("k.jpg", encoded(0))]
+    members += [("k.cls", cls)] if cls is not None else []
+    members += [("k.json", body)] if body is not None else []
+    beside = tmp_path / "beside"
+    beside.mkdir()
+    for member, data in members:
+        (beside / member).write_bytes(data)
+    for source in (write_tar(tmp_path / "t.tar", members), beside):
+        (item,) = found(source)
+        assert (item.labels.label, item.labels.label_name, item.labels.bad) == (label, name, bad)
+
+
+def test_the_folder_is_the_label_where_asked(tmp_path: Path) -> None:
+    folder_of(tmp_path / "all" / "cat", 0, 1)
+    folder_of(tmp_path / "all" / "7", 1, 1)
+    write_tar(
+        tmp_path / "t.tar",
+        [("dog/1.jpg", b"1"), ("dog/1.cls", b"3"), ("2.jpg", b"2"), ("2.cls", b"5"), ("3.jpg", b"3")],
+    )
+    items = found(tmp_path / "all", tmp_path / "t.tar", label_from="parent")
+    assert [(item.labels.label, item.labels.label_name, item.labels.bad) for item in items] == [
+        (7, "7", False),
+        (None, "cat", False),
+        (None, "dog", False),
+        (5, None, False),
+        (None, None, True),
+    ]
+
+
+def test_a_missing_source_is_an_error_that_names_it(tmp_path: Path) -> None:
+    for spec in (tmp_path / "nowhere", tmp_path / "*.tar"):
+        with pytest.raises(SourceNotFound, match=str(tmp_path)):
+            open_source(str(spec))
+
+
+def test_an_empty_source_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "readme.txt").write_text("nothing")
+    with pytest.raises(SourceEmpty, match="named like an image"):
+        open_source(str(tmp_path))
+
+
+@pytest.mark.parametrize("spec", ["s3://bucket/images", "images.zip", "notes.txt"])
+def test_what_cannot_be_a_source_is_refused(tmp_path: Path, spec: str) -> None:
+    if "://" not in spec:
+        (tmp_path / spec).write_text("text")
+        spec = str(tmp_path / spec)
+    with pytest.raises(SourceUnreadable):
+        open_source(spec)
+
+
+def test_an_explicit_tar_of_another_name_is_taken(tmp_path: Path) -> None:
+    assert len(found(write_tar(tmp_path / "images.dat", labelled(0, 2)))) == 2
+
+
+def test_a_folder_that_cannot_be_listed_is_an_error_that_names_it() -> None:
+    code = (
+        "import os, sys; from ingest.sources import open_source\n"
+        f"if os.geteuid() == 0: os.setuid({NOBODY})  # root lists everything\n"
+        "list(open_source(sys.argv[1]).items())"
+    )
+    with tempfile.TemporaryDirectory() as made:
+        root = Path(made)
+        root.chmod(0o755)
+        folder_of(root, 0, 1)
+        locked = folder_of(root / "locked", 1, 1)
+        locked.chmod(0)
+        done = subprocess.run([sys.executable, "-c", code, made], capture_output=True, text=True, check=False)
+        locked.chmod(0o755)
+    assert done.returncode == 1
+    assert f"cannot list the folder {locked}" in done.stderr
+
+
+def test_files_added_before_the_place_are_not_taken_and_that_is_said(tmp_path: Path) -> None:
+    source = open_source(str(folder_of(tmp_path, 10, 3)))
+    last = list(source.items())[-1]
+    folder_of(tmp_path, 5, 2)
+    folder_of(tmp_path, 20, 2)
+    assert names(list(source.items(last.position)), tmp_path) == ["000020.jpg", "000021.jpg"]
+    (warning,) = source.warnings()
+    assert "4 files stand before" in warning
+    assert "then it was 2" in warning
+
+
+def test_a_last_file_that_was_replaced_is_said(tmp_path: Path) -> None:
+    source = open_source(str(folder_of(tmp_path, 0, 3)))
+    last = list(source.items())[-1]
+    Path(last.path).write_bytes(b"another")
+    assert list(source.items(last.position)) == []
+    assert "another size" in source.warnings()[0]
+
+
+def test_the_identity_of_a_source_is_that_of_its_absolute_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder_of(tmp_path / "x", 0, 1)
+    absolute = open_source(str(tmp_path / "x")).source_id
+    monkeypatch.chdir(tmp_path)
+    assert open_source("x/").source_id == absolute
+    assert open_source(f"../{tmp_path.name}/x").source_id == absolute
+    assert open_source("x", name="mine").source_id == "mine"

@@ -1,0 +1,187 @@
+"""The loader with real reader processes: killed, interrupted, orphaned."""
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from stream.errors import WorkerFailed
+from stream.loader import Batch
+from tests.stream.fake_source import FakeSpec, grow
+from tests.stream.load_and_leave import PooledLoader
+from tests.stream.test_loader import CONFIG, KINDS, SPEC, begin, growing, load, same, until_error
+
+PATIENCE_S = 60.0
+
+
+def pooled(spec: FakeSpec, workers: int = 2, passes: int = 1) -> PooledLoader:
+    return PooledLoader(spec, cursor=begin(spec), crops=KINDS, config=CONFIG, workers=workers, passes=passes)
+
+
+def alive(pid: int) -> bool:
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return status.rpartition(")")[2].split()[0] != "Z"
+
+
+def gone(pids: list[int]) -> bool:
+    end = time.monotonic() + PATIENCE_S
+    while any(map(alive, pids)) and time.monotonic() < end:
+        time.sleep(0.02)
+    return not any(map(alive, pids))
+
+
+def equal(got: list[Batch], wanted: list[Batch]) -> bool:
+    return len(got) == len(wanted) and all(map(same, got, wanted))
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_processes_give_the_batches_that_one_process_gives(workers: int) -> None:
+    assert equal(load(SPEC, workers=workers, passes=2), load(SPEC, passes=2))
+
+
+def test_killed_readers_are_replaced_and_nothing_is_lost_or_repeated() -> None:
+    rng = random.Random(3)
+    got = []
+    with pooled(SPEC, workers=3, passes=3) as loader:
+        for batch in loader:
+            got.append(batch)
+            for pid in rng.sample(loader.pids(), rng.randint(0, 2)):
+                os.kill(pid, signal.SIGKILL)
+        assert loader.worker_restarts >= 3
+    assert equal(got, load(SPEC, passes=3))
+
+
+def test_a_reader_killed_in_the_middle_of_a_chunk_is_replaced(tmp_path: Path) -> None:
+    trap = tmp_path / "trap"
+    trap.touch()
+    spec = replace(SPEC, kill_at=70, kill_while=str(trap))
+    with pooled(spec) as loader:
+        assert equal(list(loader), load(SPEC))
+        assert loader.worker_restarts == 1
+
+
+def test_a_record_that_kills_every_reader_is_named_after_the_batches_before_it(tmp_path: Path) -> None:
+    trap = tmp_path / "trap"
+    trap.touch()
+    spec = replace(SPEC, kill_at=70, kill_while=str(trap), kill_once=False)
+    step, lane = next(
+        (step, lane)
+        for step, batch in enumerate(load(SPEC))
+        for (unit, index), lane in zip(batch.refs_B2.tolist(), batch.lane_B.tolist(), strict=True)
+        if 100 * unit + index == 70
+    )
+    with pooled(spec) as loader:
+        got, message = until_error(loader, WorkerFailed)
+    assert equal(got, load(SPEC)[:step])
+    assert f"lane {lane} at unit" in message
+    assert "3 reader processes" in message
+    assert "-9" in message
+
+
+def test_an_error_of_the_source_in_a_reader_reaches_the_run_with_its_traceback() -> None:
+    spec = replace(SPEC, fail_at=70)
+    reference = load(SPEC)
+    step = next(n for n, b in enumerate(reference) if [0, 70] in b.refs_B2.tolist())
+    with pooled(spec) as loader:
+        got, message = until_error(loader, OSError)
+    assert equal(got, reference[:step])
+    assert "record 70 cannot be reached" in message
+
+
+def test_readers_leave_ctrl_c_and_sigterm_to_the_run() -> None:
+    got = []
+    with pooled(SPEC) as loader:
+        for batch in loader:
+            got.append(batch)
+            for pid in loader.pids():
+                os.kill(pid, signal.SIGINT)
+                os.kill(pid, signal.SIGTERM)
+        assert loader.worker_restarts == 0
+    assert equal(got, load(SPEC))
+
+
+def test_closing_ends_the_readers() -> None:
+    loader = pooled(SPEC)
+    next(loader)
+    pids = loader.pids()
+    assert all(map(alive, pids))
+    loader.close()
+    loader.close()
+    assert gone(pids)
+
+
+def test_readers_of_an_open_stream_wait_idle_and_see_it_grow(tmp_path: Path) -> None:
+    spec = growing(tmp_path / "growth.json", 0)
+    deadline = time.monotonic() + PATIENCE_S
+    looks = iter(range(10**9))
+
+    def look() -> bool:
+        if loader.waiting and next(looks) == 12:
+            grow(tmp_path / "growth.json", 40, sealed=True)
+        return time.monotonic() > deadline
+
+    with PooledLoader(
+        spec, cursor=begin(spec), crops=KINDS, config=CONFIG, workers=2, should_stop=look
+    ) as loader:
+        got = list(loader)
+        ticks = sum(used_ticks(pid) for pid in loader.pids())
+    assert equal_content(got, load(FakeSpec(lanes=2, records=40, block=4, bad_every=9)))
+    assert ticks < 3 * os.sysconf("SC_CLK_TCK")  # starting is most of it; spinning would be far more
+
+
+def used_ticks(pid: int) -> int:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[11]) + int(fields[12])
+
+
+def equal_content(got: list[Batch], wanted: list[Batch]) -> bool:
+    """As `equal`, where the streams are equal but not the same."""
+    return [batch.keys for batch in got] == [batch.keys for batch in wanted]
+
+
+@contextlib.contextmanager
+def started(what: str) -> Iterator[tuple[subprocess.Popen[str], list[int]]]:
+    """A program that loads with two readers, in a process group of its own, and the ids of the readers."""
+    with subprocess.Popen(
+        [sys.executable, Path(__file__).with_name("load_and_leave.py"), what],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        text=True,
+        start_new_session=True,
+    ) as process:
+        assert process.stdout is not None
+        try:
+            yield process, [int(pid) for pid in process.stdout.readline().split()]
+        finally:
+            process.kill()
+
+
+def test_a_killed_run_leaves_no_reader_behind() -> None:
+    with started("wait") as (process, pids):
+        assert len(pids) == 2
+        process.kill()
+        process.wait()
+        assert gone(pids)
+
+
+def test_after_signals_to_the_whole_group_the_run_comes_to_its_end_even_when_it_forgets_to_close() -> None:
+    with started("signals") as (process, pids):
+        os.killpg(process.pid, signal.SIGINT)
+        time.sleep(0.1)
+        os.killpg(process.pid, signal.SIGTERM)
+        assert process.communicate(timeout=PATIENCE_S) == ("", "")
+        assert process.returncode == 0
+        assert gone(pids)
