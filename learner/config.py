@@ -26,7 +26,8 @@ class ModelConfig:
     channels_last: bool = True
     """Keep images and convolution weights in NHWC memory order."""
     bn_groups: int = 0
-    """Groups of lanes whose samples share batch-norm statistics; 0 or 1 = the whole global batch."""
+    """Groups of lanes (lane modulo groups) that share batch-norm statistics; 0 or 1 = the whole global batch.
+    A multiple of the ranks needs no communication; accumulation needs a multiple of ranks x parts."""
 
     def __post_init__(self) -> None:
         _check(
@@ -214,7 +215,7 @@ class LearnerConfig:
 
 
 def suggested_queue(prototypes: int, batch: int) -> int:
-    """Samples of a queue that makes batch + queue more than K: whole batches, at least K; 0 if the batch does."""
+    """Samples of a queue that brings batch + queue above K: whole batches; 0 where the batch is enough."""
     return 0 if batch >= prototypes else batch * math.ceil(prototypes / batch)
 
 
@@ -223,7 +224,7 @@ def advice(config: LearnerConfig, *, batch: int) -> tuple[str, ...]:
     lines = []
     largest, queue = max(config.swav.prototypes), config.swav.queue_samples
     if 0 < queue < batch:
-        lines.append(f"swav.queue_samples = {queue} does not hold one batch of {batch}: the run will refuse it")
+        lines.append(f"swav.queue_samples = {queue} does not hold one batch of {batch}: it will be refused")
     used = queue // batch * batch
     if batch + used < largest:
         lines.append(
@@ -231,5 +232,5 @@ def advice(config: LearnerConfig, *, batch: int) -> tuple[str, ...]:
             f"swav.queue_samples = {suggested_queue(largest, batch)}, or use fewer prototypes"
         )
     if used and config.swav.queue_start_samples < config.swav.freeze_samples:
-        lines.append("the queue starts while prototypes are frozen: early features disturb it, start it later")
+        lines.append("the queue fills while prototypes are frozen: early features disturb it, start it later")
     return tuple(lines)

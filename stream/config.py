@@ -1,4 +1,4 @@
-"""Settings of reading a stream: which crops are cut, how far readers run ahead, what is refused."""
+"""Settings of reading a stream: which crops are cut, how far readers run ahead, what is read again."""
 
 from dataclasses import dataclass
 
@@ -57,6 +57,48 @@ class ReaderConfig:
             raise ValueError(f"reader.bad_window must be >= 1, got {self.bad_window}")
         if not self.poll_s > 0:
             raise ValueError(f"reader.poll_s must be > 0 seconds, got {self.poll_s}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReplayConfig:
+    """How often the latest samples are learned from again."""
+
+    updates: int = 1
+    """Updates for each arriving batch: its own, and the rest from the window; 1 = no replay."""
+    window_samples: int = 0
+    """The latest samples that replays are drawn from, the arriving batch among them; a whole multiple of the
+    batch, 0 without replay."""
+
+    def __post_init__(self) -> None:
+        if self.updates < 1:
+            raise ValueError(f"replay.updates must be >= 1, got {self.updates}")
+        if self.window_samples < 0:
+            raise ValueError(f"replay.window_samples must be >= 0, got {self.window_samples}")
+        if self.updates == 1 and self.window_samples:
+            raise ValueError(
+                f"replay.window_samples is {self.window_samples}, but replay.updates = 1 replays nothing: "
+                "raise replay.updates or leave the window at 0"
+            )
+
+    def window_steps(self, batch: int) -> int:
+        """Batches that the window holds; 0 without replay.
+
+        Args:
+            batch: samples of one step over all ranks.
+
+        Raises:
+            ValueError: the window is not so many whole batches, or holds none.
+        """
+        if self.updates == 1:
+            return 0
+        if self.window_samples < batch or self.window_samples % batch:
+            below = self.window_samples // batch * batch
+            fitting = " or ".join(str(number) for number in (below, below + batch) if number)
+            raise ValueError(
+                f"replay.window_samples must be a whole multiple of batch {batch}, got "
+                f"{self.window_samples}: take {fitting}"
+            )
+        return self.window_samples // batch
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

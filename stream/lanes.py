@@ -71,6 +71,20 @@ def add_counts(one: Mapping[str, int], other: Mapping[str, int]) -> dict[str, in
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class WindowStart:
+    """Where the samples begin that later replays can still be drawn from; reading on from here finds them."""
+
+    pass_number: int
+    steps: int
+    """Steps that the run had done there."""
+    positions: tuple[Position, ...]
+    """Exactly V, in lane order."""
+    pass_ends: tuple[int, ...] = ()
+    """Steps that had been done when each pass from `pass_number` on ended: where a pass ends is agreed by all
+    lanes, so a rank cannot see it in its own."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Cursor:
     """The positions of all V lanes, with what they are positions of; saved beside the weights it produced."""
 
@@ -96,13 +110,16 @@ class Cursor:
     """Exactly V, in lane order."""
     recent: tuple[tuple[int, int], ...] = ()
     """Records read and unusable ones among them, of the newest steps: the budget of bad records."""
+    replay: WindowStart | None = None
+    """None when nothing is replayed, or nothing of the past can be."""
 
     def __post_init__(self) -> None:
-        if [position.lane for position in self.positions] != list(range(self.lanes)):
-            raise ValueError(
-                f"a cursor of {self.lanes} lanes needs exactly one position a lane, in order; got "
-                f"{len(self.positions)} positions"
-            )
+        for positions in (self.positions, self.replay.positions if self.replay else self.positions):
+            if [position.lane for position in positions] != list(range(self.lanes)):
+                raise ValueError(
+                    f"a cursor of {self.lanes} lanes needs exactly one position a lane, in order; got "
+                    f"{len(positions)} positions"
+                )
 
     def advanced(self, after: Iterable[Position], stats: LaneStats) -> "Cursor":
         """The cursor after one step that used the chunks ending at `after`."""
@@ -125,7 +142,14 @@ class Cursor:
         body["source"] = dict(self.source)
         body["skipped"] = dict(self.skipped)
         body["recent"] = [list(counts) for counts in self.recent]
-        body["positions"] = [[p.lane, p.unit, p.base, p.idx, p.seq, p.end] for p in self.positions]
+        body["positions"] = _rows(self.positions)
+        if self.replay is not None:
+            body["replay"] = {
+                "pass_number": self.replay.pass_number,
+                "steps": self.replay.steps,
+                "positions": _rows(self.replay.positions),
+                "pass_ends": list(self.replay.pass_ends),
+            }
         return json.dumps(body, sort_keys=True)
 
     @classmethod
@@ -140,15 +164,30 @@ class Cursor:
             version = body.pop("version")
             if version != CURSOR_VERSION:
                 raise StreamDamaged(f"cursor version is {version!r}; this program reads {CURSOR_VERSION}")
-            rows = body.pop("positions")
-            positions = tuple(
-                Position(lane=lane, unit=unit, base=base, idx=idx, seq=seq, end=end)
-                for lane, unit, base, idx, seq, end in rows
-            )
+            positions = _positions(body.pop("positions"))
             recent = tuple((read, bad) for read, bad in body.pop("recent", ()))
-            return cls(positions=positions, recent=recent, **body)
+            replay = body.pop("replay", None)
+            if replay is not None:
+                replay = WindowStart(
+                    pass_number=replay["pass_number"],
+                    steps=replay["steps"],
+                    positions=_positions(replay["positions"]),
+                    pass_ends=tuple(replay["pass_ends"]),
+                )
+            return cls(positions=positions, recent=recent, replay=replay, **body)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise StreamDamaged(f"cursor cannot be read: {error}") from error
+
+
+def _rows(positions: Iterable[Position]) -> list[list[int]]:
+    return [[p.lane, p.unit, p.base, p.idx, p.seq, p.end] for p in positions]
+
+
+def _positions(rows: Iterable[Iterable[int]]) -> tuple[Position, ...]:
+    return tuple(
+        Position(lane=lane, unit=unit, base=base, idx=idx, seq=seq, end=end)
+        for lane, unit, base, idx, seq, end in rows
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -210,6 +249,10 @@ class Source(Protocol):
 
         The caller raises `seq` of the position after: it alone knows whether the record became a sample.
         """
+        ...
+
+    def entry(self, unit: int, index: int) -> Entry:
+        """Read one record again, by the place that its `Entry` named."""
         ...
 
     def close(self) -> None:

@@ -21,10 +21,10 @@ from stream.errors import StreamMismatch, TooManyBadRecords
 from stream.lanes import Cursor, LaneStats, Position, Source, SourceSpec, owned_lanes
 from stream.lookahead import Lookahead
 from stream.pool import InlinePool, Pool, ProcessPool
-from stream.reader import BadPlace, ReadPlan, Spent
+from stream.reader import Answer, BadPlace, ReadPlan, Spent
 from stream.slabs import Frame, FrameLayout, Slab
 
-_TURN_S = 0.1
+TURN_S = 0.1
 """Longest time between two looks at `should_stop`."""
 
 
@@ -71,7 +71,8 @@ class Loader:
     Iterating blocks: until chunks are read, and on an open stream until records arrive, for ever. It ends
     when all passes over a sealed stream are done (`finished` is then true) or when `should_stop` says so. To
     be used by one thread; `waiting` and `worker_restarts` may be read by any. After an exception only `close`
-    may be called. Several ranks agree between `ready` and `take` or `end_pass`, instead of iterating.
+    may be called. Several ranks agree between `ready` and `take` or `end_pass`, instead of iterating. It
+    replays nothing: `ReplayLoader` does.
 
     Args:
         spec: opens the stream, here and in each reader process.
@@ -84,6 +85,7 @@ class Loader:
         passes: over a sealed stream; >= 1.
         pin_memory: give batches in page-locked memory, for copying to a CUDA device.
         should_stop: asked at least every 0.1 s while iterating waits.
+        more_frames: memory for so many further batches, beyond those of looking ahead.
 
     Raises:
         ValueError: an argument out of range.
@@ -104,6 +106,7 @@ class Loader:
         passes: int = 1,
         pin_memory: bool = False,
         should_stop: Callable[[], bool] = lambda: False,
+        more_frames: int = 0,
     ) -> None:
         if workers < 0 or passes < 1 or not crops:
             raise ValueError(
@@ -120,7 +123,8 @@ class Loader:
             opened.callback(self._source.close)
             _check_same_stream(self._source, cursor)
             # In this process nothing is read ahead, so one frame is enough.
-            self._slab = Slab(layout, config.prefetch if workers else 1)
+            num_frames = config.prefetch if workers else 1
+            self._slab = Slab(layout, num_frames + more_frames)
             opened.callback(self._slab.close)
             self._frames = self._slab.frames
             self._pool = self._readers(spec, workers)
@@ -131,7 +135,7 @@ class Loader:
             self._pool,
             lanes=self._lanes,
             chunk=cursor.chunk,
-            num_frames=len(self._frames),
+            num_frames=num_frames,
             workers=workers,
             poll_s=config.poll_s,
         )
@@ -142,7 +146,7 @@ class Loader:
 
     def __next__(self) -> Batch:
         while not self._should_stop():
-            state = self.ready(_TURN_S)
+            state = self.ready(TURN_S)
             if state is Readiness.READY:
                 return self.take()
             if state is Readiness.FINISHED:
@@ -197,7 +201,7 @@ class Loader:
             if self.waiting:
                 time.sleep(left)
             else:
-                self._ahead.collect(left)
+                self._collect(left)
             left = deadline - time.monotonic()
         self.waiting = self.waiting and state is Readiness.WAITING
         return state
@@ -214,8 +218,9 @@ class Loader:
         recent = _newest((*cursor.recent, (stats.read, stats.read - stats.used)), self._plan.bad_window)
         if self._plan.over_budget(sum(read for read, _ in recent), sum(bad for _, bad in recent)):
             raise self._too_many_bad(stats, [place for chunk in chunks for place in chunk.bad])
-        self.cursor = replace(cursor, recent=recent)
-        batch = self._batch(self._frames[self._ahead.frame], stats)
+        frame = self._frames[self._ahead.frame]
+        self.cursor = self._moved(replace(cursor, recent=recent), frame)
+        batch = self._batch(frame, stats)
         self._ahead.advance()
         return batch
 
@@ -240,6 +245,18 @@ class Loader:
         if workers:
             return ProcessPool(spec, self._plan, self._slab, workers)
         return InlinePool(self._source, self._plan, self._frames)
+
+    def _moved(self, after: Cursor, frame: Frame) -> Cursor:
+        """The cursor after the step that lies in a frame."""
+        return after
+
+    def _collect(self, timeout_s: float) -> None:
+        """Take in answers that have come; waits so long at most for the first."""
+        for reply in self._pool.collect(timeout_s):
+            self._take_in(reply)
+
+    def _take_in(self, reply: Answer) -> None:
+        self._ahead.take_in(reply)
 
     def _positions(self) -> list[Position]:
         return [self.cursor.positions[lane] for lane in self._lanes]
@@ -267,7 +284,7 @@ class Loader:
             "or raise reader.max_bad_fraction"
         )
 
-    def _batch(self, frame: Frame, stats: LaneStats) -> Batch:
+    def _batch(self, frame: Frame, stats: LaneStats, *, thumbs: bool = True) -> Batch:
         return Batch(
             crops=tuple(self._own(kind) for kind in frame.crops),
             uniforms=self._own(frame.uniforms),
@@ -275,7 +292,7 @@ class Loader:
             seq_B=frame.seq_B.clone(),
             refs_B2=frame.refs_B2.clone(),
             keys=tuple(bytes(row).rstrip(b"\0").decode("ascii") for row in frame.keys.numpy()),
-            thumbs=frame.thumbs.clone() if self._plan.thumbnail_px else None,
+            thumbs=frame.thumbs.clone() if thumbs and self._plan.thumbnail_px else None,
             cursor=self.cursor,
             stats=stats,
         )

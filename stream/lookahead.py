@@ -120,10 +120,20 @@ class Lookahead:
             for head in self._heads.values():
                 head.starved = False
 
-    def collect(self, timeout_s: float) -> None:
-        """Take in answers that have come; waits so long at most for the first."""
-        for reply in self._pool.collect(timeout_s):
-            self._take_in(reply)
+    def take_in(self, reply: Answer) -> None:
+        """Take in the answer to a question that was asked here."""
+        wanted = self._asked.pop(reply.ticket)
+        for one, result in zip(wanted, reply.results, strict=True):
+            head = self._heads[one.position.lane]
+            head.asked = False
+            if isinstance(result, Chunk):
+                self._chunks.setdefault(head.step, {})[result.after.lane] = result
+                head.position, head.needs = result.after, 0
+                head.step += 1
+            elif isinstance(result, Short):
+                head.needs, head.ended = result.needs, result.ended
+            elif isinstance(result, Failed | Spent):
+                head.failure = result
 
     def complete(self) -> bool:
         """Whether every lane has its chunk of the current step."""
@@ -156,12 +166,15 @@ class Lookahead:
         self.ask()
 
     def _submit(self, heads: Sequence[_Head]) -> None:
-        wanted = tuple(Wanted(head.position, head.step % self._num_frames, head.column) for head in heads)
+        wanted = tuple(
+            Wanted(head.position, self._pass_number, head.step % self._num_frames, head.column)
+            for head in heads
+        )
         for head in heads:
             head.asked = True
         self._ticket += 1
         self._asked[self._ticket] = wanted
-        self._pool.submit(Question(self._ticket, self._pass_number, wanted))
+        self._pool.submit(Question(self._ticket, wanted))
 
     def _available(self, head: _Head) -> bool:
         outlook = outlook_from(self._source, head.position, self._pass_number)
@@ -169,17 +182,3 @@ class Lookahead:
         head.ended = outlook.ended and not enough
         head.starved = not outlook.ended and not enough
         return enough
-
-    def _take_in(self, reply: Answer) -> None:
-        wanted = self._asked.pop(reply.ticket)
-        for one, result in zip(wanted, reply.results, strict=True):
-            head = self._heads[one.position.lane]
-            head.asked = False
-            if isinstance(result, Chunk):
-                self._chunks.setdefault(head.step, {})[result.after.lane] = result
-                head.position, head.needs = result.after, 0
-                head.step += 1
-            elif isinstance(result, Short):
-                head.needs, head.ended = result.needs, result.ended
-            else:
-                head.failure = result

@@ -197,10 +197,7 @@ class ProcessPool:
 
 
 def _deadly(question: Question, exit_code: int | None) -> WorkerFailed:
-    where = "; ".join(
-        f"lane {p.lane} at unit {p.unit}, place {p.base}+{p.idx}"
-        for p in (wanted.position for wanted in question.wanted)
-    )
+    where = "; ".join(map(str, question.wanted))
     return WorkerFailed(
         f"{DEATHS_OF_ONE_QUESTION} reader processes ended, the last with exit code {exit_code}, while they "
         f"read {where}: look there for a record that crashes its decoder, or for too little memory"

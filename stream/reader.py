@@ -1,12 +1,14 @@
 """What a reader does: the chunk of a lane that starts at a position, as a pure function.
 
 A reader holds no position. It is asked for the chunk of a lane from a position on, lays the samples out in a
-frame, and answers with the position after them; any reader gives the same answer.
+frame, and answers with the position after them; any reader gives the same answer. (It may also be asked for
+samples that were read before: recall.py.)
 """
 
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -86,49 +88,72 @@ class Spent:
 
 
 @dataclass(frozen=True, slots=True)
+class Recalled:
+    """Samples that were read before lie in the frame again."""
+
+    stats: LaneStats
+    """Bytes and seconds; no record is counted twice."""
+
+
+@dataclass(frozen=True, slots=True)
 class Failed:
-    """The chunk cannot be had: what the source raised."""
+    """What was wanted cannot be had: what the source raised."""
 
     error: Exception
 
 
-Result = Chunk | Short | Spent | Failed
+Result = Chunk | Short | Spent | Recalled | Failed
+
+
+class Task(Protocol):
+    """One thing that a reader may be asked for; small and picklable. Its text says where it lies."""
+
+    def result(self, source: Source, plan: ReadPlan, frames: Sequence[Frame]) -> Result:
+        """Read it, and lay it out in its frame."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """One chunk: from where, and where its samples go."""
+    """One chunk: from where, and where its samples go (implements Task)."""
 
     position: Position
+    pass_number: int
     frame: int
     column: int
+
+    def result(self, source: Source, plan: ReadPlan, frames: Sequence[Frame]) -> Result:
+        """The chunk, or why it cannot be had."""
+        return read_chunk(source, self.position, self.pass_number, plan, frames[self.frame], self.column)
+
+    def __str__(self) -> str:
+        position = self.position
+        return f"lane {position.lane} at unit {position.unit}, place {position.base}+{position.idx}"
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """Chunks that one reader is asked for at once."""
+    """What one reader is asked for at once."""
 
     ticket: int
-    pass_number: int
-    wanted: tuple[Wanted, ...]
+    wanted: tuple[Task, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One result for each chunk that was wanted."""
+    """One result for each task that was wanted."""
 
     ticket: int
     results: tuple[Result, ...]
 
 
 def answer(source: Source, plan: ReadPlan, frames: Sequence[Frame], question: Question) -> Answer:
-    """Read all chunks of one question."""
+    """Do all tasks of one question."""
     results: list[Result] = []
     for wanted in question.wanted:
-        frame = frames[wanted.frame]
         try:
-            result = read_chunk(source, wanted.position, question.pass_number, plan, frame, wanted.column)
-        except Exception as error:  # noqa: BLE001  raised by the loader, when the run comes to this chunk
+            result = wanted.result(source, plan, frames)
+        except Exception as error:  # noqa: BLE001  raised by the loader, when the run comes to this place
             results.append(Failed(error))
         else:
             results.append(result)
@@ -162,16 +187,16 @@ def read_chunk(
         outlook = source.outlook(position, pass_number)
     if outlook.available < plan.chunk:
         return Short(position.lane, plan.chunk, outlook.ended)
-    layout = _Layout(plan, frame, column, position)
+    layout = Layout(plan, frame, column)
     clock = time.perf_counter()
     for entry, after in source.read(position, pass_number):
         layout.read_s += time.perf_counter() - clock
         layout.read += 1
         layout.num_bytes += entry.size
         try:
-            layout.add(entry)
+            layout.add(entry, lane=position.lane, seq=position.seq + layout.used)
         except BadRecord as error:
-            layout.skip(entry, error.reason)
+            layout.skip(entry, position.lane, error.reason)
             bad = layout.read - layout.used
             # The other chunks of this step can only add good records up to a whole batch.
             if plan.over_budget(bad + plan.columns, bad):
@@ -194,13 +219,13 @@ def outlook_from(source: Source, position: Position, pass_number: int) -> Outloo
 
 
 @dataclass(slots=True)
-class _Layout:
-    """A chunk while it is laid out, with the account of what was met."""
+class Layout:
+    """Samples while they are laid out, with the account of what was met."""
 
     plan: ReadPlan
     frame: Frame
     column: int
-    before: Position
+    """Of the frame, where the first sample goes."""
     read: int = 0
     used: int = 0
     num_bytes: int = 0
@@ -210,11 +235,16 @@ class _Layout:
     skipped: dict[str, int] = field(default_factory=dict)
     bad: list[BadPlace] = field(default_factory=list)
     floats: list[NDArray[np.float64]] = field(default_factory=list)
+    seqs: list[int] = field(default_factory=list)
     refs: list[tuple[int, int]] = field(default_factory=list)
     keys: list[bytes] = field(default_factory=list)
 
-    def add(self, entry: Entry) -> None:
-        """Decode one record and cut its views into the next column."""
+    def add(self, entry: Entry, *, lane: int, seq: int, draw: int = 0) -> None:
+        """Decode one record and cut its views into the next column; the thumbnail only at its first draw.
+
+        Raises:
+            BadRecord: it cannot be used; the column is still free.
+        """
         record = entry.record
         if record is None:
             raise BadRecord(entry.reason)
@@ -226,30 +256,30 @@ class _Layout:
             decoded = time.perf_counter()
             self.decode_s += decoded - start
         views = crops.num_views(plan.crops)
-        floats = crops.draw(
-            plan.seed, self.before.lane, self.before.seq + self.used, 0, views * crops.FLOATS_PER_VIEW
-        ).reshape(views, crops.FLOATS_PER_VIEW)
+        floats = crops.draw(plan.seed, lane, seq, draw, views * crops.FLOATS_PER_VIEW)
+        floats = floats.reshape(views, crops.FLOATS_PER_VIEW)
         crops.multi_crop_into(image, plan.crops, floats, self.frame.crops, column)
-        if plan.thumbnail_px:
+        if plan.thumbnail_px and draw == 0:
             self.frame.thumbs[column] = crops.thumbnail(image, plan.thumbnail_px)
         self.floats.append(floats)
+        self.seqs.append(seq)
         self.refs.append((entry.unit, entry.index))
         self.keys.append(_key(record))
         self.used += 1
         self.crop_s += time.perf_counter() - decoded
 
-    def skip(self, entry: Entry, reason: str) -> None:
+    def skip(self, entry: Entry, lane: int, reason: str) -> None:
         """Count a record that cannot be used."""
         self.skipped[reason] = self.skipped.get(reason, 0) + 1
         if len(self.bad) < BAD_PLACES:
-            self.bad.append(BadPlace(self.before.lane, entry.unit, entry.index, reason))
+            self.bad.append(BadPlace(lane, entry.unit, entry.index, reason))
 
     def finish(self) -> None:
         """Write what is cheaper to write for all samples at once."""
         columns = slice(self.column, self.column + self.used)
         uniforms = crops.uniforms(np.stack(self.floats, axis=1))
         self.frame.uniforms[:, columns] = torch.from_numpy(uniforms)
-        self.frame.seq_B[columns] = torch.arange(self.before.seq, self.before.seq + self.used)
+        self.frame.seq_B[columns] = torch.tensor(self.seqs, dtype=torch.int64)
         self.frame.refs_B2[columns] = torch.tensor(self.refs, dtype=torch.int64)
         keys = torch.frombuffer(bytearray(b"".join(self.keys)), dtype=torch.uint8)
         self.frame.keys[columns] = keys.view(self.used, KEY_BYTES)

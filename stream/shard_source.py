@@ -132,6 +132,19 @@ class ShardSource:
                 base, idx = base + 1, 0
             unit, base = unit + self._spec.window, 0
 
+    def entry(self, unit: int, index: int) -> Entry:
+        """Read one record again.
+
+        Raises:
+            StreamMismatch: no such record is committed.
+            StreamDamaged, StreamError: as `read`.
+        """
+        if unit >= len(self.manifest):
+            self.manifest.refresh()  # another process has seen more
+        if not (0 <= unit < len(self.manifest) and 0 <= index < self.manifest.n(unit)):
+            raise StreamMismatch(f"no record {index} of commit {unit} in the stream at {self.manifest.url}")
+        return self._files.entry(unit, index)
+
     def close(self) -> None:
         """Let go of files. May be called twice."""
         self._files.close()

@@ -144,7 +144,7 @@ def _allocate(size: int, layout: FrameLayout, num_frames: int) -> int:
     """Descriptor of `size` bytes of memory that is reserved now: a page that is missing later is a SIGBUS."""
     want = (
         f"{size / 2**20:.0f} MiB of shared memory for {num_frames} batches of {layout.columns} samples; "
-        "lower reader.prefetch, the batch or the crops"
+        "lower reader.prefetch, the batch or the crops, or replay.updates"
     )
     free = free_memory()
     if free is not None and size > free * _SHARE_OF_FREE_MEMORY:

@@ -118,6 +118,9 @@ class FakeSource:
                 yield self._entry((base + int(place)) * self.lanes + lane), after
             base, idx = base + len(order), 0
 
+    def entry(self, unit: int, index: int) -> Entry:
+        return self._entry(100 * unit + index)
+
     def close(self) -> None:
         pass
 

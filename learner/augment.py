@@ -1,0 +1,237 @@
+"""Photometric half of multi-crop: colour jitter, grayscale, blur and normalisation, drawn per view.
+
+The geometric half (random resized crop, flip) was done on uint8 where the image was decoded. Here each view
+has its own parameters, taken from uniforms that travel with the sample, so a sample looks the same in
+whatever batch, rank or attempt it turns up.
+
+n views   B samples   R rows (views x samples of one kind of crop)   S side in pixels   U uniforms
+"""
+
+import itertools
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from learner.config import AugmentConfig
+
+UNIFORMS = (
+    "jitter: applied if below jitter_probability",
+    "brightness factor, from max(0, 1 - 0.8 s) to 1 + 0.8 s",
+    "contrast factor, the same",
+    "saturation factor, the same",
+    "hue turn, from -0.2 s to 0.2 s of the circle",
+    "order of the four, one of 24",
+    "grayscale: applied if below grayscale_probability",
+    "blur: applied if below blur_probability",
+    "blur sigma, from blur_sigma_min to blur_sigma_max",
+)
+"""What each of the uniforms of a view is for, in order; the rest is not used."""
+
+ORDERS = tuple(itertools.permutations(range(4)))
+"""Orders of brightness, contrast, saturation and hue (0 to 3), numbered as the uniform picks them."""
+
+GRAY = (0.2989, 0.587, 0.114)
+"""Weights of red, green and blue in luma, as in torchvision."""
+
+BLUR_REACH = 3.0
+"""The Gaussian is cut at so many sigma; beyond lies 0.3 % of it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Views:
+    """The crops of one batch of one rank, before colour.
+
+    n views in all, kinds in order, the views of one kind together; B samples in lane order.
+    """
+
+    crops: tuple[Tensor, ...]
+    """One for each kind of crop: uint8 [count, B, 3, S, S]."""
+    uniforms: Tensor
+    """[n, B, 16] float32 on the CPU, in [0, 1): the draws of the photometric half, see UNIFORMS."""
+    lane_B: Tensor | None = None
+    """[B] int64 on the CPU, lane of each sample: batch-norm groups and the queue's shards follow it. None =
+    each sample is a lane of its own, dealt to the ranks in turn."""
+
+    def __post_init__(self) -> None:
+        shapes = [tuple(crop.shape) for crop in self.crops]
+        if not shapes or any(len(shape) != 5 or shape[2] != 3 for shape in shapes):
+            raise ValueError(f"crops must be [count, B, 3, S, S], got {shapes}")
+        views, samples = sum(shape[0] for shape in shapes), shapes[0][1]
+        if any(shape[1] != samples for shape in shapes) or samples == 0:
+            raise ValueError(
+                f"every kind of crop must have the same number of samples, at least one; got {shapes}"
+            )
+        if self.uniforms.shape[:2] != (views, samples) or self.uniforms.shape[2] < len(UNIFORMS):
+            raise ValueError(
+                f"uniforms must be [{views}, {samples}, >= {len(UNIFORMS)}], got {tuple(self.uniforms.shape)}"
+            )
+        if self.lane_B is not None and self.lane_B.shape != (samples,):
+            raise ValueError(f"lane_B must be [{samples}], got {tuple(self.lane_B.shape)}")
+
+    def lanes(self, *, ranks: int, rank: int) -> Tensor:
+        """[B] int64 on the CPU: the lanes, or a lane of its own for each sample.
+
+        Raises:
+            ValueError: a lane that belongs to another rank; batch norm and queue rely on lane modulo ranks.
+        """
+        if self.lane_B is None:
+            return torch.arange(self.crops[0].shape[1]) * ranks + rank
+        lane_B = self.lane_B.cpu()
+        if bool((lane_B % ranks != rank).any()):
+            raise ValueError(f"rank {rank} of {ranks} must bring lanes l with l mod {ranks} = {rank} only")
+        return lane_B
+
+    def part(self, index_B: Tensor) -> "Views":
+        """Some of the samples."""
+        return Views(
+            crops=tuple(crop[:, index_B] for crop in self.crops),
+            uniforms=self.uniforms[:, index_B],
+            lane_B=None if self.lane_B is None else self.lane_B[index_B],
+        )
+
+
+def photometric(
+    crops: Tensor, uniforms: Tensor, config: AugmentConfig, *, device: torch.device, dtype: torch.dtype
+) -> Tensor:
+    """Colour jitter, grayscale, blur and normalisation of one kind of crop.
+
+    The operations are torchvision's on float images in [0, 1] (clamped after brightness, contrast and
+    saturation, as there), in one of the 24 orders, drawn per view. The blur is a Gaussian cut at 3 sigma
+    with reflected edges.
+
+    Args:
+        crops: uint8 [count, B, 3, S, S].
+        uniforms: [count, B, >= 9] on the CPU, in [0, 1).
+        config: strengths and probabilities.
+        device: where the work is done.
+        dtype: float32 or float64.
+
+    Returns:
+        [count x B, 3, S, S], views one after the other.
+
+    Source: Chen et al. 2020, arXiv:2002.05709, appendix A; Caron et al. 2020, arXiv:2006.09882, A.1.
+    """
+    x_R3SS = crops.to(device, non_blocking=True).flatten(0, 1).to(dtype).div_(255)
+    u_RU = uniforms.flatten(0, 1).to(dtype)
+    rows = torch.nonzero(u_RU[:, 0] < config.jitter_probability).squeeze(1)
+    if config.jitter > 0 and len(rows) > 0:
+        _jitter(x_R3SS, rows, u_RU[rows], config.jitter)
+    rows = torch.nonzero(u_RU[:, 6] < config.grayscale_probability).squeeze(1).to(device)
+    if len(rows) > 0:
+        x_R3SS[rows] = _gray(x_R3SS[rows]).expand(-1, 3, -1, -1)
+    rows = torch.nonzero(u_RU[:, 7] < config.blur_probability).squeeze(1)
+    if len(rows) > 0:
+        spread = config.blur_sigma_max - config.blur_sigma_min
+        sigma_R = config.blur_sigma_min + spread * u_RU[rows, 8]
+        rows = rows.to(device)
+        x_R3SS[rows] = blur(x_R3SS[rows], sigma_R.to(device), reach_px=BLUR_REACH * config.blur_sigma_max)
+    return normalise_(x_R3SS, config)
+
+
+def normalise_(x_R3SS: Tensor, config: AugmentConfig) -> Tensor:
+    """Subtract the mean and divide by the deviation of each channel, in place."""
+    mean = torch.tensor(config.mean, dtype=x_R3SS.dtype, device=x_R3SS.device)
+    std = torch.tensor(config.std, dtype=x_R3SS.dtype, device=x_R3SS.device)
+    return x_R3SS.sub_(mean[:, None, None]).div_(std[:, None, None])
+
+
+def _jitter(x_R3SS: Tensor, rows: Tensor, u_RU: Tensor, strength: float) -> None:
+    """Brightness, contrast, saturation and hue of some rows, each in its own order, written back in place.
+
+    In each of the four places of the order, rows that have the same operation there are brought next to each
+    other, so that every operation runs on whole slices: four gathers in place of 24 groups of rows. What
+    decides the layout is worked out on the CPU, so that a GPU is not waited for.
+    """
+    low = max(0.0, 1 - 0.8 * strength)
+    factors_R3 = low + (1 + 0.8 * strength - low) * u_RU[:, 1:4]
+    turn_R1 = (2 * u_RU[:, 4:5] - 1) * min(0.5, 0.2 * strength)
+    amounts_R4 = torch.cat([factors_R3, turn_R1], dim=1)
+    order_R4 = torch.tensor(ORDERS)[(u_RU[:, 5] * len(ORDERS)).long().clamp_(0, len(ORDERS) - 1)]
+    layout_R = torch.arange(len(rows))
+    part = x_R3SS[rows.to(x_R3SS.device)]
+    for place in range(4):
+        next_R = order_R4[:, place].argsort(stable=True)
+        move_R = torch.empty_like(layout_R).scatter_(0, layout_R, torch.arange(len(rows)))[next_R]
+        part = part[move_R.to(part.device)]
+        layout_R = next_R
+        counts = torch.bincount(order_R4[:, place], minlength=4).tolist()
+        amounts = amounts_R4[layout_R, order_R4[layout_R, place]].to(part.device)[:, None, None, None]
+        for operation, slice_, amount in zip(
+            _OPERATIONS, torch.split(part, counts), torch.split(amounts, counts), strict=True
+        ):
+            if len(slice_) > 0:
+                operation(slice_, amount)
+    x_R3SS[rows[layout_R].to(x_R3SS.device)] = part
+
+
+def _brightness_(x: Tensor, factor: Tensor) -> None:
+    x.mul_(factor).clamp_(0, 1)
+
+
+def _contrast_(x: Tensor, factor: Tensor) -> None:
+    mean = _gray(x).mean((1, 2, 3), keepdim=True)
+    x.mul_(factor).add_((1 - factor) * mean).clamp_(0, 1)
+
+
+def _saturation_(x: Tensor, factor: Tensor) -> None:
+    gray = _gray(x).mul_(1 - factor)
+    x.mul_(factor).add_(gray).clamp_(0, 1)
+
+
+def _hue_(x: Tensor, turn: Tensor) -> None:
+    """Turn the hue.
+
+    channel = value - chroma clamp(min(k, 4 - k), 0, 1) with k = (n + 6 hue) mod 6 and n = 5, 3, 1.
+    """
+    red, green, blue = x.unbind(1)
+    value = x.amax(1)
+    chroma = value - x.amin(1)
+    # A gray pixel has no hue; any does, for its chroma is 0.
+    scale = torch.where(chroma > 0, chroma, 1).reciprocal_()
+    hue = torch.where(
+        value == red,
+        (green - blue) * scale,
+        torch.where(value == green, (blue - red) * scale + 2, (red - green) * scale + 4),
+    )
+    hue.add_(turn[:, 0] * 6)
+    for channel, n in enumerate((5, 3, 1)):
+        k = (hue + n).remainder_(6)
+        k = torch.minimum(k, 4 - k).clamp_(0, 1)
+        torch.addcmul(value, chroma, k, value=-1, out=x[:, channel])
+
+
+_OPERATIONS = (_brightness_, _contrast_, _saturation_, _hue_)
+
+
+def _gray(x_R3SS: Tensor) -> Tensor:
+    """[R, 1, S, S] luma."""
+    red, green, blue = GRAY
+    gray = x_R3SS[:, :1] * red
+    return gray.add_(x_R3SS[:, 1:2], alpha=green).add_(x_R3SS[:, 2:], alpha=blue)
+
+
+def blur(x_R3SS: Tensor, sigma_R: Tensor, *, reach_px: float) -> Tensor:
+    """Gaussian blur with a sigma for each row.
+
+    The kernel of a row, reflection at the edges included, is written as one [S, S] matrix T; then blurring is
+    T x T^t: two batched products instead of a convolution with a kernel for every image.
+
+    Args:
+        x_R3SS: [R, 3, S, S].
+        sigma_R: [R] pixels, > 0.
+        reach_px: half width of the kernel; rounded up, at most S - 1.
+    """
+    rows, channels, side, _ = x_R3SS.shape
+    reach = min(math.ceil(reach_px), side - 1)
+    steps = torch.arange(-reach, reach + 1, device=x_R3SS.device)
+    weight_RJ = torch.exp(-0.5 * (steps / sigma_R[:, None]).square())
+    weight_RJ = weight_RJ / weight_RJ.sum(1, keepdim=True)
+    pixel = torch.arange(side, device=x_R3SS.device)
+    source_JS = (pixel + steps[:, None]).abs()
+    source_JS = torch.where(source_JS >= side, 2 * (side - 1) - source_JS, source_JS)
+    place_JSS = torch.nn.functional.one_hot(source_JS, side).to(x_R3SS.dtype)
+    kernel_RSS = (weight_RJ.to(x_R3SS.dtype) @ place_JSS.flatten(1)).view(rows, side, side)
+    along_rows = torch.bmm(x_R3SS.reshape(rows, channels * side, side), kernel_RSS.transpose(1, 2))
+    return kernel_RSS[:, None] @ along_rows.view(rows, channels, side, side)

@@ -1,0 +1,146 @@
+"""The ranks that learn together, as the algorithm sees them: a sum and a maximum.
+
+Every function of the learner takes a `Group` and never asks whether torch.distributed is there; one rank is
+the identity. Arguments are not changed (except by `sum_`), and every rank calls the same collectives in the
+same order.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+BUCKET_BYTES = 32 * 1024 * 1024
+"""Gradients are summed in pieces of about this size: few calls, and little memory for the copies."""
+
+
+class Group(Protocol):
+    """Ranks that hold one global batch between them; called from one thread, each call waits for all."""
+
+    rank: int
+    world: int
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Sum over ranks, the same bits on each; the argument stays as it is (alone: it is returned)."""
+        ...
+
+    def max(self, tensor: Tensor) -> Tensor:
+        """Element-wise maximum over ranks; the argument stays as it is (alone: it is returned)."""
+        ...
+
+    def sum_(self, tensor: Tensor) -> None:
+        """Replace a contiguous tensor by its sum over ranks."""
+        ...
+
+
+class Alone:
+    """One rank: every sum is already there."""
+
+    rank = 0
+    world = 1
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The argument."""
+        return tensor
+
+    def max(self, tensor: Tensor) -> Tensor:
+        """The argument."""
+        return tensor
+
+    def sum_(self, tensor: Tensor) -> None:
+        """Nothing to do."""
+
+
+class Ranks:
+    """The ranks of a torch.distributed process group: gloo for tensors on the CPU, NCCL for CUDA.
+
+    Args:
+        process_group: None for the default group, which the caller has initialised.
+    """
+
+    def __init__(self, process_group: dist.ProcessGroup | None = None) -> None:
+        self._process_group = process_group
+        self.rank = dist.get_rank(process_group)
+        self.world = dist.get_world_size(process_group)
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """A new tensor."""
+        total = tensor.detach().clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total, op=dist.ReduceOp.SUM, group=self._process_group)
+        return total
+
+    def max(self, tensor: Tensor) -> Tensor:
+        """A new tensor."""
+        largest = tensor.detach().clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=self._process_group)
+        return largest
+
+    def sum_(self, tensor: Tensor) -> None:
+        """In place."""
+        dist.all_reduce(tensor, op=dist.ReduceOp.SUM, group=self._process_group)
+
+
+def gather_rows(group: Group, rows: Tensor, counts: Sequence[int]) -> Tensor:
+    """Rows of all ranks, one rank after the other.
+
+    Written as a sum of zero-padded tables, so that `Group` needs one operation less and unequal counts are
+    fine.
+
+    Args:
+        group: the ranks.
+        rows: [counts[rank], ...] of any dtype that can be summed.
+        counts: rows of every rank.
+
+    Returns:
+        [sum of counts, ...], the same on every rank.
+    """
+    if group.world == 1:
+        return rows
+    first = sum(counts[: group.rank])
+    table = rows.new_zeros((sum(counts), *rows.shape[1:]))
+    table[first : first + counts[group.rank]] = rows
+    group.sum_(table)
+    return table
+
+
+def counts_of_ranks(group: Group, count: int, device: torch.device) -> tuple[int, ...]:
+    """How many samples every rank brings."""
+    if group.world == 1:
+        return (count,)
+    table = torch.zeros(group.world, dtype=torch.int64, device=device)
+    table[group.rank] = count
+    group.sum_(table)
+    return tuple(table.tolist())
+
+
+def sum_gradients(parameters: Iterable[Tensor], group: Group, *, bucket_bytes: int = BUCKET_BYTES) -> None:
+    """Replace every gradient by its sum over ranks; parameters without one are left out on every rank.
+
+    An explicit sum after backward, and not DistributedDataParallel: no buffer is ever broadcast, gradients
+    may be missing while prototypes are frozen, and several backward passes may come before it.
+    """
+    if group.world == 1:
+        return
+    bucket: list[Tensor] = []
+    size = 0
+    for parameter in parameters:
+        if parameter.grad is None:
+            continue
+        bucket.append(parameter.grad)
+        size += parameter.grad.numel() * parameter.grad.element_size()
+        if size >= bucket_bytes:
+            sum_together(bucket, group)
+            bucket, size = [], 0
+    sum_together(bucket, group)
+
+
+def sum_together(tensors: Sequence[Tensor], group: Group) -> None:
+    """Replace tensors of one dtype by their sums over ranks, in one collective."""
+    if group.world == 1 or not tensors:
+        return
+    flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+    group.sum_(flat)
+    for tensor, part in zip(tensors, torch.split(flat, [tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(part.view(tensor.shape))

@@ -1,0 +1,274 @@
+"""Is it alive, does it learn, is it balanced: label-free figures, each a pure function.
+
+Usage is counted from the arg-max of the *raw* scores. Codes are balanced by construction, also when
+everything has collapsed, so nothing here is computed from where Sinkhorn put a sample. Every function names
+its null value: what it gives when there is nothing to see.
+
+K prototypes   N samples   D embedding size   n views of a sample   G groups of prototypes
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+USAGE_EDGES = (0.0, 0.01, 0.03, 0.1, 0.3, 0.5, 1.0, 2.0, 3.0, 10.0, 30.0)
+"""Upper edges (inclusive) of the cells of `usage_histogram`, in shares of the even one; the last cell is
+open."""
+
+DEAD_SHARE = 0.05
+"""A prototype that is used less than this part of the even share counts as dead."""
+
+NEIGHBOUR_ROWS = 8192
+"""Prototypes whose nearest neighbour is looked for; with more, evenly spaced ones stand for all."""
+
+
+def entropy(share_K: Tensor) -> float:
+    """Entropy -sum u ln u of shares that sum to 1, nats. Null (even): ln K; 0 when one takes all."""
+    return float(torch.special.entr(share_K.double()).sum())
+
+
+def perplexity(counts_K: Tensor) -> float:
+    """How many prototypes are in use: exp(entropy of usage).
+
+    Null (even traffic, long window): K; 1 under full collapse or when nothing was counted. Too low in a short
+    window, see `corrected_perplexity`.
+    """
+    return math.exp(entropy(_shares(counts_K)))
+
+
+def corrected_perplexity(counts_K: Tensor) -> float:
+    """Perplexity without the bias of a short window: entropy + (prototypes seen - 1) / (2 N), at most K.
+
+    Null: K for even traffic once N is a few times K; stays 1 under full collapse.
+
+    Source: Miller 1955 (the Miller-Madow correction).
+    """
+    total = float(counts_K.sum())
+    if total <= 0:
+        return 1.0
+    seen = int((counts_K > 0).sum())
+    return min(float(len(counts_K)), math.exp(entropy(_shares(counts_K)) + (seen - 1) / (2 * total)))
+
+
+def divergence_from_prior(counts_K: Tensor, prior_K: Tensor | None = None) -> float:
+    """KL(usage || prior) = sum u ln(u / r), nats. Null: (K - 1) / (2 N) by chance, 0 in a long window."""
+    share_K = _shares(counts_K)
+    wanted_K = torch.full_like(share_K, 1 / len(share_K)) if prior_K is None else prior_K.double()
+    return float(torch.special.xlogy(share_K, share_K / wanted_K).sum())
+
+
+def gini(counts_K: Tensor) -> float:
+    """Inequality of usage: sum (2 i - K - 1) u_(i) / K over sorted shares.
+
+    Null (even): 0, by chance more in a short window; 1 - 1/K when one takes all.
+    """
+    share_K = _shares(counts_K).sort().values
+    num = len(share_K)
+    rank_K = torch.arange(1, num + 1, dtype=torch.float64, device=share_K.device)
+    return float(((2 * rank_K - num - 1) * share_K).sum() / num)
+
+
+def dead_prototypes(counts_K: Tensor) -> int:
+    """Number of k with u_k < 0.05 / K. Null (even): `unused_by_chance`, 0 in a window of ten a prototype."""
+    return int((_shares(counts_K) < DEAD_SHARE / len(counts_K)).sum())
+
+
+def unused_by_chance(prototypes: int, samples: int) -> float:
+    """Prototypes that even traffic leaves unused: K (1 - 1/K)^N. The null value of `dead_prototypes`."""
+    return prototypes * (1 - 1 / prototypes) ** samples
+
+
+def usage_histogram(counts_K: Tensor) -> tuple[int, ...]:
+    """Prototypes in each cell of u_k K, cut at USAGE_EDGES. Null (even): all in the cells around 1."""
+    relative_K = _shares(counts_K) * len(counts_K)
+    cell_K = torch.bucketize(
+        relative_K, torch.tensor(USAGE_EDGES, dtype=torch.float64, device=counts_K.device)
+    )
+    return tuple(torch.bincount(cell_K, minlength=len(USAGE_EDGES) + 1).tolist())
+
+
+def group_shares(counts_K: Tensor, groups: int) -> Tensor:
+    """[G] float64: shares of fixed groups of prototypes, k modulo G. Null (even): 1 / G each."""
+    share_K = _shares(counts_K)
+    number_K = torch.arange(len(share_K), device=share_K.device) % groups
+    return torch.zeros(groups, dtype=torch.float64, device=share_K.device).index_add_(0, number_K, share_K)
+
+
+def drift(now_G: Tensor, reference_G: Tensor) -> float:
+    """Population stability index: sum (x - e) ln(x / e) of two histograms, half a count added to each cell.
+
+    Null: (G - 1) (1/N + 1/M) for N and M samples by chance; take few groups, not all prototypes.
+    """
+    now = (now_G.double() + 0.5) / (now_G.double() + 0.5).sum()
+    reference = (reference_G.double() + 0.5) / (reference_G.double() + 0.5).sum()
+    return float(((now - reference) * (now / reference).log()).sum())
+
+
+def nearest_cosines(prototypes_KD: Tensor) -> Tensor:
+    """[min(K, 8192)]: cosine of each prototype with its nearest other one.
+
+    Null: that of random directions (K = 3000, D = 128: mean 0.31, largest 0.44); near 1 means twins.
+    """
+    num = len(prototypes_KD)
+    unit_KD = torch.nn.functional.normalize(prototypes_KD.float(), dim=1)
+    chosen = torch.arange(num, device=unit_KD.device)
+    if num > NEIGHBOUR_ROWS:
+        chosen = torch.linspace(0, num - 1, NEIGHBOUR_ROWS, device=unit_KD.device).long()
+    nearest = []
+    for rows in torch.split(chosen, 1024):
+        cosine_RK = unit_KD[rows] @ unit_KD.T
+        cosine_RK.scatter_(1, rows[:, None], -1.0)
+        nearest.append(cosine_RK.amax(1))
+    return torch.cat(nearest)
+
+
+def twins(nearest_K: Tensor, threshold: float) -> int:
+    """Number of k with a nearest cosine above the threshold.
+
+    Null: 0. Sees the partial collapse that usage and entropy are blind to.
+    """
+    return int((nearest_K > threshold).sum())
+
+
+def mean_entropy(shares_NK: Tensor) -> float:
+    """Mean over samples of -sum p ln p, nats, of codes or predictions. Null (says nothing): ln K."""
+    return float(torch.special.entr(shares_NK).sum(-1).mean())
+
+
+def loss_excess(loss: float, prototypes: int) -> float:
+    """How far the loss is below that of knowing nothing: 1 - loss / ln K. Null: 0 = has learned nothing."""
+    return 1 - loss / math.log(prototypes)
+
+
+def corrected_agreement(agreement: float, share_K: Tensor) -> float:
+    """Agreement corrected for chance: (agreement - c) / (1 - c) with c = sum u^2.
+
+    Null: 0, also under full collapse.
+    """
+    chance = float(share_K.double().square().sum())
+    return (agreement - chance) / (1 - chance) if chance < 1 - 1e-9 else 0.0
+
+
+def feature_std(z_ND: Tensor) -> float:
+    """Mean over d of std(z_d), times sqrt(D). Null (one point): 0; 1 = even on the sphere."""
+    return float(z_ND.double().std(0, correction=0).mean() * math.sqrt(z_ND.shape[1]))
+
+
+def effective_rank(z_ND: Tensor) -> float:
+    """How many directions the features use: exp(entropy of the singular values' shares).
+
+    Null (all on a line): 1; D for even features with N much larger than D. Compare only within a run: it
+    depends on N.
+
+    Source: Garrido et al. 2023, arXiv:2210.02885 (RankMe).
+    """
+    z_ND = z_ND.double()
+    eigen_D = torch.linalg.eigvalsh(z_ND.T @ z_ND).clamp_min(0)
+    return math.exp(entropy(_shares(eigen_D.sqrt())))
+
+
+def alpha_req(z_ND: Tensor) -> float | None:
+    """Slope a of eigenvalue ~ index^-a of the covariance, fitted on indices 10 to D/2. Null (even): 0.
+
+    None below D = 32 or with fewer samples than dimensions. Steep: few directions carry all.
+
+    Source: Agrawal et al. 2022 (alpha-ReQ).
+    """
+    num, dim = z_ND.shape
+    if dim < 32 or num < dim:
+        return None
+    eigen_D = torch.linalg.eigvalsh(torch.cov(z_ND.double().T)).flip(0)[9 : dim // 2]
+    if not bool((eigen_D > 0).all()):
+        return None
+    index = torch.arange(10, 10 + len(eigen_D), dtype=torch.float64, device=z_ND.device).log()
+    centred = index - index.mean()
+    return float(-(centred * eigen_D.log()).sum() / centred.square().sum())
+
+
+def lidar_rank(z_nND: Tensor) -> float | None:
+    """Directions that tell images apart better than views do: exp(entropy of the shares of a spectrum).
+
+    The spectrum is that of Sw^-1/2 Sb Sw^-1/2, where a class is a sample and its members are its views.
+
+    Null: 1 when views of one image differ as much as images do in all but one direction; up to min(D, N - 1).
+    None with fewer than two views or samples.
+
+    Source: Thilak et al. 2023, arXiv:2312.04000 (LiDAR); 1e-4 is added to the diagonal of Sw, as there.
+    """
+    if z_nND.shape[0] < 2 or z_nND.shape[1] < 2:
+        return None
+    z_nND = z_nND.double()
+    centre_ND = z_nND.mean(0)
+    between_ND = centre_ND - centre_ND.mean(0)
+    within_MD = (z_nND - centre_ND).flatten(0, 1)
+    covariance_DD = within_MD.T @ within_MD / len(within_MD)
+    values, vectors = torch.linalg.eigh(covariance_DD)
+    whitened_ND = between_ND @ vectors * (values.clamp_min(0) + 1e-4).rsqrt()
+    eigen_D = torch.linalg.eigvalsh(whitened_ND.T @ whitened_ND / len(whitened_ND)).clamp_min(0)
+    return math.exp(entropy(_shares(eigen_D)))
+
+
+def uniformity(z_ND: Tensor) -> float | None:
+    """Logarithm of the mean over pairs of exp(-2 d^2).
+
+        Null (one point): 0; about -4 even on the sphere. None below two samples.
+    Source: Wang and Isola 2020, arXiv:2005.10242.
+    """
+    num = len(z_ND)
+    if num < 2:
+        return None
+    squared_NN = (2 - 2 * z_ND @ z_ND.T).clamp_min(0)
+    total = torch.exp(-2 * squared_NN.double()).sum() - num
+    return float((total / (num * (num - 1))).log())
+
+
+def alignment(z1_ND: Tensor, z2_ND: Tensor) -> float:
+    """Mean squared distance of two views of a sample. Null (independent, on the sphere): 2; 0 = the same."""
+    return float((z1_ND - z2_ND).square().sum(1).mean())
+
+
+def novelty(best_score_N: Tensor, threshold: float) -> float:
+    """Share of samples whose best raw score is below a reference's low quantile. Null: that quantile."""
+    return float((best_score_N < threshold).double().mean())
+
+
+def prototype_shift(before_KD: Tensor, now_KD: Tensor) -> Tensor:
+    """[K]: 1 - cosine of each prototype with itself at an earlier time. Null (has not moved): 0."""
+    return 1 - torch.nn.functional.cosine_similarity(before_KD.float(), now_KD.float(), dim=1)
+
+
+def autocorrelation(z_ND: Tensor, lane_N: Tensor) -> float | None:
+    """Mean cosine of neighbours in a lane minus that of all pairs.
+
+    Null (well mixed): 0. None without neighbours.
+    """
+    neighbours = lane_N[1:] == lane_N[:-1]
+    num = len(z_ND)
+    if not bool(neighbours.any()):
+        return None
+    z_ND = z_ND.double()
+    near = (z_ND[1:] * z_ND[:-1]).sum(1)[neighbours.to(z_ND.device)].mean()
+    total = z_ND.sum(0)
+    return float(near - (total @ total - z_ND.square().sum()) / (num * (num - 1)))
+
+
+def _shares(counts_K: Tensor) -> Tensor:
+    """float64, sum to 1 (all zero when nothing was counted)."""
+    counts_K = counts_K.double()
+    return counts_K / counts_K.sum().clamp_min(torch.finfo(torch.float64).tiny)
+
+
+def quantiles(values: Tensor, at: Sequence[float]) -> list[float]:
+    """Quantiles by sorting, linear between neighbours."""
+    ordered = values.double().sort().values
+    places = [q * (len(ordered) - 1) for q in at]
+    return [
+        float(
+            torch.lerp(
+                ordered[int(place)], ordered[min(int(place) + 1, len(ordered) - 1)], place - int(place)
+            )
+        )
+        for place in places
+    ]

@@ -1,0 +1,307 @@
+"""SwAV: one update reads like the paper's pseudo-code.
+
+n views   A assigned views, the first of them   B samples of this rank   N samples over all ranks   H heads
+K prototypes   D embedding size   F features of the encoder
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from learner import state
+from learner.augment import Views
+from learner.collective import Alone, Group, counts_of_ranks, sum_gradients
+from learner.config import LearnerConfig
+from learner.digest import digest
+from learner.health import corrected_agreement, corrected_perplexity, dead_prototypes
+from learner.measure import Measured, Outcome, health_report, judge, measure
+from learner.model import copy_all, encoder_tensors, head_tensors, load_weights, numbered
+from learner.network import Laps, Network
+from learner.objectives.swav import Swav
+from learner.optim import Updater
+from learner.report import HealthReport, Snapshot, StepReport, require_finite
+from learner.usage import UsageWindow
+
+
+class Learner:
+    """SwAV over a stream of batches. One object per rank; all methods from one thread.
+
+    A run is a function of config, seed and batches: the same on CPU to the bit with the same number of
+    threads, and the same function for any number of ranks. Only `step` and the methods that load or
+    estimate change it.
+
+    Args:
+        config: all settings.
+        seed: of the first weights.
+        device: where it runs.
+        precision: float32, bfloat16 (activations of encoder and head; prototypes, scores, codes and loss stay
+            float32) or float64.
+        total_samples: length of the run if it is known; a cosine without `schedule_samples` ends there.
+        clock: seconds that only grow; asked between the phases of a step.
+        group: the ranks; None = one.
+
+    Raises:
+        ValueError: settings that do not go together.
+
+    Source: Caron et al. 2020, arXiv:2006.09882, sec. 3 and A.1.
+    """
+
+    def __init__(
+        self,
+        config: LearnerConfig,
+        *,
+        seed: int,
+        device: torch.device,
+        precision: str,
+        total_samples: int | None,
+        clock: Callable[[], float],
+        group: Group | None = None,
+    ) -> None:
+        self.config = config
+        self.samples = 0
+        """Distinct arrivals used so far, over all ranks."""
+        self.updates = 0
+        """Optimizer steps done so far."""
+        self._clock = clock
+        self._group: Group = Alone() if group is None else group
+        self._network = Network(config, seed=seed, device=device, precision=precision, group=self._group)
+        self._model = self._network.model
+        self._updater = Updater(config.optim, self._model.parameters(), total_samples)
+        self._swav = Swav(config.swav, dim=config.model.projection_dim, group=self._group)
+        self._usage = [UsageWindow(k, config.health.usage_window_samples) for k in config.swav.prototypes]
+        self._generations = [torch.zeros(k, dtype=torch.int64) for k in config.swav.prototypes]
+        self._health: HealthReport | None = None
+
+    def step(self, views: Views, *, accumulate: int = 1, fresh: bool = True) -> StepReport:
+        """One update from one batch; with several ranks all call it together, each with its own samples.
+
+        Args:
+            views: crops of this rank's samples, at least one.
+            accumulate: parts that the batch goes through the network in, one after the other. Codes are still
+                those of the whole batch, at the price of a first pass without gradients. Batch norm must see
+                whole groups: `model.bn_groups` has to be a multiple of ranks x accumulate.
+            fresh: these samples are arrivals; False when they have been counted before. Such an update goes
+                into the queue, as any, but neither into `samples`, which all schedules follow, nor into the
+                usage window, which tells of the latest distinct samples.
+
+        Raises:
+            NonFinite: loss or gradient; weights, statistics, queue and counters are as before, on every rank.
+            ValueError: views that do not fit the settings.
+        """
+        laps = Laps(self._clock)
+        self._check(views)
+        lane_B = views.lanes(ranks=self._group.world, rank=self._group.rank)
+        parts = self._network.parts(lane_B, accumulate)
+        counts = counts_of_ranks(self._group, len(lane_B), self._network.device)
+        frozen = self._swav.frozen(self.samples)
+        self._model.train()
+        self._updater.clear()
+        with self._network.statistics_kept():
+            outcome = self._gradients(views, lane_B, parts, counts, laps)
+            gradient_norm = self._updater.gradient_norm()
+            laps.end("backward")
+            measured = measure(outcome, self.config.swav, self._group)
+            require_finite(self.updates, loss=measured.loss, gradient=float(gradient_norm))
+            laps.end("health")
+        rate = self._updater.apply(self.samples, gradient_norm)
+        if not frozen:
+            self._model.normalise_prototypes()
+        self._network.commit_statistics()
+        laps.end("optim")
+        self._swav.remember(outcome.z_ABD, lane_B, samples=self.samples, total=sum(counts))
+        if fresh:
+            for window, assigned_N in zip(self._usage, measured.assigned_HN, strict=True):
+                window.push(assigned_N)
+        self.updates += 1
+        self.samples += sum(counts) if fresh else 0
+        due = self._health is None or (fresh and self._interval_ended(sum(counts)))
+        if due:
+            self._health = health_report(
+                outcome,
+                measured,
+                self.config.health,
+                self._group,
+                samples=self.samples,
+                usage=self._usage[0],
+                queue_ages=self._swav.queue.ages(self.samples) if self._swav.queue.full else None,
+            )
+        laps.end("health")
+        return self._report(measured, rate, float(gradient_norm), due, laps)
+
+    def _gradients(
+        self, views: Views, lane_B: Tensor, parts: Sequence[Tensor], counts: Sequence[int], laps: Laps
+    ) -> Outcome:
+        """Features, codes, swapped loss and its gradient, summed over parts and ranks."""
+        prototypes_H = list(self._model.prototypes)
+        assigned = self.config.swav.assign_views
+        frozen = self._swav.frozen(self.samples)
+        priors_H = self._swav.priors([window.counts_K for window in self._usage], self._network.device)
+        if len(parts) == 1:
+            z_nBD = self._network.embed(views, lane_B, laps)
+            z_ABD = z_nBD[:assigned].detach()
+        else:
+            z_ABD = self._network.embed_first(views, lane_B, parts, assigned=assigned, laps=laps)
+        scores_H = self._swav.scores(z_ABD, prototypes_H)
+        codes_H = self._swav.codes(scores_H, priors_H, samples=len(lane_B))
+        laps.end("sinkhorn")
+        loss_H = torch.zeros(len(prototypes_H), dtype=torch.float64, device=z_ABD.device)
+        for part in parts:
+            if len(parts) > 1:
+                z_nBD = self._network.embed(views.part(part), lane_B[part], laps)
+            part_codes_H = [codes.codes_ABK[:, part] for codes in codes_H]
+            loss_HB = self._swav.losses(z_nBD, prototypes_H, part_codes_H, frozen=frozen)
+            loss_H += loss_HB.detach().sum(1) / sum(counts)
+            laps.end("forward")
+            # A sum over samples by N: summed over parts and ranks it is the mean over the global batch.
+            torch.autograd.backward(loss_HB.mean(0).sum() / sum(counts))
+            laps.end("backward")
+        sum_gradients(self._model.parameters(), self._group)
+        return Outcome(
+            loss_H=loss_H,
+            z_ABD=z_ABD,
+            lane_B=lane_B,
+            prototypes_H=[prototypes_KD.detach() for prototypes_KD in prototypes_H],
+            scores_H=[scores_ABK[:, : len(lane_B)] for scores_ABK in scores_H],
+            codes_H=codes_H,
+            priors_H=priors_H,
+            counts=counts,
+        )
+
+    def _check(self, views: Views) -> None:
+        assigned = self.config.swav.assign_views
+        if len(views.crops[0]) < assigned or len(views.uniforms) < 2:
+            raise ValueError(
+                f"swav.assign_views = {assigned} needs as many crops of the first kind and two views, "
+                f"got {[len(crops) for crops in views.crops]}"
+            )
+
+    def _interval_ended(self, total: int) -> bool:
+        interval = self.config.health.interval_samples
+        return self.samples // interval != (self.samples - total) // interval
+
+    def _report(
+        self, measured: Measured, rate: float, gradient_norm: float, due: bool, laps: Laps
+    ) -> StepReport:
+        usage = self._usage[0]
+        return StepReport(
+            loss=measured.loss,
+            loss_over_ln_k=measured.loss_over_ln_k,
+            learning_rate=rate,
+            gradient_norm=gradient_norm,
+            samples=self.samples,
+            updates=self.updates,
+            queue_fill=self._swav.queue.fill,
+            usage_perplexity=corrected_perplexity(usage.counts_K),
+            usage_samples=len(usage),
+            dead_prototypes=dead_prototypes(usage.counts_K),
+            sinkhorn_residual=measured.residual,
+            code_entropy=measured.code_entropy,
+            prediction_entropy=measured.prediction_entropy,
+            view_agreement=corrected_agreement(measured.agreement, usage.shares()),
+            feature_std=measured.feature_std,
+            assigned_B=measured.assigned_B,
+            score_B=measured.score_B,
+            seconds=laps.seconds,
+            health=self._health if due else None,
+        )
+
+    def usage(self) -> Tensor:
+        """[K] float32 on the CPU: share of each prototype in the usage window, first head."""
+        return self._usage[0].shares()
+
+    def health(self) -> HealthReport | None:
+        """The latest report; None before the first step."""
+        return self._health
+
+    def features(self, images: Tensor | Sequence[Tensor]) -> Tensor:
+        """[N, F] float32 on the CPU: pooled encoder output before the head, evaluation mode; no collective.
+
+        Args:
+            images: uint8 [N, 3, H, W], or N images [3, H, W] of one size.
+        """
+        return self._network.features(images)
+
+    def scores(self, images: Tensor | Sequence[Tensor]) -> Tensor:
+        """[N, K] float32 on the CPU: raw cosines with the first head; the arg-max is the cluster.
+
+        Args:
+            images: as for `features`.
+        """
+        return self._network.scores(images)
+
+    def estimate_statistics(self, batches: Iterable[Tensor | Sequence[Tensor]]) -> None:
+        """Replace the running batch-norm statistics by their average over these uint8 images."""
+        self._network.estimate_statistics(batches)
+
+    def snapshot(self) -> Snapshot:
+        """Copies on the CPU of what others use; not a collective, the same on every rank."""
+        encoder = {name: state.copied(tensor) for name, tensor in encoder_tensors(self._model).items()}
+        weights = {name: state.copied(tensor) for name, tensor in head_tensors(self._model).items()}
+        tensors = dict(weights)
+        for head, (window, generation_K) in enumerate(zip(self._usage, self._generations, strict=True)):
+            tensors[numbered("usage", head)] = window.shares()
+            tensors[numbered("generation", head)] = generation_K.clone()
+        return Snapshot(
+            encoder=encoder,
+            tensors=tensors,
+            digest=digest({f"encoder.{name}": tensor for name, tensor in encoder.items()} | weights),
+            encoder_digest=digest(encoder),
+            health={} if self._health is None else judge(self._health),
+        )
+
+    def load_weights(self, encoder: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+        """Start from the weights of a snapshot (its `encoder` and `tensors`); not a resume.
+
+        Raises:
+            ValueError: names or shapes differ; nothing has been changed then.
+        """
+        load_weights(self._model, encoder, tensors)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next steps depend on; every rank calls it, and every rank gets all of it.
+
+        Returns:
+            {"version": int, "tensors": {name: copy on the CPU}, "values": {name: JSON value}}.
+        """
+        queue = self._swav.queue.state_dict(self._group, self._network.device)
+        tensors = state.under("model", self._model.state_dict())
+        tensors |= state.under("optim", state.optimizer_tensors(self._updater.optimizer, self._model))
+        tensors |= state.under("queue", queue["tensors"])
+        values: dict[str, Any] = {
+            "samples": self.samples,
+            "updates": self.updates,
+            "queue": queue["values"],
+            "usage": [],
+            "health": state.report_to_json(self._health),
+        }
+        for head, (window, generation_K) in enumerate(zip(self._usage, self._generations, strict=True)):
+            usage = window.state_dict()
+            tensors |= state.under(f"usage.{head}", usage["tensors"])
+            values["usage"].append(usage["values"])
+            tensors[f"generation.{head}"] = generation_K.clone()
+        return {"version": state.VERSION, "tensors": tensors, "values": values}
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Go on from a state, of any number of ranks.
+
+        Raises:
+            ValueError: another version, network, number of prototypes or optimiser; what was loaded until
+                then stays, so the learner is not to be used further.
+        """
+        if saved.get("version") != state.VERSION:
+            raise ValueError(
+                f"learner state has version {saved.get('version')!r}; this program reads {state.VERSION}"
+            )
+        tensors, values = saved["tensors"], saved["values"]
+        copy_all(self._model.state_dict(), state.below("model", tensors))
+        state.load_optimizer(self._updater.optimizer, self._model, state.below("optim", tensors))
+        queue = {"tensors": state.below("queue", tensors), "values": values["queue"]}
+        self._swav.queue.load_state_dict(queue, self._group, self._network.device)
+        for head, window in enumerate(self._usage):
+            usage = {"tensors": state.below(f"usage.{head}", tensors), "values": values["usage"][head]}
+            window.load_state_dict(usage)
+            self._generations[head].copy_(tensors[f"generation.{head}"])
+        self.samples, self.updates = values["samples"], values["updates"]
+        self._health = state.report_from_json(values["health"])

@@ -1,0 +1,220 @@
+"""What one update looked like, over all ranks: a few sums of each rank, added in one collective.
+
+A assigned views   B samples of this rank   N samples over all ranks   H heads   K prototypes   D embedding
+size
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from learner import health
+from learner.collective import Group, gather_rows
+from learner.config import HealthConfig, SwavConfig
+from learner.report import HealthReport
+from learner.sinkhorn import Codes, marginal_error
+from learner.usage import UsageWindow
+
+HEALTH_SAMPLES = 1024
+"""Samples of the batch from which ranks, uniformity and the like are taken; bounds their cost whatever the
+batch."""
+
+GROUPS = 32
+"""Fixed groups of prototypes for panels and drift: few enough for a label each."""
+
+EXTREMES = 10
+"""Largest and smallest shares of usage that are listed."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Outcome:
+    """What this rank has worked out in one step; tensors without gradient."""
+
+    loss_H: Tensor
+    """[H] this rank's share of the mean loss."""
+    z_ABD: Tensor
+    """Features of the assigned views."""
+    lane_B: Tensor
+    """[B] int64 on the CPU."""
+    prototypes_H: Sequence[Tensor]
+    """[K, D] each; the live ones, so after the update they show what they have become."""
+    scores_H: Sequence[Tensor]
+    """[A, B, K] each, raw cosines that the codes were made from."""
+    codes_H: Sequence[Codes]
+    """Of the batch, with the mass over batch and queue."""
+    priors_H: Sequence[Tensor | None]
+    """Wanted mass of each head; None = uniform."""
+    counts: Sequence[int]
+    """Samples of every rank."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Measured:
+    """Figures of one step over all ranks; the first head's where a head is not named."""
+
+    loss: float
+    loss_over_ln_k: float
+    code_entropy: float
+    prediction_entropy: float
+    agreement: float
+    residual: float
+    """The worst of all views and heads."""
+    feature_std: float
+    assigned_HN: tuple[Tensor, ...]
+    """Of each head, int64 on the CPU: arg-max of view 0 of every sample of every rank."""
+    assigned_B: Tensor
+    """Of this rank, first head, on the CPU."""
+    score_B: Tensor
+
+
+@torch.no_grad()
+def measure(outcome: Outcome, config: SwavConfig, group: Group) -> Measured:
+    """Add up this rank's share of every figure, sum over ranks in one collective, and divide."""
+    z_ABD, counts, priors_H = outcome.z_ABD, outcome.counts, outcome.priors_H
+    scores_H, codes_H = outcome.scores_H, outcome.codes_H
+    views, samples, dim = z_ABD.shape
+    total, first = sum(counts), sum(counts[: group.rank])
+    best_H = [scores_ABK.max(-1) for scores_ABK in scores_H]
+    top_AB = best_H[0].indices
+    log_p_ABK = torch.log_softmax(scores_H[0] / config.temperature, dim=-1)
+    z_BD = z_ABD[0].double()
+    assigned_HN = torch.zeros(len(scores_H), total, dtype=torch.float64, device=z_ABD.device)
+    for row, best in zip(assigned_HN, best_H, strict=True):
+        row[first : first + samples] = best.indices[0]
+    shares = [
+        outcome.loss_H.double(),
+        torch.special.entr(codes_H[0].codes_ABK).sum(dtype=torch.float64)[None] / views,
+        -(log_p_ABK.exp() * log_p_ABK).sum(dtype=torch.float64)[None] / views,
+        (top_AB[0] == top_AB[min(1, views - 1)]).sum().double()[None],
+        z_BD.sum(0),
+        z_BD.square().sum(0),
+        assigned_HN.flatten(),
+        *[codes.mass_AK.double().flatten() for codes in codes_H],
+    ]
+    summed = torch.split(group.sum(torch.cat(shares)).cpu(), [len(share) for share in shares])
+    losses, code_entropy, prediction_entropy, agreeing, z_D, square_D, assigned, *masses = summed
+    ln_k = torch.tensor([math.log(scores.shape[-1]) for scores in scores_H], dtype=torch.float64)
+    residual = max(
+        float(marginal_error(mass.view(views, -1), None if prior is None else prior.cpu()).max())
+        for mass, prior in zip(masses, priors_H, strict=True)
+    )
+    variance_D = (square_D / total - (z_D / total).square()).clamp_min(0)
+    return Measured(
+        loss=float(losses.mean()),
+        loss_over_ln_k=float((losses / ln_k).mean()),
+        code_entropy=float(code_entropy / total),
+        prediction_entropy=float(prediction_entropy / total),
+        agreement=float(agreeing / total) if views > 1 else 0.0,
+        residual=residual,
+        feature_std=float(variance_D.sqrt().mean() * math.sqrt(dim)),
+        assigned_HN=tuple(assigned.long().view(len(scores_H), total)),
+        assigned_B=top_AB[0].cpu(),
+        score_B=best_H[0].values[0].float().cpu(),
+    )
+
+
+@torch.no_grad()
+def health_report(
+    outcome: Outcome,
+    measured: Measured,
+    config: HealthConfig,
+    group: Group,
+    *,
+    samples: int,
+    usage: UsageWindow,
+    queue_ages: tuple[float, int] | None,
+) -> HealthReport:
+    """The dearer figures; a collective, at the same step on every rank."""
+    z_ABD, counts, prior_K = outcome.z_ABD, outcome.counts, outcome.priors_H[0]
+    chosen = [count * HEALTH_SAMPLES // max(HEALTH_SAMPLES, sum(counts)) for count in counts]
+    own = chosen[group.rank]
+    z_NAD = gather_rows(group, z_ABD[:, :own].transpose(0, 1).contiguous(), chosen).cpu()
+    lane_N = gather_rows(group, outcome.lane_B[:own].to(z_ABD.device), chosen).cpu()
+    z_ANND = z_NAD.transpose(0, 1)
+    counts_K = usage.counts_K
+    share_K = usage.shares()
+    nearest_K = health.nearest_cosines(outcome.prototypes_H[0]).cpu()
+    p50, p99 = health.quantiles(nearest_K, (0.5, 0.99))
+    ordered = share_K.sort(descending=True).values
+    num = len(counts_K)
+    return HealthReport(
+        samples=samples,
+        prototypes=num,
+        usage_samples=len(usage),
+        usage_window_samples=usage.samples,
+        usage_perplexity=health.corrected_perplexity(counts_K),
+        usage_perplexity_raw=health.perplexity(counts_K),
+        usage_kl_to_prior_nats=health.divergence_from_prior(
+            counts_K, None if prior_K is None else prior_K.cpu()
+        ),
+        usage_gini_ratio=health.gini(counts_K),
+        dead_prototypes=health.dead_prototypes(counts_K),
+        unused_by_chance=health.unused_by_chance(num, len(usage)),
+        usage_histogram=health.usage_histogram(counts_K),
+        usage_top=tuple(ordered[:EXTREMES].tolist()),
+        usage_bottom=tuple(ordered.flip(0)[:EXTREMES].tolist()),
+        group_usage=tuple(health.group_shares(counts_K, min(GROUPS, num)).tolist()),
+        prototype_twins=health.twins(nearest_K, config.twin_cosine),
+        nn_cosine_mean=float(nearest_K.mean()),
+        nn_cosine_p50=p50,
+        nn_cosine_p99=p99,
+        nn_cosine_max=float(nearest_K.max()),
+        loss=measured.loss,
+        loss_excess_ratio=1 - measured.loss_over_ln_k,
+        code_entropy_nats=measured.code_entropy,
+        prediction_entropy_nats=measured.prediction_entropy,
+        sinkhorn_residual=measured.residual,
+        view_agreement=measured.agreement,
+        view_agreement_corrected=health.corrected_agreement(measured.agreement, share_K),
+        feature_std_ratio=measured.feature_std,
+        effective_rank=health.effective_rank(z_ANND[0]),
+        alpha_req=health.alpha_req(z_ANND[0]),
+        lidar_rank=health.lidar_rank(z_ANND),
+        uniformity=health.uniformity(z_ANND[0]),
+        alignment=health.alignment(z_ANND[0], z_ANND[1]) if len(z_ABD) > 1 else None,
+        queue_age_mean_samples=None if queue_ages is None else queue_ages[0],
+        queue_age_max_samples=None if queue_ages is None else queue_ages[1],
+        stream_autocorrelation=health.autocorrelation(z_ANND[0], lane_N),
+    )
+
+
+LIMITS = {
+    "feature_std_ratio": (0.2, "at least"),
+    "loss_excess_ratio": (0.02, "at least"),
+    "usage_perplexity_ratio": (0.1, "at least"),
+    "dead_prototypes_ratio": (0.2, "at most"),
+    "prototype_twins_ratio": (0.1, "at most"),
+}
+"""What a healthy run keeps. Proposals from measured collapses: a collapsed encoder has a feature deviation
+of 0.001 and no loss excess; half the prototypes dead or doubled is far outside."""
+
+
+def judge(report: HealthReport) -> dict[str, Any]:
+    """Verdict and named limits, JSON-ready.
+
+    Returns:
+        `verdict`: healthy (every limit holds), warming (not yet, and the usage window is not full), else
+        unhealthy; `limits`: for each name `value`, `limit`, `rule` (at least, at most) and `passed`;
+        `figures`: the report.
+    """
+    values = {
+        "feature_std_ratio": report.feature_std_ratio,
+        "loss_excess_ratio": report.loss_excess_ratio,
+        "usage_perplexity_ratio": report.usage_perplexity / report.prototypes,
+        "dead_prototypes_ratio": report.dead_prototypes / report.prototypes,
+        "prototype_twins_ratio": report.prototype_twins / report.prototypes,
+    }
+    limits = {}
+    for name, (limit, rule) in LIMITS.items():
+        passed = values[name] >= limit if rule == "at least" else values[name] <= limit
+        limits[name] = {"value": values[name], "limit": limit, "rule": rule, "passed": passed}
+    if all(row["passed"] for row in limits.values()):
+        verdict = "healthy"
+    else:
+        verdict = "warming" if report.usage_samples < report.usage_window_samples // 2 else "unhealthy"
+    return {"verdict": verdict, "limits": limits, "figures": dataclasses.asdict(report)}

@@ -1,0 +1,200 @@
+"""The network of one rank at work: colour, autocast, memory format, batch norm by groups, evaluation.
+
+n views   A assigned views   B samples of this rank   D embedding size   F features of the encoder   K
+prototypes
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from learner import batchnorm
+from learner.augment import Views, normalise_, photometric
+from learner.collective import Group
+from learner.config import LearnerConfig
+from learner.model import SwavModel, cosines, on_the_sphere
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.float32, "float64": torch.float64}
+"""Of weights, by precision; bfloat16 is that of activations, under autocast."""
+
+EVALUATION_BATCH = 256
+"""Images that go through the network together in evaluation; bounds its memory."""
+
+
+class Laps:
+    """Seconds by phase, from a clock that somebody else owns."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self.seconds: dict[str, float] = {}
+        self._clock = clock
+        self._last = clock()
+
+    def end(self, phase: str) -> None:
+        """What has passed since the last end belongs to `phase`."""
+        now = self._clock()
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + now - self._last
+        self._last = now
+
+
+class Network:
+    """SwavModel with all that decides how images go through it.
+
+    Args:
+        config: all settings.
+        seed: of the first weights; the global generators are left as they were.
+        device: where it runs.
+        precision: float32, bfloat16 or float64.
+        group: the ranks.
+
+    Raises:
+        ValueError: unknown precision or backbone.
+    """
+
+    def __init__(
+        self, config: LearnerConfig, *, seed: int, device: torch.device, precision: str, group: Group
+    ) -> None:
+        if precision not in DTYPES:
+            raise ValueError(f"precision must be one of {', '.join(DTYPES)}, got {precision!r}")
+        self.dtype = DTYPES[precision]
+        self.device = device
+        self._config = config
+        self._group = group
+        self._bfloat16 = precision == "bfloat16"
+        self._memory_format = torch.channels_last if config.model.channels_last else torch.contiguous_format
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            self.model = SwavModel(config.model, config.swav.prototypes)
+        self.model.to(device=device, dtype=self.dtype)
+        self.model.to(memory_format=self._memory_format)
+        self._lots = batchnorm.Lots(groups=max(1, config.model.bn_groups), ranks=group)
+        self._by_groups = self._lots.groups > 1 or group.world > 1
+        if self._by_groups:
+            batchnorm.group_batch_norm(self.model, self._lots)
+
+    def parts(self, lane_B: Tensor, accumulate: int) -> list[Tensor]:
+        """Which samples go through together: whole groups of batch norm, in `accumulate` parts.
+
+        Raises:
+            ValueError: groups cannot be dealt evenly to ranks and parts.
+        """
+        if accumulate == 1:
+            return [torch.arange(len(lane_B))]
+        groups, world = self._lots.groups, self._group.world
+        if accumulate < 1 or groups % (world * accumulate) != 0:
+            raise ValueError(
+                f"accumulate = {accumulate} on {world} ranks needs model.bn_groups to be a multiple of "
+                f"{world * max(1, accumulate)}, got {groups}: batch norm must see whole groups"
+            )
+        own = torch.arange(self._group.rank, groups, world).view(accumulate, -1)
+        parts = [torch.nonzero(torch.isin(lane_B % groups, some)).squeeze(1) for some in own]
+        if any(len(part) == 0 for part in parts):
+            raise ValueError(f"accumulate = {accumulate} leaves a part without samples: use fewer bn_groups")
+        return parts
+
+    def embed(self, views: Views, lane_B: Tensor, laps: Laps) -> Tensor:
+        """Features of all views: colour, encoder, head.
+
+        Args:
+            views: crops of some samples.
+            lane_B: [B] their lanes.
+            laps: phases augment and forward are added.
+
+        Returns:
+            [n, B, D] of unit norm, float32 (float64 in that precision).
+        """
+        kinds = []
+        uniforms = torch.split(views.uniforms.cpu(), [len(crops) for crops in views.crops])
+        for crops, drawn in zip(views.crops, uniforms, strict=True):
+            images = photometric(crops, drawn, self._config.augment, device=self.device, dtype=self.dtype)
+            kinds.append(images.contiguous(memory_format=self._memory_format))
+        laps.end("augment")
+        if self._by_groups:
+            self._lots.begin((lane_B % self._lots.groups).to(self.device))
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._bfloat16):
+            z = self.model.embed(kinds)
+        laps.end("forward")
+        return z.view(len(views.uniforms), len(lane_B), -1)
+
+    @torch.no_grad()
+    def embed_first(
+        self, views: Views, lane_B: Tensor, parts: Sequence[Tensor], *, assigned: int, laps: Laps
+    ) -> Tensor:
+        """Features of the assigned views of the whole batch, part by part; nothing is kept for backward.
+
+        All views go through, because batch norm of the head is over all of them. The pass is made again with
+        gradients, so it leaves the running statistics alone.
+
+        Returns:
+            [A, B, D].
+        """
+        dim = self._config.model.projection_dim
+        z_ABD = torch.empty(assigned, len(lane_B), dim, dtype=self.dtype, device=self.device)
+        with batchnorm.without_tracking(self.model):
+            for part in parts:
+                z_ABD[:, part] = self.embed(views.part(part), lane_B[part], laps)[:assigned]
+        return z_ABD
+
+    @contextmanager
+    def statistics_kept(self) -> Iterator[None]:
+        """Undo what forward passes did to the running statistics when the update fails."""
+        buffers = [] if self._by_groups else list(self.model.buffers())
+        before = [buffer.clone() for buffer in buffers]
+        try:
+            yield
+        except BaseException:
+            self._lots.forget()
+            for buffer, old in zip(buffers, before, strict=True):
+                buffer.copy_(old)
+            raise
+
+    def commit_statistics(self) -> None:
+        """The update has been made: running statistics follow. A collective when there are ranks."""
+        if self._by_groups:
+            self._lots.commit()
+
+    @torch.no_grad()
+    def features(self, images: Tensor | Sequence[Tensor]) -> Tensor:
+        """uint8 [N, 3, H, W] -> float32 [N, F] on the CPU: pooled encoder output, evaluation mode."""
+        with self._evaluating():
+            return torch.cat([self.model.encoder(batch).float().cpu() for batch in self._batches(images)])
+
+    @torch.no_grad()
+    def scores(self, images: Tensor | Sequence[Tensor]) -> Tensor:
+        """uint8 [N, 3, H, W] -> float32 [N, K] on the CPU; raw cosines of the first head, evaluation mode."""
+        with self._evaluating():
+            rows = []
+            for batch in self._batches(images):
+                z_ND = on_the_sphere(self.model.head(self.model.encoder(batch)))
+                rows.append(cosines(z_ND, self.model.prototypes[0]).float().cpu())
+            return torch.cat(rows)
+
+    @torch.no_grad()
+    def estimate_statistics(self, images: Iterable[Tensor | Sequence[Tensor]]) -> None:
+        """Replace the running statistics by their average over these batches of uint8 images."""
+        self._lots.begin(None)
+        self.model.train()
+        with batchnorm.averaging(self.model):
+            for some in images:
+                for batch in self._batches(some):
+                    self.model.head(self.model.encoder(batch))
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            yield
+        finally:
+            self.model.train(was_training)
+
+    def _batches(self, images: Tensor | Sequence[Tensor]) -> Iterator[Tensor]:
+        """Whole images, normalised, a bounded number at a time."""
+        for start in range(0, len(images), EVALUATION_BATCH):
+            some = images[start : start + EVALUATION_BATCH]
+            batch = some if isinstance(some, Tensor) else torch.stack(list(some))
+            if batch.dtype != torch.uint8 or batch.dim() != 4 or batch.shape[1] != 3:
+                raise ValueError(f"images must be uint8 [N, 3, H, W], got {batch.dtype} {tuple(batch.shape)}")
+            scaled = batch.to(device=self.device, dtype=self.dtype).div_(255)
+            yield normalise_(scaled, self._config.augment).contiguous(memory_format=self._memory_format)

@@ -1,0 +1,102 @@
+"""Swapped assignments between views: codes of some views are predicted from the others.
+
+n views   A assigned views, the first of them   B samples of this rank   H heads   K prototypes   D
+embedding size
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from learner.collective import Group
+from learner.config import SwavConfig
+from learner.loss import swapped_loss
+from learner.model import cosines
+from learner.queue import FeatureQueue
+from learner.sinkhorn import Codes, assign, power_law_prior
+
+
+class Swav:
+    """Codes, queue and loss of section 3 of the paper; prototypes belong to the model and are passed in.
+
+    Args:
+        config: settings.
+        dim: D.
+        group: ranks that share the batch.
+
+    Source: Caron et al. 2020, arXiv:2006.09882, sec. 3.
+    """
+
+    def __init__(self, config: SwavConfig, *, dim: int, group: Group) -> None:
+        self.queue = FeatureQueue(views=config.assign_views, dim=dim, capacity=config.queue_samples)
+        self._config = config
+        self._group = group
+
+    def frozen(self, samples: int) -> bool:
+        """Whether prototypes stand still at the update that starts after so many samples."""
+        return samples < self._config.freeze_samples
+
+    def priors(self, usage_H: Sequence[Tensor], device: torch.device) -> list[Tensor | None]:
+        """Mass wanted on the prototypes of each head; None = uniform.
+
+        Args:
+            usage_H: [K] each, counts of use so far.
+            device: where they are needed.
+        """
+        if self._config.prior == "uniform":
+            return [None for _ in usage_H]
+        return [power_law_prior(usage_K, self._config.prior_exponent).to(device) for usage_K in usage_H]
+
+    @torch.no_grad()
+    def scores(self, z_ABD: Tensor, prototypes_H: Sequence[Tensor]) -> list[Tensor]:
+        """[A, B + L, K] raw cosines for each head: of the batch, and after it of a full queue.
+
+        Queued features meet today's prototypes: features are queued, scores are not.
+        """
+        if self.queue.full:
+            z_ABD = torch.cat([z_ABD, self.queue.features()], dim=1)
+        return [cosines(z_ABD, prototypes_KD) for prototypes_KD in prototypes_H]
+
+    @torch.no_grad()
+    def codes(
+        self, scores_H: Sequence[Tensor], priors_H: Sequence[Tensor | None], *, samples: int
+    ) -> list[Codes]:
+        """Codes of the first `samples` samples, balanced over all of them on all ranks (eq. 3 to 5)."""
+        return [
+            assign(
+                scores_ABK,
+                epsilon=self._config.epsilon,
+                iterations=self._config.sinkhorn_iterations,
+                prior_K=prior_K,
+                hard=self._config.hard_codes,
+                keep=samples,
+                group=self._group,
+            )
+            for scores_ABK, prior_K in zip(scores_H, priors_H, strict=True)
+        ]
+
+    def losses(
+        self, z_nBD: Tensor, prototypes_H: Sequence[Tensor], codes_H: Sequence[Tensor], *, frozen: bool
+    ) -> Tensor:
+        """[H, B] loss of every sample under every head (eq. 1, 2 and 6).
+
+        Frozen prototypes get no gradient at all, and not a zero one: momentum and decay pass them by too.
+        """
+        losses = []
+        for prototypes_KD, codes_ABK in zip(prototypes_H, codes_H, strict=True):
+            scores_nBK = cosines(z_nBD, prototypes_KD.detach() if frozen else prototypes_KD)
+            losses.append(swapped_loss(scores_nBK, codes_ABK, temperature=self._config.temperature))
+        return torch.stack(losses)
+
+    def remember(self, z_ABD: Tensor, lane_B: Tensor, *, samples: int, total: int) -> None:
+        """Put the batch in the queue once its update is done, so that no balance counts a sample twice.
+
+        Args:
+            z_ABD: features of the assigned views of this rank.
+            lane_B: [B] their lanes, on the CPU.
+            samples: seen before this batch.
+            total: samples of the batch over all ranks.
+        """
+        if self._config.queue_samples > 0 and samples >= self._config.queue_start_samples:
+            self.queue.push(z_ABD, lane_B, stamp=samples, total=total)

@@ -1,0 +1,164 @@
+"""Checkpoints, as they lie in a run directory and are read back: every file with its checksum.
+
+A checkpoint is learner state and cursor of the same moment, so neither can be newer than the other:
+
+    checkpoints/ckpt-000012/
+        learner.safetensors   every tensor of the learner
+        state.json            its plain values, with the version of their layout
+        cursor.json           the next unread record of every lane
+        meta.json             number, run, progress, SHA-256 and size of each file, and of itself
+"""
+
+import contextlib
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+
+from ops.errors import CheckpointDamaged
+from stream.lanes import Cursor
+
+logger = logging.getLogger(__name__)
+
+META_VERSION = 1
+PREFIX = "ckpt-"
+TENSORS, VALUES, CURSOR, META = "learner.safetensors", "state.json", "cursor.json", "meta.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Checkpoint:
+    """One that was read back, and is what was written."""
+
+    path: Path
+    number: int
+    run: str
+    """uuid of the run."""
+    state: dict[str, Any] = field(repr=False)
+    """What `Learner.load_state_dict` takes."""
+    cursor: Cursor = field(repr=False)
+    progress: Mapping[str, Any] = field(repr=False)
+    """What the run counts beside learner and cursor."""
+
+
+def load_newest(
+    run_dir: Path, *, set_aside: bool = False, on_damaged: Callable[[str], None] = lambda _name: None
+) -> Checkpoint | None:
+    """Read the newest checkpoint that is whole; a damaged one is named in a warning and passed over.
+
+    Args:
+        run_dir: the run directory.
+        set_aside: rename damaged ones, so that they are not looked at again; for the lock's holder only.
+        on_damaged: told the name of each one that is refused.
+
+    Returns:
+        None when the run has none yet.
+
+    Raises:
+        CheckpointDamaged: there are some, and none of them is whole.
+    """
+    folder = run_dir / "checkpoints"
+    refused: dict[Path, str] = {}
+    for number in sorted(numbers(folder), reverse=True):
+        path = folder / name_of(number)
+        try:
+            found = load(path)
+        except CheckpointDamaged as error:
+            if not path.exists():
+                continue  # pruned while we read: a newer one has come, or an older one is as good
+            refused[path] = str(error)
+            continue
+        for damaged, why in refused.items():
+            logger.warning("%s; %s is used", why, found.path.name)
+            on_damaged(damaged.name)
+            if set_aside:
+                _set_aside(damaged)
+        return found
+    if refused:
+        raise CheckpointDamaged(
+            f"no checkpoint of {run_dir} can be trusted: {'; '.join(refused.values())}. "
+            "Restore one from a backup, or start anew in another run directory"
+        )
+    return None
+
+
+def load(path: Path) -> Checkpoint:
+    """Read one checkpoint and check every byte of it.
+
+    Raises:
+        CheckpointDamaged: a file is missing, or is not what was written.
+    """
+    meta = read_meta(path)
+    for name, entry in meta["files"].items():
+        try:
+            digest, size = file_digest(path / name)
+        except OSError as error:
+            raise CheckpointDamaged(f"checkpoint {path.name} is damaged: {name}: {error.strerror}") from error
+        if [digest, size] != [entry["sha256"], entry["bytes"]]:
+            raise CheckpointDamaged(f"checkpoint {path.name} is damaged: {name} is not what was written")
+    values = json.loads((path / VALUES).read_text(encoding="utf-8"))
+    return Checkpoint(
+        path=path,
+        number=meta["number"],
+        run=meta["run"],
+        state={**values, "tensors": safetensors.torch.load_file(path / TENSORS)},
+        cursor=Cursor.from_json((path / CURSOR).read_text(encoding="utf-8")),
+        progress=meta["progress"],
+    )
+
+
+def read_meta(path: Path) -> dict[str, Any]:
+    """meta.json of a checkpoint, checked against the digest that it holds of itself.
+
+    Raises:
+        CheckpointDamaged: missing, cut short, changed, or of another version.
+    """
+    try:
+        meta = json.loads((path / META).read_text(encoding="utf-8"))
+        stated = meta.pop("sha256")
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise CheckpointDamaged(f"checkpoint {path.name} is damaged: {META} cannot be read") from error
+    if stated != meta_digest(meta):
+        raise CheckpointDamaged(f"checkpoint {path.name} is damaged: {META} is not what was written")
+    if meta["version"] != META_VERSION:
+        raise CheckpointDamaged(
+            f"checkpoint {path.name} has version {meta['version']!r}; this program reads {META_VERSION}"
+        )
+    body: dict[str, Any] = meta
+    return body
+
+
+def numbers(folder: Path) -> list[int]:
+    """Numbers of the checkpoints in a folder, by name alone; empty when there is no folder."""
+    try:
+        names = [entry.name for entry in folder.iterdir()]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    tails = [name.removeprefix(PREFIX) for name in names if name.startswith(PREFIX)]
+    return sorted(int(tail) for tail in tails if tail.isdigit())
+
+
+def name_of(number: int) -> str:
+    """Directory name of a checkpoint."""
+    return f"{PREFIX}{number:06d}"
+
+
+def _set_aside(path: Path) -> None:
+    with contextlib.suppress(OSError):  # a read-only mount: it is refused again the next time
+        path.rename(path.with_name(f"damaged-{path.name.removeprefix(PREFIX)}"))
+
+
+def file_digest(path: Path) -> tuple[str, int]:
+    """SHA-256 (hex) and size of a file."""
+    with path.open("rb") as handle:
+        digest = hashlib.file_digest(handle, "sha256").hexdigest()
+        return digest, handle.tell()
+
+
+def meta_digest(meta: Mapping[str, Any]) -> str:
+    """SHA-256 (hex) of a meta.json without its own digest."""
+    return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()

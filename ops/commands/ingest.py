@@ -1,0 +1,147 @@
+"""`swavstream ingest`: images become records of a stream."""
+
+import json
+import sys
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from ingest.config import IngestConfig
+    from ingest.worker import IngestReport
+
+NOTE = b"\nstopping: what is open is being committed (Ctrl-C once more ends at once)\n"
+
+
+@click.command()
+@click.argument("sources", metavar="SOURCE...", nargs=-1, required=True)
+@click.argument("dest", metavar="DEST")
+@click.option("--open", "open_stream", is_flag=True, help="Leave the stream open for more, unsealed.")
+@click.option("--reference", is_flag=True, help="Index plain tars where they are; copy no image of theirs.")
+@click.option(
+    "--label-from", type=click.Choice(["parent"]), help="Take the folder of an image as its label_name."
+)
+@click.option("--keep-duplicates", is_flag=True, help="Also write content that the stream has already.")
+@click.option("--name", default="", help="Identity of the source; by default made of its absolute path.")
+@click.option(
+    "--set",
+    "assignments",
+    multiple=True,
+    metavar="A=V",
+    help="Change a setting (short_side, quality, reencode, min_side, workers, ...); may be repeated.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the accounts as one JSON object.")
+def command(  # noqa: PLR0913, PLR0917  an argument each option
+    sources: tuple[str, ...],
+    dest: str,
+    open_stream: bool,
+    reference: bool,
+    label_from: str | None,
+    keep_duplicates: bool,
+    name: str,
+    assignments: tuple[str, ...],
+    as_json: bool,
+) -> int:
+    """Bring images from SOURCE... into the stream DEST.
+
+    SOURCE is a folder (images in it and below, and tars), a tar, a gzipped tar, or a quoted glob. DEST is a
+    folder or any fsspec URL; it is made when it is not there. At the end the stream is sealed, unless --open.
+
+    Killed or stopped, the same command goes on where it was; finished, it does nothing. What cannot be used
+    is skipped and counted by its reason: found = written + skipped. Images above 384 pixels on the shorter
+    side are made smaller; sound small JPEGs stay as they are, byte for byte. Labels for evaluation come from
+    .cls or .json beside the image, or with --label-from parent from its folder.
+
+    \b
+    Examples:
+        swavstream ingest PICTURES/ STREAM/
+        swavstream ingest 'CRAWL/*.tar' STREAM/ --reference --open
+        swavstream ingest MORE/ EVEN-MORE.tar.gz STREAM/ --set short_side=256 --set quality=85
+        swavstream seal STREAM/
+
+    --json prints found, written, skipped {reason: n}, bytes, shards, seconds, status (finished or stopped),
+    sealed, labels_lost {reason: n} and warnings; counts and seconds are over all starts.
+    """  # noqa: D301  click reads the escape as "do not rewrap"
+    from ops.signals import StopRequest
+
+    with StopRequest(NOTE) as asked:
+        from ingest.forking import begin_imports
+
+        config = _config(assignments, label_from, keep_duplicates)
+        if config.workers:
+            begin_imports()  # while this process has imports of its own: the first image comes sooner
+
+        from ingest.sources import open_source
+        from ingest.worker import STOPPED, run_ingest
+
+        source = open_source(sources, name=name, label_from=config.label_from, max_bytes=config.max_bytes)
+        show = _Shown()
+        try:
+            report = run_ingest(
+                source,
+                dest,
+                config,
+                open_stream=open_stream,
+                reference=reference,
+                progress=show,
+                stop=asked.asked,
+            )
+        finally:
+            show.end()
+    for warning in report.warnings:
+        click.echo(f"Warning: {warning}", err=True)
+    click.echo(json.dumps(asdict(report)) if as_json else _told(report, dest))
+    return asked.exit_code if report.status == STOPPED else 0
+
+
+class _Shown:
+    """The progress line, on a terminal; nothing elsewhere."""
+
+    def __init__(self) -> None:
+        from ops.progress import ProgressLine
+
+        self._line = ProgressLine(sys.stderr, total=None) if sys.stderr.isatty() else None
+
+    def __call__(self, report: "IngestReport") -> None:
+        if self._line is not None and self._line.due(report.found):
+            self._line.say(
+                f"{report.found:,} found  {self._line.rate(report.found):,.0f}/s  "
+                f"{report.written:,} written  {report.found - report.written:,} skipped  "
+                f"{report.shards:,} shards  {report.bytes / 1e6:,.1f} MB"
+            )
+
+    def end(self) -> None:
+        if self._line is not None:
+            self._line.end()
+
+
+def _config(assignments: tuple[str, ...], label_from: str | None, keep_duplicates: bool) -> "IngestConfig":
+    from ingest.config import IngestConfig
+    from ops import settings
+
+    values: dict[str, object] = {}
+    for assignment in assignments:
+        settings.assign(values, assignment)
+    if label_from is not None:
+        values["label_from"] = label_from
+    if keep_duplicates:
+        values["keep_duplicates"] = True
+    return settings.read(IngestConfig, values)
+
+
+def _told(report: "IngestReport", dest: str) -> str:
+    skipped = ", ".join(f"{count:,} {reason}" for reason, count in report.skipped.items())
+    lost = ", ".join(f"{count:,} {reason}" for reason, count in report.labels_lost.items())
+    total = report.found - report.written
+    lines = [
+        f"{report.status}: {report.found:,} found = {report.written:,} written + {total:,} skipped"
+        + (f" ({skipped})" if skipped else ""),
+        f"  {report.shards:,} shards, {report.bytes / 1e6:,.1f} MB of images, {report.seconds:,.1f} s",
+        f"  {dest} is {'sealed' if report.sealed else 'open'}",
+    ]
+    if lost:
+        lines.insert(1, f"  labels lost: {lost}")
+    if report.status == "stopped":
+        lines.append("  the same command goes on from here")
+    return "\n".join(lines)

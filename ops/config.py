@@ -1,0 +1,272 @@
+"""The root config of a run: one tree of frozen dataclasses, read from TOML, a recipe and `--set a.b=v`."""
+
+import copy
+import hashlib
+import json
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from learner.config import AugmentConfig, HealthConfig, LearnerConfig, ModelConfig, OptimConfig, SwavConfig
+from ops import settings
+from ops.errors import ConfigError
+from stream.config import CropConfig, ReaderConfig, ReplayConfig
+
+PAPER_CROPS = (
+    CropConfig(count=2, size=224, scale_min=0.14, scale_max=1.0),
+    CropConfig(count=6, size=96, scale_min=0.05, scale_max=0.14),
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckpointConfig:
+    """How often the run is saved, and how many saves are kept."""
+
+    every_samples: int = 100_000
+    """Samples between two checkpoints; >= 1."""
+    keep: int = 3
+    """Newest checkpoints that stay on disk; >= 1. With 1 a damaged newest one has no reserve."""
+
+    def __post_init__(self) -> None:
+        _at_least("checkpoint", self, every_samples=1, keep=1)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SnapshotConfig:
+    """What is published for others, where, and how often."""
+
+    every_samples: int = 50_000
+    """Samples between two snapshots; 0 = only one at the end."""
+    url: str = ""
+    """Redis to publish to, as redis://HOST:6379/0; empty = SWAVSTREAM_REDIS_URL where it is set, else an
+    embedded server in the run directory. A URL with a password belongs in the variable: settings are written
+    to disk."""
+    keep: int = 20
+    """Newest snapshots that stay in the store; >= 1."""
+
+    def __post_init__(self) -> None:
+        _at_least("snapshot", self, every_samples=0, keep=1)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServerConfig:
+    """The HTTP port of metrics, health and the live page."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 is every interface."""
+    port: int = 9464
+    """0 takes a free one (it is printed and stands in the run directory); -1 serves nothing."""
+
+    def __post_init__(self) -> None:
+        if not -1 <= self.port <= 65_535:
+            raise ConfigError(f"server.port must be in -1..65535, got {self.port}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunConfig:
+    """Everything about a run but where its stream and its directory are."""
+
+    seed: int = 0
+    """Of weights, order, crops and augmentation; 0 .. 2^63 - 1."""
+    device: str = "auto"
+    """cpu, cuda, cuda:N, or auto: the first GPU when there is one."""
+    precision: str = "float32"
+    """Of the encoder: float32, bfloat16 (autocast), float64. Scores, codes, loss are never below float32."""
+    lanes: int = 64
+    """V, lanes that the stream is read as; on Kafka the number of partitions."""
+    batch: int = 256
+    """B, samples of one step over all ranks; a whole multiple of `lanes`."""
+    window: int = 8
+    """W, commits whose shards are shuffled together; an open stream is read once W more have arrived."""
+    passes: int = 1
+    """Times that a sealed stream is read; one is the rule."""
+    workers: int = 2
+    """Reader processes of each rank; 0 = read in the learner's own process."""
+    accumulate: int = 1
+    """Pieces that a step is computed in to save memory; codes are always over the whole batch."""
+    on_nonfinite: str = "stop"
+    """When loss or gradient is not finite twice at one place: stop, or skip the batch (counted, kept)."""
+    crops: tuple[CropConfig, ...] = PAPER_CROPS
+    """Kinds of views; the first kind gives the views that are assigned."""
+    reader: ReaderConfig = field(default_factory=ReaderConfig)
+    replay: ReplayConfig = field(default_factory=ReplayConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    swav: SwavConfig = field(default_factory=SwavConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    health: HealthConfig = field(default_factory=HealthConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    snapshot: SnapshotConfig = field(default_factory=SnapshotConfig)
+    server: ServerConfig = field(default_factory=ServerConfig)
+
+    def __post_init__(self) -> None:
+        _at_least("", self, lanes=1, batch=1, window=1, passes=1, workers=0, accumulate=1)
+        if not 0 <= self.seed < 1 << 63:
+            raise ConfigError(f"seed must be in 0..2^63-1, got {self.seed}")
+        if self.precision not in {"float32", "bfloat16", "float64"}:
+            raise ConfigError(f"precision must be float32, bfloat16 or float64, got {self.precision!r}")
+        if self.device not in {"auto", "cpu", "cuda"} and not self.device.removeprefix("cuda:").isdigit():
+            raise ConfigError(f"device must be auto, cpu, cuda or cuda:N, got {self.device!r}")
+        if self.on_nonfinite not in {"stop", "skip"}:
+            raise ConfigError(f"on_nonfinite must be stop or skip, got {self.on_nonfinite!r}")
+        if self.batch % self.lanes:
+            raise ConfigError(_what_fits(self.batch, self.lanes))
+        self.replay.window_steps(self.batch)
+        if not self.crops:
+            raise ConfigError("crops needs at least one kind of view")
+        if sum(kind.count for kind in self.crops) < 2:
+            raise ConfigError(
+                "crops must give at least 2 views of an image: one view predicts another's code"
+            )
+        if self.swav.assign_views > self.crops[0].count:
+            raise ConfigError(
+                f"swav.assign_views is {self.swav.assign_views}, but the first kind of crops gives "
+                f"{self.crops[0].count}: codes come from the first kind only"
+            )
+
+    @property
+    def chunk(self) -> int:
+        """C, samples that a lane gives to one step."""
+        return self.batch // self.lanes
+
+    @property
+    def learner(self) -> LearnerConfig:
+        """The part that the learner package sees."""
+        return LearnerConfig(
+            model=self.model, swav=self.swav, optim=self.optim, augment=self.augment, health=self.health
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested plain values; `from_dict` reads them back equal."""
+        values: dict[str, Any] = settings.plain(self)
+        return values
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "RunConfig":
+        """Read nested plain values.
+
+        Raises:
+            ConfigError: unknown key (names the nearest), wrong type, or out of bounds.
+        """
+        return settings.read(cls, values)
+
+    def digest(self) -> str:
+        """Hex SHA-256 of all settings: the `config_hash` of snapshots and metrics."""
+        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
+
+
+# Settings that make a run the run it is: with another value the rest of the stream would not continue what
+# was learned, or the saved state would not fit. All others may be changed on the way; that is written down.
+IDENTITY = (
+    "seed",
+    "lanes",
+    "batch",
+    "window",
+    "crops",
+    "replay.updates",
+    "replay.window_samples",
+    "model.backbone",
+    "model.projection_hidden",
+    "model.projection_dim",
+    "model.projection_norm",
+    "model.bn_groups",
+    "swav.prototypes",
+    "swav.assign_views",
+    "swav.queue_samples",
+    "optim.optimizer",
+)
+
+
+def is_identity(name: str, old: Any, new: Any) -> bool:
+    """Whether a dotted setting may not go from `old` to `new` within a run."""
+    if name == "precision":  # bfloat16 keeps its weights in float32, so those two can follow each other
+        return "float64" in {old, new}
+    return name in IDENTITY
+
+
+def load_values(path: Path) -> dict[str, Any]:
+    """Read a config file into nested plain values, without its [recipe] table.
+
+    Raises:
+        ConfigError: the file is missing, or is not TOML.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config file {path} cannot be read: {error}") from error
+    return parse_values(text, str(path))
+
+
+def parse_values(text: str, name: str) -> dict[str, Any]:
+    """Parse TOML into nested plain values, without the [recipe] table that describes it.
+
+    Raises:
+        ConfigError: not TOML; the message names `name` and the place.
+    """
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{name} is not valid TOML: {error}") from error
+    values.pop("recipe", None)
+    return values
+
+
+def build(values: Mapping[str, Any], assignments: Iterable[str] = ()) -> RunConfig:
+    """A config from nested plain values and `a.b=v` assignments, the later ones winning.
+
+    Raises:
+        ConfigError: see `RunConfig.from_dict` and `settings.assign`.
+    """
+    # Over the defaults, so that `crops.1.count=4` has something to change; checked once, at the end.
+    merged = _merged(RunConfig().to_dict(), values)
+    for assignment in assignments:
+        settings.assign(merged, assignment)
+    return RunConfig.from_dict(merged)
+
+
+def advice(config: RunConfig) -> list[str]:
+    """One sentence for each setting that is allowed but probably not meant."""
+    found = []
+    largest = max(config.swav.prototypes)
+    pool = config.batch + config.swav.queue_samples
+    if pool < largest:
+        found.append(
+            f"batch + queue is {pool}, fewer than the {largest} prototypes: a balanced code cannot reach "
+            f"all of them in one step; raise swav.queue_samples to {largest - config.batch} or more"
+        )
+    if config.optim.schedule == "constant" and config.optim.final_learning_rate:
+        found.append("optim.final_learning_rate is ignored: the schedule is constant")
+    if config.checkpoint.keep == 1:
+        found.append("checkpoint.keep is 1: when the only checkpoint is damaged the run starts anew")
+    return found
+
+
+def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for name, value in over.items():
+        below = merged.get(name)
+        if isinstance(below, Mapping) and isinstance(value, Mapping):
+            merged[name] = _merged(below, value)
+        else:
+            merged[name] = copy.deepcopy(value)
+    return merged
+
+
+def _what_fits(batch: int, lanes: int) -> str:
+    divisors = [number for number in range(1, min(batch, 1024) + 1) if batch % number == 0]
+    near = sorted(divisors, key=lambda number: abs(number - lanes))[:5]
+    below = batch // lanes * lanes
+    batches = [str(number) for number in (below, below + lanes) if number]
+    return (
+        f"batch {batch} is not a whole multiple of {lanes} lanes: take batch {' or '.join(batches)}, "
+        f"or lanes {', '.join(str(number) for number in sorted(near))}"
+    )
+
+
+def _at_least(section: str, config: Any, **least: int) -> None:
+    for name, bound in least.items():
+        if getattr(config, name) < bound:
+            full = f"{section}.{name}" if section else name
+            raise ConfigError(f"{full} must be >= {bound}, got {getattr(config, name)}")

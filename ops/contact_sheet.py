@@ -1,0 +1,91 @@
+"""The contact sheet: the busiest prototypes, a row each, with their most typical images side by side."""
+
+import io
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from ops.exemplars import Exemplars
+
+BACKGROUND = (250, 250, 248)
+INK = (28, 32, 38)
+FAINT = (122, 128, 136)
+BAR = (42, 111, 151)
+TRACK = (228, 229, 226)
+MARGIN_PX = 24
+LABEL_PX = 128
+GAP_PX = 4
+
+
+def contact_sheet(
+    exemplars: Exemplars,
+    usage_K: NDArray[np.float32],
+    *,
+    rows: int = 20,
+    columns: int = 12,
+    cell_px: int = 64,
+    title: str = "Busiest prototypes, most typical images first",
+) -> bytes:
+    """Draw the contact sheet.
+
+    Args:
+        exemplars: what was kept while learning.
+        usage_K: [K] share of each prototype, >= 0, sums to 1.
+        rows: at most so many prototypes, the busiest first; those without images are left out.
+        columns: at most so many images of each.
+        cell_px: side of an image on the sheet, pixels.
+        title: line at the top.
+
+    Returns:
+        The bytes of a PNG. Without any image, a sheet that says so.
+    """
+    shown = busiest(exemplars, usage_K, rows)
+    width = 2 * MARGIN_PX + LABEL_PX + columns * (cell_px + GAP_PX) - GAP_PX
+    top = MARGIN_PX + 44
+    height = top + max(1, len(shown)) * (cell_px + GAP_PX) - GAP_PX + MARGIN_PX
+    sheet = Image.new("RGB", (width, height), BACKGROUND)
+    draw = ImageDraw.Draw(sheet)
+    large, small = ImageFont.load_default(size=17), ImageFont.load_default(size=12)
+    draw.text((MARGIN_PX, MARGIN_PX), title, fill=INK, font=large)
+    if not shown:
+        draw.text((MARGIN_PX, top), "No images were kept yet.", fill=FAINT, font=small)
+    largest = max((float(usage_K[prototype]) for prototype in shown), default=0.0) or 1.0
+    for row, prototype in enumerate(shown):
+        y = top + row * (cell_px + GAP_PX)
+        _label(draw, (MARGIN_PX, y + cell_px // 2), prototype, float(usage_K[prototype]), largest)
+        for column, one in enumerate(exemplars.top(prototype)[:columns]):
+            picture = Image.fromarray(one.thumb).resize((cell_px, cell_px), Image.Resampling.LANCZOS)
+            sheet.paste(picture, (MARGIN_PX + LABEL_PX + column * (cell_px + GAP_PX), y))
+    buffer = io.BytesIO()
+    sheet.save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def busiest(exemplars: Exemplars, usage_K: NDArray[np.float32], rows: int) -> list[int]:
+    """Prototypes that have images, most used first; ties by number.
+
+    Raises:
+        ValueError: usage is not of K prototypes.
+    """
+    if len(usage_K) != exemplars.prototypes:
+        raise ValueError(
+            f"usage is of {len(usage_K)} prototypes, the images are of {exemplars.prototypes}: "
+            "give the usage of the first head"
+        )
+    order = np.argsort(-usage_K, kind="stable")
+    has_images = exemplars.counts() > 0
+    return [int(prototype) for prototype in order if has_images[prototype]][:rows]
+
+
+def _label(
+    draw: ImageDraw.ImageDraw, at: tuple[int, int], prototype: int, share: float, largest: float
+) -> None:
+    x, middle = at
+    draw.text((x, middle - 19), f"#{prototype}", fill=INK, font=ImageFont.load_default(size=15))
+    draw.text((x + 58, middle - 17), f"{100 * share:.2f} %", fill=FAINT, font=ImageFont.load_default(size=12))
+    full = LABEL_PX - 24
+    draw.rounded_rectangle((x, middle + 5, x + full, middle + 9), radius=2, fill=TRACK)
+    draw.rounded_rectangle(
+        (x, middle + 5, x + max(3, full * share / largest), middle + 9), radius=2, fill=BAR
+    )

@@ -1,0 +1,225 @@
+"""The demo: images are drawn into a growing stream while a learner goes over it once, and people watch."""
+
+import os
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TextIO
+
+import torch
+
+from ops import recipes
+from ops.config import RunConfig, build
+from ops.demo_feed import Feed, FeedProcess
+from ops.errors import OpsError, RunLocked
+from ops.learn import learn
+from ops.lock import RunLock
+from ops.memory import PeakMemory
+from ops.outcome import Summary
+from ops.rundir import read_json, write_json
+from ops.signals import StopRequest
+
+RECIPE = "demo"
+MARK = "demo.json"
+"""File that says: a demo made this directory, and another may replace it."""
+SHORTEST_S = 15.0
+
+# Of the whole time so much is kept for what follows: judging, drawing the sheet, writing the page.
+_AFTER_S, _AFTER_SHARE = 15.0, 0.3
+# So much of it is for learning, even where starting took long.
+_LEAST_SHARE = 0.4
+_PICTURE_PX = 64
+_SHARD_RECORDS = 256
+_AHEAD_RECORDS, _FEWEST_AHEAD = 2048, 512
+# The learner may take so much longer than the ingest for the records that lie before it; then it is ended.
+_GRACE_S = 8.0
+_WATCH_S = 0.2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DemoOptions:
+    """What a demo is asked to do."""
+
+    run_dir: Path
+    images: str = ""
+    """Folder, tar or glob to learn from; empty draws pictures."""
+    seconds: float = 120.0
+    """How long all of it takes, about; the first import of torch after an installation comes on top."""
+    seed: int = 0
+    port: int | None = None
+    """Of metrics and live page; None = the usual one, or a free one when that is taken."""
+
+    def __post_init__(self) -> None:
+        if not self.seconds >= SHORTEST_S:
+            raise ValueError(f"seconds must be >= {SHORTEST_S:.0f}, got {self.seconds}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DemoRun:
+    """What happened while it ran."""
+
+    options: DemoOptions
+    config: RunConfig
+    stream: Path
+    picture_px: int
+    """Side of drawn pictures, pixels."""
+    summary: Summary
+    """Of the learner."""
+    ingest: dict[str, Any]
+    """Of the ingest, as `IngestReport` has it."""
+    seconds: float
+    """From the start until the learner had ended."""
+    peak_bytes: int
+    """Largest memory of all processes together; 0 where it cannot be told."""
+    peak_processes: int
+    live_page: str
+    """Where it was; empty when nothing was served."""
+    exit_code: int
+    """0, or 143 after SIGTERM."""
+
+
+def run_demo(options: DemoOptions, *, say: Callable[[str], None], out: TextIO) -> DemoRun:
+    """Ingest and learn at the same time until the time is over, or somebody presses Ctrl-C.
+
+    Args:
+        options: what to do.
+        say: takes lines for people.
+        out: where the progress line is written.
+
+    Returns:
+        What happened. After Ctrl-C too: then both sides have saved, and the stream is sealed.
+
+    Raises:
+        OpsError: `run_dir` holds something that no demo made, or a demo that still runs; the port is taken;
+            the ingest ended in an error.
+        IngestError: nothing is at `images`.
+    """
+    began = time.monotonic()
+    config = demo_config(options)
+    stream = options.run_dir / "stream"
+    after = min(_AFTER_S, _AFTER_SHARE * options.seconds)
+    feed = Feed(
+        stream=str(stream),
+        run_dir=str(options.run_dir),
+        images=str(Path(options.images).absolute()) if options.images else "",
+        seed=options.seed,
+        size=_PICTURE_PX,
+        until=time.time() + options.seconds - after,
+        least_s=_LEAST_SHARE * options.seconds,
+        ahead=_AHEAD_RECORDS,
+        fewest_ahead=_FEWEST_AHEAD,
+        shard_records=_SHARD_RECORDS,
+    )
+    feed.source()  # a wrong address is told before anything is removed
+    if prepare_directory(options.run_dir):
+        say(f"replacing the demo in {options.run_dir}")
+    write_json(options.run_dir / MARK, {"seed": options.seed, "images": options.images, "began": time.time()})
+    # More threads than processors are left by ingest and reader wait for each other most of the time.
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) - 1))
+    stop = StopRequest()
+    with (
+        PeakMemory() as memory,
+        FeedProcess(feed) as feeding,
+        _Watch(options.run_dir, feeding, stop) as watch,
+    ):
+        summary = learn(str(stream), options.run_dir, config, wait=True, stop=stop, out=out)
+        feeding.stop()
+        if feeding.failed():
+            raise OpsError("the ingest side of the demo has failed: what it said stands above")
+        ingest = feeding.report()
+    return DemoRun(
+        options=options, config=config, stream=stream, picture_px=_PICTURE_PX, summary=summary, ingest=ingest,
+        seconds=time.monotonic() - began, peak_bytes=memory.peak_bytes, peak_processes=memory.peak_processes,
+        live_page=watch.live_page, exit_code=stop.exit_code,
+    )  # fmt: skip
+
+
+def demo_config(options: DemoOptions) -> RunConfig:
+    """The settings of the demo's run."""
+    values = recipes.load(RECIPE).values
+    config = build(values, [f"seed={options.seed}"])
+    port = options.port
+    if port is None:
+        port = config.server.port if _is_free(config.server.host, config.server.port) else 0
+    return build(values, [f"seed={options.seed}", f"server.port={port}"])
+
+
+def prepare_directory(run_dir: Path) -> bool:
+    """Make the run directory, new and empty.
+
+    An earlier demo in it is replaced: its pictures can be drawn again. Anything else is left alone.
+
+    Returns:
+        Whether there was an earlier demo.
+
+    Raises:
+        OpsError: something that no demo made lies there.
+        RunLocked: the demo there still runs.
+    """
+    if not run_dir.exists() or (run_dir.is_dir() and not any(run_dir.iterdir())):
+        run_dir.mkdir(parents=True, exist_ok=True)
+        return False
+    if not run_dir.is_dir() or read_json(run_dir / MARK) is None:
+        raise OpsError(
+            f"{run_dir} is there and was not made by a demo: remove it, or give --run another directory"
+        )
+    try:
+        RunLock(run_dir).acquire().release()
+    except RunLocked as error:
+        raise RunLocked(f"a demo still runs in {run_dir}: {error}") from error
+    shutil.rmtree(run_dir)
+    run_dir.mkdir(parents=True)
+    return True
+
+
+class _Watch:
+    """Looks at both sides while the learner has the main thread; a context.
+
+    Ends the learner when the ingest has failed (it would wait for records without end), and when the time is
+    over on a machine so slow that the last records take too long.
+    """
+
+    def __init__(self, run_dir: Path, feeding: FeedProcess, stop: StopRequest) -> None:
+        self.live_page = ""
+        """Where the live page is; empty until it is served."""
+        self._run_dir, self._feeding, self._stop = run_dir, feeding, stop
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="demo-watch", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        ended: float | None = None
+        while not self._over.wait(_WATCH_S):
+            if not self.live_page:
+                place = read_json(self._run_dir / "server.json") or {}
+                self.live_page = place.get("url", "")
+            if ended is None and self._feeding.ended():
+                ended = time.monotonic()
+            if self._feeding.failed() or (ended is not None and time.monotonic() - ended > _GRACE_S):
+                self._stop.ask()
+                return
+
+
+def _is_free(host: str, port: int) -> bool:
+    """Whether a port can be taken now."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True

@@ -1,0 +1,181 @@
+"""The ingest side of the demo: a process that fills a growing stream by the real ingest, and seals it."""
+
+import json
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from multiprocessing.synchronize import Event
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from ingest.config import IngestConfig
+from ingest.sources import Source, open_source
+from ingest.worker import STOPPED, IngestReport, run_ingest
+from ops.drawn_source import DrawnSource
+from ops.rundir import read_json, write_json
+from stream import worker
+from stream.config import ShardConfig
+from stream.manifest import Manifest
+
+LOOK_S = 0.05
+AHEAD_S = 3.0
+"""Seconds of the learner's work that may lie before it."""
+JOIN_S = 30.0
+REPORT = "ingest.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Feed:
+    """What is to be brought in; small and picklable."""
+
+    stream: str
+    """Folder of the stream."""
+    run_dir: str
+    """Run directory of the learner, whose progress sets the pace."""
+    images: str
+    """Folder, tar or glob; empty = drawn pictures."""
+    seed: int
+    size: int
+    """Side of drawn pictures, and largest short side of others, pixels."""
+    until: float
+    """Unix time at which it ends, if by then it has gone on for `least_s`."""
+    least_s: float
+    """Seconds that it goes on, however long it took to start."""
+    ahead: int
+    """Records that may be written and not yet learned from, at most."""
+    fewest_ahead: int
+    """So many always may: with fewer, a learner that waits for whole shards and batches would starve."""
+    shard_records: int
+
+    def source(self) -> Source:
+        """Where images come from.
+
+        Raises:
+            IngestError: nothing is at `images`.
+        """
+        if self.images:
+            return open_source(self.images)
+        return DrawnSource(seed=self.seed, size=self.size)
+
+
+class FeedProcess:
+    """The ingest side as a process of its own; a context that ends it.
+
+    Ctrl-C in the terminal does not reach it: whoever holds this object decides, by `stop` or by leaving.
+    """
+
+    def __init__(self, feed: Feed) -> None:
+        self._feed = feed
+        # Of the same server that the learner's readers come from: what it has imported is in memory once.
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([worker.__name__])
+        self._stop = context.Event()
+        self._process = context.Process(
+            target=_fill, args=(feed, self._stop), name="demo-ingest", daemon=True
+        )
+
+    def __enter__(self) -> Self:
+        self._process.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+
+    def stop(self) -> None:
+        """Ask it to commit what is open and to seal the stream; returns when that is done."""
+        self._stop.set()
+        self._process.join(JOIN_S)
+
+    def ended(self) -> bool:
+        """Whether it is over, well or not."""
+        return self._process.exitcode is not None
+
+    def failed(self) -> bool:
+        """Whether it ended in an error; what it was went to stderr."""
+        return self._process.exitcode not in {None, 0}
+
+    def report(self) -> dict[str, Any]:
+        """The accounts of the ingest so far, as `IngestReport` has them; empty before the first."""
+        return read_json(Path(self._feed.run_dir) / REPORT) or {}
+
+
+def _fill(feed: Feed, stop: Event) -> None:
+    """Runs in the child until the time is over, the source is at its end, or somebody says stop."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    report_path = Path(feed.run_dir) / REPORT
+
+    def tell(report: IngestReport) -> None:
+        write_json(report_path, asdict(report))
+
+    pace = _Pace(feed, stop.is_set)
+    config = IngestConfig(
+        short_side=feed.size if feed.images else 0,
+        workers=0,
+        shard=ShardConfig(max_records=feed.shard_records, max_age_s=1.0),
+    )
+    report = run_ingest(feed.source(), feed.stream, config, progress=tell, stop=pace.over)
+    if report.status == STOPPED:
+        Manifest.open(feed.stream).seal()
+    write_json(report_path, {**asdict(report), "sealed": True})
+
+
+class _Pace:
+    """Keeps the ingest a little ahead of the learner: asked between two images."""
+
+    def __init__(self, feed: Feed, stopped: Callable[[], bool]) -> None:
+        self._feed = feed
+        self._stopped = stopped
+        self._until = max(feed.until, time.time() + feed.least_s)
+        self._parent = os.getppid()
+        self._history = Path(feed.run_dir) / "history.jsonl"
+        self._taken = 0
+        self._used = 0
+        self._allowed = feed.fewest_ahead
+        self._looked = time.monotonic()
+
+    def over(self) -> bool:
+        """Whether to end; waits while the learner is too far behind."""
+        self._taken += 1
+        while True:
+            if self._stopped() or time.time() >= self._until or os.getppid() != self._parent:
+                return True
+            if self._taken - self._used < self._allowed:
+                return False
+            self._look()
+            if self._taken - self._used < self._allowed:
+                return False
+            time.sleep(LOOK_S)
+
+    def _look(self) -> None:
+        """See how far the learner is; a slow one gets less, so that its last records do not take long."""
+        now, used = time.monotonic(), samples_used(self._history)
+        if used > self._used:
+            allowed = (used - self._used) / (now - self._looked) * AHEAD_S
+            self._allowed = int(min(self._feed.ahead, max(self._feed.fewest_ahead, allowed)))
+            self._used, self._looked = used, now
+
+
+def samples_used(history: Path) -> int:
+    """Samples of the last entry of a history file; 0 when there is none yet. Reads only the file's end."""
+    try:
+        with history.open("rb") as file:
+            file.seek(0, os.SEEK_END)
+            file.seek(max(0, file.tell() - 4096))
+            lines = file.read().splitlines()
+    except FileNotFoundError:
+        return 0
+    for line in reversed(lines):
+        try:
+            return int(json.loads(line)["samples"])
+        except (ValueError, KeyError, TypeError):
+            continue  # half written, or cut by the window
+    return 0

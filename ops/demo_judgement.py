@@ -1,0 +1,162 @@
+"""What the demo's prototypes have come to stand for, told on pictures that nobody has learned from."""
+
+# N pictures   S side of a view   F width of a feature   K prototypes
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from learner.learner import Learner
+from ops import model_io
+from ops.contact_sheet import contact_sheet
+from ops.evaluate.features import ChannelMoments, raw_view
+from ops.evaluate.knn import NearestNeighbours
+from ops.evaluate.purity import purity, purity_by_chance
+from ops.exemplars import Exemplars
+from ops.model_io import Network
+from ops.pictures import KINDS, draw
+from ops.views import centre_view, resized, see
+from stream.errors import BadRecord
+from stream.lanes import Position
+from stream.manifest import Manifest
+from stream.shard_source import ShardSpec
+
+FRESH_FROM = 1 << 40
+"""Number of the first picture used here; the stream begins at 0 and never gets so far."""
+PICTURES = 4000
+NEIGHBOURS = 20
+
+_QUERIES = 1000
+_SHEET_RECORDS = 4000
+_THUMB_PX = 64
+_SHEET_ROWS, _SHEET_COLUMNS = 20, 12
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Judgement:
+    """Figures by kind of picture; the kind was never shown to the learner."""
+
+    purity: dict[str, float]
+    """Of trained and untrained prototypes and by chance, 0 .. 1."""
+    knn: dict[str, float]
+    """Top-1 of 20 neighbours in percent: trained, untrained, raw_pixels."""
+    pictures: int
+    prototypes: tuple[tuple[int, int, tuple[tuple[str, float], ...]], ...]
+    """Prototype, pictures of it, and its commonest kinds with their shares; busiest first."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sheet:
+    """The contact sheet, and the use of all prototypes over the pictures that it was made from."""
+
+    png: bytes
+    usage: tuple[float, ...]
+    images: int
+
+
+def judge(network: Network, *, seed: int, size: int) -> Judgement:
+    """Compare the network with itself before learning, on pictures that the stream does not hold.
+
+    Args:
+        network: the demo's.
+        seed: of the stream of pictures.
+        size: side of the pictures, pixels.
+    """
+    views: list[Tensor] = []
+    names: list[int] = []
+    for number in range(FRESH_FROM, FRESH_FROM + PICTURES):
+        pixels, kind = draw(seed, number, size)
+        views.append(centre_view(torch.from_numpy(pixels).permute(2, 0, 1), network.view_px))
+        names.append(KINDS.index(kind))
+    views_N3SS, kinds_N = torch.stack(views), torch.tensor(names)
+    initial = model_io.untrained(network)
+    initial.estimate_statistics([views_N3SS])
+    assigned_N = _assigned(network.learner, views_N3SS)
+    moments = ChannelMoments()
+    moments.add(raw_view(views_N3SS))
+    return Judgement(
+        purity={
+            "trained": purity(assigned_N, kinds_N),
+            "untrained": purity(_assigned(initial, views_N3SS), kinds_N),
+            "chance": purity_by_chance(assigned_N, kinds_N),
+        },
+        knn={
+            "trained": _top1(network.learner.features(views_N3SS), kinds_N),
+            "untrained": _top1(initial.features(views_N3SS), kinds_N),
+            "raw_pixels": _top1(moments.standardised(raw_view(views_N3SS)), kinds_N),
+        },
+        pictures=PICTURES,
+        prototypes=_contents(assigned_N.tolist(), kinds_N.tolist()),
+    )
+
+
+def draw_sheet(network: Network, stream: str) -> Sheet:
+    """The contact sheet of the newest images of a stream, as the network sees them now."""
+    prototypes = network.config.swav.prototypes[0]
+    exemplars = Exemplars(prototypes, each=_SHEET_COLUMNS, thumbnail_px=_THUMB_PX)
+    counts_K = torch.zeros(prototypes, dtype=torch.int64)
+    pixels = network.config.reader.max_pixels
+    for seen in see(_newest(stream), size=_THUMB_PX, max_pixels=pixels):
+        if not len(seen.views_B3SS):
+            continue
+        keys = [name for name, error in zip(seen.names, seen.errors, strict=True) if error is None]
+        scores_BK = network.learner.scores(resized(seen.views_B3SS, network.view_px))
+        score_B, assigned_B = scores_BK.max(dim=1)
+        counts_K += torch.bincount(assigned_B, minlength=prototypes)
+        exemplars.observe(assigned_B.numpy(), score_B.numpy(), keys, seen.views_B3SS.numpy(), samples=0)
+    images = int(counts_K.sum())
+    usage_K = (counts_K.double() / max(1, images)).numpy().astype(np.float32)
+    png = contact_sheet(
+        exemplars, usage_K, rows=_SHEET_ROWS, columns=_SHEET_COLUMNS, cell_px=_THUMB_PX
+    )  # fmt: skip
+    return Sheet(png=png, usage=tuple(usage_K.tolist()), images=images)
+
+
+def _assigned(learner: Learner, views_N3SS: Tensor) -> Tensor:
+    return learner.scores(views_N3SS).argmax(dim=1)
+
+
+def _top1(features_NF: Tensor, kinds_N: Tensor) -> float:
+    """Top-1 in percent of the first pictures by the others."""
+    nearest = NearestNeighbours(features_NF[:_QUERIES], k=NEIGHBOURS)
+    nearest.add(features_NF[_QUERIES:], kinds_N[_QUERIES:])
+    return nearest.top1(NEIGHBOURS, kinds_N[:_QUERIES])
+
+
+def _contents(
+    assigned: list[int], kinds: list[int]
+) -> tuple[tuple[int, int, tuple[tuple[str, float], ...]], ...]:
+    held: dict[int, Counter[int]] = {}
+    for prototype, kind in zip(assigned, kinds, strict=True):
+        held.setdefault(prototype, Counter())[kind] += 1
+    order = sorted(held, key=lambda prototype: (-held[prototype].total(), prototype))
+    return tuple(
+        (
+            prototype,
+            held[prototype].total(),
+            tuple(
+                (KINDS[kind], count / held[prototype].total())
+                for kind, count in held[prototype].most_common(3)
+            ),
+        )
+        for prototype in order
+    )
+
+
+def _newest(stream: str) -> Iterator[tuple[str, bytes | BadRecord]]:
+    """Digest and bytes of the last records of a stream: some more than `_SHEET_RECORDS`, or all."""
+    manifest = Manifest.open(stream)
+    first = len(manifest)
+    while first > 0 and manifest.records - manifest.before(first) < _SHEET_RECORDS:
+        first -= 1
+    source = ShardSpec(url=stream, lanes=1, window=1, seed=0).open()
+    try:
+        for entry, _ in source.read(Position(lane=0, unit=first), 0):
+            if entry.record is not None:
+                yield entry.record.sha256, entry.record.payload
+    finally:
+        source.close()

@@ -1,0 +1,131 @@
+"""What a demo leaves behind: figures, and the table that it ends with."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ops.demo import DemoRun
+from ops.demo_judgement import Judgement, Sheet
+from ops.summary_page import Figure
+
+SHEET, PAGE, FIGURES = "contact-sheet.png", "summary.html", "demo-figures.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DemoResult:
+    """A demo and what was found."""
+
+    run: DemoRun
+    judgement: Judgement | None
+    """None for images that have no kinds, and when nothing was learned."""
+    sheet: Sheet | None
+
+    def to_json(self) -> dict[str, Any]:
+        """As `--json` prints it."""
+        run = self.run
+        return {
+            "status": run.summary.status,
+            "run": str(run.options.run_dir),
+            "stream": str(run.stream),
+            "seconds": round(run.seconds, 1),
+            "ingest": run.ingest,
+            "learn": run.summary.to_json(),
+            "purity": self.judgement.purity if self.judgement else None,
+            "knn20": self.judgement.knn if self.judgement else None,
+            "peak_memory_bytes": run.peak_bytes,
+            "peak_processes": run.peak_processes,
+            "live_page": run.live_page,
+            "contact_sheet": str(run.options.run_dir / SHEET) if self.sheet else None,
+            "page": str(run.options.run_dir / PAGE),
+        }
+
+
+def told(result: DemoResult) -> str:
+    """The table that the command ends with."""
+    run, summary = result.run, result.run.summary
+    rows = [(figure.name, figure.value, figure.note) for figure in figures(result)]
+    rows += [("accounts", line, "") for line in accounts(run)]
+    rows.append(("run", str(run.options.run_dir), ""))
+    if result.sheet:
+        rows.append(("contact sheet", str(run.options.run_dir / SHEET), ""))
+    rows.append(("summary", str(run.options.run_dir / PAGE), "open it in a browser"))
+    wide = max(len(name) for name, _, _ in rows)
+    lines = [f"  {name:<{wide}}  {value}{f'  ({note})' if note else ''}" for name, value, note in rows]
+    tries = "\n".join(f"  {command}" for command in next_commands(run))
+    return "\n".join([f"demo {summary.status}", *lines, "try next:", tries])
+
+
+def figures(result: DemoResult) -> tuple[Figure, ...]:
+    """The numbers that are shown large."""
+    run, summary = result.run, result.run.summary
+    shown = [
+        Figure(name="images learned from", value=f"{summary.samples:,}", note=f"{summary.updates:,} updates"),
+        Figure(
+            name="images a second",
+            value=f"{summary.samples / max(summary.seconds, 1e-9):,.0f}",
+            note=f"over {summary.seconds:.0f} s, waiting included",
+        ),
+    ]
+    if summary.loss is not None and summary.loss_over_ln_k is not None:
+        shown.append(
+            Figure(
+                name="loss",
+                value=f"{summary.loss:.2f}",
+                note=f"{summary.loss_over_ln_k:.2f} of ln K; 1 = nothing learned",
+            )
+        )
+    if summary.usage_perplexity is not None:
+        shown.append(
+            Figure(
+                name="prototypes in use",
+                value=f"{summary.usage_perplexity:.0f} of {summary.prototypes}",
+                note="perplexity of their usage",
+            )
+        )
+    if result.judgement:
+        values = result.judgement.purity
+        shown.append(
+            Figure(
+                name="purity by kind",
+                value=f"{100 * values['trained']:.0f} %",
+                note=f"untrained {100 * values['untrained']:.0f} %, chance {100 * values['chance']:.0f} %",
+            )
+        )
+    if run.peak_bytes:
+        shown.append(
+            Figure(
+                name="memory",
+                value=f"{run.peak_bytes / 1e9:.2f} GB",
+                note=f"peak of all {run.peak_processes} processes",
+            )
+        )
+    return tuple(shown)
+
+
+def accounts(run: DemoRun) -> list[str]:
+    """Two sums that must hold, spelled out."""
+    ingest, summary = run.ingest, run.summary
+    lines = []
+    if ingest:
+        skipped = f"{sum(ingest['skipped'].values()):,} skipped{_reasons(ingest['skipped'])}"
+        lines.append(f"ingest: {ingest['found']:,} found = {ingest['written']:,} written + {skipped}")
+    total = summary.samples + summary.skipped + summary.left_over
+    rest = f" + {ingest['written'] - total:,} not read yet" if ingest and ingest["written"] != total else ""
+    lines.append(
+        f"learn: {ingest.get('written', total):,} records = {summary.samples:,} used + {summary.skipped:,} "
+        f"skipped{_reasons(summary.skipped_by_reason)} + {summary.left_over:,} left over{rest}"
+    )
+    return lines
+
+
+def _reasons(skipped: Mapping[str, int]) -> str:
+    return f" ({', '.join(f'{count:,} {reason}' for reason, count in skipped.items())})" if skipped else ""
+
+
+def next_commands(run: DemoRun) -> list[str]:
+    """What a reader may try on the run that is there now."""
+    where = run.options.run_dir
+    commands = [f"swavstream snapshots list {where}", f"swavstream assign {where} {run.stream} | head"]
+    if run.summary.status != "finished":
+        commands.insert(0, f"swavstream learn {run.stream} --run {where}")
+    return commands

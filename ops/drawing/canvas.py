@@ -1,0 +1,153 @@
+"""Canvas: one square picture in the making, with its random numbers, coordinates and paints.
+
+Every painter takes a `Canvas` and gives back float32 [S, S, 3] in about [0, 1].
+"""
+
+# S side of the picture in pixels   n number of colours
+
+import colorsys
+import math
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+Floats = NDArray[np.float32]
+
+
+@lru_cache(maxsize=8)
+def _grid(size: int) -> tuple[Floats, Floats]:
+    """Coordinates of pixel centres, from -1 (left, top) to 1 (right, bottom); shared, so never written to."""
+    line = (np.arange(size, dtype=np.float32) + 0.5) * np.float32(2 / size) - 1
+    x, y = (np.ascontiguousarray(axis) for axis in np.meshgrid(line, line))
+    x.flags.writeable = False
+    y.flags.writeable = False
+    return x, y
+
+
+class Canvas:
+    """One picture in the making.
+
+    Args:
+        size: S, pixels; >= 8.
+        rng: where every choice comes from.
+    """
+
+    def __init__(self, size: int, rng: np.random.Generator) -> None:
+        self.size = size
+        self.rng = rng
+        self.x, self.y = _grid(size)
+        self.pixel = 2.0 / size
+
+    def between(self, low: float, high: float) -> float:
+        """A number drawn evenly from [low, high)."""
+        return low + (high - low) * float(self.rng.random())
+
+    def chance(self, probability: float) -> bool:
+        """True with this probability."""
+        return float(self.rng.random()) < probability
+
+    def whole(self, low: int, high: int) -> int:
+        """A whole number from low to high, both included."""
+        return low + int(float(self.rng.random()) * (high - low + 1))
+
+    def noise(self, columns: int, rows: int | None = None) -> Floats:
+        """Smooth noise [S, S] in about [-1, 1], one random value a cell of a columns x rows grid."""
+        rows = columns if rows is None else rows
+        cells = self.rng.random((rows + 2, columns + 2), dtype=np.float32) * 2 - 1
+        box = (1.0, 1.0, columns + 1.0, rows + 1.0)
+        smooth = Image.fromarray(cells).resize((self.size, self.size), Image.Resampling.BICUBIC, box)
+        return np.asarray(smooth)
+
+    def fractal(self, columns: int, octaves: int = 4, gain: float = 0.5) -> Floats:
+        """Noise on several scales [S, S], each twice as fine and `gain` times as strong as the one before."""
+        total = self.noise(columns)
+        strength = 1.0
+        for octave in range(1, octaves):
+            strength *= gain
+            total = total + np.float32(strength) * self.noise(columns << octave)
+        return total
+
+    def skyline(self, columns: int, octaves: int = 4, gain: float = 0.5) -> Floats:
+        """One-dimensional fractal noise [S], for the outline of hills."""
+        total = np.zeros(self.size, dtype=np.float32)
+        places = (np.arange(self.size) + 0.5) / self.size
+        strength = 1.0
+        for octave in range(octaves):
+            number = columns << octave
+            values = self.rng.random(number + 2) * 2 - 1
+            total += (strength * np.interp(places * number, np.arange(number + 2), values)).astype(np.float32)
+            strength *= gain
+        return total
+
+    def rotated(self, angle: float) -> tuple[Floats, Floats]:
+        """Coordinates turned by `angle` radians."""
+        cos, sin = np.float32(math.cos(angle)), np.float32(math.sin(angle))
+        return self.x * cos + self.y * sin, self.y * cos - self.x * sin
+
+    def cover(self, distance: Floats, softness: float = 1.0) -> Floats:
+        """Share of each pixel inside a shape: `distance` to its edge is negative inside; no jagged edges."""
+        share: Floats = np.clip(0.5 - distance * np.float32(1 / (self.pixel * softness)), 0, 1)
+        return share
+
+    def palette(self, n: int) -> Floats:
+        """Colours [n, 3] that go together and differ in lightness, in random order."""
+        hue = self.between(0, 1)
+        spread = self.between(0.03, 0.28) if self.chance(0.6) else 0.5
+        lights = [(place + self.between(0.15, 0.85)) / n for place in range(n)]
+        self.rng.shuffle(lights)
+        colours = [
+            hsv(
+                hue + spread * place / max(1, n - 1) + self.between(-0.04, 0.04),
+                self.between(0.1, 0.9) * (1.1 - 0.5 * light),
+                0.12 + 0.86 * light,
+            )
+            for place, light in enumerate(lights)
+        ]
+        return np.stack(colours)
+
+    def finish(self, picture: Floats) -> NDArray[np.uint8]:
+        """Light, vignette, tint and grain, then uint8 [S, S, 3]."""
+        angle = self.between(0, 2 * math.pi)
+        slope = np.float32(self.between(0, 0.22))
+        light = 1 + slope * (self.x * np.float32(math.cos(angle)) + self.y * np.float32(math.sin(angle)))
+        light *= 1 - np.float32(self.between(0, 0.14)) * (self.x * self.x + self.y * self.y)
+        light *= np.float32(self.between(0.82, 1.12))
+        tint = np.array([self.between(0.93, 1.05), 1.0, self.between(0.93, 1.05)], dtype=np.float32)
+        picture = picture * (light[..., None] * tint)
+        picture += (self.between(0.002, 0.018) * self.rng.standard_normal(
+            (self.size, self.size, 1), dtype=np.float32
+        ))  # fmt: skip
+        return (np.clip(picture, 0, 1) * 255 + 0.5).astype(np.uint8)
+
+
+def hsv(hue: float, saturation: float, value: float) -> Floats:
+    """A colour [3] from hue (any number, 1 is a full turn), saturation and value, both cut to [0, 1]."""
+    rgb = colorsys.hsv_to_rgb(hue % 1.0, min(max(saturation, 0.0), 1.0), min(max(value, 0.0), 1.0))
+    return np.array(rgb, dtype=np.float32)
+
+
+def mix(under: Floats, over: Floats, share: Floats | float) -> Floats:
+    """`over` laid on `under` with `share` in [0, 1], [S, S] or a number; both are colours [3] or pictures."""
+    weight = np.asarray(share, dtype=np.float32)
+    if weight.ndim == 2:
+        weight = weight[..., None]
+    return under + (over - under) * weight
+
+
+def smooth(low: float, high: float, value: Floats) -> Floats:
+    """0 below `low`, 1 above `high`, a soft step between."""
+    step: Floats = np.clip((value - np.float32(low)) * np.float32(1 / (high - low)), 0, 1)
+    step *= step * (3 - 2 * step)
+    return step
+
+
+def bands(place: Floats, colours: Floats, blur: float) -> Floats:
+    """Colours in turn along `place` (one unit a colour); edges blend over `blur` units; gives [S, S, 3]."""
+    number = len(colours)
+    whole = np.floor(place)
+    index = whole.astype(np.int64) % number
+    width = np.float32(min(max(blur, 1e-3), 1.0))
+    share = np.clip((place - whole - (1 - width)) / width, 0, 1)
+    return mix(colours[index], colours[(index + 1) % number], share)

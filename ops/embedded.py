@@ -1,0 +1,274 @@
+"""Reaching Redis: the user's own by URL, or an embedded server that lives in the run directory.
+
+The embedded server belongs to the run, not to the process that happened to start it. Every command that
+uses it holds a shared lock; the last one to leave shuts it down. A killed command lets go of its lock by
+dying, so what it left behind is simply used, and later stopped, by the next.
+
+    RUN/redis/redis.sock     where it answers (in the temporary folder when the path is too long for a socket)
+    RUN/redis/url            that address, for people and other programs; readable by the owner only
+    RUN/redis/appendonlydir  its data, written through an append-only file
+    RUN/redis/server.log     what it says
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import logging
+import os
+import signal
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+from urllib.parse import quote, unquote, urlsplit
+
+import redis
+
+from ops.embedded_program import command_line, private_folder, server_program, settings, write_private
+from ops.errors import RedisUnavailable
+from ops.redis_client import connect, redis_url, safe_url
+
+logger = logging.getLogger(__name__)
+
+SOCKET_PATH_BYTES = 100
+"""Longest socket path used, bytes; the kernel's own limit is 104 on macOS and 108 on Linux."""
+START_S = 30.0
+"""Longest wait for a started server to answer, seconds; it reads its whole data file first."""
+STOP_S = 15.0
+"""Longest wait for a server to end, seconds; it syncs its data file first."""
+
+
+class EmbeddedRedis:
+    """The Redis server of one run directory, shared by the commands that use it.
+
+    All methods may be called from any thread and may block for some seconds. After an exception nothing is
+    held that was not held before, and they may be called again.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        self.folder = (run_dir / "redis").resolve()
+        self._users: IO[bytes] | None = None
+        self._server: int | None = None
+        self._wanted = False
+        self._lock = threading.Lock()
+
+    @property
+    def url(self) -> str:
+        """Address of the server, whether or not it is up: unix:///path/of/the.sock."""
+        return _url_of(self._socket_path())
+
+    def start(self) -> str:
+        """Use the live server of this run, or start one; returns its URL.
+
+        Raises:
+            RedisUnavailable: there is no server program for this machine, or it does not come up.
+        """
+        with self._lock:
+            self._wanted = True
+            self._start()
+        return self.url
+
+    def ensure(self) -> None:
+        """Start the server again when it has died; quick when it is up.
+
+        Before `start` and after `close` it does nothing.
+
+        Raises:
+            RedisUnavailable: it does not come up.
+        """
+        with self._lock:
+            if self._wanted and (self._users is None or not self._answers()):
+                self._start()
+
+    def close(self) -> None:
+        """Let go of the server; the last user stops it. May be called twice; a dead server is no error."""
+        with self._lock:
+            users, self._users = self._users, None
+            self._wanted = False
+            if users is None:
+                return
+            with users:
+                if not self.folder.is_dir():  # somebody removed the run: nothing is left to be kept
+                    self._end(self._server)
+                    return
+                with self._door():
+                    try:
+                        fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    except OSError:
+                        return  # somebody else still uses it and will stop it
+                    self._shut_down()
+
+    def _start(self) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with self._door():
+                if not self._answers():
+                    self._end_silent_server()
+                    self._spawn()
+                if self._users is None:
+                    users = (self.folder / "users.lock").open("ab")
+                    fcntl.flock(users, fcntl.LOCK_SH)
+                    self._users = users
+                self._server = self._pid()
+        except OSError as error:
+            raise RedisUnavailable(f"no Redis server can be started in {self.folder}: {error}") from error
+
+    def __enter__(self) -> "EmbeddedRedis":
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @contextlib.contextmanager
+    def _door(self) -> Iterator[None]:
+        """One process at a time starts or stops the server."""
+        with (self.folder / "door.lock").open("ab") as door:
+            deadline = time.monotonic() + START_S + STOP_S
+            while True:
+                try:
+                    fcntl.flock(door, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except OSError as error:
+                    if time.monotonic() > deadline:
+                        raise RedisUnavailable(
+                            f"another command has been busy with the server in {self.folder} for over "
+                            f"{START_S + STOP_S:.0f} s: end it, or set SWAVSTREAM_REDIS_URL to another server"
+                        ) from error
+                    time.sleep(0.05)
+            yield
+
+    def _socket_path(self) -> Path:
+        """Where the socket is: as the URL file says, else beside the data, else in the temporary folder."""
+        try:
+            return Path(unquote(urlsplit((self.folder / "url").read_text().strip()).path))
+        except FileNotFoundError:
+            pass
+        beside = self.folder / "redis.sock"
+        if len(os.fsencode(beside)) <= SOCKET_PATH_BYTES:
+            return beside
+        name = hashlib.sha256(os.fsencode(self.folder)).hexdigest()[:16]
+        return Path(tempfile.gettempdir()) / f"swavstream-{os.getuid()}" / f"{name}.sock"
+
+    def _answers(self) -> bool:
+        """Whether a server of this very folder answers; waits while one is still reading its data."""
+        deadline = time.monotonic() + START_S
+        with connect(self.url) as client:
+            while True:
+                try:
+                    folder = client.config_get("dir").get("dir", "")
+                    return Path(folder) == self.folder
+                except redis.BusyLoadingError:
+                    if time.monotonic() > deadline:
+                        return False
+                    time.sleep(0.05)
+                except (redis.RedisError, OSError):
+                    return False
+
+    def _pid(self) -> int | None:
+        """Process of this folder's server, when it is alive and really this server."""
+        try:
+            pid = int((self.folder / "server.pid").read_text())
+        except (FileNotFoundError, ValueError):
+            return None
+        return pid if self._is_ours(pid) else None
+
+    def _is_ours(self, pid: int) -> bool:
+        """Whether a process is this folder's server; its number may have been given away since."""
+        return str(self.folder / "server.conf") in command_line(pid)
+
+    def _end_silent_server(self) -> None:
+        """End a server that lives but cannot be reached: two of them on one data file would destroy it."""
+        pid = self._pid()
+        if pid is not None:
+            logger.warning("ending the Redis server %d of %s, which does not answer", pid, self.folder)
+            self._end(pid)
+
+    def _end(self, pid: int | None) -> None:
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            if pid is None or not self._is_ours(pid):
+                return
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+            self._wait_gone(pid)
+
+    def _wait_gone(self, pid: int | None) -> None:
+        deadline = time.monotonic() + STOP_S
+        while pid is not None and self._is_ours(pid) and time.monotonic() < deadline:
+            time.sleep(0.03)
+
+    def _spawn(self) -> None:
+        socket_path = self._socket_path()
+        if socket_path.parent != self.folder:
+            private_folder(socket_path.parent)
+        program = server_program()
+        (self.folder / "url").unlink(missing_ok=True)
+        socket_path.unlink(missing_ok=True)
+        (self.folder / "server.conf").write_text(settings(self.folder, socket_path), encoding="utf-8")
+        log = self.folder / "server.log"
+        log_before = log.stat().st_size if log.exists() else 0
+        # It makes itself a daemon, hence a session of its own: Ctrl-C in the terminal reaches the learner
+        # alone, which still has its last snapshot to publish.
+        subprocess.run(  # noqa: S603  the package's own program with our settings file
+            [str(program), str(self.folder / "server.conf")],
+            cwd=self.folder,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            check=False,
+        )
+        write_private(self.folder / "url", _url_of(socket_path) + "\n")
+        deadline = time.monotonic() + START_S
+        while not self._answers():
+            gone = self._pid() is None and time.monotonic() > deadline - START_S + 2.0
+            if gone or time.monotonic() > deadline:
+                said = log.read_bytes()[log_before:].decode(errors="replace").strip().splitlines()
+                raise RedisUnavailable(
+                    f"the Redis server of {self.folder} does not start: "
+                    f"{said[-1] if said else 'it says nothing'} (all it said: {log})"
+                )
+            time.sleep(0.03)
+
+    def _shut_down(self) -> None:
+        deadline = time.monotonic() + STOP_S
+        with connect(self.url) as client:
+            while time.monotonic() < deadline:
+                try:
+                    if Path(client.config_get("dir").get("dir", "")) != self.folder:
+                        return
+                    client.shutdown(nosave=True)  # the append-only file is synced all the same
+                except redis.ResponseError:
+                    time.sleep(0.1)  # it is just rewriting its data file
+                except (redis.RedisError, OSError):
+                    break
+                else:
+                    break
+        self._wait_gone(self._pid())
+        self._end_silent_server()
+        (self.folder / "url").unlink(missing_ok=True)
+
+
+def _url_of(socket_path: Path) -> str:
+    return f"unix://{quote(str(socket_path))}"
+
+
+@contextlib.contextmanager
+def open_redis(run_dir: Path, configured: str = "") -> Iterator["redis.Redis"]:
+    """A client for the Redis of a run, for the length of one command.
+
+    Args:
+        run_dir: the run directory; an embedded server is looked for, or started, in it when no URL is given.
+        configured: URL from the command line or the configuration; "" = SWAVSTREAM_REDIS_URL, else embedded.
+
+    Raises:
+        RedisUnavailable: a URL that is none, or no embedded server.
+    """
+    url = redis_url(configured)
+    with contextlib.ExitStack() as stack:
+        if not url:
+            url = stack.enter_context(EmbeddedRedis(run_dir)).url
+        logger.debug("using Redis at %s", safe_url(url))
+        yield stack.enter_context(connect(url))

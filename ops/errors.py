@@ -1,0 +1,94 @@
+"""What can go wrong while running, and the exit code that each thing ends the command with.
+
+OpsError                  1
+    ConfigError           78  a setting that does not exist or does not fit; also a ValueError
+    RunMismatch           78  the run directory belongs to another stream, network, seed, batch, ...
+    RunLocked             1   another learner works in the run directory
+    RunNotFound           1   no run in this directory
+    CheckpointDamaged     1   no checkpoint of the run can be trusted
+    CheckpointFailed      1   the last checkpoint of a run could not be written
+    NotFinite             78  the loss or a gradient is not a number, twice at the same place
+    ServiceError          1   a port in use, a store that cannot be reached
+        PortInUse         1   the HTTP port is taken, or may not be listened on
+        RedisUnavailable  1   no Redis can be reached or started
+    SnapshotError         1   what is wrong with a snapshot
+        SnapshotNotFound  1   no such version or alias
+        SnapshotDamaged   1   what Redis or the encoder file holds is not what its digest says
+        StaleEpoch        1   a newer learner of the same run publishes; this one must not
+
+78 (EX_CONFIG of sysexits.h) says to a supervisor that a restart will meet the same error again.
+"""
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_AGAIN = 78
+EXIT_SIGINT = 130
+EXIT_SIGTERM = 143
+
+
+class OpsError(Exception):
+    """Base of everything that the ops package raises about the world."""
+
+    exit_code = EXIT_FAILED
+
+
+class ConfigError(OpsError, ValueError):
+    """A setting that does not exist, has the wrong type, or does not fit the others."""
+
+    exit_code = EXIT_AGAIN
+
+
+class RunMismatch(OpsError):
+    """The run directory was made with other settings, or for another stream, than now asked for."""
+
+    exit_code = EXIT_AGAIN
+
+
+class RunLocked(OpsError):
+    """Another learner works in this run directory."""
+
+
+class RunNotFound(OpsError):
+    """There is no run in this directory."""
+
+
+class CheckpointDamaged(OpsError):
+    """A checkpoint whose files are not what was written."""
+
+
+class CheckpointFailed(OpsError):
+    """A checkpoint that had to be written could not be."""
+
+
+class NotFinite(OpsError):
+    """The loss or a gradient is not a finite number, again at the same place."""
+
+    exit_code = EXIT_AGAIN
+
+
+class ServiceError(OpsError):
+    """A server that cannot be started or reached."""
+
+
+class PortInUse(ServiceError):
+    """The HTTP port is taken by another program, or may not be listened on."""
+
+
+class RedisUnavailable(ServiceError):
+    """No Redis can be reached or started."""
+
+
+class SnapshotError(OpsError):
+    """Base of what is wrong with a snapshot."""
+
+
+class SnapshotNotFound(SnapshotError):
+    """No such version or alias."""
+
+
+class SnapshotDamaged(SnapshotError):
+    """What Redis or the encoder file holds is not what its digest says."""
+
+
+class StaleEpoch(SnapshotError):
+    """A newer learner of the same run publishes; this one must not."""

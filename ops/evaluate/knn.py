@@ -1,0 +1,114 @@
+"""Weighted nearest neighbours: how well features sort labelled images, without any training on the labels."""
+
+# N images in the bank   M queries   F width of a feature   C classes   k neighbours
+
+import torch
+from torch import Tensor
+
+TEMPERATURE = 0.07
+"""Of the vote exp(cosine / temperature); the value of Wu et al. 2018, used by DINO and VISSL too."""
+NEIGHBOURS = (20, 200)
+"""The two numbers of neighbours that are always reported."""
+
+_QUERY_ROWS = 2048
+_BANK_ROWS = 4096
+_TINY = 1e-12
+
+
+class NearestNeighbours:
+    """The nearest neighbours of every query in a bank that is shown piece by piece.
+
+    Holds the queries and, for each, k cosines and labels; never the bank and never M x N numbers.
+
+    Args:
+        queries_MF: [M, F] float32, any length; scaled to length 1 here.
+        k: how many neighbours to keep; >= 1.
+
+    Raises:
+        ValueError: no queries, or no neighbours.
+
+    Source: Wu et al. 2018, arXiv:1805.01978, section 3.4.
+    """
+
+    def __init__(self, queries_MF: Tensor, *, k: int) -> None:
+        if len(queries_MF) == 0:
+            raise ValueError("nearest neighbours need at least one query, got none")
+        if k < 1:
+            raise ValueError(f"k must be >= 1, got {k}")
+        self._queries_MF = _unit(queries_MF)
+        self._k = k
+        self._cosines_Mk = torch.empty(len(queries_MF), 0)
+        self._labels_Mk = torch.empty(len(queries_MF), 0, dtype=torch.int64)
+        self._waiting: list[tuple[Tensor, Tensor]] = []
+
+    def add(self, bank_NF: Tensor, labels_N: Tensor) -> None:
+        """Show some more of the bank.
+
+        Args:
+            bank_NF: [N, F] float32, any length.
+            labels_N: [N] int64 class indices, >= 0.
+        """
+        # Small pieces are compared together: sorting out the best costs the same for one row as for many.
+        self._waiting.append((bank_NF, labels_N))
+        if sum(len(labels_N) for _, labels_N in self._waiting) >= _BANK_ROWS:
+            self._compare()
+
+    def vote(self, k: int) -> Tensor:
+        """The class [M] int64 of each query: the weighted votes of its k nearest, or of all there are.
+
+        The vote of a neighbour is exp(cosine / 0.07). Equal votes go to the lowest class index.
+
+        Raises:
+            ValueError: k is above the number that is kept, or nothing was shown.
+        """
+        self._compare()
+        if k > self._k or self._cosines_Mk.shape[1] == 0:
+            raise ValueError(
+                f"k must be 1..{self._k} and the bank not empty, got {k} and {self._labels_Mk.shape}"
+            )
+        weights_Mk = (self._cosines_Mk[:, :k].double() / TEMPERATURE).exp()
+        labels_Mk = self._labels_Mk[:, :k]
+        classes = int(self._labels_Mk.max()) + 1
+        winners: list[Tensor] = []
+        for start in range(0, len(weights_Mk), _QUERY_ROWS):
+            rows = slice(start, start + _QUERY_ROWS)
+            votes_MC = torch.zeros(len(weights_Mk[rows]), classes, dtype=torch.float64)
+            votes_MC.scatter_add_(1, labels_Mk[rows], weights_Mk[rows])
+            winners.append(votes_MC.argmax(dim=1))
+        return torch.cat(winners)
+
+    def top1(self, k: int, labels_M: Tensor) -> float:
+        """Share of queries that get their class, percent.
+
+        Args:
+            k: neighbours that vote.
+            labels_M: [M] int64 class indices; -1 for a class that the bank does not have, which is an error.
+        """
+        return 100.0 * float((self.vote(k) == labels_M).double().mean())
+
+    def _compare(self) -> None:
+        """Take what waits into the nearest of each query."""
+        if not self._waiting:
+            return
+        bank_FN = _unit(torch.cat([bank_NF for bank_NF, _ in self._waiting])).T
+        labels_N = torch.cat([labels_N for _, labels_N in self._waiting])
+        self._waiting.clear()
+        cosines: list[Tensor] = []
+        labels: list[Tensor] = []
+        for start in range(0, len(self._queries_MF), _QUERY_ROWS):
+            rows = slice(start, start + _QUERY_ROWS)
+            found_MN = self._queries_MF[rows] @ bank_FN
+            best, place = found_MN.topk(min(self._k, found_MN.shape[1]), dim=1)
+            both = torch.cat([self._cosines_Mk[rows], best], dim=1)
+            names = torch.cat([self._labels_Mk[rows], labels_N[place]], dim=1)
+            kept, order = both.topk(min(self._k, both.shape[1]), dim=1)
+            cosines.append(kept)
+            labels.append(names.gather(1, order))
+        self._cosines_Mk = torch.cat(cosines)
+        self._labels_Mk = torch.cat(labels)
+
+
+def _unit(rows_NF: Tensor) -> Tensor:
+    """Rows of length 1; a row of zeros stays zero."""
+    lengths_N1: Tensor = rows_NF.norm(dim=1, keepdim=True).clamp_min(_TINY)
+    return rows_NF / lengths_N1

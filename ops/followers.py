@@ -1,0 +1,240 @@
+"""What follows a run and is told afterwards: metrics, live page, typical images, snapshots in Redis.
+
+Nothing here is read at a resume, and nothing here can end a run: a Redis that is away, a disk that takes no
+picture or a browser that hangs is a warning and a metric. Only a port in use is refused, at the start.
+"""
+
+import contextlib
+import importlib.metadata
+import logging
+import os
+import socket
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from learner.report import Snapshot, StepReport
+from ops.config import RunConfig
+from ops.embedded import EmbeddedRedis
+from ops.encoders import EncoderFiles
+from ops.errors import RedisUnavailable
+from ops.exemplars import Exemplars
+from ops.live import LiveView
+from ops.metrics import Metrics
+from ops.outcome import Progress
+from ops.publisher import Publisher, PublishResult
+from ops.redis_client import connect, redis_url
+from ops.rundir import RunRecord, write_json
+from ops.server import Server
+from ops.snapshots import SnapshotStore
+from stream.loader import Batch
+
+logger = logging.getLogger(__name__)
+
+# Longest wait for the last snapshot to be published, seconds: less than what supervisors allow after SIGTERM.
+PUBLISH_S = 20.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pace:
+    """How the loop goes, beside what the learner reports."""
+
+    step_s: float
+    """From the end of the step before to the end of this one."""
+    load_s: float
+    """Part of it that was spent waiting for the batch and its replays."""
+    replays: int
+    """Updates of the step beside that of the arriving batch."""
+    lag: int
+    """Records committed but not yet used, as of the last look."""
+    restarts: int
+    """Reader processes replaced so far."""
+
+
+class Followers:
+    """Everything that watches one life of a run; a context, entered before the stream is read.
+
+    Entering opens the HTTP port and may raise PortInUse. All other methods are called by the loop's thread
+    (`checkpointed` also by the thread that writes checkpoints), take well under a millisecond apart from
+    `finish`, and raise nothing for the world.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        record: RunRecord,
+        config: RunConfig,
+        *,
+        samples: int,
+        skipped: Mapping[str, int],
+        history: Iterable[Mapping[str, Any]],
+        total_samples: int | None,
+    ) -> None:
+        """Prepare; nothing is opened yet.
+
+        Args:
+            run_dir: the run directory.
+            record: which run it is.
+            config: its settings.
+            samples: where the run goes on from.
+            skipped: records skipped until there, by reason.
+            history: entries of the run's earlier life, for the live page.
+            total_samples: length of the run; None when it has no known end.
+        """
+        self.url = ""
+        """Where the live page is; empty when none is served."""
+        self._run_dir, self._record, self._config = run_dir, record, config
+        self._samples = samples
+        thumbnail, prototypes = config.reader.thumbnail_px, config.swav.prototypes[0]
+        self._exemplars = Exemplars(prototypes, thumbnail_px=thumbnail) if thumbnail >= 8 else None
+        self._pictures = run_dir / "exemplars.safetensors"
+        if self._exemplars is not None:
+            self._exemplars.load(self._pictures)
+        self.metrics = Metrics(
+            version=importlib.metadata.version("swavstream"), run=record.uuid, config_hash=config.digest()
+        )
+        self.live = LiveView(
+            run=record.uuid,
+            run_dir=str(run_dir),
+            prototypes=prototypes,
+            facts={
+                "network": config.model.backbone,
+                "batch": f"{config.batch} = {config.lanes} lanes x {config.chunk}",
+                "stream": record.stream,
+            },
+            total_samples=total_samples,
+            samples=samples,
+            skipped=skipped,
+            exemplars=self._exemplars,
+        )
+        for entry in history:
+            self.live.remember(entry)
+        self._stack = contextlib.ExitStack()
+        self._publisher: Publisher | None = None
+
+    def __enter__(self) -> Self:
+        with contextlib.ExitStack() as stack:
+            server = self._config.server
+            if server.port >= 0:
+                http = Server(self.live, self.metrics, host=server.host, port=server.port)
+                self.url = http.start()
+                stack.callback(http.close)
+                place = {"url": self.url, "pid": os.getpid(), "host": socket.gethostname()}
+                write_json(self._run_dir / "server.json", place)
+                stack.callback(lambda: (self._run_dir / "server.json").unlink(missing_ok=True))
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def start_publishing(self, progress: Progress) -> None:
+        """Find Redis, or start the run's own, and take the right to publish; in the background."""
+        url = redis_url(self._config.snapshot.url)
+        revive = None
+        if not url:
+            embedded = EmbeddedRedis(self._run_dir)
+            self._stack.callback(embedded.close)
+            try:
+                embedded.start()
+            except (RedisUnavailable, OSError) as error:
+                logger.warning("snapshots cannot be published now, the learner goes on: %s", error)
+            url, revive = embedded.url, embedded.ensure
+        client = connect(url)
+        self._stack.callback(client.close)
+        self._publisher = Publisher(
+            SnapshotStore(client, self._record.uuid),
+            EncoderFiles(self._run_dir),
+            config_hash=self._config.digest(),
+            floor_epoch=progress.snapshot_epoch,
+            floor_version=progress.snapshot_version,
+            keep=self._config.snapshot.keep,
+            on_result=self._published,
+            revive=revive,
+        )
+        self._publisher.start()
+        self._stack.callback(self.finish, 0.5)
+
+    def observe(self, report: StepReport, batch: Batch, pace: Pace) -> None:
+        """A step was done: the report of its arriving batch, with the seconds and updates of the whole."""
+        self._samples = report.samples
+        self.metrics.waiting(False)
+        self.metrics.ready(True)
+        self.metrics.observe(
+            report, batch.stats, step_s=pace.step_s, load_s=pace.load_s, replays=pace.replays
+        )
+        self.metrics.lag(pace.lag)
+        self.metrics.reader_restarts(pace.restarts)
+        self.live.observe(
+            report,
+            batch.stats,
+            step_s=pace.step_s,
+            lag=pace.lag,
+            restarts=pace.restarts,
+            keys=batch.keys,
+            thumbs=None if batch.thumbs is None else batch.thumbs.numpy(),
+        )
+
+    def usage(self, usage_K: np.ndarray[Any, np.dtype[np.float32]]) -> None:
+        """The shares of all prototypes; when a step brought a health report."""
+        self.live.usage(usage_K)
+
+    def waiting(self, yes: bool, reason: str = "") -> None:
+        """The loop is alive, and waits for records, or for a batch that is being read."""
+        if yes:
+            self.live.state("waiting", reason)
+        else:
+            self.live.beat()
+        self.metrics.waiting(yes)
+
+    def event(self, kind: str, text: str) -> None:
+        """Something that people should see."""
+        self.live.event(kind, text)
+
+    def non_finite(self, text: str) -> None:
+        """A step was refused because loss or gradient was not finite."""
+        self.metrics.non_finite()
+        self.live.event("not finite", text)
+
+    def checkpointed(self, result: str, seconds: float = 0.0, detail: str = "") -> None:
+        """A checkpoint was written (ok), could not be (error), or was found damaged (damaged)."""
+        self.metrics.checkpoint(result, seconds)
+        self.live.checkpoint(result, samples=self._samples, seconds=seconds, detail=detail)
+        if result == "ok" and self._exemplars is not None:
+            try:
+                self._exemplars.save(self._pictures)
+            except OSError as error:
+                logger.warning("the typical images could not be kept: %s", error)
+
+    def publish(self, snapshot: Snapshot, *, samples: int, updates: int) -> None:
+        """Hand a snapshot over; it is sent in the background."""
+        if self._publisher is not None:
+            self._publisher.publish(snapshot, samples=samples, updates=updates)
+
+    @property
+    def fence(self) -> tuple[int, int]:
+        """Epoch and last version number of the publisher, for the checkpoint; zeros before it started."""
+        return (self._publisher.epoch, self._publisher.version) if self._publisher is not None else (0, 0)
+
+    def stopping(self) -> None:
+        """The run ends: it is no longer ready."""
+        self.metrics.ready(False)
+        self.live.state("stopping")
+
+    def finish(self, timeout_s: float | None = None) -> PublishResult | None:
+        """Publish what still waits, within PUBLISH_S, and end; the newest snapshot that stands in Redis."""
+        publisher, self._publisher = self._publisher, None
+        if publisher is None:
+            return None
+        publisher.close(PUBLISH_S if timeout_s is None else timeout_s)
+        return publisher.last
+
+    def _published(self, result: PublishResult) -> None:
+        self.metrics.published(result)
+        self.live.published(result)

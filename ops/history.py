@@ -1,0 +1,91 @@
+"""history.jsonl: figures of a run over time, thinner the longer it runs, cut back when the run goes back."""
+
+import json
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from learner.report import StepReport
+from ops.rundir import read_lines
+
+logger = logging.getLogger(__name__)
+
+# An entry follows the one before once samples have grown by this share, so that a run a thousand times as
+# long has no more than a few times as many entries.
+GROWTH = 1 / 1000
+
+
+class History:
+    """Appends entries to a file; each has `samples`, which only grows within the file.
+
+    A disk that takes no more is a warning, once; the run goes on and later entries are tried again.
+    """
+
+    def __init__(self, path: Path, *, samples: int) -> None:
+        """Go on after `samples`: entries beyond, of a life that ended before it was saved, are dropped.
+
+        Args:
+            path: the file; made when missing.
+            samples: where the run goes on from; 0 drops everything.
+        """
+        self.path = path
+        kept = [entry for entry in read_lines(path) if entry.get("samples", samples + 1) <= samples]
+        self._last = kept[-1]["samples"] if kept else 0
+        self._warned = False
+        aside = path.with_name(f".{path.name}.part")
+        aside.write_text("".join(json.dumps(entry) + "\n" for entry in kept), encoding="utf-8")
+        aside.replace(path)
+
+    def due(self, samples: int) -> bool:
+        """Whether an entry at so many samples would be written."""
+        return samples > self._last and samples - self._last >= self._last * GROWTH
+
+    def add(self, entry: Mapping[str, Any]) -> None:
+        """Write one entry."""
+        try:
+            with self.path.open("a", encoding="utf-8") as handle:
+                handle.write(json.dumps(entry) + "\n")
+        except OSError as error:
+            if not self._warned:
+                logger.warning("%s cannot be written: %s; the run goes on", self.path, error)
+            self._warned = True
+            return
+        self._last = entry["samples"]
+        self._warned = False
+
+
+def entry_of(
+    report: StepReport, *, steps: int, seconds: float, rate: float, lag: int
+) -> dict[str, float | int]:
+    """One step as an entry.
+
+    Args:
+        report: of the learner.
+        steps: global batches so far.
+        seconds: spent on the run, over restarts.
+        rate: samples a second of late.
+        lag: records committed but not yet used.
+    """
+    return {
+        "time": time.time(),
+        "seconds": round(seconds, 3),
+        "steps": steps,
+        "samples": report.samples,
+        "updates": report.updates,
+        "loss": report.loss,
+        "loss_over_ln_k": report.loss_over_ln_k,
+        "learning_rate": report.learning_rate,
+        "gradient_norm": report.gradient_norm,
+        "usage_perplexity": report.usage_perplexity,
+        "dead_prototypes": report.dead_prototypes,
+        "sinkhorn_residual": report.sinkhorn_residual,
+        "code_entropy": report.code_entropy,
+        "prediction_entropy": report.prediction_entropy,
+        "view_agreement": report.view_agreement,
+        "feature_std_ratio": report.feature_std,
+        "queue_fill": report.queue_fill,
+        "rate": rate,
+        "lag": lag,
+    }

@@ -1,0 +1,212 @@
+"""`learn`: take the run directory, find where the run stands, learn, save, sum up."""
+
+import contextlib
+import sys
+from pathlib import Path
+from typing import TextIO
+
+import torch
+
+from ops.checkpoint import Checkpoint, load_newest
+from ops.config import RunConfig
+from ops.errors import ConfigError, OpsError, RunMismatch
+from ops.followers import Followers
+from ops.lock import RunLock
+from ops.opening import Opened, accept_changes, bind, open_run
+from ops.outcome import FINISHED, STOPPED, Progress, Summary, read_summary, summarise
+from ops.progress import ProgressLine
+from ops.ranks import World
+from ops.run import Run
+from ops.rundir import RunRecord, read_lines
+from ops.signals import StopRequest
+from stream.errors import StreamError, StreamNotFound
+from stream.lanes import Cursor
+from stream.loader import start_cursor
+from stream.shard_source import ShardSource, ShardSpec
+
+# Seconds between two looks for a stream that does not exist yet.
+LOOK_S = 0.5
+
+
+def learn(
+    stream: str,
+    run_dir: Path,
+    config: RunConfig,
+    *,
+    wait: bool = False,
+    stop: StopRequest | None = None,
+    out: TextIO | None = None,
+) -> Summary:
+    """Learn from a stream until it ends or somebody asks to stop; a run that exists goes on where it was.
+
+    A finished run does nothing and gives the same summary.
+
+    Args:
+        stream: directory or URL of the stream.
+        run_dir: the run directory; made when missing.
+        config: all settings.
+        wait: wait for a stream that does not exist yet.
+        stop: asks the run to end; None takes Ctrl-C and SIGTERM over.
+        out: where progress is written; None is stderr.
+
+    Returns:
+        How it ended; also in `summary.json`.
+
+    Raises:
+        RunLocked: another learner works in the directory.
+        RunMismatch: the directory holds a run of other settings or of another stream.
+        StreamNotFound: no stream there, and `wait` is not set.
+        CheckpointDamaged: no checkpoint of the run can be trusted.
+        CheckpointFailed: the last checkpoint could not be written.
+        PortInUse: the HTTP port is taken.
+        NotFinite, StreamError: the run cannot go on; what was learned is saved.
+    """
+    stop = stop if stop is not None else StopRequest()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(stop)
+        run_dir.mkdir(parents=True, exist_ok=True)
+        stack.enter_context(RunLock(run_dir))
+        record, changed = open_run(run_dir, stream=stream, config=config)
+        ended = _finished(run_dir, record, stream, config)
+        if ended is not None:
+            return ended
+        check_device(config)
+        damaged: list[str] = []
+        saved = load_newest(run_dir, set_aside=True, on_damaged=damaged.append)
+        _check(saved, record, run_dir)
+        spec = ShardSpec(url=stream, lanes=config.lanes, window=config.window, seed=config.seed)
+        source = _open(spec, wait=wait)
+        if source is not None:
+            stack.callback(source.close)
+        total = record.total_samples or _length(source, config)
+        done = saved.cursor.samples if saved else 0
+        past = read_lines(run_dir / "history.jsonl")
+        followers = stack.enter_context(
+            Followers(
+                run_dir,
+                record,
+                config,
+                samples=done,
+                skipped=saved.cursor.skipped if saved else {},
+                history=[entry for entry in past if entry.get("samples", 0) <= done],
+                total_samples=total,
+            )
+        )
+        for name in damaged:
+            followers.checkpointed("damaged", detail=name)
+        line = ProgressLine(out if out is not None else sys.stderr, total=total)
+        if followers.url:
+            line.note(f"live page {followers.url}  metrics {followers.url}metrics")
+        if source is None:
+            source = _await(spec, stop, followers, line)
+            if source is None:
+                return _never_began(run_dir, saved, config)
+            stack.callback(source.close)
+        start = start_cursor(source, seed=config.seed, chunk=config.chunk, window=config.window)
+        total = _length(source, config)
+        source.close()
+        record = bind(run_dir, record, stream=stream, source=start.source, total_samples=total)
+        opened = Opened(run_dir=run_dir, record=record, config=config, start=start, saved=saved)
+        opened = accept_changes(opened, stream=stream, changed=changed)
+        (run_dir / "summary.json").unlink(missing_ok=True)
+        run = Run(opened, spec=spec, followers=followers, stop=stop, line=line, world=World())
+        del saved, opened  # else the checkpoint's tensors would stay in memory as long as the run
+        followers.start_publishing(run.progress)
+        try:
+            run.train()
+        except (StreamError, OpsError):
+            line.end()
+            run.rescue()
+            raise
+        line.end()
+        return run.end()
+
+
+def check_device(config: RunConfig) -> None:
+    """Refuse a device that this machine does not have.
+
+    Raises:
+        ConfigError: says which there are.
+    """
+    if config.device.startswith("cuda"):
+        number = int(config.device.partition(":")[2] or 0)
+        if number >= torch.cuda.device_count():
+            raise ConfigError(
+                f"device {config.device} is not there: this machine has {torch.cuda.device_count()} CUDA "
+                "devices; give --set device=auto"
+            )
+
+
+def _finished(run_dir: Path, record: RunRecord, stream: str, config: RunConfig) -> Summary | None:
+    """The summary of a run that has nothing left to do."""
+    ended = read_summary(run_dir)
+    if ended is None or ended.status != FINISHED or ended.passes < config.passes:
+        return None
+    return ended if stream == record.stream else None
+
+
+def _check(saved: Checkpoint | None, record: RunRecord, run_dir: Path) -> None:
+    if saved is not None and saved.run != record.uuid:
+        raise RunMismatch(
+            f"the checkpoints in {run_dir} are of run {saved.run}, run.json says {record.uuid}: "
+            "put back the run.json that belongs to them, or give --run another directory"
+        )
+
+
+def _open(spec: ShardSpec, *, wait: bool) -> ShardSource | None:
+    try:
+        return spec.open()
+    except StreamNotFound:
+        if wait:
+            return None
+        raise
+
+
+def _await(
+    spec: ShardSpec, stop: StopRequest, followers: Followers, line: ProgressLine
+) -> ShardSource | None:
+    """Wait until the stream is there; None when somebody asked to stop first."""
+    while not stop.wait(LOOK_S):
+        followers.waiting(True, f"no stream at {spec.url} yet")
+        if line.due(0):
+            line.say(f"waiting for a stream at {spec.url}")
+        source = _open(spec, wait=True)
+        if source is not None:
+            return source
+    line.end()
+    return None
+
+
+def _length(source: ShardSource | None, config: RunConfig) -> int | None:
+    """Samples of the whole run when the stream has its end: what the shortest lane fills, in every pass.
+
+    Raises:
+        ConfigError: not even one batch.
+    """
+    if source is None or not source.sealed():
+        return None
+    steps = source.records // config.lanes // config.chunk
+    if steps == 0:
+        raise ConfigError(
+            f"the stream is sealed with {source.records} records, fewer than one batch of {config.batch}: "
+            "nothing could be learned; lower batch and lanes"
+        )
+    return steps * config.batch * config.passes
+
+
+def _never_began(run_dir: Path, saved: Checkpoint | None, config: RunConfig) -> Summary:
+    """The summary of a run that was stopped while it waited for its stream."""
+    nothing = Cursor(
+        source={}, seed=config.seed, lanes=0, chunk=config.chunk, window=config.window, positions=()
+    )
+    progress = Progress(**saved.progress) if saved else Progress()
+    return summarise(
+        status=STOPPED,
+        run_dir=run_dir,
+        cursor=saved.cursor if saved else nothing,
+        progress=progress,
+        seconds=progress.seconds,
+        config=config,
+        checkpoint=saved.path if saved else None,
+        snapshot=None,
+    )

@@ -1,0 +1,303 @@
+"""What the live page and the HTTP API show: a small copy of the run's state, kept beside the learner.
+
+The learner writes a few numbers under a lock after each step; requests copy them out under the same lock
+and do all their work outside of it, so that neither waits for the other for longer than a copy takes.
+"""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from learner.health import USAGE_EDGES
+from learner.report import HealthReport, StepReport
+from ops import verdicts
+from ops.exemplars import Exemplars
+from ops.live_figures import figures_of
+from ops.live_history import LiveHistory
+from ops.publisher import PublishResult
+from stream.lanes import LaneStats, add_counts
+
+RATE_S = 30.0
+"""The rate is taken over about so many seconds."""
+EVENTS = 200
+"""Events that are remembered."""
+BEAT_S = 120.0
+"""Seconds without a sign of life of the loop after which it counts as hung, ..."""
+BEAT_STEPS = 20.0
+"""... or so many times the length of the last step, whichever is longer."""
+
+
+class LiveView:
+    """State of one run, for people.
+
+    Writing methods are called by the learner (`published` also by the publisher) and take microseconds, but
+    for what `Exemplars.observe` takes. Reading methods are for the HTTP server's threads and return plain
+    values.
+
+    Args:
+        run: uuid.
+        run_dir: as people should read it.
+        prototypes: K of the first head.
+        facts: what else is worth a line on the page: stream, recipe, network, batch, ...
+        total_samples: length of the run; None when it has no known end.
+        samples: where the run goes on from.
+        skipped: records skipped until there, by reason.
+        exemplars: typical images; None shows none.
+    """
+
+    def __init__(
+        self,
+        *,
+        run: str,
+        run_dir: str,
+        prototypes: int,
+        facts: Mapping[str, str] | None = None,
+        total_samples: int | None = None,
+        samples: int = 0,
+        skipped: Mapping[str, int] | None = None,
+        exemplars: Exemplars | None = None,
+    ) -> None:
+        self.exemplars = exemplars
+        self._lock = threading.Lock()
+        self._fixed = {
+            "run": run,
+            "run_dir": run_dir,
+            "prototypes": prototypes,
+            "facts": dict(facts or {}),
+            "total_samples": total_samples,
+            "started": time.time(),
+        }
+        self._history = LiveHistory()
+        self._figures: dict[str, float | None] = {"samples": samples, "prototypes": prototypes}
+        self._usage: NDArray[np.float32] = np.zeros(prototypes, np.float32)
+        self._events: deque[dict[str, Any]] = deque(maxlen=EVENTS)
+        self._marks: deque[tuple[float, float]] = deque()
+        self._skipped: Mapping[str, int] = dict(skipped or {})
+        self._phases: dict[str, float] = {}
+        self._health: HealthReport | None = None
+        self._published: PublishResult | None = None
+        self._snapshot: dict[str, Any] = {}
+        self._checkpoint: dict[str, Any] = {}
+        self._state = "starting"
+        self._reason = ""
+        self._beat = time.monotonic()
+        self._last_step: float | None = None
+        self._step_s = 0.0
+        self._lag: int | None = None
+        self._restarts = 0
+
+    def observe(
+        self,
+        report: StepReport,
+        stats: LaneStats,
+        *,
+        step_s: float,
+        lag: int | None = None,
+        restarts: int = 0,
+        keys: Sequence[str] = (),
+        thumbs: NDArray[np.uint8] | None = None,
+    ) -> None:
+        """Take one step in.
+
+        Args:
+            report: of the learner.
+            stats: of the batch.
+            step_s: length of the step, seconds.
+            lag: records committed but not yet used, when known.
+            restarts: reader processes replaced so far.
+            keys: hex digests of the batch's samples, for `thumbs`.
+            thumbs: [B, 3, T, T] uint8 of the batch.
+        """
+        now = time.time()
+        with self._lock:
+            self._beat = time.monotonic()
+            self._last_step, self._step_s = now, step_s
+            self._state = "learning" if self._state != "stopping" else self._state
+            self._lag, self._restarts = lag, restarts
+            self._skipped = add_counts(self._skipped, stats.skipped)
+            self._marks.append((now, report.samples))
+            while len(self._marks) > 2 and now - self._marks[0][0] > RATE_S:
+                self._marks.popleft()
+            spent = {**report.seconds, "load and other": max(0.0, step_s - sum(report.seconds.values()))}
+            for phase, seconds in spent.items():
+                self._phases[phase] = 0.9 * self._phases.get(phase, seconds) + 0.1 * seconds
+            self._health = report.health or self._health
+            self._figures |= figures_of(report, self._health)
+            self._history.add({**self._figures, "time": now, "rate": self._rate() or None, "lag": lag})
+        if self.exemplars is not None and thumbs is not None:
+            self.exemplars.observe(
+                report.assigned_B.numpy(), report.score_B.numpy(), keys, thumbs, samples=report.samples
+            )
+
+    def usage(self, usage_K: NDArray[np.float32]) -> None:
+        """Take the shares of all prototypes in; call it when a step brought a health report."""
+        with self._lock:
+            self._usage = np.array(usage_K, np.float32)
+
+    def beat(self) -> None:
+        """The loop is alive; call it while it waits."""
+        with self._lock:
+            self._beat = time.monotonic()
+
+    def state(self, name: str, reason: str = "") -> None:
+        """Say what the learner does: starting, learning, waiting or stopping."""
+        with self._lock:
+            self._beat = time.monotonic()
+            changed = name != self._state
+            self._state, self._reason = name, reason
+        if changed and name in {"waiting", "stopping"}:
+            self.event(
+                name, reason or ("waiting for records" if name == "waiting" else "the run is stopping")
+            )
+
+    def published(self, result: PublishResult) -> None:
+        """What became of a snapshot; given to `Publisher` as `on_result`."""
+        with self._lock:
+            repeated_error = (
+                self._published is not None and self._published.result == result.result == "error"
+            )
+            self._published = result
+            if result.version:
+                self._snapshot = asdict(result)
+        if result.version:
+            self.event("snapshot", f"v{result.version} at {result.samples:,} samples ({result.result})")
+            if result.abandoned:
+                gone = ", ".join(f"v{version}" for version in result.abandoned)
+                self.event("rewind", f"{gone} abandoned: the run went on from an earlier checkpoint")
+        elif not repeated_error:
+            self.event(result.result, result.detail or f"snapshot at {result.samples:,} samples")
+
+    def checkpoint(self, result: str, *, samples: int, seconds: float = 0.0, detail: str = "") -> None:
+        """A checkpoint was written (ok), could not be (error), or was found damaged (damaged)."""
+        now = time.time()
+        with self._lock:
+            self._checkpoint = {
+                "result": result, "samples": samples, "seconds": seconds, "time": now, "detail": detail,
+            }  # fmt: skip
+        self.event("checkpoint", f"{result} at {samples:,} samples{': ' + detail if detail else ''}")
+
+    def event(self, kind: str, text: str) -> None:
+        """Remember something that people should see."""
+        with self._lock:
+            samples = self._figures["samples"]
+            self._events.append({"time": time.time(), "kind": kind, "text": text, "samples": samples})
+
+    def remember(self, entry: Mapping[str, Any]) -> None:
+        """Take a point of the run's earlier life into the history: `samples`, `time` and any figures."""
+        with self._lock:
+            self._history.add(entry)
+
+    def status(self) -> dict[str, Any]:
+        """Everything about the run but history, prototypes and events."""
+        now = time.time()
+        with self._lock:
+            since = None if self._last_step is None else now - self._last_step
+            shot, last = dict(self._snapshot), self._published
+            body: dict[str, Any] = {
+                **self._fixed,
+                **self._figures,
+                "now": now,
+                "state": self._state,
+                "reason": self._reason,
+                "rate": 0.0 if self._state == "waiting" else self._rate(),
+                "lag": self._lag,
+                "since_step_s": since,
+                "step_s": self._step_s,
+                "skipped": dict(self._skipped),
+                "phases": dict(self._phases),
+                "snapshot": shot,
+                "checkpoint": dict(self._checkpoint),
+                "health": None if self._health is None else asdict(self._health),
+            }
+            waiting, restarts = self._state == "waiting", self._restarts
+        found = [
+            *verdicts.learning(body),
+            verdicts.stream(lag=body["lag"], waiting=waiting, since_step_s=since, restarts=restarts),
+            verdicts.snapshots(
+                version=shot.get("version", 0),
+                result="" if last is None else last.result,
+                detail="" if last is None else last.detail,
+                age_s=now - shot["time"] if shot else None,
+            ),
+        ]
+        body["verdict"] = verdicts.worst(found)
+        body["verdicts"] = [asdict(verdict) for verdict in found]
+        return body
+
+    def history(self) -> dict[str, list[float | None]]:
+        """Columns over time, see `LiveHistory.COLUMNS`."""
+        with self._lock:
+            return self._history.columns()
+
+    def prototypes(self, top: int | None = None) -> dict[str, Any]:
+        """Usage of all prototypes, or a histogram and the busiest ones.
+
+        Args:
+            top: how many of the busiest to list; None gives the whole vector instead.
+        """
+        with self._lock:
+            usage, samples = self._usage, self._figures["samples"]
+        counts, stamps = self._images(len(usage))
+        body: dict[str, Any] = {
+            "prototypes": len(usage),
+            "samples": samples,
+            "thumb_px": 0 if self.exemplars is None else self.exemplars.side,
+        }
+        if top is None:
+            body |= {"usage": usage.tolist(), "images": counts.tolist(), "stamps": stamps.tolist()}
+            return body
+        counted = usage[:0] if not usage.any() else usage  # before the first report nothing was counted
+        cells = np.searchsorted(USAGE_EDGES, counted * len(usage), side="left")
+        body["edges"] = list(USAGE_EDGES)
+        body["histogram"] = np.bincount(cells, minlength=len(USAGE_EDGES) + 1).tolist()
+        order = np.argsort(-usage, kind="stable")[:top]
+        body["busiest"] = [
+            {
+                "id": int(one),
+                "usage": float(usage[one]),
+                "images": int(counts[one]),
+                "stamp": int(stamps[one]),
+            }
+            for one in order
+            if usage[one] > 0
+        ]
+        return body
+
+    def events(self, count: int = 50) -> list[dict[str, Any]]:
+        """The latest events, newest first."""
+        with self._lock:
+            return list(self._events)[::-1][:count]
+
+    def healthy(self) -> tuple[bool, str]:
+        """Whether the loop answers, also while it waits; and a sentence."""
+        with self._lock:
+            silent, allowed = time.monotonic() - self._beat, max(BEAT_S, BEAT_STEPS * self._step_s)
+            state = self._state
+        if silent <= allowed:
+            return True, state
+        return False, f"{state}: no sign of life for {silent:.0f} s, {allowed:.0f} s are allowed"
+
+    def ready(self) -> tuple[bool, str]:
+        """Whether the first step is done and the run is not stopping; and a sentence."""
+        with self._lock:
+            if self._state == "stopping":
+                return False, "stopping"
+            return (True, self._state) if self._last_step is not None else (False, "no step is done yet")
+
+    def _rate(self) -> float:
+        """Samples a second of late; 0 while that cannot be told. The lock is held."""
+        if len(self._marks) < 2:
+            return 0.0
+        (began, first), (ended, last) = self._marks[0], self._marks[-1]
+        return (last - first) / (ended - began) if ended > began else 0.0
+
+    def _images(self, prototypes: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        if self.exemplars is None:
+            return np.zeros(prototypes, np.int64), np.zeros(prototypes, np.int64)
+        return self.exemplars.counts(), self.exemplars.stamps()

@@ -1,0 +1,248 @@
+"""What Prometheus sees of a learner: reports in, series out. The only module that knows Prometheus."""
+
+import threading
+import time
+from collections.abc import Iterable, Mapping
+
+import prometheus_client
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client.core import GaugeHistogramMetricFamily
+from prometheus_client.exposition import choose_encoder
+
+from learner.health import USAGE_EDGES
+from learner.report import HealthReport, StepReport
+from ops.metric_table import COUNTERS, DURATION_BUCKETS_S, GAUGE_HISTOGRAMS, GAUGES, HISTOGRAMS, PREFIX
+from ops.publisher import PublishResult
+from stream.lanes import LaneStats
+
+STEP_GAUGES: Mapping[str, str] = {
+    "loss": "loss",
+    "loss_over_ln_k_ratio": "loss_over_ln_k",
+    "learning_rate": "learning_rate",
+    "gradient_norm": "gradient_norm",
+    "run_samples": "samples",
+    "run_updates": "updates",
+    "queue_fill_ratio": "queue_fill",
+    "dead_prototypes": "dead_prototypes",
+    "sinkhorn_marginal_residual": "sinkhorn_residual",
+    "code_entropy_nats": "code_entropy",
+    "prediction_entropy_nats": "prediction_entropy",
+    "view_agreement_ratio": "view_agreement",
+    "feature_std_ratio": "feature_std",
+}
+"""Gauges that are a field of StepReport."""
+
+HEALTH_GAUGES: Mapping[str, str] = {
+    "prototypes": "prototypes",
+    "usage_gini_ratio": "usage_gini_ratio",
+    "usage_kl_to_prior_nats": "usage_kl_to_prior_nats",
+    "prototype_twins": "prototype_twins",
+    "embedding_effective_rank": "effective_rank",
+    "embedding_alpha_req": "alpha_req",
+    "embedding_lidar_rank": "lidar_rank",
+    "uniformity": "uniformity",
+    "alignment": "alignment",
+    "stream_autocorrelation": "stream_autocorrelation",
+}
+"""Gauges that are a field of HealthReport; a field that is None cannot be told and is exported as NaN."""
+
+
+class _UsageCollector:
+    """The histogram over prototypes, which no instrument of the client library can hold."""
+
+    def __init__(self) -> None:
+        self.cells: tuple[int, ...] = ()
+
+    def collect(self) -> Iterable[GaugeHistogramMetricFamily]:
+        cells = self.cells
+        if not cells:
+            return
+        metric = GAUGE_HISTOGRAMS[0]
+        running, buckets = 0, []
+        for edge, count in zip((*USAGE_EDGES, float("inf")), cells, strict=True):
+            running += count
+            buckets.append(("+Inf" if edge == float("inf") else repr(float(edge)), float(running)))
+        # Usage x K has the mean 1, so that its sum is the number of prototypes.
+        yield GaugeHistogramMetricFamily(
+            PREFIX + metric.name, metric.help, buckets=buckets, gsum_value=float(running)
+        )
+
+
+class Metrics:
+    """All metrics of one learner on a registry of its own.
+
+    Every method is quick and never blocks for longer than a scrape takes to copy numbers; any thread may
+    call. A gauge appears with its first value, so that nothing is exported that is not known.
+
+    Args:
+        version: of the program.
+        revision: of its source; "" when not known.
+        run: uuid of the run.
+        config_hash: of its settings.
+    """
+
+    def __init__(self, *, version: str, revision: str = "", run: str = "", config_hash: str = "") -> None:
+        # Without this the library adds a series with the time of its creation to each counter and histogram.
+        prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]  # untyped in the library
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        self._usage = _UsageCollector()
+        self.registry.register(self._usage)
+        self._counters = {
+            row.name: Counter(PREFIX + row.name, row.help, row.labels, registry=self.registry)
+            for row in COUNTERS
+        }
+        self._gauges = {
+            row.name: Gauge(PREFIX + row.name, row.help, row.labels, registry=None) for row in GAUGES
+        }
+        self._histograms = {
+            row.name: Histogram(
+                PREFIX + row.name, row.help, row.labels, registry=self.registry, buckets=DURATION_BUCKETS_S
+            )
+            for row in HISTOGRAMS
+        }
+        self._shown: set[str] = set()
+        self._restarts = 0
+        self._prototypes = 0
+        self._lock = threading.Lock()
+        self._set("build_info", 1, version, revision)
+        self._set("run_info", 1, run, config_hash)
+        self.waiting(False)
+        self.ready(False)
+        for kind in ("ok", "error"):  # a counter that begins at 0 lets its first rise be seen
+            self._counters["checkpoints_total"].labels(kind)
+            self._counters["snapshots_published_total"].labels(kind)
+
+    def observe(
+        self,
+        report: StepReport,
+        stats: LaneStats,
+        *,
+        step_s: float,
+        load_s: float = 0.0,
+        replays: int = 0,
+    ) -> None:
+        """Count one step.
+
+        Args:
+            report: of the arriving batch; its seconds are of the whole step.
+            stats: of the batch, and of what its replays cost.
+            step_s: from the end of the step before to the end of this one, seconds.
+            load_s: part of it that was spent waiting for the batch and its replays.
+            replays: further updates of the step, from samples that were seen before.
+        """
+        self._count_records(stats)
+        self._counters["samples_total"].inc(stats.used)
+        self._counters["steps_total"].inc()
+        self._counters["updates_total"].labels("fresh").inc()
+        self._counters["updates_total"].labels("replay").inc(replays)
+        seconds = {**report.seconds, "load": load_s}
+        seconds["other"] = max(0.0, step_s - sum(seconds.values()))
+        for phase, value in seconds.items():
+            self._counters["learner_seconds_total"].labels(phase).inc(value)
+        self._histograms["step_duration_seconds"].observe(step_s)
+        for name, field in STEP_GAUGES.items():
+            self._set(name, getattr(report, field))
+        self._set("last_step_timestamp_seconds", time.time())
+        if report.health is not None:
+            self._prototypes = report.health.prototypes
+            self._observe_health(report.health)
+        if self._prototypes:
+            self._set("usage_perplexity_ratio", report.usage_perplexity / self._prototypes)
+
+    def lag(self, records: int) -> None:
+        """Records committed but not yet used."""
+        self._set("stream_lag_records", records)
+
+    def waiting(self, yes: bool) -> None:
+        """Whether the learner waits for records that have not arrived."""
+        self._set("learner_waiting", int(yes))
+
+    def ready(self, yes: bool) -> None:
+        """Whether the first step is done and the run is not stopping."""
+        self._set("learner_ready", int(yes))
+
+    def reader_restarts(self, total: int) -> None:
+        """Reader processes replaced since the learner started, as the loader counts them."""
+        with self._lock:
+            more, self._restarts = total - self._restarts, max(total, self._restarts)
+        self._counters["reader_restarts_total"].inc(max(0, more))
+
+    def checkpoint(self, result: str, seconds: float = 0.0) -> None:
+        """A checkpoint was written (ok), could not be (error), or was found damaged at a resume (damaged)."""
+        self._counters["checkpoints_total"].labels(result).inc()
+        if result == "ok":
+            self._histograms["checkpoint_duration_seconds"].observe(seconds)
+            self._counters["learner_seconds_total"].labels("checkpoint").inc(seconds)
+            self._set("last_checkpoint_timestamp_seconds", time.time())
+
+    def published(self, result: PublishResult) -> None:
+        """What became of a snapshot; given to `Publisher` as `on_result`."""
+        self._counters["snapshots_published_total"].labels(result.result).inc()
+        if not result.version:
+            return
+        self._histograms["publish_duration_seconds"].observe(result.seconds)
+        self._set("snapshot_version", result.version)
+        self._set("snapshot_epoch", result.epoch)
+        self._set("snapshot_bytes", result.blob_bytes)
+        self._set("last_publish_timestamp_seconds", result.time)
+        if result.abandoned:
+            self._counters["snapshot_rewinds_total"].inc()
+            self._set("snapshot_abandoned", len(result.abandoned))
+
+    def non_finite(self) -> None:
+        """A step was refused because loss or gradient was not finite."""
+        self._counters["nan_steps_total"].inc()
+
+    def text(self, accept: str = "") -> tuple[bytes, str]:
+        """All series for one scrape.
+
+        Args:
+            accept: the Accept header of the request; chooses between the text format and OpenMetrics.
+
+        Returns:
+            The page and its content type.
+        """
+        encoder, content_type = choose_encoder(accept)
+        return encoder(self.registry), content_type
+
+    def _count_records(self, stats: LaneStats) -> None:
+        records = self._counters["records_total"]
+        records.labels("used", "").inc(stats.used)
+        for reason, count in stats.skipped.items():
+            records.labels("skipped", reason).inc(count)
+        self._counters["reader_bytes_total"].inc(stats.bytes)
+        for phase, seconds in (("read", stats.read_s), ("decode", stats.decode_s), ("crop", stats.crop_s)):
+            self._counters["reader_seconds_total"].labels(phase).inc(seconds)
+
+    def _observe_health(self, health: HealthReport) -> None:
+        for name, field in HEALTH_GAUGES.items():
+            value = getattr(health, field)
+            if value is not None or name in self._shown:
+                self._set(name, float("nan") if value is None else value)
+        self._set("usage_window_fill_ratio", min(1.0, health.usage_samples / health.usage_window_samples))
+        for stat, cosine in (
+            ("p50", health.nn_cosine_p50), ("p99", health.nn_cosine_p99), ("max", health.nn_cosine_max),
+        ):  # fmt: skip
+            self._set("prototype_nn_cosine", cosine, stat)
+        for name, shares in (
+            ("prototype_usage_top_ratio", health.usage_top),
+            ("prototype_usage_bottom_ratio", health.usage_bottom),
+        ):
+            for rank, share in enumerate(shares, start=1):
+                self._set(name, share, str(rank))
+        for group, share in enumerate(health.group_usage):
+            self._set("group_usage_ratio", share, f"{group:02d}")
+        if health.queue_age_mean_samples is not None and health.queue_age_max_samples is not None:
+            self._set("queue_age_samples", health.queue_age_mean_samples, "mean")
+            self._set("queue_age_samples", health.queue_age_max_samples, "max")
+        self._usage.cells = health.usage_histogram
+
+    def _set(self, name: str, value: float, *labels: str) -> None:
+        gauge = self._gauges[name]
+        (gauge.labels(*labels) if labels else gauge).set(value)
+        if name not in self._shown:
+            with self._lock:
+                if name not in self._shown:
+                    self.registry.register(gauge)
+                    self._shown.add(name)

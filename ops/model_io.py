@@ -1,0 +1,81 @@
+"""The network of a run, read back for looking at images: trained, or as it was before its first step."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from learner.learner import Learner
+from ops import checkpoint, rundir
+from ops.config import RunConfig
+from ops.errors import RunMismatch, RunNotFound
+from ops.run import device_of
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Network:
+    """A network and where it comes from."""
+
+    learner: Learner
+    config: RunConfig
+    total_samples: int | None
+    """Length of its run, where that is known."""
+    samples: int
+    """Images that it had learned from."""
+    weights: str
+    """Where the weights were read: a checkpoint directory."""
+
+    @property
+    def view_px(self) -> int:
+        """Side of the views that it looks at: that of the first kind of crops, pixels."""
+        return self.config.crops[0].size
+
+
+def load(run_dir: Path) -> Network:
+    """Read the newest whole checkpoint of a run; the run may be going on.
+
+    Raises:
+        RunNotFound: no run there, or it has no checkpoint yet.
+        CheckpointDamaged: none of its checkpoints can be trusted.
+        RunMismatch: the checkpoint does not fit the run's settings.
+        ConfigError: run.json holds settings that this program does not know.
+    """
+    record = rundir.read_run(run_dir)
+    config = RunConfig.from_dict(record.config)
+    newest = checkpoint.load_newest(run_dir)
+    if newest is None:
+        raise RunNotFound(
+            f"the run in {run_dir} has no checkpoint yet: wait for the first, or end it with Ctrl-C"
+        )
+    learner = _new_learner(config, record.total_samples)
+    try:
+        learner.load_state_dict(newest.state)
+    except ValueError as error:
+        raise RunMismatch(
+            f"checkpoint {newest.path} does not fit the settings of its run: {error}"
+        ) from error
+    return Network(
+        learner=learner,
+        config=config,
+        total_samples=record.total_samples,
+        samples=newest.cursor.samples,
+        weights=str(newest.path),
+    )
+
+
+def untrained(network: Network) -> Learner:
+    """The network as it was before its first step: the same seed gives the same weights.
+
+    Batch norm has the statistics 0 and 1, which no layer produces: call `estimate_statistics` before use.
+    """
+    return _new_learner(network.config, network.total_samples)
+
+
+def _new_learner(config: RunConfig, total_samples: int | None) -> Learner:
+    return Learner(
+        config.learner,
+        seed=config.seed,
+        device=device_of(config),
+        precision=config.precision,
+        total_samples=total_samples,
+        clock=time.monotonic,
+    )

@@ -1,0 +1,112 @@
+"""Opening a run directory: a new run, or the same one again with the changes that it allows."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ops import settings
+from ops.checkpoint import Checkpoint
+from ops.config import RunConfig, is_identity
+from ops.errors import RunMismatch, RunNotFound
+from ops.rundir import RunRecord, append_line, read_run, write_run
+from stream.lanes import Cursor
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Opened:
+    """A run directory that this process holds, and where the run in it goes on."""
+
+    run_dir: Path
+    record: RunRecord
+    config: RunConfig
+    """Settings from here on."""
+    start: Cursor
+    """The cursor of the run's beginning."""
+    saved: Checkpoint | None
+    """The checkpoint to go on from; None begins."""
+
+    @property
+    def cursor(self) -> Cursor:
+        """Where the run goes on."""
+        return self.saved.cursor if self.saved is not None else self.start
+
+
+def open_run(
+    run_dir: Path, *, stream: str, config: RunConfig
+) -> tuple[RunRecord, dict[str, tuple[Any, Any]]]:
+    """The record of the run in a directory, made when there is none; nothing of an old one is changed yet.
+
+    A run without any checkpoint has learned nothing yet and takes any settings and stream.
+
+    Returns:
+        The record as it stands on disk, and dotted setting -> (old, new) of what is asked for otherwise now.
+
+    Raises:
+        RunMismatch: a setting differs that makes the run what it is; the message names all of them.
+    """
+    try:
+        record = read_run(run_dir)
+    except RunNotFound:
+        record = RunRecord.new(stream=stream, config=config.to_dict())
+        write_run(run_dir, record)
+    if not any((run_dir / "checkpoints").glob("*-*")):
+        fresh = replace(record, stream=stream, source={}, config=config.to_dict(), total_samples=None)
+        return fresh, {}
+    changed = settings.differences(record.config, config.to_dict())
+    fixed = [_told(name, *values) for name, values in changed.items() if is_identity(name, *values)]
+    if fixed:
+        raise RunMismatch(
+            f"{run_dir} holds a run with other settings: {'; '.join(fixed)}. "
+            "Give the old values, or --run another directory"
+        )
+    return record, changed
+
+
+def bind(
+    run_dir: Path, record: RunRecord, *, stream: str, source: Mapping[str, str], total_samples: int | None
+) -> RunRecord:
+    """Tie the run to the stream that it reads, the first time; later see that it is the same one.
+
+    Raises:
+        RunMismatch: the run has read another stream.
+    """
+    if not record.source:
+        bound = replace(record, stream=stream, source=dict(source), total_samples=total_samples)
+        write_run(run_dir, bound)
+        return bound
+    if dict(record.source) != dict(source):
+        raise RunMismatch(
+            f"{run_dir} holds a run over another stream: it began on {record.stream} "
+            f"({_identity(record.source)}), {stream} is {_identity(source)}. "
+            "Give that stream, or --run another directory"
+        )
+    return record
+
+
+def accept_changes(opened: Opened, *, stream: str, changed: Mapping[str, tuple[Any, Any]]) -> Opened:
+    """Write down what is changed from here on: to changes.jsonl first, then to run.json."""
+    record = opened.record
+    if stream != record.stream:
+        changed = {**changed, "stream": (record.stream, stream)}
+    if not changed:
+        return opened
+    at = {"steps": opened.cursor.steps, "samples": opened.cursor.samples, "time": time.time()}
+    for name, (old, new) in changed.items():
+        append_line(opened.run_dir / "changes.jsonl", {"setting": name, "old": old, "new": new, **at})
+    total = record.total_samples
+    if total is not None and "passes" in changed:
+        old, new = changed["passes"]
+        total = total // old * new
+    accepted = replace(record, stream=stream, config=opened.config.to_dict(), total_samples=total)
+    write_run(opened.run_dir, accepted)
+    return replace(opened, record=accepted)
+
+
+def _told(name: str, old: Any, new: Any) -> str:
+    return f"{name} is {old!r} there and {new!r} here"
+
+
+def _identity(source: Mapping[str, str]) -> str:
+    return " ".join(f"{name} {value}" for name, value in sorted(source.items()))

@@ -1,0 +1,148 @@
+"""What a run counts beside learner and cursor, and the summary that it ends with. Imports nothing heavy."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ops.config import RunConfig
+from ops.rundir import read_json
+from stream.lanes import Cursor
+
+FINISHED, STOPPED = "finished", "stopped"
+# The loss of a summary is the mean over so many last updates: one batch alone is noise.
+RECENT_UPDATES = 50
+
+
+@dataclass(kw_only=True, slots=True)
+class Progress:
+    """Counts that go on over restarts; saved in each checkpoint."""
+
+    seconds: float = 0.0
+    """Spent on the run until this process took it over, waiting included."""
+    updates: int = 0
+    losses: list[float] = field(default_factory=list)
+    """Of the last updates, nats."""
+    ratios: list[float] = field(default_factory=list)
+    """The same against ln K."""
+    usage_perplexity: float | None = None
+    finished: bool = False
+    """The end of the stream was reached, and all passes are done."""
+    snapshot_epoch: int = 0
+    """Fencing number that this learner published under."""
+    snapshot_version: int = 0
+    """Last version number known."""
+
+    def note(self, *, loss: float, loss_over_ln_k: float, usage_perplexity: float, updates: int) -> None:
+        """Count one update."""
+        self.updates = updates
+        self.losses = [*self.losses[1 - RECENT_UPDATES :], loss]
+        self.ratios = [*self.ratios[1 - RECENT_UPDATES :], loss_over_ln_k]
+        self.usage_perplexity = usage_perplexity
+
+    def saved(self, *, seconds: float) -> dict[str, Any]:
+        """Plain values for a checkpoint, with the seconds until now."""
+        return {**asdict(self), "seconds": seconds}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Summary:
+    """How a run ended; what `learn --json` prints. Counts and seconds are over all restarts."""
+
+    status: str
+    """FINISHED: the stream ended. STOPPED: somebody asked; the same command goes on."""
+    run: str
+    """The run directory."""
+    samples: int
+    """Records that were learned from, over all passes."""
+    skipped: int
+    """Records that could not be used."""
+    left_over: int
+    """Records at the ends of passes that no longer filled a step."""
+    steps: int
+    """Global batches."""
+    updates: int
+    """Optimizer steps."""
+    passes: int
+    seconds: float
+    loss: float | None
+    """Nats, mean over the last updates; None when there were none."""
+    loss_over_ln_k: float | None
+    """1 = has learned nothing."""
+    usage_perplexity: float | None
+    """Prototypes in use, as a count."""
+    prototypes: int
+    """K of the first head."""
+    skipped_by_reason: Mapping[str, int]
+    checkpoint: str | None
+    """Directory of the newest checkpoint."""
+    snapshot: Mapping[str, Any] | None
+    """version and digest of the newest snapshot; None when none could be published."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+    def told(self) -> str:
+        """A few lines for people."""
+        skipped = ", ".join(f"{count:,} {reason}" for reason, count in self.skipped_by_reason.items())
+        lines = [
+            f"{self.status}: {self.samples:,} samples in {self.steps:,} steps, {self.seconds:,.0f} s",
+            f"  records    {self.samples:,} used + {self.skipped:,} skipped"
+            f"{f' ({skipped})' if skipped else ''} + {self.left_over:,} left over",
+        ]
+        if self.loss is not None and self.loss_over_ln_k is not None:
+            lines.append(f"  loss       {self.loss:.4f} ({self.loss_over_ln_k:.4f} of ln K)")
+        if self.usage_perplexity is not None:
+            lines.append(f"  usage      {self.usage_perplexity:.1f} of {self.prototypes} prototypes")
+        lines.append(f"  checkpoint {self.checkpoint or 'none'}")
+        shot = self.snapshot
+        named = f"{shot['version']} ({shot['digest'][:16]})" if shot else "none"
+        lines.append(f"  snapshot   {named}")
+        return "\n".join(lines)
+
+
+def summarise(
+    *,
+    status: str,
+    run_dir: Path,
+    cursor: Cursor,
+    progress: Progress,
+    seconds: float,
+    config: RunConfig,
+    checkpoint: Path | None,
+    snapshot: Mapping[str, Any] | None,
+) -> Summary:
+    """The summary of a run as it stands."""
+    return Summary(
+        status=status,
+        run=str(run_dir),
+        samples=cursor.samples,
+        skipped=sum(cursor.skipped.values()),
+        left_over=cursor.left_over,
+        steps=cursor.steps,
+        updates=progress.updates,
+        passes=config.passes,
+        seconds=round(seconds, 3),
+        loss=_mean(progress.losses),
+        loss_over_ln_k=_mean(progress.ratios),
+        usage_perplexity=progress.usage_perplexity,
+        prototypes=config.swav.prototypes[0],
+        skipped_by_reason=dict(cursor.skipped),
+        checkpoint=str(checkpoint) if checkpoint else None,
+        snapshot=snapshot,
+    )
+
+
+def read_summary(run_dir: Path) -> Summary | None:
+    """How the run in a directory last ended; None when it never did, or another version wrote it."""
+    body = read_json(run_dir / "summary.json")
+    try:
+        return Summary(**body) if body is not None else None
+    except TypeError:
+        return None
+
+
+def _mean(values: list[float]) -> float | None:
+    return math.fsum(values) / len(values) if values else None

@@ -1,0 +1,321 @@
+// Asks the learner for its figures and draws them; stops asking while nobody looks.
+
+const STATUS_MS = 1000, REST_MS = 2000, SHOWN = 24;
+const CELLS = ["0", ".01", ".03", ".1", ".3", ".5", "1", "2", "3", "10", "30", "30+"];
+const PHASE_COLOURS = ["#0b7178", "#4a6fa5", "#8f6bb3", "#c2703d", "#c9a227", "#5b8c5a", "#a8566b", "#7b8794"];
+const GLYPHS = {
+  ok: "M7 0a7 7 0 1 0 0 14A7 7 0 0 0 7 0Zm-1.1 10.2L2.8 7.1l1.1-1.1 2 2 4.2-4.2 1.1 1.1z",
+  watch: "M7 .6 14 13H0zM6.2 4.8v4h1.6v-4zm0 5v1.6h1.6V9.8z",
+  bad: "M0 0h14v14H0zm4 2.9L2.9 4 5.9 7l-3 3L4 11.1l3-3 3 3 1.1-1.1-3-3 3-3L10 2.9l-3 3z",
+  unknown: "M7 0a7 7 0 1 0 0 14A7 7 0 0 0 7 0Zm0 1.6a5.4 5.4 0 1 1 0 10.8A5.4 5.4 0 0 1 7 1.6Z",
+};
+const $ = (id) => document.getElementById(id);
+const whole = (value) => value === null || value === undefined ? "-" : Math.round(value).toLocaleString("en");
+let status = null, history = null, clusters = null, lostSince = null;
+
+function make(tag, className, text) {
+  const made = document.createElement(tag);
+  if (className) made.className = className;
+  if (text !== undefined) made.textContent = text;
+  return made;
+}
+
+function glyph(state) {
+  const svg = node("svg", { viewBox: "0 0 14 14", class: `glyph ${state}`, role: "img", "aria-label": state });
+  node("path", { d: GLYPHS[state], fill: "currentColor", "fill-rule": "evenodd" }, svg);
+  return svg;
+}
+
+function duration(seconds) {
+  if (!isFinite(seconds)) return "";
+  for (const [size, unit] of [[86400, "days"], [3600, "h"], [60, "min"]]) if (seconds >= 2 * size) return `${Math.round(seconds / size)} ${unit}`;
+  return `${Math.max(1, Math.round(seconds))} s`;
+}
+
+function headline() {
+  const of = (state) => status.verdicts.filter((verdict) => verdict.state === state);
+  const names = (list) => list.map((verdict) => verdict.title.toLowerCase()).join(", ").replace(/, ([^,]*)$/, " and $1");
+  if (of("bad").length) return [`Needs attention: ${names(of("bad"))}.`, of("bad")[0].text];
+  if (status.state === "stopping") return ["The run is stopping.", "It saves a checkpoint and publishes its last snapshot."];
+  if (status.state === "waiting") return ["Waiting for records.", status.verdicts.find((verdict) => verdict.name === "stream").text];
+  if (of("watch").length) return [`Keep an eye on ${names(of("watch"))}.`, of("watch")[0].text];
+  if (of("ok").length < 4) return ["Warming up.", "A few more steps are needed before anything can be said."];
+  if (of("unknown").some((verdict) => verdict.name === "balance")) return ["It learns.", "Whether the clusters are balanced shows once the usage window is full."];
+  return ["It learns, and its clusters are balanced.", "Nothing asks for your attention."];
+}
+
+function drawStatus() {
+  const name = status.run_dir.split("/").filter(Boolean).pop() || status.run;
+  document.title = `${name}: ${status.state}`;
+  $("run").textContent = status.run_dir;
+  $("state").dataset.state = status.state;
+  $("state").querySelector("b").textContent = status.state;
+  const [first, second] = headline();
+  if ($("headline").textContent !== first) $("headline").textContent = first;
+  if ($("subline").textContent !== second) $("subline").textContent = second;
+  drawProgress();
+  drawTiles();
+  drawVerdicts();
+  drawPhases();
+  drawFacts();
+}
+
+function drawProgress() {
+  const { samples, total_samples: total, rate } = status;
+  const parts = [`${whole(samples)}${total ? ` of ${whole(total)}` : ""} samples`];
+  if (rate) parts.push(`${short(rate)} a second`);
+  if (total && rate && status.state === "learning") parts.push(`about ${duration((total - samples) / rate)} left`);
+  $("progress").hidden = false;
+  $("bar").hidden = !total;
+  if (total) {
+    const percent = Math.min(100, 100 * samples / total);
+    $("bar").firstElementChild.style.width = `${percent}%`;
+    $("bar").setAttribute("aria-valuenow", percent.toFixed(0));
+  }
+  $("progress-text").textContent = parts.join("  ·  ");
+}
+
+function drawTiles() {
+  const column = (name) => history ? history[name] : [];
+  const shot = status.snapshot.version;
+  const tiles = [
+    ["Loss / ln K", status.loss_over_ln_k?.toFixed(3) ?? "-", "", column("loss_over_ln_k")],
+    ["Images a second", short(status.rate || null), "", column("rate"), 0],
+    ["Prototypes in use", whole(status.usage_perplexity), `of ${whole(status.prototypes)}`, column("usage_perplexity")],
+    ["Dead prototypes", whole(status.dead_prototypes), "", column("dead_prototypes"), 0],
+    ["Lag", whole(status.lag), "records", column("lag"), 0],
+    ["Snapshot", shot ? `v${shot}` : "-", shot ? `${whole(status.snapshot.samples)} samples` : "none yet", null],
+  ];
+  const host = $("tiles");
+  while (host.children.length < tiles.length) {
+    const tile = make("div", "tile");
+    tile.append(make("div", "label"), make("div", "value"), node("svg", { "aria-hidden": "true" }));
+    host.append(tile);
+  }
+  tiles.forEach(([label, value, unit, ys, low], i) => {
+    const [labelled, shown, drawn] = host.children[i].children;
+    labelled.textContent = label;
+    shown.replaceChildren(value, " ", make("small", "", unit));
+    if (ys) spark(drawn, ys, low);
+  });
+}
+
+function drawVerdicts() {
+  const order = { bad: 0, watch: 1, ok: 2, unknown: 3 };
+  const sorted = [...status.verdicts].sort((a, b) => order[a.state] - order[b.state]);
+  const host = $("verdicts"), known = new Map([...host.children].map((row) => [row.dataset.name, row]));
+  const rows = sorted.map((verdict) => {
+    const row = known.get(verdict.name) || verdictRow(verdict.name);
+    if (row.dataset.state !== verdict.state) {
+      row.dataset.state = verdict.state;
+      row.querySelector("svg").replaceWith(glyph(verdict.state));
+      row.firstChild.open = verdict.state === "bad" || verdict.state === "watch";
+    }
+    row.querySelector(".title").textContent = verdict.title;
+    row.querySelector(".value").textContent = verdict.value;
+    row.querySelector(".text").textContent = verdict.text;
+    return row;
+  });
+  if (rows.some((row, i) => host.children[i] !== row)) host.replaceChildren(...rows);
+}
+
+// A row opens to say what it means; one that needs attention is open by itself.
+function verdictRow(name) {
+  const row = make("li"), details = make("details"), summary = make("summary");
+  row.dataset.name = name;
+  summary.append(glyph("unknown"), make("span", "title"), make("span", "value"));
+  details.append(summary, make("p", "text"));
+  row.append(details);
+  return row;
+}
+
+function drawPhases() {
+  const phases = Object.entries(status.phases).filter(([, seconds]) => seconds > 0).sort((a, b) => b[1] - a[1]);
+  const total = phases.reduce((sum, [, seconds]) => sum + seconds, 0);
+  const stack = make("div", "stack"), key = make("div", "key");
+  phases.forEach(([name, seconds], i) => {
+    const part = make("i");
+    part.style.background = PHASE_COLOURS[i % PHASE_COLOURS.length];
+    const dot = part.cloneNode();
+    part.style.flex = `${100 * seconds / total} 0 0`;
+    stack.append(part);
+    key.append(dot, make("span", "", name), make("span", "", `${Math.round(100 * seconds / total)} %  ·  ${short(seconds * 1000)} ms`));
+  });
+  $("phases").replaceChildren(...(total ? [stack, key] : [make("p", "note", "No step is done yet.")]));
+  const skipped = Object.entries(status.skipped).sort((a, b) => b[1] - a[1]);
+  $("skipped").textContent = skipped.length ? skipped.map(([reason, count]) => `${reason} ${whole(count)}`).join("  ·  ") : "None.";
+}
+
+function drawFacts() {
+  const shot = status.snapshot, saved = status.checkpoint;
+  const facts = {
+    ...status.facts,
+    prototypes: whole(status.prototypes),
+    updates: whole(status.updates),
+    "learning rate": short(status.learning_rate),
+    checkpoint: saved.time ? `${saved.result} at ${whole(saved.samples)} samples, ${duration(status.now - saved.time)} ago` : "none yet",
+    snapshot: shot.version ? `v${shot.version} ${shot.digest.slice(0, 12)}, ${duration(status.now - shot.time)} ago` : "none yet",
+    run: status.run,
+    directory: status.run_dir,
+  };
+  $("facts").replaceChildren(...Object.entries(facts).flatMap(([name, value]) => [make("dt", "", name), make("dd", "", value)]));
+}
+
+function drawHistory() {
+  const xs = history.samples, k = status.prototypes;
+  const ratios = history.loss_over_ln_k.filter((value) => value !== null);
+  const high = Math.max(1.02, ...ratios.slice(Math.min(ratios.length - 1, Math.ceil(ratios.length / 25))));
+  lineChart($("chart-loss"), xs, history.loss_over_ln_k, {
+    title: "Loss against ln K", high, refs: [{ at: 1, label: "ln K: nothing learned" }], format: (value) => value.toFixed(3),
+  });
+  lineChart($("chart-use"), xs, history.usage_perplexity, {
+    title: "Prototypes in use", low: 0, high: k * 1.08, area: true, refs: [{ at: k, label: `K = ${whole(k)}` }], format: (value) => `${Math.round(value)} of ${whole(k)}`,
+  });
+  lineChart($("chart-rate"), xs, history.rate, { title: "Images a second", low: 0, area: true, format: (value) => `${short(value)} a second` });
+}
+
+function drawHistogram() {
+  const even = (i) => i === 0 ? "no use at all" : i === CELLS.length - 1 ? "over 30 even shares" : `up to ${CELLS[i].replace(/^\./, "0.")} even share${+CELLS[i] > 1 ? "s" : ""}`;
+  barChart($("chart-hist"), CELLS, clusters.histogram, {
+    title: "Usage of the prototypes", name: even, tone: (i) => i <= 2 ? "low" : i >= 9 ? "high" : "",
+  });
+}
+
+// Pictures of a cluster lie side by side in one image; each tile shows its part of it. How many there are is read from
+// the image, which may be newer than the figures; the old pictures stay until the new ones are there.
+function shots(host, cluster, most) {
+  const address = `/api/v1/prototypes/${cluster.id}.png?v=${Math.round(status.started)}.${cluster.stamp}`;
+  if (host.dataset.address === address) return;
+  host.dataset.address = address;
+  const tiles = (count) => {
+    while (host.children.length > count) host.lastChild.remove();
+    while (host.children.length < count) host.append(make("span", "shot"));
+  };
+  if (!host.children.length) tiles(Math.min(most, cluster.images));
+  const ready = new Image();
+  ready.onload = () => {
+    if (host.dataset.address !== address) return;
+    const images = Math.max(1, Math.round(ready.naturalWidth / ready.naturalHeight));
+    tiles(Math.min(most, images));
+    [...host.children].forEach((tile, i) => {
+      tile.style.backgroundImage = `url("${address}")`;
+      tile.style.backgroundSize = `${100 * images}% 100%`;
+      tile.style.backgroundPosition = `${images > 1 ? 100 * i / (images - 1) : 0}% 0`;
+    });
+  };
+  ready.onerror = () => { if (host.dataset.address === address) delete host.dataset.address; };
+  ready.src = address;
+}
+
+function card(id) {
+  const made = make("button", "cluster");
+  made.type = "button";
+  made.dataset.id = id;
+  const top = make("span", "top");
+  top.append(make("span", "id", `#${id}`), make("span", "share"));
+  const meter = make("div", "meter");
+  meter.append(make("i"));
+  made.append(top, meter, make("div", "shots"));
+  made.addEventListener("click", () => look(id));
+  return made;
+}
+
+function drawClusters() {
+  const grid = $("clusters"), known = new Map([...grid.children].map((one) => [one.dataset.id, one]));
+  const busiest = clusters.busiest.filter((cluster) => cluster.images > 0);
+  $("clusters-note").textContent = busiest.length
+    ? "Most typical images first. Choose one to look closer."
+    : clusters.thumb_px ? "Images appear with the first steps." : "This run carries no thumbnails (reader.thumbnail_px is 0).";
+  const largest = busiest.length ? busiest[0].usage : 1;
+  const cards = busiest.map((cluster) => {
+    const one = known.get(`${cluster.id}`) || card(cluster.id);
+    const share = 100 * cluster.usage;
+    one.querySelector(".share").replaceChildren(`${share.toFixed(share < 1 ? 2 : 1)} %`, make("small", "", " of images"));
+    one.querySelector(".meter i").style.width = `${100 * cluster.usage / largest}%`;
+    one.setAttribute("aria-label", `Cluster ${cluster.id}, ${share.toFixed(1)} percent of images. Look closer.`);
+    shots(one.querySelector(".shots"), cluster, 12);
+    return one;
+  });
+  // Nothing moves under a pointer or away from the keyboard's focus.
+  const held = grid.contains(document.activeElement) || grid.matches(":hover");
+  if (held && grid.children.length) {
+    for (const one of cards) if (!one.isConnected) grid.append(one);
+  } else {
+    if (cards.some((one, i) => grid.children[i] !== one) || grid.children.length !== cards.length) grid.replaceChildren(...cards);
+  }
+  if ($("closer").open) look(+$("closer").dataset.id);
+}
+
+function look(id) {
+  const at = clusters.busiest.findIndex((cluster) => cluster.id === id);
+  if (at < 0) return;
+  const cluster = clusters.busiest[at], dialog = $("closer"), tiles = $("closer-tiles");
+  if (dialog.dataset.id !== `${id}`) { tiles.replaceChildren(); delete tiles.dataset.address; }
+  dialog.dataset.id = id;
+  $("closer-title").textContent = `Cluster #${id}`;
+  $("closer-note").textContent = `${(100 * cluster.usage).toFixed(2)} % of images, ${(cluster.usage * clusters.prototypes).toFixed(1)} times the even share; number ${at + 1} by size. Its ${cluster.images} most typical images:`;
+  shots(tiles, cluster, 48);
+  if (!dialog.open) dialog.showModal();
+}
+
+function turn(step) {
+  const shown = clusters.busiest.filter((cluster) => cluster.images > 0);
+  const at = shown.findIndex((cluster) => cluster.id === +$("closer").dataset.id);
+  const next = shown[at + step];
+  if (next) look(next.id);
+}
+
+function drawEvents(events) {
+  const rows = events.map((event) => {
+    const row = make("li"), text = make("span");
+    const time = make("time", "", new Date(1000 * event.time).toLocaleTimeString("en", { hour12: false }));
+    text.append(make("b", "", event.kind), ` ${event.text}`);
+    row.append(time, text);
+    return row;
+  });
+  $("events").replaceChildren(...(rows.length ? rows : [make("li", "note", "Nothing yet.")]));
+}
+
+async function ask(what) {
+  const answer = await fetch(`/api/v1/${what}`, { cache: "no-store" });
+  if (!answer.ok) throw new Error(`${what}: ${answer.status}`);
+  return answer.json();
+}
+
+function lost(yes) {
+  if (!yes) { lostSince = null; $("lost").hidden = true; return; }
+  lostSince ??= new Date();
+  $("state").dataset.state = "lost";
+  $("state").querySelector("b").textContent = "not reachable";
+  $("lost").textContent = `The learner does not answer since ${lostSince.toLocaleTimeString("en", { hour12: false })}: it has ended, or the connection is cut. Figures below are its last ones.`;
+  $("lost").hidden = false;
+}
+
+async function every(ms, work) {
+  for (;;) {
+    if (!document.hidden) {
+      try { await work(); lost(false); } catch (error) { console.warn(error.message); lost(true); }
+    }
+    await new Promise((resolve) => setTimeout(resolve, ms));
+  }
+}
+
+async function loadStatus() { status = await ask("status"); drawStatus(); }
+async function loadRest() {
+  if (!status) return;
+  const [past, busy, events] = await Promise.all([ask("history"), ask(`prototypes?top=${SHOWN}`), ask("events")]);
+  history = past; clusters = busy;
+  drawHistory(); drawHistogram(); drawClusters(); drawEvents(events); drawTiles();
+}
+
+$("closer-close").addEventListener("click", () => $("closer").close());
+$("closer-prev").addEventListener("click", () => turn(-1));
+$("closer-next").addEventListener("click", () => turn(1));
+$("closer").addEventListener("click", (event) => { if (event.target === $("closer")) $("closer").close(); });
+$("closer").addEventListener("keydown", (event) => {
+  if (event.key === "ArrowLeft") turn(-1);
+  if (event.key === "ArrowRight") turn(1);
+});
+new ResizeObserver(() => { if (history && clusters) { drawHistory(); drawHistogram(); } }).observe($("main"));
+
+loadStatus().then(loadRest).catch(() => lost(true)).finally(() => { every(STATUS_MS, loadStatus); every(REST_MS, loadRest); });

@@ -1,0 +1,326 @@
+"""Publishing snapshots beside the learner: a thread of its own, one waiting snapshot at most, no stall."""
+
+import logging
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import redis
+
+from learner.report import Snapshot
+from ops import plain_json
+from ops.encoders import EncoderFiles
+from ops.errors import OpsError, StaleEpoch
+from ops.snapshot_info import FORMAT, health_in_words
+from ops.snapshot_writer import EpochLost, Published, SnapshotWriter
+from ops.snapshots import SnapshotStore, warnings_of
+
+logger = logging.getLogger(__name__)
+
+RETRY_FIRST_S = 1.0
+"""Wait after the first failure, seconds; doubled with each further one."""
+RETRY_LONGEST_S = 30.0
+"""Longest wait between two attempts, seconds."""
+
+HEALTHY = "healthy"
+"""Verdict of a snapshot's health that lets `stable` move."""
+
+GIVE_UP_S = 1.0
+"""How much longer `close` waits for an attempt that is under way, seconds."""
+
+RESULTS = ("ok", "unhealthy", "repeated", "superseded", "stale_epoch", "error")
+"""ok: head and stable moved. unhealthy: head moved, stable stayed. repeated: it was there, an answer had
+been lost. superseded: a newer one was ready before it could be sent. stale_epoch: a newer learner
+publishes. error: it is tried again."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PublishResult:
+    """What became of one snapshot, or of one attempt at it."""
+
+    result: str
+    """One of RESULTS."""
+    samples: int
+    """Samples seen when the snapshot was taken."""
+    digest: str
+    version: int = 0
+    """Its number; 0 when it was not published."""
+    epoch: int = 0
+    seconds: float = 0.0
+    """What the attempt took, encoder file and all."""
+    blob_bytes: int = 0
+    """What went to Redis."""
+    abandoned: tuple[int, ...] = ()
+    """Versions whose line this one ended."""
+    detail: str = ""
+    """What went wrong."""
+    time: float = 0.0
+    """When, unix seconds."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class _Job:
+    snapshot: Snapshot
+    samples: int
+    updates: int
+
+
+class Publisher:
+    """Sends snapshots to the store in the background.
+
+    `publish` never blocks and never raises; call it, `start` and `close` from the learner's thread. One
+    snapshot waits at most: a newer one takes its place. When Redis or the disk is away the waiting snapshot
+    is tried again until it is published or replaced. A learner that was fenced off publishes nothing more.
+
+    Args:
+        store: snapshots of this run.
+        encoders: where encoder weights go.
+        config_hash: of the run's settings, for the metadata.
+        floor_epoch: `epoch` as it stood in the checkpoint.
+        floor_version: `version` as it stood in the checkpoint.
+        keep: newest snapshots that stay.
+        on_result: told of every result, from the publishing or the learner's thread; must be quick.
+        revive: brings an embedded server back when it died; may raise OpsError.
+    """
+
+    def __init__(
+        self,
+        store: SnapshotStore,
+        encoders: EncoderFiles,
+        *,
+        config_hash: str = "",
+        floor_epoch: int = 0,
+        floor_version: int = 0,
+        keep: int = 20,
+        on_result: Callable[[PublishResult], None] | None = None,
+        revive: Callable[[], None] | None = None,
+    ) -> None:
+        self.epoch = floor_epoch
+        """Fencing number: save it in the checkpoint."""
+        self.version = floor_version
+        """Last version number known: save it in the checkpoint."""
+        self.last: PublishResult | None = None
+        """The latest snapshot that stands in Redis."""
+        self._store = store
+        self._writer = SnapshotWriter(store)
+        self._encoders = encoders
+        self._config_hash = config_hash
+        self._keep = keep
+        self._on_result = on_result
+        self._revive = revive
+        self._owner = uuid.uuid4().hex
+        self._started_ms = int(time.time() * 1000)
+        self._who = f"{socket.gethostname()}:{os.getpid()}"
+        self._ready = threading.Condition()
+        self._pending: _Job | None = None
+        self._in_flight: _Job | None = None
+        self._closing = False
+        self._given_up = False
+        self._fenced = False
+        self._acquired = False  # this process took an epoch before
+        self._holds = False  # and nothing has happened since that could have lost it
+        self._failures = 0
+        self._thread = threading.Thread(target=self._work, name="snapshots", daemon=True)
+
+    def start(self) -> None:
+        """Begin: takes the epoch as soon as Redis answers, so that an older learner is refused at once."""
+        self._thread.start()
+
+    def publish(self, snapshot: Snapshot, *, samples: int, updates: int) -> None:
+        """Hand over a snapshot; returns at once."""
+        job = _Job(snapshot=snapshot, samples=samples, updates=updates)
+        with self._ready:
+            replaced, self._pending = self._pending, None if self._fenced else job
+            fenced = self._fenced
+            in_flight = self._in_flight
+            self._ready.notify()
+        if replaced is not None and replaced is not in_flight:
+            self._tell(_result(replaced, "superseded"))
+        if fenced:
+            self._tell(_result(job, "stale_epoch", detail="fenced off earlier"))
+
+    def close(self, timeout_s: float = 20.0) -> bool:
+        """Publish what still waits and end; blocks for `timeout_s`, and a second more, at most.
+
+        Returns:
+            Whether nothing was left unpublished.
+        """
+        with self._ready:
+            self._closing = True
+            self._ready.notify()
+        if self._thread.is_alive():
+            self._thread.join(timeout_s)
+        with self._ready:
+            # From here on nobody may bring a server back that is being stopped.
+            self._given_up = True
+            self._ready.notify()
+        if self._thread.is_alive():
+            self._thread.join(GIVE_UP_S)
+        with self._ready:
+            left = self._pending
+        if left is not None:
+            logger.warning("the snapshot at %d samples was not published in time", left.samples)
+        return left is None and not self._fenced
+
+    def _work(self) -> None:
+        self._attempt(None)
+        while True:
+            with self._ready:
+                while self._pending is None and not self._closing:
+                    self._ready.wait()
+                job = self._in_flight = self._pending
+                if job is None or self._given_up:
+                    return
+            if not self._attempt(job):
+                with self._ready:
+                    if self._fenced:
+                        self._pending = None
+                    else:
+                        # At the end attempts follow quickly: `close` limits how long they may go on.
+                        longest = RETRY_FIRST_S / 4 if self._closing else RETRY_LONGEST_S
+                        self._ready.wait(min(RETRY_FIRST_S * 2 ** (self._failures - 1), longest))
+
+    def _attempt(self, job: _Job | None) -> bool:
+        """Take the epoch, and publish `job` when there is one; returns whether it went well."""
+        began = time.monotonic()
+        try:
+            if self._failures and self._revive is not None and not self._given_up:
+                self._revive()
+            self._acquire()
+            result = self._send(job, began) if job is not None else None
+        except StaleEpoch as error:
+            self._fenced = True
+            logger.warning("snapshots are no longer published: %s", error)
+            if job is not None:
+                self._tell(_result(job, "stale_epoch", detail=str(error), began=began))
+            return False
+        except (redis.RedisError, OSError, OpsError) as error:
+            self._fail(job, error, began)
+            return False
+        if self._failures:
+            logger.warning("Redis answers again after %d failed attempts", self._failures)
+            self._failures = 0
+        if result is not None:
+            self._tell(result)
+        return True
+
+    def _acquire(self) -> None:
+        if self._holds:
+            return
+        self.epoch, last = self._writer.acquire(
+            self._owner,
+            started_ms=self._started_ms,
+            floor_epoch=self.epoch,
+            floor_version=self.version,
+            again=self._acquired,
+            who=self._who,
+        )
+        self.version = max(self.version, last)
+        if not self._acquired:
+            for sentence in warnings_of(self._store.client):
+                logger.warning("%s", sentence)
+        self._acquired = self._holds = True
+
+    def _send(self, job: _Job, began: float) -> PublishResult:
+        shot = job.snapshot
+        path = self._encoders.save(shot.encoder_digest, shot.encoder)
+        healthy = shot.health.get("verdict") == HEALTHY
+        fields = self._fields(job, f"{path.parent.name}/{path.name}")
+        try:
+            done = self._publish(job, fields, healthy)
+        except EpochLost:
+            # The server restarted empty, or a replica that lagged took over: numbers go on from what we know.
+            logger.warning("Redis has lost the state of run %s; taking the epoch anew", self._store.run)
+            self._holds = False
+            self._acquire()
+            done = self._publish(job, fields, healthy)
+        with self._ready:
+            self.version = max(self.version, done.version)
+            if self._pending is job:
+                self._pending = None
+        self._prune()
+        if done.abandoned:
+            logger.warning(
+                "snapshots %s are ahead of the checkpoint that this run went on from; %d follows instead",
+                ", ".join(map(str, done.abandoned)), done.version,
+            )  # fmt: skip
+        kind = "repeated" if done.repeated else "ok" if healthy else "unhealthy"
+        self.last = PublishResult(
+            result=kind,
+            samples=job.samples,
+            digest=shot.digest,
+            version=done.version,
+            epoch=self.epoch,
+            seconds=time.monotonic() - began,
+            blob_bytes=done.blob_bytes,
+            detail="" if healthy else health_in_words(shot.health),
+            abandoned=done.abandoned,
+            time=time.time(),
+        )
+        return self.last
+
+    def _publish(self, job: _Job, fields: dict[str, str | int], healthy: bool) -> Published:
+        return self._writer.publish(
+            owner=self._owner,
+            epoch=self.epoch,
+            samples=job.samples,
+            digest=job.snapshot.digest,
+            tensors=job.snapshot.tensors,
+            healthy=healthy,
+            fields=fields,
+            floor_version=self.version,
+        )
+
+    def _fields(self, job: _Job, encoder: str) -> dict[str, str | int]:
+        prototypes, dim = job.snapshot.tensors["prototypes"].shape
+        return {
+            "format": FORMAT,
+            "updates": job.updates,
+            "prototypes": prototypes,
+            "dim": dim,
+            "encoder_digest": job.snapshot.encoder_digest,
+            "encoder": encoder,
+            "run_dir": str(self._encoders.folder.parent.resolve()),
+            "config_hash": self._config_hash,
+            "health": plain_json.dumps(job.snapshot.health),
+            "publisher": self._who,
+        }
+
+    def _prune(self) -> None:
+        try:
+            if self._writer.prune(self._keep, owner=self._owner, epoch=self.epoch):
+                self._encoders.prune({info.encoder_digest for info in self._store.versions()})
+        except (redis.RedisError, OSError, OpsError) as error:
+            logger.warning("old snapshots could not be removed now: %s", error)
+
+    def _fail(self, job: _Job | None, error: Exception, began: float) -> None:
+        self._failures += 1
+        if isinstance(error, redis.ConnectionError | redis.TimeoutError | redis.ReadOnlyError):
+            # Whoever answers next may be another server, which knows less: the epoch is taken anew.
+            self._holds = False
+            self._store.client.connection_pool.disconnect()
+        if self._failures == 1:
+            logger.warning("snapshots cannot be published now, the learner goes on: %s", error)
+        else:
+            logger.debug("attempt %d: %s", self._failures, error)
+        if job is not None:
+            self._tell(_result(job, "error", detail=str(error), began=began))
+
+    def _tell(self, result: PublishResult) -> None:
+        if self._on_result is not None:
+            self._on_result(result)
+
+
+def _result(job: _Job, kind: str, *, detail: str = "", began: float | None = None) -> PublishResult:
+    return PublishResult(
+        result=kind,
+        samples=job.samples,
+        digest=job.snapshot.digest,
+        seconds=0.0 if began is None else time.monotonic() - began,
+        detail=detail,
+        time=time.time(),
+    )

@@ -1,0 +1,102 @@
+"""Recipes: configs that ship with the program, each with its title, source and published result."""
+
+import difflib
+import tomllib
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from ops import settings
+from ops.config import RunConfig, build, load_values
+from ops.errors import ConfigError, RunNotFound
+from ops.rundir import read_run
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class About:
+    """The [recipe] table of a recipe."""
+
+    title: str
+    """One line."""
+    source: str
+    """Where the settings come from."""
+    published: str = ""
+    """What was published for them; empty when nothing was."""
+    images: int = 0
+    """Distinct images of the source's data set; 0 = any stream."""
+    notes: str = ""
+    """What the source leaves open, what differs here, what to change first."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recipe:
+    """One recipe: what it is, and its settings."""
+
+    name: str
+    about: About
+    values: dict[str, Any]
+    """As the file has them; what it leaves out is the default."""
+
+    @property
+    def config(self) -> RunConfig:
+        """All settings."""
+        return build(self.values)
+
+    @property
+    def samples(self) -> int:
+        """Samples of the whole run on the source's data set; 0 = as many as the stream has."""
+        config = self.config
+        return self.about.images // config.lanes // config.chunk * config.batch * config.passes
+
+
+def names() -> list[str]:
+    """Names of all recipes, sorted."""
+    files = resources.files("ops").joinpath("recipes").iterdir()
+    return sorted(file.name.removesuffix(".toml") for file in files if file.name.endswith(".toml"))
+
+
+def load(name: str) -> Recipe:
+    """Read a recipe by name.
+
+    Raises:
+        ConfigError: there is none of this name; the message names the nearest, or all.
+    """
+    known = names()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean `{near[0]}`?" if near else f"there are {', '.join(known)}"
+        raise ConfigError(f"no recipe `{name}`: {hint}")
+    text = resources.files("ops").joinpath("recipes", f"{name}.toml").read_text(encoding="utf-8")
+    values = tomllib.loads(text)
+    about = settings.read(About, values.pop("recipe"), path="recipe")
+    return Recipe(name=name, about=about, values=values)
+
+
+def overview() -> str:
+    """All recipes, a line each: name and title."""
+    lines = [f"  {name:<24} {load(name).about.title}" for name in names()]
+    return "\n".join(lines)
+
+
+def choose_config(
+    run_dir: Path, *, file: Path | None, recipe: str | None, assignments: tuple[str, ...]
+) -> RunConfig:
+    """The settings that a command line asks for.
+
+    A config file or a recipe, with the assignments over it. A run that exists needs neither: then its own
+    settings are the base.
+
+    Raises:
+        ConfigError: both, or neither and there is no run yet; an unknown key; a value that does not fit.
+    """
+    if file is not None and recipe is not None:
+        raise ConfigError("give --config or --recipe, not both")
+    if file is not None:
+        return build(load_values(file), assignments)
+    if recipe is not None:
+        return build(load(recipe).values, assignments)
+    try:
+        return build(read_run(run_dir).config, assignments)
+    except RunNotFound as error:
+        raise ConfigError("a new run needs --config FILE or --recipe NAME") from error

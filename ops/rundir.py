@@ -1,0 +1,146 @@
+"""What lies in a run directory, and how its small files are read and written. Nothing heavy is imported.
+
+run.json          which run this is: uuid, stream, settings, length
+lock              who works here now
+checkpoints/      ckpt-<number>/, the newest last
+history.jsonl     figures over time, one line an entry, thinner the longer the run
+changes.jsonl     settings changed on the way: when, at which sample, from what to what
+nonfinite.jsonl   steps whose loss or gradient was not finite; nonfinite/ keeps skipped batches
+summary.json      how the run last ended
+server.json       where metrics and live page are, while it runs
+"""
+
+import contextlib
+import json
+import os
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ops.errors import RunMismatch, RunNotFound
+
+RUN_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunRecord:
+    """What run.json holds."""
+
+    uuid: str
+    """Names the run everywhere: keys in Redis carry it."""
+    created: float
+    """Unix seconds."""
+    stream: str
+    """Address of the stream, as last given."""
+    source: Mapping[str, str]
+    """Identity of the stream; the address may change, this may not. Empty until the stream was seen."""
+    config: Mapping[str, Any]
+    """All settings, as last given."""
+    total_samples: int | None
+    """Samples that the run will see, fixed when it began; None when the stream was open."""
+
+    @classmethod
+    def new(cls, *, stream: str, config: Mapping[str, Any]) -> "RunRecord":
+        """The record of a run that begins now and has not yet seen its stream."""
+        return cls(
+            uuid=uuid.uuid4().hex,
+            created=time.time(),
+            stream=stream,
+            source={},
+            config=dict(config),
+            total_samples=None,
+        )
+
+
+def read_run(run_dir: Path) -> RunRecord:
+    """Which run is in a directory.
+
+    Raises:
+        RunNotFound: none is.
+        RunMismatch: it was written by another version of this program.
+    """
+    body = read_json(run_dir / "run.json")
+    if body is None:
+        raise RunNotFound(f"no run in {run_dir}: `swavstream learn STREAM --run {run_dir}` makes one")
+    version = body.pop("version", None)
+    if version != RUN_VERSION:
+        raise RunMismatch(f"{run_dir / 'run.json'} has version {version!r}; this program reads {RUN_VERSION}")
+    try:
+        return RunRecord(**body)
+    except TypeError as error:
+        raise RunMismatch(f"{run_dir / 'run.json'} cannot be read: {error}") from error
+
+
+def write_run(run_dir: Path, record: RunRecord) -> None:
+    """Write run.json, whole or not at all."""
+    write_json(run_dir / "run.json", {"version": RUN_VERSION, **asdict(record)})
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """One JSON object from a file; None when there is no file, or it does not hold one."""
+    try:
+        body = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except ValueError:
+        return None
+    return body if isinstance(body, dict) else None
+
+
+def write_json(path: Path, body: Mapping[str, Any]) -> None:
+    """Write one JSON object: aside, synced, renamed, so that readers see the old or the new one."""
+    aside = path.with_name(f".{path.name}.part")
+    try:
+        with aside.open("w", encoding="utf-8") as handle:
+            json.dump(body, handle, indent=1)
+            handle.write("\n")
+            handle.flush()
+            os.fsync(handle.fileno())
+        aside.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            aside.unlink()
+        raise
+    sync_directory(path.parent)
+
+
+def append_line(path: Path, body: Mapping[str, Any]) -> None:
+    """Add one JSON line to a file and sync it."""
+    with path.open("a", encoding="utf-8") as handle:
+        handle.write(json.dumps(body) + "\n")
+        handle.flush()
+        os.fsync(handle.fileno())
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The JSON lines of a file; none when it is missing. A line that a crash cut short is left out."""
+    try:
+        with path.open(encoding="utf-8", errors="replace") as handle:
+            for line in handle:
+                with contextlib.suppress(ValueError):
+                    body = json.loads(line)
+                    if isinstance(body, dict):
+                        yield body
+    except FileNotFoundError:
+        return
+
+
+def newest_saved(run_dir: Path) -> tuple[Path, dict[str, Any]] | None:
+    """Directory and cursor of the newest checkpoint, by name and unchecked: for looking, not for resuming."""
+    for path in sorted((run_dir / "checkpoints").glob("ckpt-*"), reverse=True):
+        cursor = read_json(path / "cursor.json")
+        if cursor is not None:
+            return path, cursor
+    return None
+
+
+def sync_directory(path: Path) -> None:
+    """Make a rename or a new name in a directory survive a power cut."""
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

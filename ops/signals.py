@@ -1,0 +1,72 @@
+"""Being asked to stop: Ctrl-C and SIGTERM become a flag that the loop looks at between two steps."""
+
+import contextlib
+import os
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+from ops.errors import EXIT_SIGTERM
+
+NOTE = b"\nstopping: the run is being saved (Ctrl-C once more ends it at once, back to the last checkpoint)\n"
+
+
+class StopRequest:
+    """Whether somebody asked for the run to end; also a context that turns signals into such a request.
+
+    As a context it takes SIGINT and SIGTERM over, when entered in the main thread (elsewhere Python allows no
+    handlers; then only `ask` asks). The first signal sets the flag, a second Ctrl-C raises KeyboardInterrupt.
+    `asked` never blocks; any thread may call it and `ask`.
+    """
+
+    def __init__(self, note: bytes = NOTE) -> None:
+        self._note = note
+        self.signal: int | None = None
+        """The signal that asked; None when none did."""
+        self._event = threading.Event()
+        self._before: dict[int, Any] = {}
+        self._depth = 0
+
+    def asked(self) -> bool:
+        """Whether to stop."""
+        return self._event.is_set()
+
+    def ask(self) -> None:
+        """Ask for the run to end after the step at hand."""
+        self._event.set()
+
+    def wait(self, seconds: float) -> bool:
+        """Sleep, but no longer than until somebody asks; whether somebody did."""
+        return self._event.wait(seconds)
+
+    @property
+    def exit_code(self) -> int:
+        """0 after Ctrl-C or `ask`, 143 after SIGTERM."""
+        return EXIT_SIGTERM if self.signal == signal.SIGTERM else 0
+
+    def __enter__(self) -> Self:
+        self._depth += 1  # whoever entered first keeps the handlers until they leave
+        if self._depth == 1 and threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._on_signal)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._depth -= 1
+        if self._depth == 0:
+            for number, handler in self._before.items():
+                signal.signal(number, handler)
+            self._before.clear()
+
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self.signal == signal.SIGINT:
+            raise KeyboardInterrupt
+        if self.signal is None:
+            self.signal = number
+            # Not print: a signal may come in the middle of another print.
+            with contextlib.suppress(OSError):
+                os.write(2, self._note)
+        self.ask()

@@ -1,0 +1,70 @@
+"""A snapshot with everything that is needed to use it, and every digest checked before it is handed out."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+from learner.digest import digest as digest_of
+from ops.encoders import EncoderFiles
+from ops.errors import SnapshotDamaged
+from ops.snapshot_info import SnapshotInfo
+from ops.snapshots import SnapshotStore
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class LoadedSnapshot:
+    """A snapshot that was verified."""
+
+    info: SnapshotInfo
+    tensors: dict[str, Tensor]
+    """`prototypes` [K, D] of unit norm, `head.*`, `usage` [K], `generation` [K]."""
+    encoder: dict[str, Tensor]
+    """Weights and buffers of the encoder."""
+
+
+def load_tensors(store: SnapshotStore, info: SnapshotInfo) -> dict[str, Tensor]:
+    """Prototypes, head and usage of a snapshot, checked against the blob's digest and the stated K and D.
+
+    Raises:
+        SnapshotDamaged: they are gone, or not what the snapshot says.
+    """
+    try:
+        tensors: dict[str, Tensor] = safetensors.torch.load(store.blob(info))
+        shape = tuple(tensors["prototypes"].shape)
+    except (safetensors.SafetensorError, KeyError) as error:
+        raise SnapshotDamaged(f"the blob of snapshot {info.version} holds no prototypes: {error}") from error
+    if shape != (info.prototypes, info.dim):
+        raise SnapshotDamaged(
+            f"snapshot {info.version} says {info.prototypes} x {info.dim} prototypes, its blob holds {shape}"
+        )
+    return tensors
+
+
+def load_snapshot(store: SnapshotStore, encoders: EncoderFiles, which: str | int = "head") -> LoadedSnapshot:
+    """Read one snapshot and verify it: the blob's digest, K and D, the encoder's digest, the digest of all.
+
+    Args:
+        store: the run's snapshots.
+        encoders: the run's encoders.
+        which: a version, `head`, `stable` or `pin:NAME`.
+
+    Raises:
+        SnapshotNotFound: no such snapshot, or its encoder file is not there.
+        SnapshotDamaged: something is not what its digest says.
+    """
+    info = store.show(which)
+    tensors = load_tensors(store, info)
+    encoder = encoders.load(info.encoder_digest)
+    if snapshot_digest(encoder, tensors) != info.digest:
+        raise SnapshotDamaged(f"the content of snapshot {info.version} is not what its digest says")
+    return LoadedSnapshot(info=info, tensors=tensors, encoder=encoder)
+
+
+def snapshot_digest(encoder: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> str:
+    """The digest of a whole snapshot: encoder with its buffers, head, prototypes; not usage, which moves."""
+    weights = {f"encoder.{name}": tensor for name, tensor in encoder.items()}
+    weights |= {name: tensor for name, tensor in tensors.items() if name.startswith(("head.", "prototypes"))}
+    return digest_of(weights)

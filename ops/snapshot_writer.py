@@ -1,0 +1,194 @@
+"""The writing side of the snapshot store: fence, publish rules and retention, as scripts on the server."""
+
+import hashlib
+import importlib.resources
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import safetensors.torch
+from torch import Tensor
+
+from ops.errors import SnapshotError, StaleEpoch
+from ops.snapshots import SnapshotStore
+
+ORPHAN_BLOB_S = 3600
+"""How long an uploaded blob lives that no published snapshot names, seconds."""
+UNUSED_BLOB_S = 300
+"""How long the blob of a pruned snapshot stays for readers that are just loading it, seconds."""
+
+
+class EpochLost(SnapshotError):
+    """The server knows only an older epoch than ours: it lost data, and the epoch must be taken anew."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Published:
+    """What became of one publish."""
+
+    version: int
+    repeated: bool
+    """It was there already: an earlier answer had been lost."""
+    stable: bool
+    """The alias `stable` moved to it."""
+    blob_bytes: int
+    """Size of the safetensors bytes."""
+    abandoned: tuple[int, ...] = ()
+    """Versions whose line ended, because the learner went on from a checkpoint before them."""
+
+
+class SnapshotWriter:
+    """Publishes into a store.
+
+    Every method blocks for as long as the client's time-outs allow and lets `redis.RedisError` through; one
+    thread at a time. Whatever a call was doing when it failed, what readers see is whole: metadata,
+    aliases, events and reference counts change in one script. `acquire` and `publish` may simply be called
+    again.
+    """
+
+    def __init__(self, store: SnapshotStore) -> None:
+        self.store = store
+        self._scripts = {
+            name: store.client.register_script(_script(name)) for name in ("acquire", "publish", "prune")
+        }
+
+    def acquire(
+        self,
+        owner: str,
+        *,
+        started_ms: int,
+        floor_epoch: int = 0,
+        floor_version: int = 0,
+        again: bool = False,
+        who: str = "",
+    ) -> tuple[int, int]:
+        """Take the fencing epoch, so that every older learner is refused from now on.
+
+        Args:
+            owner: uuid of this learner process.
+            started_ms: when it started, unix milliseconds.
+            floor_epoch: highest epoch that the checkpoint, or this process, knows.
+            floor_version: highest version number that it knows.
+            again: after a reconnect; then a newer learner is not pushed out.
+            who: host and process, for people.
+
+        Returns:
+            The epoch, above all earlier ones, and the last version number given.
+
+        Raises:
+            StaleEpoch: only with `again`: a newer learner has taken over.
+        """
+        answer = self._scripts["acquire"](
+            keys=[self.store.key(name) for name in ("epoch", "owner", "counter", "events")],
+            args=[
+                owner, started_ms, floor_epoch, floor_version, "again" if again else "start", who, _now_ms(),
+            ],
+        )  # fmt: skip
+        if answer[0] == b"STALE":
+            raise StaleEpoch(_stale(self.store.run, floor_epoch, int(answer[1])))
+        return int(answer[1]), int(answer[2])
+
+    def publish(
+        self,
+        *,
+        owner: str,
+        epoch: int,
+        samples: int,
+        digest: str,
+        tensors: Mapping[str, Tensor],
+        healthy: bool,
+        fields: Mapping[str, str | int],
+        floor_version: int = 0,
+    ) -> Published:
+        """Publish one snapshot as the new head; sent twice it is published once.
+
+        Args:
+            owner: uuid of this learner process.
+            epoch: what `acquire` gave.
+            samples: samples seen; a head with as many or more is abandoned, unless it is this very snapshot.
+            digest: of the content.
+            tensors: what goes into the blob, on the CPU.
+            healthy: whether `stable` moves too.
+            fields: further fields of the snapshot.
+            floor_version: the version will be above it.
+
+        Raises:
+            StaleEpoch: a newer learner of this run publishes.
+            EpochLost: the server forgot; acquire again.
+        """
+        blob = safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()})
+        sha256 = hashlib.sha256(blob).hexdigest()
+        blob_key = self.store.key(f"blob:{sha256}")
+        names = ("epoch", "owner", "counter", "head", "stable", "versions", "events", "refs")
+        args: list[str | int] = [
+            owner, epoch, samples, digest, int(healthy), sha256, len(blob), floor_version,
+            self.store.key("snap:"), self.store.key("notify"), _now_ms(),
+        ]  # fmt: skip
+        for name, value in fields.items():
+            args += [name, value]
+        for _ in range(2):
+            answer = self._scripts["publish"](keys=[*map(self.store.key, names), blob_key], args=args)
+            if answer[0] != b"NOBLOB":
+                break
+            # Only now are the megabytes sent, past the fence; without a snapshot that names it the blob
+            # expires.
+            self.store.client.set(blob_key, blob, ex=ORPHAN_BLOB_S)
+        kind = answer[0]
+        if kind == b"STALE":
+            raise StaleEpoch(_stale(self.store.run, epoch, int(answer[1])))
+        if kind == b"LOST":
+            raise EpochLost(
+                f"the server knows epoch {int(answer[1])} of run {self.store.run}, ours is {epoch}"
+            )
+        if kind == b"NOBLOB":
+            raise SnapshotError(f"the blob of run {self.store.run} vanished while it was being published")
+        if kind == b"SAME":
+            return Published(version=int(answer[1]), repeated=True, stable=False, blob_bytes=len(blob))
+        return Published(
+            version=int(answer[1]),
+            repeated=False,
+            stable=bool(answer[3]),
+            blob_bytes=len(blob),
+            abandoned=tuple(int(version) for version in answer[4:]),
+        )
+
+    def prune(self, keep: int, *, owner: str = "", epoch: int = 0) -> list[int]:
+        """Forget all but the newest `keep` versions and those that a name points at.
+
+        Returns:
+            The versions that were forgotten.
+
+        Raises:
+            StaleEpoch: a learner that no longer owns the run (`owner` "" is an operator, who may).
+        """
+        names = ("epoch", "owner", "head", "stable", "pins", "versions", "refs", "events")
+        answer = self._scripts["prune"](
+            keys=[self.store.key(name) for name in names],
+            args=[
+                owner,
+                epoch,
+                keep,
+                self.store.key("snap:"),
+                self.store.key("blob:"),
+                UNUSED_BLOB_S,
+                _now_ms(),
+            ],
+        )
+        if answer[0] == b"STALE":
+            raise StaleEpoch(_stale(self.store.run, epoch, int(answer[1])))
+        return [int(version) for version in answer[1:]]
+
+
+def _script(name: str) -> str:
+    return (importlib.resources.files("ops") / "lua" / f"{name}.lua").read_text(encoding="utf-8")
+
+
+def _now_ms() -> int:
+    return int(time.time() * 1000)
+
+
+def _stale(run: str, mine: int, theirs: int) -> str:
+    return (
+        f"a newer learner of run {run} publishes (its epoch is {theirs}, ours {mine}): two learners work on "
+        "one run, or this one was paused; end this one"
+    )

@@ -1,0 +1,239 @@
+"""Batches for several updates a step: the arriving one, and some of the latest samples in new views.
+
+What was read for replays is no more state than what was read ahead: the cursor says where the window began,
+and a loader that goes on from it first reads that far again.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TypedDict, Unpack
+
+from stream.config import CropConfig, ReaderConfig, ReplayConfig
+from stream.errors import StreamError, StreamMismatch
+from stream.lanes import Cursor, LaneStats, SourceSpec, WindowStart
+from stream.loader import TURN_S, Batch, Loader, Readiness
+from stream.reader import Answer, Failed, Question, Recalled
+from stream.recall import Recall
+from stream.replay import ReplayWindow, with_pass_ended
+from stream.slabs import Frame
+
+_SAMPLES_OF_A_QUESTION = 32
+_QUESTIONS_A_READER = 2
+_SMALLEST_CROP = CropConfig(count=1, size=8, scale_min=1.0, scale_max=1.0)
+"""What is cut when only names are wanted: a reader cuts something."""
+
+
+class LoaderOptions(TypedDict, total=False):
+    """What else a `Loader` may be given, and what it means there."""
+
+    ranks: int
+    rank: int
+    passes: int
+    pin_memory: bool
+    should_stop: Callable[[], bool]
+
+
+@dataclass(slots=True)
+class _Replay:
+    """One batch that is being read again."""
+
+    frame: int
+    missing: set[int] = field(default_factory=set)
+    """Tickets of questions without an answer."""
+    stats: LaneStats = field(default_factory=LaneStats)
+    failure: Exception | None = None
+
+
+class ReplayLoader(Loader):
+    """A loader that also gives `updates - 1` batches of replays after each batch that it gives.
+
+    Each replay is, for every lane, C samples drawn without replacement from the lane's part of the window:
+    its latest `window_samples / V` samples, those of the batch itself included, or all there are yet. When
+    these are just C, they come in another order. Views are new at each draw. As for batches, which samples
+    and views these are does not depend on ranks, readers, crashes or where a run was resumed.
+
+    The readers are asked for all replays of a step when its batch is taken. Until the window of a cursor has
+    been read again, `ready` answers WAITING.
+
+    Args:
+        replay: how many updates, and the window; `updates = 1` is a plain loader.
+        spec, cursor, crops, config, workers, options: as for `Loader`.
+
+    Raises:
+        ValueError, StreamMismatch, StreamError: as `Loader`, and for a window that is not whole batches.
+    """
+
+    def __init__(
+        self,
+        spec: SourceSpec,
+        *,
+        replay: ReplayConfig,
+        cursor: Cursor,
+        crops: Sequence[CropConfig],
+        config: ReaderConfig,
+        workers: int,
+        **options: Unpack[LoaderOptions],
+    ) -> None:
+        num_steps = replay.window_steps(cursor.lanes * cursor.chunk)
+        self._updates = replay.updates
+        self._replays: deque[_Replay] = deque()
+        self._ticket = 0
+        self._past: Loader | None = None
+        self._past_restarts = 0
+        super().__init__(
+            spec,
+            cursor=cursor,
+            crops=crops,
+            config=config,
+            workers=workers,
+            more_frames=self._updates - 1,
+            **options,
+        )
+        self._window = ReplayWindow(self._lanes, num_steps)
+        by_reader = -(-self._plan.columns // (_QUESTIONS_A_READER * max(1, workers)))
+        self._samples_at_once = min(by_reader, _SAMPLES_OF_A_QUESTION)
+        if cursor.replay is not None and num_steps > 1 and not self.finished:
+            try:
+                self._past = self._open_past(cursor.replay, spec, config, workers, options)
+            except StreamError:
+                self.close()
+                raise
+            self._pass_ends = deque(cursor.replay.pass_ends)
+
+    @property
+    def worker_restarts(self) -> int:
+        """Reader processes that died and were replaced."""
+        return super().worker_restarts + self._past_restarts
+
+    def ready(self, timeout_s: float) -> Readiness:
+        """As `Loader.ready`; WAITING while the window is read again.
+
+        Raises:
+            StreamMismatch: the records of the window are not what they were.
+        """
+        if self._past is not None:
+            self._read_past(self._past, timeout_s)
+            return Readiness.WAITING
+        return super().ready(timeout_s)
+
+    def replays(self) -> Iterator[Batch]:
+        """The replays of the step whose batch was taken last, in order.
+
+        Blocks while readers are at it. A step is done as a whole, so what `should_stop` says is not heeded;
+        it is asked all the same, as a sign of life.
+
+        Their `cursor` is that of the batch, `thumbs` is None, `stats` counts bytes and seconds but no record.
+
+        Raises:
+            StreamDamaged: a record of the window can no longer be used.
+            WorkerFailed, StreamError: as `ready`.
+        """
+        while self._replays:
+            replay = self._replays[0]
+            self._await(replay)
+            self._replays.popleft()
+            if replay.failure is not None:
+                raise replay.failure
+            yield self._batch(self._frames[replay.frame], replay.stats, thumbs=False)
+
+    def end_pass(self) -> None:
+        """As `Loader.end_pass`; the window goes on over it."""
+        super().end_pass()
+        self._replays.clear()  # if nobody wanted them; readers have been waited for
+        self.cursor = with_pass_ended(self.cursor)
+
+    def close(self) -> None:
+        """End the readers and let go of memory and files. May be called twice."""
+        if self._past is not None:
+            self._past.close()
+        super().close()
+
+    def _moved(self, after: Cursor, frame: Frame) -> Cursor:
+        if self._updates == 1:
+            return after
+        while self._replays:  # nobody wanted them, but readers still write into their frames
+            self._await(self._replays[0])
+            self._replays.popleft()
+        before = self.cursor
+        self._window.add(before, frame.seq_B, frame.refs_B2)
+        for update in range(1, self._updates):
+            self._ask(before, update)
+        return self._window.marked(after)
+
+    def _ask(self, before: Cursor, update: int) -> None:
+        """Ask for the samples of one replay, in pieces that all readers can work at."""
+        samples = [tuple(row) for row in self._window.draw(before, update).tolist()]
+        draw = before.steps * self._updates + update
+        replay = _Replay(frame=len(self._frames) - self._updates + update)
+        for column in range(0, len(samples), self._samples_at_once):
+            some = tuple(samples[column : column + self._samples_at_once])
+            self._ticket -= 1  # below zero: questions of looking ahead are counted upwards
+            replay.missing.add(self._ticket)
+            self._pool.submit(Question(self._ticket, (Recall(some, draw, replay.frame, column),)))
+        self._replays.append(replay)
+
+    def _await(self, replay: _Replay) -> None:
+        while replay.missing:
+            self._should_stop()
+            self._collect(TURN_S)
+
+    def _take_in(self, reply: Answer) -> None:
+        if reply.ticket > 0:
+            super()._take_in(reply)
+            return
+        replay = next(replay for replay in self._replays if reply.ticket in replay.missing)
+        replay.missing.remove(reply.ticket)
+        for result in reply.results:
+            if isinstance(result, Failed):
+                replay.failure = replay.failure or result.error
+            elif isinstance(result, Recalled):
+                replay.stats += result.stats
+
+    def _open_past(
+        self, start: WindowStart, spec: SourceSpec, config: ReaderConfig, workers: int, options: LoaderOptions
+    ) -> Loader:
+        """A loader that finds again what the window held: which records were good takes decoding them."""
+        cursor = replace(
+            self.cursor,
+            pass_number=start.pass_number,
+            steps=start.steps,
+            positions=start.positions,
+            replay=None,
+        )
+        return Loader(
+            spec,
+            cursor=cursor,
+            crops=(_SMALLEST_CROP,),
+            # The budget of bad records was kept when they came.
+            config=replace(config, thumbnail_px=0, max_bad_fraction=1.0),
+            workers=workers,
+            ranks=options.get("ranks", 1),
+            rank=options.get("rank", 0),
+            passes=self.cursor.pass_number + 1,
+        )
+
+    def _read_past(self, past: Loader, timeout_s: float) -> None:
+        """Go on with reading the window again: to the cursor, ending passes where they ended then."""
+        while self._pass_ends and past.cursor.steps == self._pass_ends[0]:
+            self._pass_ends.popleft()
+            past.end_pass()
+        if past.cursor.steps < self.cursor.steps:
+            state = past.ready(timeout_s)
+            if state is Readiness.READY:
+                before = past.cursor
+                batch = past.take()
+                self._window.add(before, batch.seq_B, batch.refs_B2)
+            elif state is not Readiness.WAITING:
+                raise self._changed()
+            return
+        self._past, self._past_restarts = None, past.worker_restarts
+        past.close()
+        if any(past.cursor.positions[lane] != self.cursor.positions[lane] for lane in self._lanes):
+            raise self._changed()
+
+    def _changed(self) -> StreamMismatch:
+        return StreamMismatch(
+            "the latest samples, read again for replay, do not end where the run stood: records of the "
+            "stream have changed, or reader.max_pixels has; put them back, or begin a new run"
+        )

@@ -1,0 +1,121 @@
+"""Runs that are small enough to be repeated many times: a drawn stream, a tiny net, ways to interrupt."""
+
+import hashlib
+import io
+import os
+import resource
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ops import recipes
+from ops.checkpoint import load_newest
+from ops.config import RunConfig, build
+from ops.drawn_source import encoded
+from ops.embedded import open_redis
+from ops.learn import learn
+from ops.outcome import Summary
+from ops.rundir import read_lines, read_run
+from ops.signals import StopRequest
+from ops.snapshots import SnapshotStore
+from stream.config import ShardConfig
+from stream.manifest import Manifest
+from stream.record import Record
+from stream.shards import ShardWriter
+
+RECORDS = 331
+SETTINGS = (
+    "lanes=8", "batch=32", "workers=0", "server.port=-1", "swav.prototypes=16", "swav.queue_samples=64",
+    "model.projection_hidden=32", "model.projection_dim=16", "checkpoint.every_samples=96",
+    "snapshot.every_samples=0", "health.interval_samples=64", "reader.thumbnail_px=16",
+    "reader.poll_s=0.05", "window=2", "device=cpu", "crops.0.size=16", "crops.1.size=8",
+)  # fmt: skip
+STEPS = RECORDS // 8 // 4
+
+
+def config_of(*more: str) -> RunConfig:
+    return build(recipes.load("smoke").values, (*SETTINGS, *more))
+
+
+def write_stream(folder: Path, records: int = RECORDS, *, seal: bool = True, bad_from: int = 10**9) -> str:
+    manifest = Manifest.open(str(folder), create=True)
+    with ShardWriter(manifest, source_id="drawn", config=ShardConfig(max_records=60)) as writer:
+        for number in range(records):
+            payload = encoded(5, number, 24)[0] if number < bad_from else b"\xff\xd8\xff no image" * 9
+            digest = hashlib.sha256(payload).hexdigest()
+            writer.write(Record(payload=payload, sha256=digest, media_type="image/jpeg"), number)
+    if seal:
+        manifest.refresh()
+        manifest.seal()
+    return str(folder)
+
+
+class StopAfter(StopRequest):
+    """Asks the run to end once its history has so many steps; `kill` ends the process there and then."""
+
+    def __init__(self, run_dir: Path, steps: int, *, kill: bool = False) -> None:
+        super().__init__()
+        self._run_dir, self._steps, self._kill = run_dir, steps, kill
+
+    def asked(self) -> bool:
+        there = sum(1 for _ in read_lines(self._run_dir / "history.jsonl")) >= self._steps
+        if there and self._kill:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return there or super().asked()
+
+
+class PublishedThenKill(StopAfter):
+    """Waits at its step until the snapshot of that step stands in Redis, then ends the process."""
+
+    def asked(self) -> bool:
+        if super().asked():
+            with open_redis(self._run_dir) as client:
+                store = SnapshotStore(client, read_run(self._run_dir).uuid)
+                while max((info.samples for info in store.versions()), default=0) < 32 * self._steps:
+                    time.sleep(0.02)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return False
+
+
+def run(stream: str, run_dir: Path, config: RunConfig, **more: Any) -> Summary:
+    return learn(stream, run_dir, config, out=io.StringIO(), **more)
+
+
+def bits(run_dir: Path) -> tuple[dict[str, str], Any, Any]:
+    """Everything that a run ends with: every tensor, every value, the cursor."""
+    found = load_newest(run_dir)
+    assert found is not None
+    hashed = {
+        name: hashlib.sha256(tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes()).hexdigest()
+        for name, tensor in found.state["tensors"].items()
+        if tensor.numel()
+    }
+    return hashed, found.state["values"], found.cursor
+
+
+def killed(work: Callable[[], Any]) -> bool:
+    """Do the work in a forked child; whether SIGKILL ended it."""
+    child = os.fork()
+    if child == 0:
+        with suppress(BaseException):
+            work()
+        os._exit(1)
+    _, status = os.waitpid(child, 0)
+    return os.waitstatus_to_exitcode(status) == -signal.SIGKILL
+
+
+@contextmanager
+def full_disk(room: int) -> Iterator[None]:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)

@@ -1,0 +1,262 @@
+"""Checkpoints: whole or not at all, damaged ones refused by name, a full disk survived."""
+
+import json
+import logging
+import os
+import resource
+import shutil
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ops.checkpoint import load, load_newest, numbers, read_meta
+from ops.checkpoint_writer import CheckpointWriter
+from ops.errors import CheckpointDamaged, CheckpointFailed
+from stream.lanes import Cursor, Position
+
+FILES = ("learner.safetensors", "state.json", "cursor.json", "meta.json")
+POINTS = ("begun", "tensors written", "synced", "renamed", "visible", "pruning", "pruned")
+
+
+def state(number: int) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(number)
+    weights = torch.randn(40, 30, generator=generator)
+    tensors = {
+        "weight": weights,
+        "half": weights.bfloat16(),
+        "count": torch.tensor(number),
+        "mask": weights > 0,
+    }
+    return {"version": 1, "tensors": tensors, "values": {"samples": number, "rate": 0.1 + number}}
+
+
+def cursor(number: int) -> Cursor:
+    positions = tuple(Position(lane=lane, unit=number, idx=lane) for lane in range(4))
+    return Cursor(
+        source={"kind": "shards", "uuid": "u"},
+        seed=1, lanes=4, chunk=2, window=1, steps=number, samples=8 * number, positions=positions,
+    )  # fmt: skip
+
+
+def save(writer: CheckpointWriter, number: int) -> None:
+    writer.save(state(number), cursor(number), {"seconds": float(number)})
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """A disk that takes no file above a size: what `ulimit -f` does, told as an error instead of a signal."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+def damage(path: Path, how: str) -> None:
+    if how == "missing":
+        path.unlink()
+    elif how == "cut short":
+        path.write_bytes(path.read_bytes()[:-7])
+    elif how == "empty":
+        path.write_bytes(b"")
+    else:
+        body = bytearray(path.read_bytes())
+        body[len(body) // 2] ^= 4
+        path.write_bytes(body)
+
+
+def test_what_is_saved_reads_back_equal(tmp_path: Path) -> None:
+    writer = CheckpointWriter(tmp_path, "run", keep=2)
+    save(writer, 5)
+    path = writer.flush()
+    found = load_newest(tmp_path)
+    assert found is not None
+    assert found.path == path == tmp_path / "checkpoints" / "ckpt-000001"
+    assert found.cursor == cursor(5)
+    assert found.progress == {"seconds": 5.0}
+    assert found.run == "run"
+    assert found.state["values"] == state(5)["values"]
+    assert found.state["version"] == 1
+    for name, tensor in state(5)["tensors"].items():
+        assert found.state["tensors"][name].dtype == tensor.dtype
+        assert torch.equal(found.state["tensors"][name], tensor), name
+
+
+def test_a_run_without_checkpoints_has_none(tmp_path: Path) -> None:
+    assert load_newest(tmp_path) is None
+    CheckpointWriter(tmp_path, "run", keep=1)
+    assert load_newest(tmp_path) is None
+
+
+def test_the_copy_is_taken_before_save_returns(tmp_path: Path) -> None:
+    held = threading.Event()
+    writer = CheckpointWriter(tmp_path, "run", keep=1, at=lambda point: point == "begun" and held.wait(10))
+    live = state(1)
+    writer.save(live, cursor(1), {})
+    live["tensors"]["weight"].zero_()
+    held.set()
+    writer.flush()
+    found = load_newest(tmp_path)
+    assert found is not None
+    assert torch.equal(found.state["tensors"]["weight"], state(1)["tensors"]["weight"])
+
+
+def test_at_most_one_save_is_in_flight(tmp_path: Path) -> None:
+    inside, most = [0], [0]
+
+    def at(point: str) -> None:
+        inside[0] += {"begun": 1, "visible": -1}.get(point, 0)
+        most[0] = max(most[0], inside[0])
+
+    writer = CheckpointWriter(tmp_path, "run", keep=9, at=at)
+    for number in range(5):
+        save(writer, number)
+    writer.flush()
+    assert most == [1]
+    assert numbers(tmp_path / "checkpoints") == [1, 2, 3, 4, 5]
+
+
+def test_the_newest_n_are_kept(tmp_path: Path) -> None:
+    writer = CheckpointWriter(tmp_path, "run", keep=2)
+    for number in range(5):
+        save(writer, number)
+    writer.flush()
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
+        "ckpt-000004",
+        "ckpt-000005",
+    ]
+
+
+@pytest.mark.parametrize("how", ["missing", "cut short", "empty", "one bit"])
+@pytest.mark.parametrize("name", FILES)
+def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_used(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, how: str
+) -> None:
+    writer = CheckpointWriter(tmp_path, "run", keep=3)
+    save(writer, 1)
+    save(writer, 2)
+    newest = writer.flush()
+    assert newest is not None
+    damage(newest / name, how)
+    with caplog.at_level(logging.WARNING):
+        found = load_newest(tmp_path)
+    assert found is not None
+    assert found.cursor.steps == 1
+    assert f"checkpoint {newest.name} is damaged: {name}" in caplog.text
+    assert "ckpt-000001 is used" in caplog.text
+
+
+def test_a_damaged_checkpoint_is_set_aside_and_its_number_not_given_again(tmp_path: Path) -> None:
+    writer = CheckpointWriter(tmp_path, "run", keep=3)
+    save(writer, 1)
+    save(writer, 2)
+    newest = writer.flush()
+    assert newest is not None
+    damage(newest / "cursor.json", "empty")
+    assert load_newest(tmp_path, set_aside=True) is not None
+    again = CheckpointWriter(tmp_path, "run", keep=3)
+    save(again, 3)
+    assert again.flush() == tmp_path / "checkpoints" / "ckpt-000003"
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == ["ckpt-000001", "ckpt-000003", "damaged-000002"]
+
+
+def test_when_all_are_damaged_nothing_starts_anew_in_silence(tmp_path: Path) -> None:
+    writer = CheckpointWriter(tmp_path, "run", keep=3)
+    save(writer, 1)
+    save(writer, 2)
+    writer.flush()
+    for path in (tmp_path / "checkpoints").iterdir():
+        damage(path / "learner.safetensors", "one bit")
+    with pytest.raises(
+        CheckpointDamaged, match=r"no checkpoint of .* can be trusted.*ckpt-000002.*ckpt-000001"
+    ):
+        load_newest(tmp_path, set_aside=True)
+    assert numbers(tmp_path / "checkpoints") == [1, 2]
+
+
+def test_another_version_of_the_layout_is_refused(tmp_path: Path) -> None:
+    writer = CheckpointWriter(tmp_path, "run", keep=3)
+    save(writer, 1)
+    path = writer.flush()
+    assert path is not None
+    meta = read_meta(path)
+    (path / "meta.json").write_text(json.dumps({**meta, "version": 99, "sha256": "0"}))
+    with pytest.raises(CheckpointDamaged, match=r"meta\.json is not what was written"):
+        load(path)
+
+
+@pytest.mark.parametrize("room", [100, 4_000])
+def test_a_full_disk_is_a_warning_and_the_next_save_is_tried_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, room: int
+) -> None:
+    writer = CheckpointWriter(tmp_path, "run", keep=3)
+    save(writer, 1)
+    writer.flush()
+    with largest_file(room), caplog.at_level(logging.WARNING):
+        save(writer, 2)
+        with pytest.raises(CheckpointFailed, match="could not be written"):
+            writer.flush()
+    assert "ckpt-000002 could not be written" in caplog.text
+    assert writer.failures == 1
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["ckpt-000001"]
+    save(writer, 3)
+    assert writer.flush() is not None
+    found = load_newest(tmp_path)
+    assert found is not None
+    assert found.cursor.steps == 3
+
+
+def test_a_folder_that_vanished_is_a_warning_too(tmp_path: Path) -> None:
+    writer = CheckpointWriter(tmp_path, "run", keep=3)
+    shutil.rmtree(tmp_path / "checkpoints")
+    save(writer, 1)
+    with pytest.raises(CheckpointFailed):
+        writer.flush()
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_killed_at_any_point_of_a_save_the_run_has_the_old_or_the_new_checkpoint(
+    tmp_path: Path, point: str
+) -> None:
+    before = CheckpointWriter(tmp_path, "run", keep=1)
+    save(before, 1)
+    before.flush()
+    child = os.fork()
+    if child == 0:
+        writer = CheckpointWriter(tmp_path, "run", keep=1, at=lambda passed: passed == point and os._exit(9))
+        save(writer, 2)
+        writer.flush()
+        os._exit(1)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 9
+    found = load_newest(tmp_path)
+    assert found is not None
+    visible = POINTS.index(point) >= POINTS.index("renamed")
+    assert found.cursor.steps == (2 if visible else 1)
+    after = CheckpointWriter(tmp_path, "run", keep=1)
+    assert not list((tmp_path / "checkpoints").glob(".tmp-*"))
+    save(after, 3)
+    after.flush()
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 1
+
+
+def test_reading_changes_nothing(tmp_path: Path) -> None:
+    writer = CheckpointWriter(tmp_path, "run", keep=3)
+    save(writer, 1)
+    save(writer, 2)
+    path = writer.flush()
+    assert path is not None
+    damage(path / "state.json", "one bit")
+    before = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    load_newest(tmp_path)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == before

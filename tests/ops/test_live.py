@@ -1,0 +1,202 @@
+"""What the page is told: state, rate, history, events, health, and what people read in it."""
+
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from ops.exemplars import Exemplars
+from ops.live import BEAT_S, LiveView
+from ops.live_history import COLUMNS, LiveHistory
+from ops.publisher import PublishResult
+from tests.ops import synthetic
+
+
+def view(prototypes: int = 40) -> LiveView:
+    exemplars = Exemplars(prototypes, each=3, thumbnail_px=16)
+    return LiveView(
+        run="run-1", run_dir="/run", prototypes=prototypes, total_samples=6400, exemplars=exemplars
+    )
+
+
+def step(live: LiveView, samples: int, *, lag: int = 100, prototypes: int = 40) -> None:
+    usage = synthetic.shares(prototypes)
+    live.observe(synthetic.report(samples, usage), synthetic.stats(64, {"empty": 1}), step_s=0.4, lag=lag)
+
+
+def verdict(live: LiveView, name: str) -> str:
+    return str(next(row["state"] for row in live.status()["verdicts"] if row["name"] == name))
+
+
+def test_before_the_first_step_nothing_is_claimed() -> None:
+    live = view()
+    body = live.status()
+    assert body["state"] == "starting"
+    assert {row["state"] for row in body["verdicts"]} == {"unknown"}
+    assert body["verdict"] == "unknown"
+    assert live.ready() == (False, "no step is done yet")
+    assert live.healthy()[0]
+    assert live.prototypes(5)["histogram"] == [0] * 12
+
+
+def test_a_step_shows_at_once() -> None:
+    live = view()
+    step(live, 640)
+    body = live.status()
+    assert (body["state"], body["samples"], body["lag"]) == ("learning", 640, 100)
+    assert body["loss_over_ln_k"] == pytest.approx(0.8)
+    assert body["ln_k"] == pytest.approx(np.log(40))
+    assert body["skipped"] == {"empty": 1}
+    assert live.ready() == (True, "learning")
+
+
+def test_what_was_skipped_before_a_restart_is_counted_on() -> None:
+    live = LiveView(run="r", run_dir="/run", prototypes=40, samples=640, skipped={"empty": 4, "truncated": 1})
+    step(live, 704)
+    assert live.status()["skipped"] == {"empty": 5, "truncated": 1}
+
+
+def test_the_rate_is_that_of_the_last_half_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(time, "time", lambda: now[0])
+    live = view()
+    for number in range(1, 200):
+        step(live, 64 * number)
+        now[0] += 0.5 if number < 100 else 1.0
+    assert live.status()["rate"] == pytest.approx(64.0, rel=0.02)
+    live.state("waiting")
+    assert live.status()["rate"] == 0
+
+
+def test_phases_add_up_to_the_step() -> None:
+    live = view()
+    step(live, 64)
+    assert sum(live.status()["phases"].values()) == pytest.approx(0.4)
+
+
+def test_waiting_is_healthy_and_ready_but_stopping_is_not_ready() -> None:
+    live = view()
+    step(live, 64)
+    live.state("waiting")
+    assert live.healthy() == (True, "waiting")
+    assert live.ready() == (True, "waiting")
+    assert verdict(live, "stream") == "ok"
+    live.state("stopping", "signal")
+    assert live.ready() == (False, "stopping")
+    step(live, 128)
+    assert live.status()["state"] == "stopping"
+
+
+def test_a_loop_that_hangs_is_not_healthy_and_one_beat_makes_it_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    live = view()
+    later = time.monotonic() + BEAT_S + 1
+    monkeypatch.setattr(time, "monotonic", lambda: later)
+    good, text = live.healthy()
+    assert not good
+    assert "no sign of life for 12" in text
+    live.beat()
+    assert live.healthy()[0]
+
+
+def test_a_learner_with_unread_records_and_no_steps_counts_as_stalled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    live = view()
+    step(live, 64, lag=100)
+    later = time.time() + 500
+    monkeypatch.setattr(time, "time", lambda: later)
+    assert verdict(live, "stream") == "bad"
+
+
+def test_no_unread_records_is_not_a_stall(monkeypatch: pytest.MonkeyPatch) -> None:
+    live = view()
+    step(live, 64, lag=0)
+    later = time.time() + 500
+    monkeypatch.setattr(time, "time", lambda: later)
+    assert verdict(live, "stream") == "ok"
+
+
+def test_publishing_shows_in_the_verdict_and_the_events() -> None:
+    live = view()
+    live.published(PublishResult(result="ok", samples=64, digest="d", version=3, time=time.time()))
+    assert verdict(live, "snapshots") == "ok"
+    live.published(PublishResult(result="error", samples=128, digest="e", detail="Connection refused"))
+    live.published(PublishResult(result="error", samples=128, digest="e", detail="Connection refused"))
+    assert verdict(live, "snapshots") == "bad"
+    assert live.status()["snapshot"]["version"] == 3
+    assert [event["kind"] for event in live.events()] == ["error", "snapshot"]
+
+
+def test_a_rewind_is_an_event() -> None:
+    live = view()
+    live.published(PublishResult(result="ok", samples=64, digest="d", version=4, abandoned=(3, 2)))
+    assert live.events()[0]["text"].startswith("v3, v2 abandoned")
+
+
+def test_events_are_bounded_newest_first() -> None:
+    live = view()
+    for number in range(500):
+        live.event("note", str(number))
+    assert [event["text"] for event in live.events(2)] == ["499", "498"]
+    assert len(live.events(1000)) == 200
+
+
+def test_the_histogram_and_the_busiest_are_of_the_usage_given() -> None:
+    live = view(4)
+    live.usage(np.array([0.0, 0.25, 0.7, 0.05], np.float32))
+    body = live.prototypes(2)
+    assert [row["id"] for row in body["busiest"]] == [2, 1]
+    # In even shares: 0, 1, 2.8 and 0.2.
+    assert dict(zip(body["edges"], body["histogram"], strict=False)) == {
+        0.0: 1, 0.01: 0, 0.03: 0, 0.1: 0, 0.3: 1, 0.5: 0, 1.0: 1, 2.0: 0, 3.0: 1, 10.0: 0, 30.0: 0,
+    }  # fmt: skip
+    assert live.prototypes()["usage"] == pytest.approx([0.0, 0.25, 0.7, 0.05])
+
+
+def test_thumbnails_of_a_step_become_typical_images() -> None:
+    live = view(4)
+    report = synthetic.report(
+        64,
+        synthetic.shares(4),
+        batch=3,
+        assigned=torch.tensor([1, 1, 3]),
+        score=torch.tensor([0.3, 0.5, 0.9]),
+    )
+    live.observe(report, synthetic.stats(3), step_s=0.4, keys=["a", "b", "c"], thumbs=synthetic.thumbs(3))
+    live.usage(np.array([0.1, 0.5, 0.2, 0.2], np.float32))
+    assert live.prototypes()["images"] == [0, 2, 0, 1]
+    assert live.prototypes(1)["busiest"][0]["images"] == 2
+
+
+def test_history_has_a_column_for_each_figure() -> None:
+    live = view()
+    live.remember({"samples": 64, "time": 1.0, "loss_over_ln_k": 0.99})
+    step(live, 128)
+    columns = live.history()
+    assert columns.keys() == set(COLUMNS)
+    assert columns["samples"] == [64, 128]
+    assert columns["loss_over_ln_k"] == [0.99, pytest.approx(0.8)]
+    assert columns["lag"] == [None, 100]
+
+
+def test_a_long_history_stays_bounded_and_keeps_its_ends_and_means() -> None:
+    history = LiveHistory(points=16)
+    for number in range(1, 1001):
+        history.add({"samples": number, "loss": float(number)})
+    columns = history.columns()
+    samples = [value for value in columns["samples"] if value is not None]
+    assert len(samples) <= 16
+    assert samples == sorted(samples)
+    assert samples[-1] == 1000
+    begins = [0, *samples[:-1]]
+    expected = [(first + 1 + last) / 2 for first, last in zip(begins, samples, strict=True)]
+    assert columns["loss"] == pytest.approx(expected)
+
+
+def test_gaps_in_the_history_do_not_spoil_a_mean() -> None:
+    history = LiveHistory(points=4)
+    for number in range(8):
+        history.add({"samples": number, "lag": 10.0 if number % 2 else None})
+    assert set(history.columns()["lag"]) <= {10.0, None}
+    assert 10.0 in history.columns()["lag"]

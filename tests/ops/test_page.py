@@ -1,0 +1,231 @@
+"""The live page in a real Chromium: it draws, follows, opens a cluster; keyboard, phone, dark mode."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NoReturn
+
+import pytest
+
+from ops.publisher import PublishResult
+from tests.ops.live_demo import DemoRun
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+REQUIRED = "chromium" in os.environ.get("SWAVSTREAM_REQUIRE", "").split(",")
+FLAGS = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+
+
+def _missing(what: str) -> NoReturn:
+    if REQUIRED:
+        pytest.fail(f"SWAVSTREAM_REQUIRE asks for chromium, but {what}")
+    pytest.skip(f"the live page is not tested: {what}")
+
+
+@pytest.fixture(scope="module")
+def browser() -> "Iterator[Browser]":
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        _missing("playwright is not installed (pip install playwright)")
+    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if program is None:
+        _missing("there is no chromium (apt-get install chromium)")
+    with sync_playwright() as started:
+        launched = started.chromium.launch(executable_path=program, args=FLAGS)
+        yield launched
+        launched.close()
+
+
+@pytest.fixture
+def demo() -> Iterator[DemoRun]:
+    run = DemoRun(prototypes=24, batch=64, total=6400)
+    run.server.start()
+    yield run
+    run.server.close()
+
+
+@pytest.fixture
+def page(browser: "Browser", demo: DemoRun) -> "Iterator[Page]":
+    """A page on the demo run that fails the test when its script does."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    opened = context.new_page()
+    faults: list[str] = []
+    opened.on("pageerror", lambda error: faults.append(str(error)))
+    opened.set_default_timeout(15_000)
+    yield opened
+    context.close()
+    assert faults == []
+
+
+def look(page: "Page", demo: DemoRun) -> None:
+    page.goto(demo.server.url)
+    page.wait_for_selector(".cluster .shot[style]")
+
+
+def test_before_the_first_step_the_page_says_so(page: "Page", demo: DemoRun) -> None:
+    page.goto(demo.server.url)
+    page.wait_for_selector("#headline:has-text('Warming up')")
+    assert page.inner_text("#state") == "starting"
+    assert page.locator("#verdicts li[data-state=unknown]").count() == 8
+    assert page.locator(".cluster").count() == 0
+
+
+def test_the_page_shows_what_the_run_does_and_follows_it(page: "Page", demo: DemoRun) -> None:
+    demo.run(8)
+    look(page, demo)
+    assert page.inner_text("#state") == "learning"
+    assert page.locator("#chart-loss path.line").count() == 1
+    assert page.locator("#chart-hist rect.bar").count() >= 2
+    assert "512 of 6,400 samples" in page.inner_text("#progress-text")
+    demo.run(8)
+    page.wait_for_selector("#progress-text:has-text('1,024 of 6,400')")
+    page.wait_for_selector("#chart-loss[aria-label*='1,024 samples']")
+
+
+def test_the_busiest_clusters_come_first_with_their_pictures(page: "Page", demo: DemoRun) -> None:
+    demo.run(8)
+    look(page, demo)
+    busiest = [row["id"] for row in demo.live.prototypes(24)["busiest"] if row["images"]]
+    shown = page.eval_on_selector_all(".cluster", "cards => cards.map(card => +card.dataset.id)")
+    assert shown == busiest
+    loaded = page.evaluate(
+        """async () => {
+            const address = getComputedStyle(document.querySelector('.shot')).backgroundImage.slice(5, -2);
+            const image = new Image(); image.src = address; await image.decode(); return image.naturalWidth;
+        }"""
+    )
+    assert loaded >= 48
+
+
+def test_a_cluster_opens_turns_and_closes_by_keyboard(page: "Page", demo: DemoRun) -> None:
+    demo.run(8)
+    look(page, demo)
+    ids = page.eval_on_selector_all(".cluster", "cards => cards.map(card => card.dataset.id)")
+    page.focus(".cluster")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("dialog[open]")
+    assert page.inner_text("#closer-title") == f"Cluster #{ids[0]}"
+    assert page.locator("#closer-tiles .shot").count() >= 2
+    page.keyboard.press("ArrowRight")
+    assert page.inner_text("#closer-title") == f"Cluster #{ids[1]}"
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("Escape")
+    page.wait_for_selector("dialog", state="hidden")
+    assert page.evaluate("document.activeElement.dataset.id") == ids[0]
+
+
+def test_a_cluster_opens_by_mouse_and_closes_by_its_button(page: "Page", demo: DemoRun) -> None:
+    demo.run(8)
+    look(page, demo)
+    page.click(".cluster >> nth=1")
+    page.wait_for_selector("dialog[open]")
+    page.click("#closer-close")
+    page.wait_for_selector("dialog", state="hidden")
+
+
+def test_a_chart_is_read_by_mouse_and_by_arrow_keys(page: "Page", demo: DemoRun) -> None:
+    demo.run(8)
+    look(page, demo)
+    page.hover("#chart-loss")
+    assert "samples" in page.inner_text("#chart-loss .tip")
+    page.mouse.move(1, 1)
+    page.wait_for_selector("#chart-loss .tip", state="detached")
+    page.focus("#chart-loss")
+    page.keyboard.press("Home")
+    assert page.inner_text("#chart-loss .tip").endswith("at 64 samples")
+    page.keyboard.press("ArrowRight")
+    assert page.inner_text("#chart-loss .tip").endswith("at 128 samples")
+
+
+def test_what_needs_attention_comes_first_and_says_why(page: "Page", demo: DemoRun) -> None:
+    demo.run(8)
+    demo.step(feature_std=0.05, twins=9)
+    demo.live.published(PublishResult(result="error", samples=64, digest="d", detail="Connection refused"))
+    look(page, demo)
+    assert page.inner_text("#headline").startswith("Needs attention: ")
+    first = page.locator("#verdicts li").first
+    assert first.get_attribute("data-state") == "bad"
+    assert first.locator(".text").is_visible()
+    assert "Connection refused" in page.inner_text("#verdicts")
+    good = page.locator("#verdicts li[data-state=ok]").first
+    assert not good.locator(".text").is_visible()
+    good.locator("summary").click()
+    assert good.locator(".text").is_visible()
+
+
+def test_a_learner_that_ends_is_noticed_and_its_return_too(page: "Page", demo: DemoRun) -> None:
+    demo.run(8)
+    look(page, demo)
+    port = demo.server.port
+    demo.server.close()
+    page.wait_for_selector("#lost", state="visible")
+    assert page.inner_text("#state") == "not reachable"
+    demo.server._port = port
+    demo.server.start()
+    page.wait_for_selector("#lost", state="hidden")
+    page.wait_for_selector("#state:has-text('learning')")
+
+
+def test_nothing_sticks_out_on_a_phone_in_the_dark(browser: "Browser", demo: DemoRun) -> None:
+    demo.run(8)
+    context = browser.new_context(
+        viewport={"width": 360, "height": 740}, color_scheme="dark", has_touch=True, is_mobile=True
+    )
+    page = context.new_page()
+    look(page, demo)
+    assert page.evaluate("document.documentElement.scrollWidth") == 360
+    red, green, blue = page.evaluate(
+        "getComputedStyle(document.body).backgroundColor.match(/[0-9]+/g).slice(0, 3).map(Number)"
+    )
+    assert max(red, green, blue) < 60
+    page.tap(".cluster >> nth=0")
+    page.wait_for_selector("dialog[open]")
+    context.close()
+
+
+def test_nothing_is_asked_of_another_machine_and_the_policy_holds(page: "Page", demo: DemoRun) -> None:
+    demo.run(8)
+    asked: list[str] = []
+    complaints: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("console", lambda message: complaints.append(message.text))
+    look(page, demo)
+    assert asked
+    assert all(url.startswith((demo.server.url, "data:")) for url in asked)
+    assert complaints == []
+
+
+def test_text_can_be_told_from_its_ground_in_both_schemes(browser: "Browser", demo: DemoRun) -> None:
+    """Contrast of every text colour with the card under it is at least 4.5 (WCAG 2.1, AA)."""
+    demo.run(2)
+    for scheme in ("light", "dark"):
+        context = browser.new_context(color_scheme=scheme)
+        page = context.new_page()
+        page.goto(demo.server.url)
+        ratios = page.evaluate(
+            """() => {
+                const style = getComputedStyle(document.documentElement);
+                const light = (name) => {
+                    const hex = style.getPropertyValue(name).trim().slice(1);
+                    const part = [0, 2, 4].map((at) => parseInt(hex.slice(at, at + 2), 16) / 255)
+                        .map((c) => c <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
+                    return 0.2126 * part[0] + 0.7152 * part[1] + 0.0722 * part[2];
+                };
+                const out = {};
+                for (const ground of ["--bg", "--card"]) {
+                    for (const one of ["ink", "soft", "accent", "ok", "watch", "bad", "warm"]) {
+                        const name = `--${one}`;
+                        const pair = [light(ground), light(name)].sort((a, b) => b - a);
+                        out[name + " on " + ground] = (pair[0] + 0.05) / (pair[1] + 0.05);
+                    }
+                }
+                return out;
+            }"""
+        )
+        context.close()
+        assert {name: ratio for name, ratio in ratios.items() if ratio < 4.5} == {}, scheme

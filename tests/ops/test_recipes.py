@@ -1,0 +1,125 @@
+"""Recipes: each loads, and the published ones have the published numbers."""
+
+from pathlib import Path
+
+import pytest
+
+from ops import recipes, settings
+from ops.config import advice, build, load_values
+from ops.errors import ConfigError
+
+EPOCH_4096 = 312 * 4096
+EPOCH_256 = 5004 * 256
+# name: batch, epochs, views, peak and final learning rate, warm-up and frozen prototypes and queue start in
+# samples, queue. From the paper's appendix and the settings of the published runs.
+PUBLISHED = {
+    "imagenet-800ep-4096": (4096, 800, "2x224+6x96", 4.8, 0.0048, 10 * EPOCH_4096, 313 * 4096, 0, 0),
+    "imagenet-100ep-4096": (4096, 100, "2x224+6x96", 4.8, 0.0048, 10 * EPOCH_4096, 313 * 4096, 0, 0),
+    "imagenet-400ep-256": (256, 400, "2x224+6x96", 0.6, 0.0006, 0, 5005 * 256, 15 * EPOCH_256, 3840),
+    "imagenet-200ep-256": (256, 200, "2x224+6x96", 0.6, 0.0006, 0, 5005 * 256, 15 * EPOCH_256, 3840),
+    "2x160-4x96": (4096, 400, "2x160+4x96", 4.8, 0.0048, 10 * EPOCH_4096, 313 * 4096, 0, 0),
+    "rn50w2": (4096, 400, "2x224+4x96", 4.8, 0.0048, 10 * EPOCH_4096, 313 * 4096, 0, 0),
+    "rn50w4": (2560, 400, "2x224+4x96", 4.8, 0.0048, 10 * 500 * 2560, 313 * 2560, 0, 2560),
+    "rn50w5": (1536, 400, "2x224+4x96", 4.8, 0.0048, 10 * 834 * 1536, 313 * 1536, 0, 1536),
+}
+TOP1 = {
+    "imagenet-800ep-4096": "75.3",
+    "imagenet-100ep-4096": "72.1",
+    "imagenet-400ep-256": "74.3",
+    "imagenet-200ep-256": "72.7",
+    "2x160-4x96": "73.9",
+    "rn50w2": "77.3",
+    "rn50w4": "77.9",
+    "rn50w5": "78.5",
+    "uncurated-1b": "74.03",
+    "uncurated-continuous": "75.96",
+}
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_every_recipe_loads_and_says_what_it_is(name: str) -> None:
+    recipe = recipes.load(name)
+    assert recipe.about.title
+    assert recipe.about.source
+    assert recipe.config.lanes in {16, 64, 256}
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_what_a_recipe_shows_is_a_config_file_that_gives_the_same_settings(name: str, tmp_path: Path) -> None:
+    recipe = recipes.load(name)
+    file = tmp_path / "shown.toml"
+    shown = {**recipe.config.to_dict(), "recipe": settings.plain(recipe.about)}
+    file.write_text(settings.to_toml(shown), encoding="utf-8")
+    assert build(load_values(file)) == recipe.config
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_settings_are_those_published(name: str) -> None:
+    config = recipes.load(name).config
+    swav, optim = config.swav, config.optim
+    found = (
+        config.batch,
+        config.passes,
+        "+".join(f"{kind.count}x{kind.size}" for kind in config.crops),
+        optim.learning_rate,
+        optim.final_learning_rate,
+        optim.warmup_samples,
+        swav.freeze_samples,
+        swav.queue_start_samples,
+        swav.queue_samples,
+    )
+    assert found == PUBLISHED[name]
+    assert (swav.prototypes, swav.temperature, swav.epsilon, swav.sinkhorn_iterations) == (
+        (3000,),
+        0.1,
+        0.05,
+        3,
+    )
+    assert (optim.optimizer, optim.momentum, optim.weight_decay, optim.schedule) == (
+        "lars",
+        0.9,
+        1e-6,
+        "cosine",
+    )
+    assert optim.trust_coefficient == 0.001
+    assert optim.warmup_start == (0.3 if optim.warmup_samples else 0)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_schedule_ends_with_the_run(name: str) -> None:
+    recipe = recipes.load(name)
+    assert recipe.config.optim.schedule_samples == recipe.samples
+
+
+@pytest.mark.parametrize("name", TOP1)
+def test_the_published_result_stands_in_the_recipe(name: str) -> None:
+    assert recipes.load(name).about.published.startswith(TOP1[name] + " % linear top-1")
+
+
+def test_one_pass_over_a_billion_is_as_long_as_published() -> None:
+    recipe = recipes.load("uncurated-1b")
+    assert recipe.config.passes == 1
+    assert recipe.samples == 244_140 * 4096
+    assert recipe.config.optim.warmup_samples == 3125 * 4096
+    assert recipe.config.optim.learning_rate == 0.3 * 4096 / 256
+
+
+def test_the_endless_recipe_needs_no_end() -> None:
+    recipe = recipes.load("uncurated-continuous")
+    assert recipe.config.optim.schedule == "constant"
+    assert recipe.samples == 0
+
+
+@pytest.mark.parametrize("name", [name for name in recipes.names() if name != "uncurated-continuous"])
+def test_no_recipe_but_the_one_of_16000_prototypes_is_warned_about(name: str) -> None:
+    assert advice(recipes.load(name).config) == []
+
+
+def test_a_misspelt_recipe_names_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="no recipe `smoek`: did you mean `smoke`"):
+        recipes.load("smoek")
+
+
+def test_a_recipe_like_no_other_lists_all() -> None:
+    with pytest.raises(ConfigError, match=r"there are .*smoke.*uncurated-1b"):
+        recipes.load("zzzz")

@@ -1,0 +1,182 @@
+"""Runs: interrupted anywhere and gone on with, they end with the same bits."""
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+
+from ops.checkpoint import load_newest
+from ops.checkpoint_writer import CheckpointWriter
+from ops.embedded import open_redis
+from ops.errors import NotFinite
+from ops.outcome import FINISHED, STOPPED, Summary, read_summary
+from ops.rundir import read_lines, read_run
+from ops.snapshots import SnapshotStore
+from ops.standing import look
+from tests.ops.small_runs import RECORDS, STEPS, PublishedThenKill, StopAfter, bits, config_of, killed, run
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def test_a_run_uses_every_record_that_fills_a_step_and_counts_the_rest(
+    whole_run: tuple[Path, Summary],
+) -> None:
+    _, summary = whole_run
+    assert summary.status == FINISHED
+    assert (summary.steps, summary.updates, summary.samples) == (STEPS, STEPS, STEPS * 32)
+    assert summary.samples + summary.skipped + summary.left_over == RECORDS
+    assert summary.loss is not None
+    assert summary.loss > 0
+    assert summary.usage_perplexity is not None
+    assert 1 <= summary.usage_perplexity <= 16
+
+
+def test_a_run_leaves_checkpoint_snapshot_history_and_summary(whole_run: tuple[Path, Summary]) -> None:
+    run_dir, summary = whole_run
+    assert summary.checkpoint is not None
+    assert Path(summary.checkpoint).is_dir()
+    assert summary.snapshot is not None
+    assert summary.snapshot["version"] == 1
+    assert len(summary.snapshot["digest"]) == 64
+    steps = [entry["steps"] for entry in read_lines(run_dir / "history.jsonl")]
+    assert steps == list(range(1, STEPS + 1))
+    assert read_summary(run_dir) == summary
+    assert not (run_dir / "server.json").exists()
+
+
+def test_a_finished_run_again_does_nothing_and_gives_the_same_summary(
+    whole_run: tuple[Path, Summary], drawn_stream: str
+) -> None:
+    run_dir, summary = whole_run
+    before = sorted((path, path.stat().st_mtime_ns) for path in run_dir.rglob("ckpt-*"))
+    assert run(drawn_stream, run_dir, config_of()) == summary
+    assert sorted((path, path.stat().st_mtime_ns) for path in run_dir.rglob("ckpt-*")) == before
+
+
+def test_the_summary_is_plain_json_with_the_promised_names(whole_run: tuple[Path, Summary]) -> None:
+    body = json.loads(json.dumps(whole_run[1].to_json()))
+    for name in (
+        "samples", "skipped", "left_over", "steps", "updates", "seconds", "loss", "loss_over_ln_k",
+        "usage_perplexity", "checkpoint", "snapshot",
+    ):  # fmt: skip
+        assert name in body
+    assert set(body["snapshot"]) == {"version", "digest"}
+
+
+def test_stopped_after_every_step_and_gone_on_the_run_ends_with_the_same_bits(
+    tmp_path: Path, drawn_stream: str, whole_run: tuple[Path, Summary]
+) -> None:
+    run_dir = tmp_path / "run"
+    for steps in range(1, STEPS + 1):
+        part = run(drawn_stream, run_dir, config_of(), stop=StopAfter(run_dir, steps))
+        assert (part.status, part.steps) == (STOPPED, steps)
+    last = run(drawn_stream, run_dir, config_of())
+    assert bits(run_dir) == bits(whole_run[0])
+    assert last.snapshot is not None
+    assert whole_run[1].snapshot is not None
+    assert last.snapshot["digest"] == whole_run[1].snapshot["digest"]
+    assert (last.loss, last.samples, last.left_over) == (
+        whole_run[1].loss,
+        whole_run[1].samples,
+        whole_run[1].left_over,
+    )
+    assert last.seconds > part.seconds
+    assert [entry["steps"] for entry in read_lines(run_dir / "history.jsonl")] == list(range(1, STEPS + 1))
+
+
+@pytest.mark.parametrize("steps", [1, 4, 7, 8])
+def test_killed_without_a_chance_to_save_the_run_ends_with_the_same_bits(
+    tmp_path: Path, drawn_stream: str, whole_run: tuple[Path, Summary], steps: int
+) -> None:
+    run_dir = tmp_path / "run"
+    assert killed(lambda: run(drawn_stream, run_dir, config_of(), stop=StopAfter(run_dir, steps, kill=True)))
+    assert look(run_dir).status == "left"
+    summary = run(drawn_stream, run_dir, config_of())
+    assert summary.samples == whole_run[1].samples
+    assert bits(run_dir) == bits(whole_run[0])
+    assert [entry["steps"] for entry in read_lines(run_dir / "history.jsonl")] == list(range(1, STEPS + 1))
+
+
+def test_snapshots_ahead_of_a_resumed_run_are_abandoned_and_numbers_only_go_up(
+    tmp_path: Path, drawn_stream: str, whole_run: tuple[Path, Summary]
+) -> None:
+    run_dir, config = tmp_path / "run", config_of("snapshot.every_samples=32")
+    assert killed(lambda: run(drawn_stream, run_dir, config, stop=PublishedThenKill(run_dir, 5)))
+    with open_redis(run_dir) as client:
+        before = SnapshotStore(client, read_run(run_dir).uuid).versions()
+        assert max(info.samples for info in before) > 96  # the last checkpoint was at 96
+    summary = run(drawn_stream, run_dir, config)
+    with open_redis(run_dir) as client:
+        after = SnapshotStore(client, read_run(run_dir).uuid).versions()
+    versions = [info.version for info in after]
+    assert versions == sorted(set(versions), reverse=True)
+    assert (after[0].version, after[0].digest) == tuple((summary.snapshot or {}).values())
+    assert after[0].digest == (whole_run[1].snapshot or {})["digest"]
+    assert {info.version for info in after if info.abandoned} == {
+        info.version for info in before if info.samples > 96
+    }
+
+
+def test_reader_processes_and_none_give_the_same_bits(
+    tmp_path: Path, drawn_stream: str, whole_run: tuple[Path, Summary]
+) -> None:
+    run(drawn_stream, tmp_path / "run", config_of("workers=2"))
+    assert bits(tmp_path / "run") == bits(whole_run[0])
+
+
+def test_two_passes_are_one_run_and_may_be_asked_for_afterwards(tmp_path: Path, drawn_stream: str) -> None:
+    both = run(drawn_stream, tmp_path / "both", config_of("passes=2"))
+    assert both.samples == 2 * STEPS * 32
+    assert both.samples + both.left_over == 2 * RECORDS
+    run(drawn_stream, tmp_path / "later", config_of())
+    assert run(drawn_stream, tmp_path / "later", config_of("passes=2")).samples == both.samples
+    assert bits(tmp_path / "later") == bits(tmp_path / "both")
+
+
+def test_a_damaged_newest_checkpoint_costs_the_steps_since_the_one_before(
+    tmp_path: Path, drawn_stream: str, whole_run: tuple[Path, Summary], caplog: pytest.LogCaptureFixture
+) -> None:
+    run_dir = tmp_path / "run"
+    first = run(drawn_stream, run_dir, config_of(), stop=StopAfter(run_dir, 7))
+    assert first.checkpoint is not None
+    (Path(first.checkpoint) / "learner.safetensors").write_bytes(b"broken")
+    with caplog.at_level(logging.WARNING):
+        run(drawn_stream, run_dir, config_of())
+    assert f"{Path(first.checkpoint).name} is damaged: learner.safetensors" in caplog.text
+    assert bits(run_dir) == bits(whole_run[0])
+
+
+def test_a_step_that_is_never_finite_is_tried_again_and_then_stops_naming_its_lanes(
+    tmp_path: Path, drawn_stream: str
+) -> None:
+    run_dir = tmp_path / "run"
+    run(drawn_stream, run_dir, config_of(), stop=StopAfter(run_dir, 3))
+    poison(run_dir)
+    with pytest.raises(NotFinite, match=r"step 4 is nan, also after going back.*lanes 0 from \d+/\d+"):
+        run(drawn_stream, run_dir, config_of())
+    assert [line["steps"] for line in read_lines(run_dir / "nonfinite.jsonl")] == [4, 4]
+
+
+def test_batches_that_are_not_finite_may_be_left_out_but_not_all_of_them(
+    tmp_path: Path, drawn_stream: str
+) -> None:
+    run_dir = tmp_path / "run"
+    run(drawn_stream, run_dir, config_of(), stop=StopAfter(run_dir, 3))
+    poison(run_dir)
+    summary = run(drawn_stream, run_dir, config_of("on_nonfinite=skip"))
+    assert summary.skipped_by_reason == {"non_finite": (STEPS - 3) * 32}
+    assert summary.samples + summary.skipped + summary.left_over == RECORDS
+    assert summary.updates == 3
+    assert len(list((run_dir / "nonfinite").iterdir())) == STEPS - 3
+
+
+def poison(run_dir: Path) -> None:
+    """Make a weight of the checkpoint not a number, the way a broken memory bank would."""
+    found = load_newest(run_dir)
+    assert found is not None
+    name = next(name for name in found.state["tensors"] if name.endswith("conv1.weight"))
+    found.state["tensors"][name].view(-1)[0] = float("nan")
+    writer = CheckpointWriter(run_dir, found.run, keep=1)
+    writer.save(found.state, found.cursor, found.progress)
+    writer.flush()

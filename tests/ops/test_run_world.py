@@ -1,0 +1,226 @@
+"""Runs and the world around them: what is refused by name, what is survived, what is waited for."""
+
+import hashlib
+import logging
+import os
+import resource
+import threading
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from ops.checkpoint import load_newest
+from ops.drawn_source import encoded
+from ops.errors import CheckpointFailed, ConfigError, PortInUse, RunLocked, RunMismatch
+from ops.lock import RunLock
+from ops.outcome import FINISHED, STOPPED, Summary
+from ops.rundir import read_json, read_lines, read_run
+from ops.signals import StopRequest
+from ops.standing import look
+from stream.config import ShardConfig
+from stream.errors import StreamNotFound, TooManyBadRecords
+from stream.manifest import Manifest
+from stream.record import Record
+from stream.shards import ShardWriter
+from tests.ops.small_runs import StopAfter, bits, config_of, full_disk, run, write_stream
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ("seed=3", "seed is 0 there and 3 here"),
+        ("lanes=16", "lanes is 8 there and 16 here"),
+        ("batch=64", "batch is 32 there and 64 here"),
+        ("window=3", "window is 2 there and 3 here"),
+        ("crops.0.size=20", "crops is"),
+        ("model.backbone=resnet8-w48", "model.backbone is 'resnet8-w32' there and 'resnet8-w48' here"),
+        ("swav.prototypes=17", "swav.prototypes is [16] there and [17] here"),
+        ("model.projection_dim=8", "model.projection_dim is 16 there and 8 here"),
+    ],
+)
+def test_a_setting_that_makes_the_run_what_it_is_cannot_change(
+    whole_run: tuple[Path, Summary], drawn_stream: str, change: str, told: str
+) -> None:
+    with pytest.raises(RunMismatch) as caught:
+        run(drawn_stream, whole_run[0], config_of(change))
+    assert told in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_another_stream_is_refused_and_a_moved_one_is_not(tmp_path: Path) -> None:
+    stream = write_stream(tmp_path / "one", 80)
+    other = write_stream(tmp_path / "other", 80)
+    run_dir = tmp_path / "run"
+    run(stream, run_dir, config_of(), stop=StopAfter(run_dir, 1))
+    with pytest.raises(RunMismatch, match="over another stream"):
+        run(other, run_dir, config_of())
+    Path(stream).rename(tmp_path / "moved")
+    assert run(str(tmp_path / "moved"), run_dir, config_of()).status == FINISHED
+    assert read_run(run_dir).stream == str(tmp_path / "moved")
+
+
+def test_a_tunable_setting_may_change_and_the_change_is_written_down(
+    tmp_path: Path, drawn_stream: str
+) -> None:
+    run_dir = tmp_path / "run"
+    run(drawn_stream, run_dir, config_of(), stop=StopAfter(run_dir, 2))
+    run(drawn_stream, run_dir, config_of("optim.learning_rate=0.01", "swav.epsilon=0.1"))
+    changes = list(read_lines(run_dir / "changes.jsonl"))
+    assert [(line["setting"], line["old"], line["new"]) for line in changes] == [
+        ("swav.epsilon", 0.03, 0.1),
+        ("optim.learning_rate", 0.002, 0.01),
+    ]
+    assert {(line["steps"], line["samples"]) for line in changes} == {(2, 64)}
+    assert read_run(run_dir).config["swav"]["epsilon"] == 0.1
+    assert [entry["learning_rate"] for entry in read_lines(run_dir / "history.jsonl")][-1] == 0.01
+
+
+def test_a_run_that_has_saved_nothing_takes_other_settings(tmp_path: Path, drawn_stream: str) -> None:
+    run_dir = tmp_path / "run"
+    with pytest.raises(StreamNotFound):
+        run(str(tmp_path / "nowhere"), run_dir, config_of("seed=5"))
+    uuid = read_run(run_dir).uuid
+    run(drawn_stream, run_dir, config_of("seed=6"), stop=StopAfter(run_dir, 1))
+    assert read_run(run_dir).config["seed"] == 6
+    assert read_run(run_dir).uuid == uuid
+
+
+def test_a_second_learner_is_refused(tmp_path: Path, drawn_stream: str) -> None:
+    (tmp_path / "run").mkdir()
+    with RunLock(tmp_path / "run"), pytest.raises(RunLocked, match=f"in use by process {os.getpid()}"):
+        run(drawn_stream, tmp_path / "run", config_of())
+
+
+class RoomAgain(StopRequest):
+    """Makes room on the full disk after some steps."""
+
+    def __init__(self, run_dir: Path, steps: int) -> None:
+        super().__init__()
+        self._run_dir, self._steps = run_dir, steps
+
+    def asked(self) -> bool:
+        if sum(1 for _ in read_lines(self._run_dir / "history.jsonl")) >= self._steps:
+            _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+        return super().asked()
+
+
+def test_a_disk_that_is_full_for_a_while_costs_checkpoints_and_nothing_else(
+    tmp_path: Path, drawn_stream: str, whole_run: tuple[Path, Summary], caplog: pytest.LogCaptureFixture
+) -> None:
+    run_dir = tmp_path / "run"
+    with caplog.at_level(logging.WARNING), full_disk(500_000):
+        summary = run(drawn_stream, run_dir, config_of(), stop=RoomAgain(run_dir, 5))
+    assert "ckpt-000001 could not be written" in caplog.text
+    assert summary.status == FINISHED
+    assert bits(run_dir) == bits(whole_run[0])
+
+
+def test_a_disk_that_stays_full_ends_the_run_with_an_error_and_keeps_the_checkpoint_before(
+    tmp_path: Path, drawn_stream: str, whole_run: tuple[Path, Summary]
+) -> None:
+    run_dir = tmp_path / "run"
+    run(drawn_stream, run_dir, config_of(), stop=StopAfter(run_dir, 3))
+    with full_disk(500_000), pytest.raises(CheckpointFailed, match="run the same command again"):
+        run(drawn_stream, run_dir, config_of())
+    run(drawn_stream, run_dir, config_of())
+    assert bits(run_dir) == bits(whole_run[0])
+
+
+def test_redis_that_is_away_does_not_stop_the_learner(
+    tmp_path: Path, drawn_stream: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("ops.followers.PUBLISH_S", 0.3)
+    with caplog.at_level(logging.WARNING):
+        summary = run(drawn_stream, tmp_path / "run", config_of("snapshot.url=redis://127.0.0.1:1/0"))
+    assert summary.status == FINISHED
+    assert summary.snapshot is None
+    assert "snapshots cannot be published now, the learner goes on" in caplog.text
+
+
+def test_a_stream_that_is_not_there_is_an_error_or_is_waited_for(tmp_path: Path) -> None:
+    place = tmp_path / "late"
+    with pytest.raises(StreamNotFound, match="late"):
+        run(str(place), tmp_path / "run", config_of())
+    writer = threading.Timer(0.7, write_stream, (place, 80))
+    writer.start()
+    summary = run(str(place), tmp_path / "run", config_of(), wait=True)
+    writer.join()
+    assert (summary.status, summary.samples) == (FINISHED, 64)
+
+
+def test_waiting_for_a_stream_can_be_stopped(tmp_path: Path) -> None:
+    stop = StopRequest()
+    threading.Timer(0.3, stop.ask).start()
+    summary = run(str(tmp_path / "never"), tmp_path / "run", config_of(), wait=True, stop=stop)
+    assert (summary.status, summary.samples, summary.checkpoint) == (STOPPED, 0, None)
+
+
+def test_an_open_stream_is_waited_on_and_then_learned_as_if_it_had_been_there(
+    tmp_path: Path, whole_run: tuple[Path, Summary]
+) -> None:
+    place = write_stream(tmp_path / "open", 130, seal=False)
+
+    def grow() -> None:
+        manifest = Manifest.open(place)
+        with ShardWriter(manifest, source_id="more", config=ShardConfig(max_records=60)) as writer:
+            for number in range(130, 250):
+                payload = encoded(5, number, 24)[0]
+                digest = hashlib.sha256(payload).hexdigest()
+                writer.write(Record(payload=payload, sha256=digest, media_type="image/jpeg"), number)
+        manifest.refresh()
+        manifest.seal()
+
+    later = threading.Timer(1.0, grow)
+    later.start()
+    open_one = run(place, tmp_path / "run", config_of())
+    later.join()
+    assert open_one.samples + open_one.left_over == 250
+    again = run(place, tmp_path / "again", config_of())
+    assert bits(tmp_path / "again")[0] == bits(tmp_path / "run")[0]
+    assert again.samples == open_one.samples
+
+
+def test_a_sealed_stream_of_less_than_one_batch_says_what_to_do(tmp_path: Path) -> None:
+    stream = write_stream(tmp_path / "tiny", 20)
+    with pytest.raises(ConfigError, match=r"20 records, fewer than one batch of 32.*lower batch and lanes"):
+        run(stream, tmp_path / "run", config_of())
+
+
+def test_a_stream_gone_bad_stops_the_run_with_what_was_learned_saved(tmp_path: Path) -> None:
+    stream = write_stream(tmp_path / "bad", 720, bad_from=180)
+    config = config_of("reader.bad_window=40", "checkpoint.every_samples=100000")
+    with pytest.raises(TooManyBadRecords):
+        run(stream, tmp_path / "run", config)
+    found = load_newest(tmp_path / "run")
+    assert found is not None
+    assert found.cursor.steps >= 3
+
+
+def test_a_port_in_use_is_refused_before_anything_is_learned(tmp_path: Path, drawn_stream: str) -> None:
+    first = tmp_path / "first"
+    stop = StopRequest()
+    place = write_stream(tmp_path / "open", 100, seal=False)
+    learner = threading.Thread(
+        target=run, args=(place, first, config_of("server.port=0")), kwargs={"stop": stop}
+    )
+    learner.start()
+    deadline = time.monotonic() + 20
+    while not (address := read_json(first / "server.json")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert address is not None
+    port = address["url"].rstrip("/").rpartition(":")[2]
+    with urllib.request.urlopen(f"{address['url']}healthz", timeout=10) as answer:
+        assert answer.status == 200
+    standing = look(first)
+    assert standing.status == "running"
+    assert standing.url == address["url"]
+    with pytest.raises(PortInUse, match=f"port {port} .*server.port"):
+        run(drawn_stream, tmp_path / "second", config_of(f"server.port={port}"))
+    stop.ask()
+    learner.join(30)
+    assert look(first).status == STOPPED
