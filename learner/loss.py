@@ -15,7 +15,8 @@ def swapped_loss(scores_nBK: Tensor, codes_ABK: Tensor, *, temperature: float) -
     The inner sum over v != i is taken as (sum over all v) - (v = i), so that there is no loop over pairs.
 
     Args:
-        scores_nBK: [n, B, K] cosines, assigned views first; float32 or float64, also under autocast.
+        scores_nBK: [n, B, K] cosines, assigned views first; float64 stays, half precision is
+            raised to float32, also under autocast.
         codes_ABK: [A, B, K] without gradient, each sample sums to 1.
         temperature: > 0.
 
@@ -34,6 +35,7 @@ def swapped_loss(scores_nBK: Tensor, codes_ABK: Tensor, *, temperature: float) -
     if codes_ABK.requires_grad:
         raise ValueError("codes must carry no gradient: they are the target")
     with torch.autocast(scores_nBK.device.type, enabled=False):
+        scores_nBK = scores_nBK if scores_nBK.dtype == torch.float64 else scores_nBK.float()
         log_p_nBK = torch.log_softmax(scores_nBK / temperature, dim=-1)
         all_views_B = (codes_ABK.sum(0) * log_p_nBK.sum(0)).sum(-1)
         own_view_B = (codes_ABK * log_p_nBK[:num_assigned]).sum((0, -1))

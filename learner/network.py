@@ -6,6 +6,7 @@ prototypes
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -177,8 +178,13 @@ class Network:
         self.model.train()
         with batchnorm.averaging(self.model):
             for some in images:
-                for batch in self._batches(some):
-                    self.model.head(self.model.encoder(batch))
+                # Even pieces: every batch weighs the same in the average, and one image has no deviation.
+                pieces = -(-len(some) // EVALUATION_BATCH)
+                edges = [len(some) * piece // max(1, pieces) for piece in range(pieces + 1)]
+                for first, last in pairwise(edges):
+                    for batch in self._batches(some[first:last]):
+                        if len(batch) > 1:
+                            self.model.head(self.model.encoder(batch))
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:

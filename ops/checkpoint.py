@@ -20,7 +20,7 @@ from typing import Any
 
 import safetensors.torch
 
-from ops.errors import CheckpointDamaged
+from ops.errors import CheckpointDamaged, RunMismatch
 from stream.lanes import Cursor
 
 logger = logging.getLogger(__name__)
@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 META_VERSION = 1
 PREFIX = "ckpt-"
 TENSORS, VALUES, CURSOR, META = "learner.safetensors", "state.json", "cursor.json", "meta.json"
+# A file that is not there is damage; any other error of the system may be gone the next time.
+MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,6 +62,9 @@ def load_newest(
 
     Raises:
         CheckpointDamaged: there are some, and none of them is whole.
+        RunMismatch: the newest was written by another version of this program; an older one is not used
+            instead, for it would cost what was learned since.
+        OSError: it cannot be read now, which proves nothing against it; nothing is set aside.
     """
     folder = run_dir / "checkpoints"
     refused: dict[Path, str] = {}
@@ -91,12 +96,14 @@ def load(path: Path) -> Checkpoint:
 
     Raises:
         CheckpointDamaged: a file is missing, or is not what was written.
+        RunMismatch: it was written by another version of this program.
+        OSError: it cannot be read now.
     """
     meta = read_meta(path)
     for name, entry in meta["files"].items():
         try:
             digest, size = file_digest(path / name)
-        except OSError as error:
+        except MISSING as error:
             raise CheckpointDamaged(f"checkpoint {path.name} is damaged: {name}: {error.strerror}") from error
         if [digest, size] != [entry["sha256"], entry["bytes"]]:
             raise CheckpointDamaged(f"checkpoint {path.name} is damaged: {name} is not what was written")
@@ -115,18 +122,21 @@ def read_meta(path: Path) -> dict[str, Any]:
     """meta.json of a checkpoint, checked against the digest that it holds of itself.
 
     Raises:
-        CheckpointDamaged: missing, cut short, changed, or of another version.
+        CheckpointDamaged: missing, cut short, or changed.
+        RunMismatch: of another version.
+        OSError: it cannot be read now.
     """
     try:
         meta = json.loads((path / META).read_text(encoding="utf-8"))
         stated = meta.pop("sha256")
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+    except (*MISSING, ValueError, KeyError, AttributeError, TypeError) as error:
         raise CheckpointDamaged(f"checkpoint {path.name} is damaged: {META} cannot be read") from error
     if stated != meta_digest(meta):
         raise CheckpointDamaged(f"checkpoint {path.name} is damaged: {META} is not what was written")
     if meta["version"] != META_VERSION:
-        raise CheckpointDamaged(
-            f"checkpoint {path.name} has version {meta['version']!r}; this program reads {META_VERSION}"
+        raise RunMismatch(
+            f"checkpoint {path.name} has version {meta['version']!r}; this program reads {META_VERSION}: "
+            "use the program that wrote it"
         )
     body: dict[str, Any] = meta
     return body

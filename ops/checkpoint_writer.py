@@ -40,8 +40,9 @@ DAMAGED_KEPT = 2
 class CheckpointWriter:
     """Writes the checkpoints of one run in the background, at most one at a time.
 
-    `save` copies the tensors before it returns and writes them in a thread of its own; when the save before
-    is still being written it waits for that first. Only the holder of the run's lock may have one; call it
+    `save` takes the tensors over and writes them in a thread of its own: nobody may change them afterwards
+    (`Learner.state_dict` gives copies). When the save before is still being written it waits for that first.
+    Only the holder of the run's lock may have one; call it
     from one thread. A save that fails (a full disk, a read-only mount) is a warning and counted: the run goes
     on, and the next save tries again. `flush` waits for the last save and raises when that one failed.
     """
@@ -80,11 +81,10 @@ class CheckpointWriter:
         self._next = max([0, *numbers(self.folder), *self._damaged()]) + 1
 
     def save(self, state: Mapping[str, Any], cursor: Cursor, progress: Mapping[str, Any]) -> None:
-        """Save a copy of the state; see the class for what is waited on."""
+        """Save a state, which is the writer's from here on; see the class for what is waited on."""
         self._join()
         tensors: dict[str, Tensor] = {
-            name: tensor.detach().to("cpu", copy=True).contiguous()
-            for name, tensor in state["tensors"].items()
+            name: tensor.detach().to("cpu").contiguous() for name, tensor in state["tensors"].items()
         }
         values = json.dumps({name: value for name, value in state.items() if name != "tensors"})
         body = {
@@ -116,6 +116,11 @@ class CheckpointWriter:
                 "Make room and run the same command again: it goes on from the checkpoint before"
             ) from self._error
         return self.last
+
+    def failed(self) -> bool:
+        """Whether the last save could not be written; waits for the one in flight."""
+        self._join()
+        return self._error is not None
 
     def settle(self) -> None:
         """Wait for the save in flight, however it ends."""

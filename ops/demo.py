@@ -16,6 +16,7 @@ import torch
 from ops import recipes
 from ops.config import RunConfig, build
 from ops.demo_feed import Feed, FeedProcess
+from ops.embedded import EmbeddedRedis
 from ops.errors import OpsError, RunLocked
 from ops.learn import learn
 from ops.lock import RunLock
@@ -123,6 +124,7 @@ def run_demo(options: DemoOptions, *, say: Callable[[str], None], out: TextIO) -
     torch.set_num_threads(max(1, (os.cpu_count() or 1) - 1))
     stop = StopRequest()
     with (
+        stop,  # from here on: a signal before the learner looks for one would leave the ingest side behind
         PeakMemory() as memory,
         FeedProcess(feed) as feeding,
         _Watch(options.run_dir, feeding, stop) as watch,
@@ -160,6 +162,7 @@ def prepare_directory(run_dir: Path) -> bool:
     Raises:
         OpsError: something that no demo made lies there.
         RunLocked: the demo there still runs.
+        RedisUnavailable: another command is busy with the Redis server there.
     """
     if not run_dir.exists() or (run_dir.is_dir() and not any(run_dir.iterdir())):
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -172,6 +175,8 @@ def prepare_directory(run_dir: Path) -> bool:
         RunLock(run_dir).acquire().release()
     except RunLocked as error:
         raise RunLocked(f"a demo still runs in {run_dir}: {error}") from error
+    # A killed demo left its server running; without its directory nobody could ever find it again.
+    EmbeddedRedis(run_dir).end_left_over()
     shutil.rmtree(run_dir)
     run_dir.mkdir(parents=True)
     return True

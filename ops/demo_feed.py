@@ -1,5 +1,6 @@
 """The ingest side of the demo: a process that fills a growing stream by the real ingest, and seals it."""
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -13,6 +14,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from ingest.config import IngestConfig
+from ingest.destination import ShardDestination
 from ingest.sources import Source, open_source
 from ingest.worker import STOPPED, IngestReport, run_ingest
 from ops.drawn_source import DrawnSource
@@ -20,6 +22,7 @@ from ops.rundir import read_json, write_json
 from stream import worker
 from stream.config import ShardConfig
 from stream.manifest import Manifest
+from stream.record import Record
 
 LOOK_S = 0.05
 AHEAD_S = 3.0
@@ -108,21 +111,34 @@ class FeedProcess:
         return read_json(Path(self._feed.run_dir) / REPORT) or {}
 
 
+class _Orphaned(Exception):
+    """The demo is gone: what is open is left as after a kill, for the next demo may be writing here."""
+
+
 def _fill(feed: Feed, stop: Event) -> None:
     """Runs in the child until the time is over, the source is at its end, or somebody says stop."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with contextlib.suppress(_Orphaned):
+        _ingest(feed, stop.is_set)
+
+
+def _ingest(feed: Feed, stopped: Callable[[], bool]) -> None:
     report_path = Path(feed.run_dir) / REPORT
 
     def tell(report: IngestReport) -> None:
         write_json(report_path, asdict(report))
 
-    pace = _Pace(feed, stop.is_set)
+    pace = _Pace(feed, stopped)
+    pace.check_parent()
     config = IngestConfig(
         short_side=feed.size if feed.images else 0,
         workers=0,
         shard=ShardConfig(max_records=feed.shard_records, max_age_s=1.0),
     )
-    report = run_ingest(feed.source(), feed.stream, config, progress=tell, stop=pace.over)
+    source = feed.source()
+    into = _Counted(feed.stream, source.source_id, config, pace)
+    report = run_ingest(source, feed.stream, config, progress=tell, stop=pace.over, destination=into)
+    pace.check_parent()
     if report.status == STOPPED:
         Manifest.open(feed.stream).seal()
     write_json(report_path, {**asdict(report), "sealed": True})
@@ -135,25 +151,36 @@ class _Pace:
         self._feed = feed
         self._stopped = stopped
         self._until = max(feed.until, time.time() + feed.least_s)
-        self._parent = os.getppid()
+        # Not its number: of a process that the fork server made, the server is the parent for the system.
+        self._parent = multiprocessing.parent_process()
         self._history = Path(feed.run_dir) / "history.jsonl"
-        self._taken = 0
+        self.written = 0
+        """Records that the learner will see; what was skipped is none of them, so it must not count."""
         self._used = 0
         self._allowed = feed.fewest_ahead
         self._looked = time.monotonic()
 
     def over(self) -> bool:
-        """Whether to end; waits while the learner is too far behind."""
-        self._taken += 1
+        """Whether to end; waits while the learner is too far behind.
+
+        Raises:
+            _Orphaned: see there.
+        """
         while True:
-            if self._stopped() or time.time() >= self._until or os.getppid() != self._parent:
+            self.check_parent()
+            if self._stopped() or time.time() >= self._until:
                 return True
-            if self._taken - self._used < self._allowed:
+            if self.written - self._used < self._allowed:
                 return False
             self._look()
-            if self._taken - self._used < self._allowed:
+            if self.written - self._used < self._allowed:
                 return False
             time.sleep(LOOK_S)
+
+    def check_parent(self) -> None:
+        """Raise _Orphaned when the demo is gone."""
+        if self._parent is not None and not self._parent.is_alive():
+            raise _Orphaned
 
     def _look(self) -> None:
         """See how far the learner is; a slow one gets less, so that its last records do not take long."""
@@ -162,6 +189,19 @@ class _Pace:
             allowed = (used - self._used) / (now - self._looked) * AHEAD_S
             self._allowed = int(min(self._feed.ahead, max(self._feed.fewest_ahead, allowed)))
             self._used, self._looked = used, now
+
+
+class _Counted(ShardDestination):
+    """Tells the pace of each record as it is written: reports come too seldom for that."""
+
+    def __init__(self, url: str, source_id: str, config: IngestConfig, pace: _Pace) -> None:
+        super().__init__(url, source_id, config)
+        self._pace = pace
+
+    def write(self, record: Record, position: Any) -> None:
+        """See Destination."""
+        super().write(record, position)
+        self._pace.written += 1
 
 
 def samples_used(history: Path) -> int:

@@ -101,6 +101,17 @@ class EmbeddedRedis:
                         return  # somebody else still uses it and will stop it
                     self._shut_down()
 
+    def end_left_over(self) -> None:
+        """End whatever server runs here, used or not: for one who is about to remove the run directory.
+
+        Raises:
+            RedisUnavailable: another command is starting or stopping it and does not come to an end.
+        """
+        with self._lock:
+            if self.folder.is_dir():
+                with self._door():
+                    self._shut_down()
+
     def _start(self) -> None:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)

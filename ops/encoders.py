@@ -42,7 +42,8 @@ class EncoderFiles:
             tensors: weights and buffers on the CPU.
 
         Raises:
-            OSError: the disk does not take it; nothing is left behind but a `.part` that is swept later.
+            OSError: the disk does not take it; nothing is left behind. (A kill leaves a `.part`, which is
+                swept later.)
         """
         path = self.path(digest)
         payload = safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()})
@@ -50,11 +51,15 @@ class EncoderFiles:
             return path
         self.folder.mkdir(parents=True, exist_ok=True)
         aside = path.with_suffix(f".{os.getpid()}.part")
-        with aside.open("wb") as file:
-            file.write(payload)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
+        try:
+            with aside.open("wb") as file:
+                file.write(payload)
+                file.flush()
+                os.fsync(file.fileno())
+            aside.replace(path)
+        except OSError:
+            aside.unlink(missing_ok=True)  # it takes room on a disk that is full
+            raise
         return path
 
     def load(self, digest: str) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ OpsError                  1
     RunMismatch           78  the run directory belongs to another stream, network, seed, batch, ...
     RunLocked             1   another learner works in the run directory
     RunNotFound           1   no run in this directory
-    CheckpointDamaged     1   no checkpoint of the run can be trusted
+    CheckpointDamaged     78  no checkpoint of the run can be trusted
     CheckpointFailed      1   the last checkpoint of a run could not be written
     NotFinite             78  the loss or a gradient is not a number, twice at the same place
     ServiceError          1   a port in use, a store that cannot be reached
@@ -54,6 +54,8 @@ class RunNotFound(OpsError):
 
 class CheckpointDamaged(OpsError):
     """A checkpoint whose files are not what was written."""
+
+    exit_code = EXIT_AGAIN
 
 
 class CheckpointFailed(OpsError):

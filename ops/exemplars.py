@@ -4,7 +4,6 @@ B samples   K prototypes   M images kept for each   S side of a thumbnail
 """
 
 import io
-import os
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -182,9 +181,16 @@ class Exemplars:
                 "keys": np.frombuffer("\n".join(keys).encode(), np.uint8),
                 "shape": np.array([self.prototypes, self.each, self.side], np.int64),
             }
-        aside = path.with_suffix(f".{os.getpid()}.part")
-        aside.write_bytes(save_arrays({name: np.ascontiguousarray(array) for name, array in arrays.items()}))
-        aside.replace(path)
+        # One name for all: what a killed process left is written over by the next. A run has one writer.
+        aside = path.with_name(f".{path.name}.part")
+        try:
+            aside.write_bytes(
+                save_arrays({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+            )
+            aside.replace(path)
+        except OSError:
+            aside.unlink(missing_ok=True)
+            raise
 
     def load(self, path: Path) -> bool:
         """Take images back from a file.

@@ -9,7 +9,7 @@ import importlib.metadata
 import logging
 import os
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -21,7 +21,7 @@ from learner.report import Snapshot, StepReport
 from ops.config import RunConfig
 from ops.embedded import EmbeddedRedis
 from ops.encoders import EncoderFiles
-from ops.errors import RedisUnavailable
+from ops.errors import OpsError, RedisUnavailable
 from ops.exemplars import Exemplars
 from ops.live import LiveView
 from ops.metrics import Metrics
@@ -31,6 +31,7 @@ from ops.redis_client import connect, redis_url
 from ops.rundir import RunRecord, write_json
 from ops.server import Server
 from ops.snapshots import SnapshotStore
+from stream.lanes import LaneStats
 from stream.loader import Batch
 
 logger = logging.getLogger(__name__)
@@ -47,6 +48,8 @@ class Pace:
     """From the end of the step before to the end of this one."""
     load_s: float
     """Part of it that was spent waiting for the batch and its replays."""
+    save_s: float
+    """Part of it for which a checkpoint held up the loop; most of its writing goes on in the background."""
     replays: int
     """Updates of the step beside that of the arriving batch."""
     lag: int
@@ -122,10 +125,10 @@ class Followers:
             if server.port >= 0:
                 http = Server(self.live, self.metrics, host=server.host, port=server.port)
                 self.url = http.start()
-                stack.callback(http.close)
+                stack.callback(_quietly, http.close)
                 place = {"url": self.url, "pid": os.getpid(), "host": socket.gethostname()}
                 write_json(self._run_dir / "server.json", place)
-                stack.callback(lambda: (self._run_dir / "server.json").unlink(missing_ok=True))
+                stack.callback(_quietly, lambda: (self._run_dir / "server.json").unlink(missing_ok=True))
             self._stack = stack.pop_all()
         return self
 
@@ -140,7 +143,7 @@ class Followers:
         revive = None
         if not url:
             embedded = EmbeddedRedis(self._run_dir)
-            self._stack.callback(embedded.close)
+            self._stack.callback(_quietly, embedded.close)
             try:
                 embedded.start()
             except (RedisUnavailable, OSError) as error:
@@ -167,7 +170,12 @@ class Followers:
         self.metrics.waiting(False)
         self.metrics.ready(True)
         self.metrics.observe(
-            report, batch.stats, step_s=pace.step_s, load_s=pace.load_s, replays=pace.replays
+            report,
+            batch.stats,
+            step_s=pace.step_s,
+            load_s=pace.load_s,
+            save_s=pace.save_s,
+            replays=pace.replays,
         )
         self.metrics.lag(pace.lag)
         self.metrics.reader_restarts(pace.restarts)
@@ -180,6 +188,20 @@ class Followers:
             keys=batch.keys,
             thumbs=None if batch.thumbs is None else batch.thumbs.numpy(),
         )
+
+    def left_out(self, stats: LaneStats, *, skipped: Mapping[str, int]) -> None:
+        """A batch was read but not learned from; `skipped` are all records skipped by the run, by reason."""
+        self.metrics.records(stats)
+        self.live.skipped(skipped)
+
+    def skipped(self, skipped: Mapping[str, int]) -> None:
+        """The run went back: so many records had been skipped where it goes on from."""
+        self.live.skipped(skipped)
+
+    def lag(self, records: int) -> None:
+        """Records committed but not yet used; also while the loop waits."""
+        self.metrics.lag(records)
+        self.live.lag(records)
 
     def usage(self, usage_K: np.ndarray[Any, np.dtype[np.float32]]) -> None:
         """The shares of all prototypes; when a step brought a health report."""
@@ -238,3 +260,11 @@ class Followers:
     def _published(self, result: PublishResult) -> None:
         self.metrics.published(result)
         self.live.published(result)
+
+
+def _quietly(close: Callable[[], None]) -> None:
+    """Let go of something at the very end, when the run is saved and summed up: trouble is only told."""
+    try:
+        close()
+    except (OpsError, OSError) as error:
+        logger.warning("while the run was being left: %s", error)

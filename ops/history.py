@@ -1,5 +1,6 @@
 """history.jsonl: figures of a run over time, thinner the longer it runs, cut back when the run goes back."""
 
+import contextlib
 import json
 import logging
 import time
@@ -34,9 +35,11 @@ class History:
         kept = [entry for entry in read_lines(path) if entry.get("samples", samples + 1) <= samples]
         self._last = kept[-1]["samples"] if kept else 0
         self._warned = False
-        aside = path.with_name(f".{path.name}.part")
-        aside.write_text("".join(json.dumps(entry) + "\n" for entry in kept), encoding="utf-8")
-        aside.replace(path)
+        self._kept: list[dict[str, Any]] | None = kept
+        try:
+            self._cut()
+        except OSError as error:
+            self._warn(error)
 
     def due(self, samples: int) -> bool:
         """Whether an entry at so many samples would be written."""
@@ -45,15 +48,33 @@ class History:
     def add(self, entry: Mapping[str, Any]) -> None:
         """Write one entry."""
         try:
+            self._cut()
             with self.path.open("a", encoding="utf-8") as handle:
                 handle.write(json.dumps(entry) + "\n")
         except OSError as error:
-            if not self._warned:
-                logger.warning("%s cannot be written: %s; the run goes on", self.path, error)
-            self._warned = True
+            self._warn(error)
             return
         self._last = entry["samples"]
         self._warned = False
+
+    def _cut(self) -> None:
+        """Drop what is beyond the place the run goes on from; the file is the old or the new one."""
+        if self._kept is None:
+            return
+        aside = self.path.with_name(f".{self.path.name}.part")
+        try:
+            aside.write_text("".join(json.dumps(entry) + "\n" for entry in self._kept), encoding="utf-8")
+            aside.replace(self.path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                aside.unlink()
+            raise
+        self._kept = None
+
+    def _warn(self, error: OSError) -> None:
+        if not self._warned:
+            logger.warning("%s cannot be written: %s; the run goes on", self.path, error)
+        self._warned = True
 
 
 def entry_of(

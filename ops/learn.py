@@ -12,7 +12,7 @@ from ops.config import RunConfig
 from ops.errors import ConfigError, OpsError, RunMismatch
 from ops.followers import Followers
 from ops.lock import RunLock
-from ops.opening import Opened, accept_changes, bind, open_run
+from ops.opening import Opened, bind, open_run, with_changes, write_changes
 from ops.outcome import FINISHED, STOPPED, Progress, Summary, read_summary, summarise
 from ops.progress import ProgressLine
 from ops.ranks import World
@@ -54,18 +54,19 @@ def learn(
 
     Raises:
         RunLocked: another learner works in the directory.
-        RunMismatch: the directory holds a run of other settings or of another stream.
+        RunMismatch: the directory holds a run of other settings, of another stream, or of another version.
         StreamNotFound: no stream there, and `wait` is not set.
         CheckpointDamaged: no checkpoint of the run can be trusted.
         CheckpointFailed: the last checkpoint could not be written.
         PortInUse: the HTTP port is taken.
-        NotFinite, StreamError: the run cannot go on; what was learned is saved.
+        NotFinite, StreamError, OSError: the run cannot go on; what was learned is saved.
     """
     stop = stop if stop is not None else StopRequest()
     with contextlib.ExitStack() as stack:
-        stack.enter_context(stop)
         run_dir.mkdir(parents=True, exist_ok=True)
+        # Before signals become requests: taking the lock may wait for the heartbeat of another host.
         stack.enter_context(RunLock(run_dir))
+        stack.enter_context(stop)
         record, changed = open_run(run_dir, stream=stream, config=config)
         ended = _finished(run_dir, record, stream, config)
         if ended is not None:
@@ -107,15 +108,17 @@ def learn(
         source.close()
         record = bind(run_dir, record, stream=stream, source=start.source, total_samples=total)
         opened = Opened(run_dir=run_dir, record=record, config=config, start=start, saved=saved)
-        opened = accept_changes(opened, stream=stream, changed=changed)
-        (run_dir / "summary.json").unlink(missing_ok=True)
+        opened = with_changes(opened, stream=stream, changed=changed)
         run = Run(opened, spec=spec, followers=followers, stop=stop, line=line, world=World())
+        write_changes(opened)
+        (run_dir / "summary.json").unlink(missing_ok=True)
         del saved, opened  # else the checkpoint's tensors would stay in memory as long as the run
         followers.start_publishing(run.progress)
         try:
             run.train()
-        except (StreamError, OpsError):
-            line.end()
+        except (StreamError, OpsError, OSError):
+            with contextlib.suppress(OSError):  # of the terminal: it must not keep the rescue from being done
+                line.end()
             run.rescue()
             raise
         line.end()

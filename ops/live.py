@@ -4,6 +4,7 @@ The learner writes a few numbers under a lock after each step; requests copy the
 and do all their work outside of it, so that neither waits for the other for longer than a copy takes.
 """
 
+import math
 import threading
 import time
 from collections import deque
@@ -27,6 +28,8 @@ RATE_S = 30.0
 """The rate is taken over about so many seconds."""
 EVENTS = 200
 """Events that are remembered."""
+WAITING_S = 10.0
+"""Waiting becomes an event after so many seconds: on a stream that trickles every step waits a little."""
 BEAT_S = 120.0
 """Seconds without a sign of life of the loop after which it counts as hung, ..."""
 BEAT_STEPS = 20.0
@@ -87,6 +90,7 @@ class LiveView:
         self._state = "starting"
         self._reason = ""
         self._beat = time.monotonic()
+        self._tell_waiting = math.inf  # when, on the clock of `_beat`
         self._last_step: float | None = None
         self._step_s = 0.0
         self._lag: int | None = None
@@ -135,6 +139,16 @@ class LiveView:
                 report.assigned_B.numpy(), report.score_B.numpy(), keys, thumbs, samples=report.samples
             )
 
+    def lag(self, records: int) -> None:
+        """Records committed but not yet used; also while the loop waits."""
+        with self._lock:
+            self._lag = records
+
+    def skipped(self, counts: Mapping[str, int]) -> None:
+        """All records skipped by the run, by reason: after it went back, or left a batch out."""
+        with self._lock:
+            self._skipped = dict(counts)
+
     def usage(self, usage_K: NDArray[np.float32]) -> None:
         """Take the shares of all prototypes in; call it when a step brought a health report."""
         with self._lock:
@@ -146,15 +160,20 @@ class LiveView:
             self._beat = time.monotonic()
 
     def state(self, name: str, reason: str = "") -> None:
-        """Say what the learner does: starting, learning, waiting or stopping."""
+        """Say what the learner does: starting, learning, waiting (again and again) or stopping."""
         with self._lock:
             self._beat = time.monotonic()
             changed = name != self._state
             self._state, self._reason = name, reason
-        if changed and name in {"waiting", "stopping"}:
-            self.event(
-                name, reason or ("waiting for records" if name == "waiting" else "the run is stopping")
-            )
+            if changed:
+                self._tell_waiting = self._beat + WAITING_S if name == "waiting" else math.inf
+            long = self._beat >= self._tell_waiting
+            if long:
+                self._tell_waiting = math.inf
+        if long:
+            self.event(name, reason or "waiting for records")
+        elif changed and name == "stopping":
+            self.event(name, reason or "the run is stopping")
 
     def published(self, result: PublishResult) -> None:
         """What became of a snapshot; given to `Publisher` as `on_result`."""

@@ -97,7 +97,9 @@ class RunLock:
         if holder.host == socket.gethostname():
             return not kernel_knows and _is_running(holder.pid)
         seen = self.path.stat().st_mtime
-        while time.time() - seen < self._stale_s:
+        age = max(0.0, time.time() - seen)  # below zero where the other host's clock is ahead of ours
+        deadline = time.monotonic() + self._stale_s - age
+        while time.monotonic() < deadline:
             time.sleep(min(1.0, self._stale_s / 4))
             if _last_seen(self.path) != seen:
                 return True

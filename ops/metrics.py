@@ -120,6 +120,7 @@ class Metrics:
         *,
         step_s: float,
         load_s: float = 0.0,
+        save_s: float = 0.0,
         replays: int = 0,
     ) -> None:
         """Count one step.
@@ -129,14 +130,15 @@ class Metrics:
             stats: of the batch, and of what its replays cost.
             step_s: from the end of the step before to the end of this one, seconds.
             load_s: part of it that was spent waiting for the batch and its replays.
+            save_s: part of it for which saving a checkpoint held up the loop.
             replays: further updates of the step, from samples that were seen before.
         """
-        self._count_records(stats)
+        self.records(stats)
         self._counters["samples_total"].inc(stats.used)
         self._counters["steps_total"].inc()
         self._counters["updates_total"].labels("fresh").inc()
         self._counters["updates_total"].labels("replay").inc(replays)
-        seconds = {**report.seconds, "load": load_s}
+        seconds = {**report.seconds, "load": load_s, "checkpoint": save_s}
         seconds["other"] = max(0.0, step_s - sum(seconds.values()))
         for phase, value in seconds.items():
             self._counters["learner_seconds_total"].labels(phase).inc(value)
@@ -169,11 +171,13 @@ class Metrics:
         self._counters["reader_restarts_total"].inc(max(0, more))
 
     def checkpoint(self, result: str, seconds: float = 0.0) -> None:
-        """A checkpoint was written (ok), could not be (error), or was found damaged at a resume (damaged)."""
+        """A checkpoint was written (ok), could not be (error), or was found damaged at a resume (damaged).
+
+        Its seconds pass in the background; those of the loop come with `observe`.
+        """
         self._counters["checkpoints_total"].labels(result).inc()
         if result == "ok":
             self._histograms["checkpoint_duration_seconds"].observe(seconds)
-            self._counters["learner_seconds_total"].labels("checkpoint").inc(seconds)
             self._set("last_checkpoint_timestamp_seconds", time.time())
 
     def published(self, result: PublishResult) -> None:
@@ -206,7 +210,8 @@ class Metrics:
         encoder, content_type = choose_encoder(accept)
         return encoder(self.registry), content_type
 
-    def _count_records(self, stats: LaneStats) -> None:
+    def records(self, stats: LaneStats) -> None:
+        """Count records by what became of them, and what reading them cost; `observe` does it for a step."""
         records = self._counters["records_total"]
         records.labels("used", "").inc(stats.used)
         for reason, count in stats.skipped.items():

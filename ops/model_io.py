@@ -1,14 +1,19 @@
 """The network of a run, read back for looking at images: trained, or as it was before its first step."""
 
+import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+import torch
 
 from learner.learner import Learner
 from ops import checkpoint, rundir
 from ops.config import RunConfig
 from ops.errors import RunMismatch, RunNotFound
 from ops.run import device_of
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -17,6 +22,7 @@ class Network:
 
     learner: Learner
     config: RunConfig
+    """As the run has it; only `device` may be another, when this machine does not have that of the run."""
     total_samples: int | None
     """Length of its run, where that is known."""
     samples: int
@@ -33,6 +39,9 @@ class Network:
 def load(run_dir: Path) -> Network:
     """Read the newest whole checkpoint of a run; the run may be going on.
 
+    The network is put where the run had it, or where this machine can have it: looking at images needs no
+    device in particular.
+
     Raises:
         RunNotFound: no run there, or it has no checkpoint yet.
         CheckpointDamaged: none of its checkpoints can be trusted.
@@ -40,7 +49,7 @@ def load(run_dir: Path) -> Network:
         ConfigError: run.json holds settings that this program does not know.
     """
     record = rundir.read_run(run_dir)
-    config = RunConfig.from_dict(record.config)
+    config = _for_this_machine(RunConfig.from_dict(record.config))
     newest = checkpoint.load_newest(run_dir)
     if newest is None:
         raise RunNotFound(
@@ -79,3 +88,13 @@ def _new_learner(config: RunConfig, total_samples: int | None) -> Learner:
         total_samples=total_samples,
         clock=time.monotonic,
     )
+
+
+def _for_this_machine(config: RunConfig) -> RunConfig:
+    device = device_of(config)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        config = replace(config, device="auto")
+        logger.warning(
+            "the run was on %s, which this machine does not have: using %s", device, device_of(config)
+        )
+    return config

@@ -13,7 +13,7 @@ import safetensors.torch
 from learner.report import NonFinite
 from ops.errors import NotFinite
 from ops.rundir import append_line, read_lines
-from stream.lanes import Cursor, add_counts
+from stream.lanes import Cursor, LaneStats, add_counts
 from stream.loader import Batch
 
 logger = logging.getLogger(__name__)
@@ -26,7 +26,8 @@ MOST_IN_A_ROW = 10
 class NonFiniteLog:
     """Remembers, over restarts, which steps were not finite; one learner, one thread.
 
-    A step is named by the cursor after it, so the same step is known again after the run went back.
+    A step is named by the cursor after it, so the same step is known again after the run went back. A disk
+    that takes no more is a warning; the steps are then remembered for this life of the run only.
     """
 
     def __init__(self, run_dir: Path) -> None:
@@ -49,7 +50,10 @@ class NonFiniteLog:
             "value": str(error.value),
             "time": time.time(),
         }
-        append_line(self._path, line)
+        try:
+            append_line(self._path, line)
+        except OSError as failure:
+            logger.warning("%s cannot be written: %s; the run goes on", self._path, failure)
         return first
 
     def knows(self, batch: Batch) -> bool:
@@ -107,6 +111,11 @@ class NonFiniteLog:
             logger.warning("the batch that was left out could not be kept: %s", failure)
             return None
         return path
+
+
+def left_out(stats: LaneStats) -> LaneStats:
+    """The account of a batch that was left out: the records that it would have used are skipped ones."""
+    return replace(stats, used=0, skipped=add_counts(stats.skipped, {REASON: stats.used}))
 
 
 def _place(cursor: Cursor) -> str:

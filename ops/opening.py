@@ -2,12 +2,12 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ops import settings
-from ops.checkpoint import Checkpoint
+from ops.checkpoint import Checkpoint, numbers
 from ops.config import RunConfig, is_identity
 from ops.errors import RunMismatch, RunNotFound
 from ops.rundir import RunRecord, append_line, read_run, write_run
@@ -26,6 +26,8 @@ class Opened:
     """The cursor of the run's beginning."""
     saved: Checkpoint | None
     """The checkpoint to go on from; None begins."""
+    changed: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
+    """Dotted setting -> (old, new) of what is otherwise from here on."""
 
     @property
     def cursor(self) -> Cursor:
@@ -51,7 +53,8 @@ def open_run(
     except RunNotFound:
         record = RunRecord.new(stream=stream, config=config.to_dict())
         write_run(run_dir, record)
-    if not any((run_dir / "checkpoints").glob("*-*")):
+    folder = run_dir / "checkpoints"
+    if not numbers(folder) and not any(folder.glob("damaged-*")):
         fresh = replace(record, stream=stream, source={}, config=config.to_dict(), total_samples=None)
         return fresh, {}
     changed = settings.differences(record.config, config.to_dict())
@@ -85,23 +88,29 @@ def bind(
     return record
 
 
-def accept_changes(opened: Opened, *, stream: str, changed: Mapping[str, tuple[Any, Any]]) -> Opened:
-    """Write down what is changed from here on: to changes.jsonl first, then to run.json."""
+def with_changes(opened: Opened, *, stream: str, changed: Mapping[str, tuple[Any, Any]]) -> Opened:
+    """The run with what is changed from here on; nothing is written yet."""
     record = opened.record
     if stream != record.stream:
         changed = {**changed, "stream": (record.stream, stream)}
     if not changed:
         return opened
-    at = {"steps": opened.cursor.steps, "samples": opened.cursor.samples, "time": time.time()}
-    for name, (old, new) in changed.items():
-        append_line(opened.run_dir / "changes.jsonl", {"setting": name, "old": old, "new": new, **at})
     total = record.total_samples
     if total is not None and "passes" in changed:
         old, new = changed["passes"]
         total = total // old * new
-    accepted = replace(record, stream=stream, config=opened.config.to_dict(), total_samples=total)
-    write_run(opened.run_dir, accepted)
-    return replace(opened, record=accepted)
+    record = replace(record, stream=stream, config=opened.config.to_dict(), total_samples=total)
+    return replace(opened, record=record, changed=changed)
+
+
+def write_changes(opened: Opened) -> None:
+    """Write down what is changed, once the learner has taken it: to changes.jsonl first, then to run.json."""
+    if not opened.changed:
+        return
+    at = {"steps": opened.cursor.steps, "samples": opened.cursor.samples, "time": time.time()}
+    for name, (old, new) in opened.changed.items():
+        append_line(opened.run_dir / "changes.jsonl", {"setting": name, "old": old, "new": new, **at})
+    write_run(opened.run_dir, opened.record)
 
 
 def _told(name: str, old: Any, new: Any) -> str:

@@ -180,9 +180,13 @@ class Publisher:
                     if self._fenced:
                         self._pending = None
                     else:
-                        # At the end attempts follow quickly: `close` limits how long they may go on.
-                        longest = RETRY_FIRST_S / 4 if self._closing else RETRY_LONGEST_S
-                        self._ready.wait(min(RETRY_FIRST_S * 2 ** (self._failures - 1), longest))
+                        self._ready.wait(self._pause_s())
+
+    def _pause_s(self) -> float:
+        # At the end attempts follow quickly: `close` limits how long they may go on.
+        longest = RETRY_FIRST_S / 4 if self._closing else RETRY_LONGEST_S
+        # Bounded before it is a float: a night without Redis is a thousand failures.
+        return min(RETRY_FIRST_S * 2.0 ** min(self._failures - 1, 16), longest)
 
     def _attempt(self, job: _Job | None) -> bool:
         """Take the epoch, and publish `job` when there is one; returns whether it went well."""

@@ -20,7 +20,7 @@ from ops.config import RunConfig
 from ops.errors import CheckpointFailed, ConfigError, RunMismatch
 from ops.followers import Followers, Pace
 from ops.history import History, entry_of
-from ops.nonfinite import NonFiniteLog
+from ops.nonfinite import NonFiniteLog, left_out
 from ops.opening import Opened
 from ops.outcome import FINISHED, STOPPED, Progress, Summary, summarise
 from ops.progress import ProgressLine
@@ -81,6 +81,7 @@ class Run:
         self._restore(opened.saved)
         self._seconds_before = self.progress.seconds
         self._lag, self._next_lag = 0, 0.0
+        self._load_s = self._save_s = 0.0
 
     def train(self) -> None:
         """Learn until the stream ends or somebody asks to stop."""
@@ -112,11 +113,13 @@ class Run:
 
     def save(self) -> None:
         """Save learner and cursor; the writing goes on in the background."""
+        began = time.monotonic()
         epoch, version = self.followers.fence
         self.progress.snapshot_epoch = max(epoch, self.progress.snapshot_epoch)
         self.progress.snapshot_version = max(version, self.progress.snapshot_version)
         self._writer.save(self.learner.state_dict(), self.cursor, self.progress.saved(seconds=self.seconds()))
         self._saved = self.cursor
+        self._save_s += time.monotonic() - began
 
     def publish(self) -> None:
         """Hand the prototypes of this moment to whoever uses them."""
@@ -129,7 +132,7 @@ class Run:
         try:
             if self._within_step:
                 logger.warning("the step is not complete: the run goes on from its last checkpoint")
-            elif self.cursor != self._saved:
+            elif self._unsaved():
                 self.save()
             self._writer.flush()
         except CheckpointFailed as error:
@@ -142,7 +145,7 @@ class Run:
             CheckpointFailed: the last checkpoint could not be written.
         """
         self.followers.stopping()
-        if self.cursor != self._saved:
+        if self._unsaved():
             self.save()
         path = self._writer.flush() or self._restored_from
         if self.learner.updates:
@@ -164,6 +167,10 @@ class Run:
     def seconds(self) -> float:
         """Seconds spent on the run, over restarts."""
         return self._seconds_before + time.monotonic() - self._began
+
+    def _unsaved(self) -> bool:
+        """Whether what was learned is in no checkpoint; waits for the save in flight."""
+        return self.cursor != self._saved or self._writer.failed()
 
     def _restore(self, saved: Checkpoint | None) -> None:
         config = self.config
@@ -215,20 +222,29 @@ class Run:
         """Asked by the loader whenever it waits: a sign of life, and whether to stop."""
         waiting = self._loader.waiting
         self.followers.waiting(waiting)
+        if waiting:
+            self._look_at_lag(self._loader)
         if waiting and self.line.due(self.cursor.samples):
             self.line.say(f"{self.cursor.samples:,} samples  waiting for records")
         return self.stop.asked()
 
+    def _look_at_lag(self, loader: Loader) -> None:
+        now = time.monotonic()
+        if now >= self._next_lag:
+            self._lag, self._next_lag = loader.lag(), now + LAG_S
+            self.followers.lag(self._lag)
+
     def _timed(self, loader: Loader) -> Iterator[Batch]:
         """The loader's batches, noting what waiting for each took."""
-        self._step_ended = time.monotonic()
+        self._step_ended = asked = time.monotonic()
         for batch in loader:
-            self._load_s = time.monotonic() - self._step_ended
+            self._load_s = time.monotonic() - asked
             self._tried, self._spent = batch, batch.stats
             # A replay that is not finite leaves a step half done: here it is known where that may happen.
             risky = self.config.replay.updates > 1 and self._not_finite.knows(batch)
             self._before = self.learner.state_dict() if risky else None
             yield batch
+            asked = time.monotonic()
 
     def _replays(self, loader: ReplayLoader) -> Iterator[Batch]:
         """Batches for the further updates of the step, noting what they cost."""
@@ -253,12 +269,13 @@ class Run:
 
     def _observe(self, batch: Batch, report: StepReport, loader: Loader) -> None:
         now = time.monotonic()
-        if now >= self._next_lag:
-            self._lag, self._next_lag = loader.lag(), now + LAG_S
         step_s, self._step_ended = now - self._step_ended, now
+        save_s, self._save_s = self._save_s, 0.0
+        self._look_at_lag(loader)
         pace = Pace(
             step_s=step_s,
             load_s=self._load_s,
+            save_s=save_s,
             replays=self.config.replay.updates - 1,
             lag=self._lag,
             restarts=loader.worker_restarts,
@@ -301,6 +318,7 @@ class Run:
             where = saved.path.name if saved else "the start"
             logger.warning("step %d: %s; once more from %s", batch.cursor.steps, error, where)
             self._restore(saved)
+            self.followers.skipped(self.cursor.skipped)
             return
         if self._before is not None:
             self.learner.load_state_dict(self._before)
@@ -308,6 +326,7 @@ class Run:
         if self.config.on_nonfinite == "stop":
             raise self._not_finite.stop(error, batch) from error
         self.cursor = self._not_finite.skip(error, batch, self.cursor)
+        self.followers.left_out(left_out(self._spent), skipped=self.cursor.skipped)
 
 
 def followed_by(report: StepReport, replay: StepReport) -> StepReport:

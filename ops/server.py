@@ -105,6 +105,12 @@ class _HttpServer(socketserver.ThreadingMixIn, http.server.HTTPServer):
         self._open_lock = threading.Lock()
         super().__init__(*args)
 
+    def server_bind(self) -> None:
+        """Take the port, and no more: HTTPServer asks for the host's full name here, which may take long."""
+        socketserver.TCPServer.server_bind(self)
+        host, port = self.server_address[:2]
+        self.server_name, self.server_port = str(host), int(port)
+
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         """Answer one connection, which may carry many requests."""
         with self._open_lock:

@@ -6,7 +6,6 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 from typing import Generic, TypeVar
 
 import torch
@@ -20,6 +19,7 @@ Name = TypeVar("Name")
 
 _MARGIN = 7 / 8
 _PIECE_PIXELS = 1 << 21
+_PIECE_BYTES = 64 * 1024 * 1024
 _THREADS = 2
 
 
@@ -77,7 +77,8 @@ def see(
         max_pixels: larger images become errors.
 
     Returns:
-        Pieces of at most 512 items, fewer when views are large.
+        Pieces of at most 512 items, fewer when views are large, or encoded images: a piece ends with the
+        image that brings it to 64 MB.
     """
 
     def look(payload: bytes) -> Tensor:
@@ -85,10 +86,9 @@ def see(
 
     rows = min(512, max(8, _PIECE_PIXELS // size**2))
     waiting: deque[tuple[list[Name], list[Future[Tensor] | BadRecord]]] = deque()
-    source = iter(items)
     # Decoding and resizing let other threads run, so two threads keep two processors busy.
     with ThreadPoolExecutor(_THREADS) as pool:
-        while piece := list(islice(source, rows)):
+        for piece in _pieces(items, rows):
             answers: list[Future[Tensor] | BadRecord] = [
                 payload if isinstance(payload, BadRecord) else pool.submit(look, payload)
                 for _, payload in piece
@@ -98,6 +98,22 @@ def see(
                 yield _gather(*waiting.popleft(), size)
         while waiting:
             yield _gather(*waiting.popleft(), size)
+
+
+def _pieces(
+    items: Iterable[tuple[Name, bytes | BadRecord]], rows: int
+) -> Iterator[list[tuple[Name, bytes | BadRecord]]]:
+    """Items in lists of at most `rows`, and of few bytes: two lists are held at once."""
+    piece: list[tuple[Name, bytes | BadRecord]] = []
+    size = 0
+    for item in items:
+        piece.append(item)
+        size += 0 if isinstance(item[1], BadRecord) else len(item[1])
+        if len(piece) == rows or size >= _PIECE_BYTES:
+            yield piece
+            piece, size = [], 0
+    if piece:
+        yield piece
 
 
 def _gather(names: Sequence[Name], answers: Sequence[Future[Tensor] | BadRecord], size: int) -> Seen[Name]:

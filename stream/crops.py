@@ -60,7 +60,17 @@ def draw(seed: int, lane: int, seq: int, draw: int, n: int) -> NDArray[np.float6
     """
     key = np.array([seed & _MASK, _PURPOSE], dtype=np.uint64)
     counter = np.array([0, seq, lane, draw], dtype=np.uint64)
-    return np.random.Generator(np.random.Philox(key=key, counter=counter)).random(n)
+    return unit_interval(np.random.Philox(key=key, counter=counter).random_raw(n))
+
+
+def unit_interval(words: NDArray[np.uint64]) -> NDArray[np.float64]:
+    """Raw words of a generator as float64 in [0, 1), 53 bits each.
+
+    numpy promises that raw words never change, but not the numbers that its Generator makes of them (NEP 19).
+    """
+    floats = (words >> np.uint64(11)).astype(np.float64)
+    floats *= 2.0**-53
+    return floats
 
 
 def uniforms(floats: NDArray[np.float64]) -> NDArray[np.float32]:

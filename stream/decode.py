@@ -15,6 +15,7 @@ import io
 import threading
 import warnings
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,13 +54,23 @@ _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _WITHOUT_LENGTH = frozenset(range(0xD0, 0xD8)) | {0x01}
 _START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
 
+_MOST_SCANS = 200
+"""Ordinary progressive files have about ten. A scan costs its author a dozen bytes and the decoder a pass
+over all pixels, so a small file with a million of them would hold a reader for hours."""
+
+_LONGEST_SIDE = 65_535
+"""Pixels; what a JPEG can have."""
+
+_ROWS_AT_ONCE = 256
+
 _pillow_lock = threading.Lock()
 
 
 def decode_image(payload: bytes, *, max_pixels: int) -> Tensor:
     """Decode one image.
 
-    Takes up to about ten bytes of memory a pixel while it works. May be called from any thread.
+    Takes up to about twenty bytes of memory a pixel while it works (most with transparency). May be called
+    from any thread.
 
     Args:
         payload: the encoded image.
@@ -74,6 +85,9 @@ def decode_image(payload: bytes, *, max_pixels: int) -> Tensor:
     if not payload:
         raise BadRecord("empty")
     if payload.startswith(b"\xff\xd8\xff"):
+        # Within a scan FF is followed by 00 or a restart marker, so this counts every scan.
+        if payload.count(b"\xff\xda") > _MOST_SCANS:
+            raise BadRecord("undecodable", f"more than {_MOST_SCANS} scans")
         frame = jpeg_frame(payload)
         if frame is not None:
             width, height, components = frame
@@ -118,6 +132,8 @@ def jpeg_frame(payload: bytes) -> tuple[int, int, int] | None:
 
 
 def _check_pixels(width: int, height: int, max_pixels: int) -> None:
+    if max(width, height) > _LONGEST_SIDE:  # squeezing a long thin line takes a table as long as it
+        raise BadRecord("too_large", f"{width} x {height} pixels, a side may have {_LONGEST_SIDE}")
     if width * height > max_pixels:
         raise BadRecord("too_large", f"{width} x {height} pixels, the limit is {max_pixels}")
 
@@ -197,16 +213,26 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _deep_to_bytes(image: Image.Image) -> NDArray[np.uint8]:
-    """Grey values of more than 8 bits as [H, W] uint8."""
-    values = np.asarray(image).astype(np.float64)
+    """Grey values of more than 8 bits as [H, W] uint8, a few rows at a time: float64 takes much memory."""
+    values = np.asarray(image)
     if image.format in {"PNG", "PPM"}:
         low, high = 0.0, 65535.0
     else:
-        values = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
-        low, high = float(values.min()), float(values.max())
-    scaled = (values - low) * (255.0 / (high - low) if high > low else 0.0)
-    grey = np.clip(np.rint(scaled), 0.0, 255.0).astype(np.uint8)
+        low = float(min(_finite(band).min() for band in _bands(values)))
+        high = float(max(_finite(band).max() for band in _bands(values)))
+    factor = 255.0 / (high - low) if high > low else 0.0
+    grey = np.empty(values.shape, dtype=np.uint8)
+    for band, out in zip(_bands(values), _bands(grey), strict=True):
+        out[:] = np.clip(np.rint((_finite(band) - low) * factor), 0.0, 255.0)
     transparent = image.info.get("transparency")
     if isinstance(transparent, int):
         grey[np.asarray(image) == transparent] = 255
     return grey
+
+
+def _bands(rows: NDArray[Any]) -> list[NDArray[Any]]:
+    return [rows[top : top + _ROWS_AT_ONCE] for top in range(0, len(rows), _ROWS_AT_ONCE)]
+
+
+def _finite(values: NDArray[Any]) -> NDArray[np.float64]:
+    return np.nan_to_num(values.astype(np.float64), copy=False, nan=0.0, posinf=0.0, neginf=0.0)

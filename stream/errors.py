@@ -4,7 +4,7 @@ StreamError
     StreamNotFound      nothing is at this address (yet)
     StreamSealed        a write to a stream that has its end
     StreamDamaged       a manifest, index, shard or cursor that cannot be trusted
-    StreamMismatch      the cursor is of another stream, or another number of lanes, chunk, seed or window
+    StreamMismatch      the cursor is of another stream, or another number of lanes
     TooManyBadRecords   the budget of unusable records is spent
     WorkerFailed        a reader process failed again and again
 BadRecord               one record that cannot be used; carries its reason, never ends a run
@@ -28,7 +28,7 @@ class StreamDamaged(StreamError):
 
 
 class StreamMismatch(StreamError):
-    """The cursor belongs to another stream, lanes, chunk, seed or window."""
+    """The cursor belongs to another stream or number of lanes; seed and window are its caller's to check."""
 
 
 class TooManyBadRecords(StreamError):

@@ -1,10 +1,13 @@
 """Who answers the loader's questions: reader processes, or the calling process itself.
 
-Readers are stateless, so a dead one is replaced and its questions are asked again.
+Readers are stateless, so a dead one is replaced and its questions are asked again. One that hangs, as reads
+from storage that is away do, is killed first.
 """
 
 import contextlib
+import logging
 import multiprocessing
+import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,8 +22,12 @@ from stream.lanes import Source, SourceSpec
 from stream.reader import Answer, Failed, Question, ReadPlan, answer
 from stream.slabs import Frame, Slab
 
+logger = logging.getLogger(__name__)
+
 DEATHS_OF_ONE_QUESTION = 3
 """So many readers may die of the same question before it is taken for the cause."""
+SILENCE_S = 300.0
+"""A reader that was waited for so long without an answer hangs; a question is some tens of records."""
 _GRACE_S = 1.0
 """A reader that ends has so long before it is killed; it is in the middle of a chunk at most."""
 
@@ -92,6 +99,8 @@ class _Reader:
     process: BaseProcess
     connection: "Connection[Any, Any]"
     asked: deque[Question] = field(default_factory=deque)
+    silent_s: float = 0.0
+    """Seconds spent waiting since its last answer; time in which nobody waited does not count."""
 
 
 class ProcessPool:
@@ -134,19 +143,31 @@ class ProcessPool:
         self._ask(min(self._readers, key=lambda reader: len(reader.asked)), question)
 
     def collect(self, timeout_s: float) -> list[Answer]:
-        """Answers that have come; dead readers are replaced, and their questions asked again."""
+        """Answers that have come; readers that died or hang are replaced, their questions asked again."""
         by_connection = {reader.connection: reader for reader in self._readers}
         answers: list[Answer] = []
-        for ready in wait(list(by_connection), timeout_s):
+        began = time.monotonic()
+        with_news = wait(list(by_connection), timeout_s)
+        # No longer than was asked for: a machine that slept meanwhile is no reader's fault.
+        waited = min(time.monotonic() - began, timeout_s)
+        for reader in self._readers:
+            reader.silent_s = reader.silent_s + waited if reader.asked else 0.0
+        for ready in with_news:
             reader = by_connection[ready]  # type: ignore[index]  # wait() is typed for sockets and numbers too
             try:
                 while reader.connection.poll():
                     reply: Answer = reader.connection.recv()
                     reader.asked.popleft()
+                    reader.silent_s = 0.0
                     self._deaths.pop(reply.ticket, None)
                     answers.append(reply)
             except (EOFError, OSError):
                 answers += self._replace(reader)
+        for reader in self._readers:
+            if reader.silent_s > SILENCE_S:
+                logger.warning("a reader gave no answer for %.0f s: it is replaced", reader.silent_s)
+                reader.process.kill()  # the next call finds it dead
+                reader.silent_s = 0.0
         return answers
 
     def drain(self) -> None:
@@ -200,7 +221,8 @@ def _deadly(question: Question, exit_code: int | None) -> WorkerFailed:
     where = "; ".join(map(str, question.wanted))
     return WorkerFailed(
         f"{DEATHS_OF_ONE_QUESTION} reader processes ended, the last with exit code {exit_code}, while they "
-        f"read {where}: look there for a record that crashes its decoder, or for too little memory"
+        f"read {where}: look there for a record that crashes its decoder, for storage that does not answer, "
+        "or for too little memory"
     )
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from stream import crops
 from stream.config import CropConfig
 from stream.decode import decode_image
-from stream.errors import BadRecord, StreamMismatch
+from stream.errors import BadRecord, StreamError, StreamMismatch
 from stream.lanes import Entry, LaneStats, Outlook, Position, Source
 from stream.record import Record
 from stream.slabs import KEY_BYTES, Frame
@@ -153,8 +153,12 @@ def answer(source: Source, plan: ReadPlan, frames: Sequence[Frame], question: Qu
     for wanted in question.wanted:
         try:
             result = wanted.result(source, plan, frames)
-        except Exception as error:  # noqa: BLE001  raised by the loader, when the run comes to this place
+        except (StreamError, OSError) as error:  # raised by the loader, when the run comes to this place
             results.append(Failed(error))
+        except Exception as error:  # noqa: BLE001  one bad record: the run saves what it has, and names it
+            failure = StreamError(f"reading failed at {wanted}: {type(error).__name__}: {error}")
+            failure.__cause__ = error
+            results.append(Failed(failure))
         else:
             results.append(result)
     return Answer(question.ticket, tuple(results))

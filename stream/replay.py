@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from stream.crops import unit_interval
 from stream.lanes import Cursor, WindowStart
 
 _PURPOSE = int.from_bytes(b"replay")
@@ -38,8 +39,8 @@ def choose(*, seed: int, step: int, update: int, lanes: int, chunk: int, held: i
         [V, C] int64 in 0 .. held - 1, 0 the oldest.
     """
     key, counter = np.array([[seed, _PURPOSE, 0, 0], [0, update, step, 0]], dtype=np.uint64)
-    generator = np.random.Generator(np.random.Philox(key=key[:2], counter=counter))
-    floats_VC = generator.random((lanes, chunk))
+    words = np.random.Philox(key=key[:2], counter=counter).random_raw(lanes * chunk)
+    floats_VC = unit_interval(words).reshape(lanes, chunk)
     order_Vh = np.tile(np.arange(held), (lanes, 1))
     rows_V = np.arange(lanes)
     for place in range(chunk):

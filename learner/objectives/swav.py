@@ -90,7 +90,10 @@ class Swav:
         return torch.stack(losses)
 
     def remember(self, z_ABD: Tensor, lane_B: Tensor, *, samples: int, total: int) -> None:
-        """Put the batch in the queue once its update is done, so that no balance counts a sample twice.
+        """Put the batch in the queue once its update is done, so that it does not meet itself there.
+
+        With replays the queue takes every update's batch: it spans fewer arrivals than its length says, and
+        may hold older features of a sample that is in the batch.
 
         Args:
             z_ABD: features of the assigned views of this rank.

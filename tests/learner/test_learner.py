@@ -262,6 +262,14 @@ def test_statistics_of_an_untrained_net_are_estimated_from_images(groups: int) -
     learner.step(batch(0))
 
 
+@pytest.mark.parametrize("images", [1, 257])
+def test_statistics_need_no_even_number_of_images(images: int) -> None:
+    learner = small_learner(small_config())
+    some = torch.randint(0, 256, (images, 3, 8, 8), dtype=torch.uint8)
+    learner.estimate_statistics([torch.randint(0, 256, (64, 3, 8, 8), dtype=torch.uint8), some])
+    assert bool(learner.features(some).isfinite().all())
+
+
 def test_views_that_do_not_fit_the_settings_are_refused() -> None:
     learner = small_learner(small_config(swav={"assign_views": 3}))
     with pytest.raises(ValueError, match=r"swav.assign_views = 3 needs as many crops of the first kind"):

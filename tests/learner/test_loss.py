@@ -56,12 +56,14 @@ def test_the_loss_of_scores_that_say_nothing_is_ln_k() -> None:
     torch.testing.assert_close(loss, torch.full((5,), math.log(30), dtype=torch.float64))
 
 
-def test_under_autocast_the_loss_keeps_all_digits_of_float32() -> None:
+def test_under_autocast_scores_of_half_precision_are_raised_to_float32_first() -> None:
     scores, codes = (tensor.float() for tensor in made(4, 2, prototypes=3000))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = swapped_loss(scores, codes, temperature=0.1)
+        half = scores @ torch.eye(3000)
+        assert half.dtype == torch.bfloat16
+        loss = swapped_loss(half, codes, temperature=0.1)
     assert loss.dtype == torch.float32
-    assert torch.equal(loss, swapped_loss(scores, codes, temperature=0.1))
+    assert torch.equal(loss, swapped_loss(half.float(), codes, temperature=0.1))
 
 
 def test_codes_that_would_pass_a_gradient_are_refused() -> None:

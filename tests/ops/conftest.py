@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Self
 
 import pytest
 import torch
 
+from ops.followers import Followers
 from ops.outcome import Summary
 from tests.ops import small_runs
 
@@ -32,3 +34,17 @@ def whole_run(
     """A run over the stream that nothing interrupted."""
     run_dir = tmp_path_factory.mktemp("whole") / "run"
     return run_dir, small_runs.run(drawn_stream, run_dir, small_runs.config_of())
+
+
+@pytest.fixture
+def watched(monkeypatch: pytest.MonkeyPatch) -> list[Followers]:
+    """The followers of every run of the test, as they were made."""
+    made: list[Followers] = []
+
+    class Watched(Followers):
+        def __enter__(self) -> Self:
+            made.append(self)
+            return super().__enter__()
+
+    monkeypatch.setattr("ops.learn.Followers", Watched)
+    return made

@@ -42,11 +42,19 @@ def config_of(*more: str) -> RunConfig:
     return build(recipes.load("smoke").values, (*SETTINGS, *more))
 
 
-def write_stream(folder: Path, records: int = RECORDS, *, seal: bool = True, bad_from: int = 10**9) -> str:
+def write_stream(
+    folder: Path,
+    records: int = RECORDS,
+    *,
+    seal: bool = True,
+    bad_from: int = 10**9,
+    bad_every: int = 10**9,
+) -> str:
     manifest = Manifest.open(str(folder), create=True)
     with ShardWriter(manifest, source_id="drawn", config=ShardConfig(max_records=60)) as writer:
         for number in range(records):
-            payload = encoded(5, number, 24)[0] if number < bad_from else b"\xff\xd8\xff no image" * 9
+            good = number < bad_from and number % bad_every != bad_every - 1
+            payload = encoded(5, number, 24)[0] if good else b"\xff\xd8\xff no image" * 9
             digest = hashlib.sha256(payload).hexdigest()
             writer.write(Record(payload=payload, sha256=digest, media_type="image/jpeg"), number)
     if seal:

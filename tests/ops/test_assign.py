@@ -150,3 +150,20 @@ def test_a_png_with_transparency_and_a_jpeg_are_seen_alike(network: model_io.Net
     alpha, plain = _answers(network, tmp_path)
     assert alpha.prototype == plain.prototype
     assert alpha.score == plain.score
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="here the device of the run is there")
+@pytest.mark.parametrize("device", ["cuda", "cuda:1"])
+def test_a_run_of_another_machine_s_device_can_be_used_here(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, device: str
+) -> None:
+    run_dir, learner = begun_run(tmp_path / "run")
+    place = run_dir / "run.json"
+    record = json.loads(place.read_text())
+    record["config"]["device"] = device
+    place.write_text(json.dumps(record))
+    network = model_io.load(run_dir)
+    views = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
+    assert torch.equal(network.learner.scores(views), learner.scores(views))
+    assert torch.equal(model_io.untrained(network).scores(views), learner.scores(views))
+    assert caplog.text.count(f"the run was on {device}, which this machine does not have") == 1

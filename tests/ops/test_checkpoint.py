@@ -1,5 +1,6 @@
 """Checkpoints: whole or not at all, damaged ones refused by name, a full disk survived."""
 
+import errno
 import json
 import logging
 import os
@@ -13,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 
-from ops.checkpoint import load, load_newest, numbers, read_meta
+from ops.checkpoint import load_newest, meta_digest, numbers, read_meta
 from ops.checkpoint_writer import CheckpointWriter
-from ops.errors import CheckpointDamaged, CheckpointFailed
+from ops.errors import CheckpointDamaged, CheckpointFailed, RunMismatch
 from stream.lanes import Cursor, Position
 
 FILES = ("learner.safetensors", "state.json", "cursor.json", "meta.json")
@@ -97,17 +99,31 @@ def test_a_run_without_checkpoints_has_none(tmp_path: Path) -> None:
     assert load_newest(tmp_path) is None
 
 
-def test_the_copy_is_taken_before_save_returns(tmp_path: Path) -> None:
+def test_the_state_is_taken_over_and_not_copied_once_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = CheckpointWriter(tmp_path, "run", keep=1)
+    given, written, save_file = state(1), [], safetensors.torch.save_file
+
+    def write(tensors: dict[str, torch.Tensor], path: Path) -> None:
+        written.append({name: tensor.data_ptr() for name, tensor in tensors.items()})
+        save_file(tensors, path)
+
+    monkeypatch.setattr(safetensors.torch, "save_file", write)
+    writer.save(given, cursor(1), {})
+    writer.flush()
+    assert written == [{name: tensor.data_ptr() for name, tensor in given["tensors"].items()}]
+
+
+def test_whether_the_last_save_failed_is_known_once_it_has_ended(tmp_path: Path) -> None:
     held = threading.Event()
     writer = CheckpointWriter(tmp_path, "run", keep=1, at=lambda point: point == "begun" and held.wait(10))
-    live = state(1)
-    writer.save(live, cursor(1), {})
-    live["tensors"]["weight"].zero_()
-    held.set()
-    writer.flush()
-    found = load_newest(tmp_path)
-    assert found is not None
-    assert torch.equal(found.state["tensors"]["weight"], state(1)["tensors"]["weight"])
+    with largest_file(100):
+        save(writer, 1)
+        threading.Timer(0.1, held.set).start()
+        assert writer.failed()
+    save(writer, 2)
+    assert not writer.failed()
 
 
 def test_at_most_one_save_is_in_flight(tmp_path: Path) -> None:
@@ -187,12 +203,34 @@ def test_when_all_are_damaged_nothing_starts_anew_in_silence(tmp_path: Path) -> 
 def test_another_version_of_the_layout_is_refused(tmp_path: Path) -> None:
     writer = CheckpointWriter(tmp_path, "run", keep=3)
     save(writer, 1)
-    path = writer.flush()
-    assert path is not None
-    meta = read_meta(path)
-    (path / "meta.json").write_text(json.dumps({**meta, "version": 99, "sha256": "0"}))
-    with pytest.raises(CheckpointDamaged, match=r"meta\.json is not what was written"):
-        load(path)
+    save(writer, 2)
+    newest = writer.flush()
+    assert newest is not None
+    meta = {**read_meta(newest), "version": 99}
+    (newest / "meta.json").write_text(json.dumps({**meta, "sha256": meta_digest(meta)}))
+    with pytest.raises(RunMismatch, match="ckpt-000002 has version 99; this program reads 1"):
+        load_newest(tmp_path, set_aside=True)
+    assert numbers(tmp_path / "checkpoints") == [1, 2]
+
+
+def test_a_checkpoint_that_cannot_be_read_now_is_not_taken_for_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = CheckpointWriter(tmp_path, "run", keep=3)
+    save(writer, 1)
+    save(writer, 2)
+    writer.flush()
+
+    def away(_path: Path) -> tuple[str, int]:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ops.checkpoint.file_digest", away)
+        with pytest.raises(OSError, match="Stale file handle"):
+            load_newest(tmp_path, set_aside=True)
+    found = load_newest(tmp_path)
+    assert found is not None
+    assert found.cursor.steps == 2
 
 
 @pytest.mark.parametrize("room", [100, 4_000])

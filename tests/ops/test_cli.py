@@ -14,9 +14,9 @@ import click
 import pytest
 
 from ops.cli import COMMANDS, cli, exit_code_of, run
-from ops.errors import ConfigError, OpsError, RunLocked
+from ops.errors import CheckpointDamaged, ConfigError, OpsError, RunLocked
 from ops.rundir import read_json, read_lines
-from stream.errors import StreamError, StreamMismatch, TooManyBadRecords
+from stream.errors import StreamDamaged, StreamError, StreamMismatch, TooManyBadRecords
 from stream.manifest import Manifest
 from tests.ops.small_runs import write_stream
 
@@ -123,7 +123,9 @@ def test_an_error_is_told_in_one_line_with_its_exit_code(
         (ConfigError("x"), 78),
         (RunLocked("x"), 1),
         (OpsError("x"), 1),
+        (CheckpointDamaged("x"), 78),
         (StreamMismatch("x"), 78),
+        (StreamDamaged("x"), 78),
         (TooManyBadRecords("x"), 78),
         (StreamError("x"), 1),
         (ValueError("x"), 1),

@@ -1,5 +1,6 @@
 import io
 import json
+import multiprocessing
 import os
 import re
 import signal
@@ -11,17 +12,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 from ingest.config import IngestConfig
 from ingest.worker import run_ingest
-from ops import demo
+from ops import demo, demo_feed
 from ops.demo import DemoOptions, prepare_directory
 from ops.demo_feed import Feed, FeedProcess, samples_used
 from ops.drawn_source import DrawnSource
+from ops.embedded import EmbeddedRedis
+from ops.embedded_program import command_line
 from ops.errors import OpsError, RunLocked
 from ops.lock import RunLock
+from ops.outcome import Summary
+from ops.redis_client import connect
 from ops.rundir import write_json
+from ops.signals import StopRequest
 from stream.manifest import Manifest
 from stream.shard_source import ShardSpec
 from tests.ops.drawn_runs import drawn, write_stream
@@ -232,6 +239,76 @@ def test_an_ingest_side_that_fails_is_noticed(tmp_path: Path) -> None:
             assert time.monotonic() < deadline
             time.sleep(0.1)
         assert feeding.failed()
+
+
+def test_an_ingest_side_whose_demo_was_killed_ends_and_seals_nothing(tmp_path: Path) -> None:
+    program = (
+        "import os, signal, time\n"
+        "from pathlib import Path\n"
+        "from ops.demo_feed import Feed, FeedProcess\n"
+        "if __name__ == '__main__':\n"
+        f"    feeding = FeedProcess({_feed(tmp_path)!r})\n"
+        "    feeding.__enter__()\n"
+        f"    while not list(Path({str(tmp_path)!r}).glob('stream/shards/*.tar')):\n"
+        "        time.sleep(0.05)\n"
+        "    print(feeding._process.pid, flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env=_environment(), timeout=60,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    deadline = time.monotonic() + 10
+    while command_line(int(done.stdout)):
+        assert time.monotonic() < deadline, "it goes on without its demo"
+        time.sleep(0.05)
+    assert not _manifest(tmp_path).sealed
+
+
+def test_what_is_skipped_does_not_hold_the_ingest_side_up(tmp_path: Path) -> None:
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for number in range(30):
+        (pictures / f"{number:02}.jpg").write_bytes(b"no image %d" % number)
+    (pictures / "99.jpg").write_bytes(drawn(0).payload)
+    over = time.monotonic() + 10
+    feed = _feed(tmp_path, images=str(pictures), ahead=5, fewest_ahead=5)
+    demo_feed._ingest(feed, lambda: time.monotonic() > over)
+    report = json.loads((tmp_path / demo_feed.REPORT).read_text())
+    assert (report["status"], report["written"], report["skipped"]) == ("finished", 1, {"not_an_image": 30})
+
+
+def test_the_redis_of_a_killed_demo_is_ended_when_it_is_replaced(tmp_path: Path) -> None:
+    run_dir = tmp_path / "demo-run"
+    prepare_directory(run_dir)
+    write_json(run_dir / demo.MARK, {})
+    left = EmbeddedRedis(run_dir)
+    with connect(left.start()) as client:
+        pid = int(client.info("server")["process_id"])
+    assert prepare_directory(run_dir) is True
+    assert command_line(pid) == ""
+    assert list(run_dir.iterdir()) == []
+    left.close()
+
+
+def test_sigterm_before_the_learner_has_begun_leaves_no_ingest_side(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def early(*_: object, stop: StopRequest, **__: object) -> Summary:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.wait(5)
+        raise OpsError("stopped early")
+
+    monkeypatch.setattr(demo, "learn", early)
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    before = signal.signal(signal.SIGTERM, lambda *_: None)  # else the signal would end the tests
+    try:
+        with pytest.raises(OpsError, match="stopped early"):
+            demo.run_demo(DemoOptions(run_dir=tmp_path / "run", port=0), say=print, out=io.StringIO())
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert not [child for child in multiprocessing.active_children() if child.name == "demo-ingest"]
 
 
 def test_progress_is_read_from_the_end_of_a_history(tmp_path: Path) -> None:

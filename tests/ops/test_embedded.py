@@ -113,6 +113,17 @@ def test_a_server_whose_run_was_removed_is_ended(tmp_path: Path) -> None:
     assert command_line(pid) == ""
 
 
+def test_what_runs_in_a_directory_can_be_ended_before_it_is_removed(tmp_path: Path) -> None:
+    EmbeddedRedis(tmp_path).end_left_over()
+    assert list(tmp_path.iterdir()) == [], "where there is none nothing is made"
+    left = EmbeddedRedis(tmp_path)
+    left.start()
+    pid = server_pid(left.url)
+    EmbeddedRedis(tmp_path).end_left_over()
+    assert command_line(pid) == ""
+    left.close()
+
+
 def test_a_server_that_could_not_be_started_is_tried_again(tmp_path: Path) -> None:
     (tmp_path / "redis").write_text("in the way")
     embedded = EmbeddedRedis(tmp_path)

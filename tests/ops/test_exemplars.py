@@ -186,6 +186,22 @@ def test_nothing_kept_is_saved_and_loaded_too(tmp_path: Path) -> None:
     assert Exemplars(2, thumbnail_px=16).load(tmp_path / "images")
 
 
+def test_what_could_not_be_written_is_not_left_behind(tmp_path: Path) -> None:
+    path = tmp_path / "images"
+    path.mkdir()
+    (path / "in the way").touch()
+    with pytest.raises(OSError, match="images"):
+        Exemplars(2, thumbnail_px=16).save(path)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_killed_process_left_is_written_over(tmp_path: Path) -> None:
+    path = tmp_path / "images"
+    (tmp_path / ".images.part").write_bytes(b"half")
+    Exemplars(2, thumbnail_px=16).save(path)
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_a_full_ring_costs_little_time_per_batch() -> None:
     exemplars = Exemplars(256, thumbnail_px=48)
     draw = np.random.default_rng(0)

@@ -7,6 +7,7 @@ import pytest
 
 from ops.history import History
 from ops.rundir import read_lines
+from tests.ops.small_runs import full_disk
 
 
 def test_a_run_a_thousand_times_as_long_has_only_a_few_times_as_many_entries(tmp_path: Path) -> None:
@@ -48,3 +49,19 @@ def test_a_disk_that_takes_nothing_is_one_warning(tmp_path: Path, caplog: pytest
         history.add({"samples": 1})
         history.add({"samples": 2})
     assert caplog.text.count("cannot be written") == 1
+
+
+def test_a_file_that_cannot_be_cut_back_is_left_alone_and_cut_later(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "history.jsonl"
+    first = History(path, samples=0)
+    for samples in (10, 20, 30):
+        first.add({"samples": samples})
+    with caplog.at_level(logging.WARNING), full_disk(4):
+        second = History(path, samples=20)
+    assert "history.jsonl cannot be written" in caplog.text
+    assert [entry["samples"] for entry in read_lines(path)] == [10, 20, 30]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["history.jsonl"]
+    second.add({"samples": 25})
+    assert [entry["samples"] for entry in read_lines(path)] == [10, 20, 25]

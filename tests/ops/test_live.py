@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ops.exemplars import Exemplars
-from ops.live import BEAT_S, LiveView
+from ops.live import BEAT_S, WAITING_S, LiveView
 from ops.live_history import COLUMNS, LiveHistory
 from ops.publisher import PublishResult
 from tests.ops import synthetic
@@ -126,6 +126,24 @@ def test_publishing_shows_in_the_verdict_and_the_events() -> None:
     assert verdict(live, "snapshots") == "bad"
     assert live.status()["snapshot"]["version"] == 3
     assert [event["kind"] for event in live.events()] == ["error", "snapshot"]
+
+
+def test_only_waiting_that_lasts_is_an_event_and_then_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    live = view()
+    for number in range(1, 50):  # a stream that trickles
+        live.state("waiting")
+        now[0] += 0.4 * WAITING_S
+        live.state("waiting")
+        step(live, 64 * number)
+    assert live.events() == []
+    for _ in range(5):
+        live.state("waiting", "no stream yet")
+        now[0] += WAITING_S
+    assert [(event["kind"], event["text"]) for event in live.events()] == [("waiting", "no stream yet")]
+    live.state("stopping")
+    assert [event["kind"] for event in live.events()] == ["stopping", "waiting"]
 
 
 def test_a_rewind_is_an_event() -> None:

@@ -86,6 +86,15 @@ def test_a_lock_left_by_another_host_is_taken_over_once_its_heart_has_stopped(tm
         assert holder.pid == os.getpid()
 
 
+def test_a_lock_of_another_host_whose_clock_is_ahead_is_not_waited_on_for_longer(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    path.write_text(json.dumps({"host": "elsewhere", "pid": 7, "started": 0.0}))
+    os.utime(path, (time.time() + 60, time.time() + 60))
+    began = time.monotonic()
+    with RunLock(tmp_path, stale_s=0.3):
+        assert time.monotonic() - began < 10
+
+
 def test_the_heart_beats_while_the_lock_is_held(tmp_path: Path) -> None:
     with RunLock(tmp_path, heartbeat_s=0.02) as lock:
         first = lock.path.stat().st_mtime_ns

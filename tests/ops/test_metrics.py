@@ -85,6 +85,15 @@ def test_seconds_by_phase_add_up_to_the_step(metrics: Metrics) -> None:
     assert phases[("phase", "load"),] == pytest.approx(0.1)
 
 
+def test_a_checkpoint_counts_for_what_it_held_up_the_loop_not_for_its_writing(metrics: Metrics) -> None:
+    report = synthetic.report(640, synthetic.shares(40))
+    metrics.observe(report, synthetic.stats(), step_s=0.9, load_s=0.1, save_s=0.2)
+    metrics.checkpoint("ok", 7.0)
+    assert value(metrics, "learner_seconds_total", phase="checkpoint") == pytest.approx(0.2)
+    assert value(metrics, "learner_seconds_total", phase="load") == pytest.approx(0.1)
+    assert value(metrics, "checkpoint_duration_seconds_sum") == pytest.approx(7.0)
+
+
 def test_figures_of_the_step_are_gauges(metrics: Metrics) -> None:
     observed(metrics)
     assert value(metrics, "loss_over_ln_k_ratio") == pytest.approx(0.8)

@@ -310,6 +310,18 @@ def test_closing_gives_up_in_time_when_no_server_comes(
     assert caplog.text.count("cannot be published now") == 1
 
 
+@pytest.mark.parametrize("closing", [False, True])
+def test_after_days_without_a_server_the_next_attempt_is_still_bounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, closing: bool
+) -> None:
+    with connect("unix:///nowhere/at.sock") as client:
+        publisher = Publisher(SnapshotStore(client, "run-1"), EncoderFiles(tmp_path))
+    monkeypatch.setattr(publisher, "_failures", 2000)
+    monkeypatch.setattr(publisher, "_closing", closing)
+    longest = publisher_module.RETRY_FIRST_S / 4 if closing else publisher_module.RETRY_LONGEST_S
+    assert publisher._pause_s() == longest
+
+
 def test_nobody_brings_a_server_back_after_close(embedded: EmbeddedRedis) -> None:
     run = Run(embedded, url="unix:///nowhere/at.sock", revive=True)
     run.publish(1)

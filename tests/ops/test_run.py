@@ -1,20 +1,36 @@
 """Runs: interrupted anywhere and gone on with, they end with the same bits."""
 
+import errno
 import json
 import logging
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from learner.learner import Learner
+from learner.report import NonFinite, StepReport
 from ops.checkpoint import load_newest
 from ops.checkpoint_writer import CheckpointWriter
 from ops.embedded import open_redis
 from ops.errors import NotFinite
+from ops.followers import Followers
 from ops.outcome import FINISHED, STOPPED, Summary, read_summary
 from ops.rundir import read_lines, read_run
 from ops.snapshots import SnapshotStore
 from ops.standing import look
-from tests.ops.small_runs import RECORDS, STEPS, PublishedThenKill, StopAfter, bits, config_of, killed, run
+from tests.ops.small_runs import (
+    RECORDS,
+    STEPS,
+    PublishedThenKill,
+    StopAfter,
+    bits,
+    config_of,
+    killed,
+    run,
+    write_stream,
+)  # fmt: skip
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -158,8 +174,23 @@ def test_a_step_that_is_never_finite_is_tried_again_and_then_stops_naming_its_la
     assert [line["steps"] for line in read_lines(run_dir / "nonfinite.jsonl")] == [4, 4]
 
 
+def test_a_disk_that_takes_no_note_of_it_does_not_change_what_follows(
+    tmp_path: Path, drawn_stream: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    run_dir = tmp_path / "run"
+    run(drawn_stream, run_dir, config_of(), stop=StopAfter(run_dir, 3))
+    poison(run_dir)
+    monkeypatch.setattr("ops.nonfinite.append_line", full)
+    with caplog.at_level(logging.WARNING), pytest.raises(NotFinite, match="step 4 is nan, also after going"):
+        run(drawn_stream, run_dir, config_of())
+    assert "nonfinite.jsonl cannot be written: [Errno 28]" in caplog.text
+
+
 def test_batches_that_are_not_finite_may_be_left_out_but_not_all_of_them(
-    tmp_path: Path, drawn_stream: str
+    tmp_path: Path, drawn_stream: str, watched: list[Followers]
 ) -> None:
     run_dir = tmp_path / "run"
     run(drawn_stream, run_dir, config_of(), stop=StopAfter(run_dir, 3))
@@ -169,6 +200,45 @@ def test_batches_that_are_not_finite_may_be_left_out_but_not_all_of_them(
     assert summary.samples + summary.skipped + summary.left_over == RECORDS
     assert summary.updates == 3
     assert len(list((run_dir / "nonfinite").iterdir())) == STEPS - 3
+    told = watched[-1]
+    labels = {"outcome": "skipped", "reason": "non_finite"}
+    read = told.metrics.registry.get_sample_value("swavstream_records_total", labels)
+    assert read == 32 * sum(range(1, STEPS - 2))  # each time that the run goes back they are read again
+    assert told.live.status()["skipped"] == summary.skipped_by_reason
+
+
+def test_what_is_skipped_is_shown_once_after_going_back(
+    tmp_path: Path, watched: list[Followers], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = write_stream(tmp_path / "bad", 400, bad_every=9)
+    real, steps = Learner.step, iter(range(10**9))
+
+    def once(learner: Learner, *arguments: Any, **more: Any) -> StepReport:
+        if next(steps) == 5:  # the last checkpoint is two steps back
+            raise NonFinite("loss", float("nan"), 5)
+        return real(learner, *arguments, **more)
+
+    monkeypatch.setattr(Learner, "step", once)
+    summary = run(stream, tmp_path / "run", config_of())
+    assert summary.skipped > 20
+    assert watched[-1].live.status()["skipped"] == summary.skipped_by_reason
+
+
+def test_saving_is_not_taken_for_waiting_on_the_readers(
+    tmp_path: Path, drawn_stream: str, watched: list[Followers], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = CheckpointWriter.save
+
+    def slow(*arguments: Any) -> None:
+        time.sleep(0.5)
+        real(*arguments)
+
+    monkeypatch.setattr(CheckpointWriter, "save", slow)
+    run_dir = tmp_path / "run"
+    run(drawn_stream, run_dir, config_of(), stop=StopAfter(run_dir, 4))  # saves in the loop at step 3
+    seconds = watched[-1].metrics.registry.get_sample_value
+    assert (seconds("swavstream_learner_seconds_total", {"phase": "checkpoint"}) or 0) >= 0.5
+    assert (seconds("swavstream_learner_seconds_total", {"phase": "load"}) or 0) < 0.4
 
 
 def poison(run_dir: Path) -> None:

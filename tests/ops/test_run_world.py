@@ -1,9 +1,11 @@
 """Runs and the world around them: what is refused by name, what is survived, what is waited for."""
 
+import errno
 import hashlib
 import logging
 import os
 import resource
+import signal
 import threading
 import time
 import urllib.request
@@ -11,9 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from learner.learner import Learner
 from ops.checkpoint import load_newest
 from ops.drawn_source import encoded
 from ops.errors import CheckpointFailed, ConfigError, PortInUse, RunLocked, RunMismatch
+from ops.followers import Followers
 from ops.lock import RunLock
 from ops.outcome import FINISHED, STOPPED, Summary
 from ops.rundir import read_json, read_lines, read_run
@@ -21,6 +25,7 @@ from ops.signals import StopRequest
 from ops.standing import look
 from stream.config import ShardConfig
 from stream.errors import StreamNotFound, TooManyBadRecords
+from stream.loader import Loader
 from stream.manifest import Manifest
 from stream.record import Record
 from stream.shards import ShardWriter
@@ -89,6 +94,47 @@ def test_a_run_that_has_saved_nothing_takes_other_settings(tmp_path: Path, drawn
     assert read_run(run_dir).uuid == uuid
 
 
+def test_a_run_killed_in_its_first_checkpoint_takes_other_settings(tmp_path: Path, drawn_stream: str) -> None:
+    run_dir = tmp_path / "run"
+    with pytest.raises(StreamNotFound):
+        run(str(tmp_path / "nowhere"), run_dir, config_of("seed=5"))
+    (run_dir / "checkpoints" / ".tmp-4d").mkdir(parents=True)
+    assert run(drawn_stream, run_dir, config_of("seed=6"), stop=StopAfter(run_dir, 1)).steps == 1
+
+
+def test_a_change_that_the_learner_refuses_is_not_written_down(
+    tmp_path: Path, drawn_stream: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_dir = tmp_path / "run"
+    run(drawn_stream, run_dir, config_of(), stop=StopAfter(run_dir, 2))
+
+    def refuse(_learner: Learner, _state: object) -> None:
+        raise ValueError("not this one")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Learner, "load_state_dict", refuse)
+        with pytest.raises(RunMismatch, match="not this one"):
+            run(drawn_stream, run_dir, config_of("swav.epsilon=0.1"))
+    assert read_run(run_dir).config["swav"]["epsilon"] == 0.03
+    assert not (run_dir / "changes.jsonl").exists()
+    assert (run_dir / "summary.json").exists()
+
+
+def test_the_lock_is_taken_before_signals_become_requests(
+    tmp_path: Path, drawn_stream: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def busy(lock: RunLock) -> RunLock:
+        handlers.append(signal.getsignal(signal.SIGINT))
+        raise RunLocked("busy")
+
+    handlers: list[object] = []
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(RunLock, "acquire", busy)
+    with pytest.raises(RunLocked, match="busy"):
+        run(drawn_stream, tmp_path / "run", config_of())
+    assert handlers == [before]
+
+
 def test_a_second_learner_is_refused(tmp_path: Path, drawn_stream: str) -> None:
     (tmp_path / "run").mkdir()
     with RunLock(tmp_path / "run"), pytest.raises(RunLocked, match=f"in use by process {os.getpid()}"):
@@ -129,6 +175,57 @@ def test_a_disk_that_stays_full_ends_the_run_with_an_error_and_keeps_the_checkpo
         run(drawn_stream, run_dir, config_of())
     run(drawn_stream, run_dir, config_of())
     assert bits(run_dir) == bits(whole_run[0])
+
+
+class RoomAfterFailure(StopRequest):
+    """Asks the run to end at the checkpoint that could not be written, and makes room for another."""
+
+    def __init__(self, caplog: pytest.LogCaptureFixture, run_dir: Path) -> None:
+        super().__init__()
+        self._caplog, self._run_dir = caplog, run_dir
+
+    def asked(self) -> bool:
+        if sum(1 for _ in read_lines(self._run_dir / "history.jsonl")) == 3:
+            deadline = time.monotonic() + 10
+            while "could not be written" not in self._caplog.text and time.monotonic() < deadline:
+                time.sleep(0.01)
+            _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+            self.ask()
+        return super().asked()
+
+
+def test_a_stop_after_a_save_that_failed_saves_once_more(
+    tmp_path: Path, drawn_stream: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    run_dir = tmp_path / "run"
+    stop = RoomAfterFailure(caplog, run_dir)
+    with caplog.at_level(logging.WARNING), full_disk(500_000):
+        summary = run(drawn_stream, run_dir, config_of(), stop=stop)
+    assert (summary.status, summary.steps) == (STOPPED, 3)
+    assert summary.checkpoint is not None
+    found = load_newest(run_dir)
+    assert found is not None
+    assert found.cursor.steps == 3
+
+
+def test_an_error_of_the_system_in_the_loop_costs_nothing_that_was_learned(
+    tmp_path: Path, drawn_stream: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = iter(range(10**9))
+
+    def away(_loader: Loader) -> int:
+        if next(looks) == 4:
+            raise OSError(errno.EIO, "the stream is away")
+        return 0
+
+    monkeypatch.setattr(Loader, "lag", away)
+    monkeypatch.setattr("ops.run.LAG_S", 0.0)
+    with pytest.raises(OSError, match="the stream is away"):
+        run(drawn_stream, tmp_path / "run", config_of("checkpoint.every_samples=100000"))
+    found = load_newest(tmp_path / "run")
+    assert found is not None
+    assert found.cursor.steps == 5
 
 
 def test_redis_that_is_away_does_not_stop_the_learner(
@@ -183,6 +280,38 @@ def test_an_open_stream_is_waited_on_and_then_learned_as_if_it_had_been_there(
     again = run(place, tmp_path / "again", config_of())
     assert bits(tmp_path / "again")[0] == bits(tmp_path / "run")[0]
     assert again.samples == open_one.samples
+
+
+class GrowOnce(StopRequest):
+    """Adds one record while the run waits, and asks it to end once that is seen in its lag."""
+
+    def __init__(self, place: str, watched: list[Followers]) -> None:
+        super().__init__()
+        self._place, self._watched, self._lag = place, watched, -1
+        self._deadline = time.monotonic() + 20
+
+    def asked(self) -> bool:
+        status = self._watched[-1].live.status() if self._watched else {}
+        if status.get("state") == "waiting" and self._lag < 0:
+            self._lag = status["lag"]
+            with ShardWriter(Manifest.open(self._place), source_id="more", config=ShardConfig()) as writer:
+                payload = encoded(5, 999, 24)[0]
+                digest = hashlib.sha256(payload).hexdigest()
+                writer.write(Record(payload=payload, sha256=digest, media_type="image/jpeg"), 999)
+        elif 0 <= self._lag < status.get("lag", 0):
+            self.ask()
+        return super().asked() or time.monotonic() > self._deadline
+
+
+def test_records_that_arrive_while_the_run_waits_show_in_its_lag(
+    tmp_path: Path, watched: list[Followers]
+) -> None:
+    place = write_stream(tmp_path / "open", 130, seal=False)
+    stop = GrowOnce(place, watched)
+    run(place, tmp_path / "run", config_of("window=8"), stop=stop)
+    assert super(GrowOnce, stop).asked()
+    lag = watched[-1].metrics.registry.get_sample_value("swavstream_stream_lag_records")
+    assert lag == watched[-1].live.status()["lag"]
 
 
 def test_a_sealed_stream_of_less_than_one_batch_says_what_to_do(tmp_path: Path) -> None:

@@ -232,3 +232,13 @@ def test_every_interface_is_served_only_when_told(site: Site) -> None:
         assert "0.0.0.0" not in wide.url
     finally:
         wide.close()
+
+
+def test_the_name_of_the_host_is_not_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(_: str = "") -> str:
+        raise AssertionError("a name server that does not answer would hold up the start")
+
+    monkeypatch.setattr(socket, "getfqdn", slow)
+    site = Site()
+    assert site.server.port > 0
+    site.server.close()

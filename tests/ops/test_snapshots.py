@@ -357,6 +357,19 @@ def test_an_encoder_file_with_flipped_bits_is_refused(tmp_path: Path) -> None:
         files.load(shot.encoder_digest)
 
 
+def test_an_encoder_that_the_disk_does_not_take_leaves_no_half_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(28, "no space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    shot, files = synthetic.snapshot(), EncoderFiles(tmp_path)
+    with pytest.raises(OSError, match="no space left"):
+        files.save(shot.encoder_digest, shot.encoder)
+    assert list(files.folder.iterdir()) == []
+
+
 def test_encoders_that_no_snapshot_names_are_removed_but_for_the_newest(tmp_path: Path) -> None:
     files = EncoderFiles(tmp_path)
     shots = [synthetic.snapshot(number) for number in range(4)]

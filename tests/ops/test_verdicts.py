@@ -38,8 +38,8 @@ def test_a_healthy_run_has_nothing_but_good_verdicts() -> None:
         ("twins", {"prototype_twins": 5}, "watch"),
         ("spread", {"feature_std_ratio": 0.001}, "bad"),
         ("spread", {"feature_std_ratio": 0.3}, "watch"),
-        ("codes", {"sinkhorn_residual": 0.5}, "bad"),
-        ("codes", {"sinkhorn_residual": 0.2}, "watch"),
+        ("codes", {"sinkhorn_residual": 1.1}, "bad"),
+        ("codes", {"sinkhorn_residual": 0.5}, "watch"),
     ],
 )
 def test_one_failure_is_named_by_its_verdict_alone(name: str, changes: dict[str, float], state: str) -> None:

@@ -1,4 +1,5 @@
 import io
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -6,6 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ops import views
 from ops.views import centre_view, see
 from stream.errors import BadRecord
 
@@ -66,16 +68,16 @@ def test_pictures_are_seen_in_their_order_with_bad_ones_named() -> None:
     items[5] = (5, b"\xff\xd8\xff broken")
     items[1000] = (1000, BadRecord("unreadable"))
     names: list[int] = []
-    views: list[Tensor] = []
+    found: list[Tensor] = []
     bad: dict[int, str] = {}
     for seen in see(items, size=32, max_pixels=10**6):
         names += seen.names
-        views += list(seen.views_B3SS)
+        found += list(seen.views_B3SS)
         bad |= {name: error.reason for name, error in zip(seen.names, seen.errors, strict=True) if error}
     assert names == list(range(1100))
     assert bad == {5: "undecodable", 1000: "unreadable"}
     good = [image for number, image in enumerate(images) if number not in bad]
-    assert torch.equal(torch.stack(views), torch.stack(good))
+    assert torch.equal(torch.stack(found), torch.stack(good))
 
 
 def test_a_piece_without_any_good_picture_has_no_view() -> None:
@@ -86,3 +88,20 @@ def test_a_piece_without_any_good_picture_has_no_view() -> None:
 
 def test_nothing_to_see_gives_no_piece() -> None:
     assert list(see([], size=32, max_pixels=100)) == []
+
+
+def test_large_files_come_in_small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(views, "_PIECE_BYTES", 1000)
+    items: list[tuple[int, bytes | BadRecord]] = [(number, b"x" * 400) for number in range(7)]
+    items[1] = (1, BadRecord("gone"))
+    read: list[int] = []
+
+    def source() -> Iterator[tuple[int, bytes | BadRecord]]:
+        for item in items:
+            read.append(item[0])
+            yield item
+
+    pieces = see(source(), size=32, max_pixels=100)
+    assert next(pieces).names == (0, 1, 2, 3)
+    assert read == list(range(7)), "one piece ahead, and no more"
+    assert [piece.names for piece in pieces] == [(4, 5, 6)]

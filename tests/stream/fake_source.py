@@ -36,10 +36,13 @@ class FakeSpec:
     kill_at: int = -1
     """Reading this record kills the process while the file `kill_while` exists."""
     kill_while: str = ""
+    kill_with: int = signal.SIGKILL
     kill_once: bool = True
     """The file is removed first."""
     fail_at: int = -1
     """Reading this record raises OSError."""
+    fault_at: int = -1
+    """Reading this record raises what no source should."""
 
     def open(self) -> "FakeSource":
         return FakeSource(self)
@@ -129,9 +132,11 @@ class FakeSource:
         if number == spec.kill_at and Path(spec.kill_while).exists():
             if spec.kill_once:
                 Path(spec.kill_while).unlink()
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), spec.kill_with)
         if number == spec.fail_at:
             raise OSError(5, f"record {number} cannot be reached")
+        if number == spec.fault_at:
+            raise ValueError("a fault of the program")
         if spec.bad(number) == "bad_checksum":
             return Entry(unit=number // 100, index=number % 100, record=None, reason="bad_checksum", size=7)
         payload = spec.payload(number)

@@ -270,3 +270,22 @@ def test_threads_leave_the_settings_of_the_process_alone() -> None:
     with ThreadPoolExecutor(4) as pool:
         assert sorted(pool.map(work, range(4))) == [0, 1, 2, 3]
     assert (list(warnings.filters), Image.MAX_IMAGE_PIXELS) == before
+
+
+def test_a_jpeg_with_a_flood_of_scans_is_refused_before_it_is_decoded() -> None:
+    jpeg = encode(Image.new("RGB", (40, 30), "teal"), "JPEG", progressive=True)
+    assert decode_image(jpeg, max_pixels=10_000).shape[0] == 3
+    flood = jpeg[:-2] + b"\xff\xda\x00\x08\x01\x01\x00\x00\x3f\x00\x00\x00" * 300 + jpeg[-2:]
+    with pytest.raises(BadRecord, match="scans"):
+        decode_image(flood, max_pixels=10_000)
+
+
+def test_a_line_that_is_longer_than_any_jpeg_is_too_large() -> None:
+    assert reason(encode(Image.new("L", (70_000, 1)), "PNG")) == "too_large"
+
+
+def test_deep_grey_is_the_same_in_bands_as_in_one_piece() -> None:
+    values = np.random.default_rng(0).integers(0, 65_536, (600, 3)).astype(np.uint16)
+    low, high = float(values.min()), float(values.max())
+    wanted = np.rint((values - low) * (255.0 / (high - low))).astype(np.uint8)
+    assert np.array_equal(pixels(encode(Image.fromarray(values), "TIFF"))[..., 0], wanted)

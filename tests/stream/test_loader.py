@@ -234,6 +234,18 @@ def test_a_source_that_fails_ends_the_run_after_the_batches_before_it() -> None:
     assert len(got) == step
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_fault_of_the_program_at_one_record_is_an_error_of_the_stream_that_names_the_lane(
+    workers: int,
+) -> None:
+    spec = replace(SPEC, fault_at=80)
+    with Loader(spec, cursor=begin(SPEC), crops=KINDS, config=CONFIG, workers=workers) as loader:
+        got, message = until_error(loader, StreamError)
+    assert len(got) >= 1
+    assert f"lane {80 % SPEC.lanes} at unit" in message
+    assert "ValueError: a fault of the program" in message
+
+
 BUDGET = ReaderConfig(thumbnail_px=0, max_bad_fraction=0.4, bad_window=60)
 WORSE = FakeSpec(lanes=6, records=3000, bad_every=7, first_bad=180, block=4)
 

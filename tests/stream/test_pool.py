@@ -71,6 +71,18 @@ def test_a_reader_killed_in_the_middle_of_a_chunk_is_replaced(tmp_path: Path) ->
         assert loader.worker_restarts == 1
 
 
+def test_a_reader_that_hangs_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trap = tmp_path / "trap"
+    trap.touch()
+    spec = replace(SPEC, kill_at=70, kill_while=str(trap), kill_with=signal.SIGSTOP)
+    with pooled(spec) as loader:
+        got = [next(loader)]
+        monkeypatch.setattr("stream.pool.SILENCE_S", 1.5)
+        got += loader
+        assert equal(got, load(SPEC))
+        assert loader.worker_restarts >= 1
+
+
 def test_a_record_that_kills_every_reader_is_named_after_the_batches_before_it(tmp_path: Path) -> None:
     trap = tmp_path / "trap"
     trap.touch()

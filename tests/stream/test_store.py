@@ -173,3 +173,9 @@ def test_a_passing_failure_of_a_remote_store_is_waited_out(monkeypatch: pytest.M
     assert store.read("a/x") == b"1"
     assert waits == [0.2, 0.4]
     forget_memory()
+
+
+def test_a_pipe_is_refused_and_not_waited_on(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="not a regular file"):
+        open_bytes(str(tmp_path / "pipe"))
