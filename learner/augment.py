@@ -142,7 +142,7 @@ def _jitter(x_R3SS: Tensor, rows: Tensor, u_RU: Tensor, strength: float) -> None
 
     In each of the four places of the order, rows that have the same operation there are brought next to each
     other, so that every operation runs on whole slices: four gathers in place of 24 groups of rows. What
-    decides the layout is worked out on the CPU, so that a GPU is not waited for.
+    decides the layout is worked out on the CPU and sent over.
     """
     low = max(0.0, 1 - 0.8 * strength)
     factors_R3 = low + (1 + 0.8 * strength - low) * u_RU[:, 1:4]
