@@ -80,19 +80,7 @@ def learn(
         if source is not None:
             stack.callback(source.close)
         total = record.total_samples or _length(source, config)
-        done = saved.cursor.samples if saved else 0
-        past = read_lines(run_dir / "history.jsonl")
-        followers = stack.enter_context(
-            Followers(
-                run_dir,
-                record,
-                config,
-                samples=done,
-                skipped=saved.cursor.skipped if saved else {},
-                history=[entry for entry in past if entry.get("samples", 0) <= done],
-                total_samples=total,
-            )
-        )
+        followers = stack.enter_context(_followers(run_dir, record, config, saved=saved, total=total))
         for name in damaged:
             followers.checkpointed("damaged", detail=name)
         line = ProgressLine(out if out is not None else sys.stderr, total=total)
@@ -114,15 +102,37 @@ def learn(
         (run_dir / "summary.json").unlink(missing_ok=True)
         del saved, opened  # else the checkpoint's tensors would stay in memory as long as the run
         followers.start_publishing(run.progress)
-        try:
-            run.train()
-        except (StreamError, OpsError, OSError):
-            with contextlib.suppress(OSError):  # of the terminal: it must not keep the rescue from being done
-                line.end()
-            run.rescue()
-            raise
-        line.end()
+        _train(run, line)
         return run.end()
+
+
+def _followers(
+    run_dir: Path, record: RunRecord, config: RunConfig, *, saved: Checkpoint | None, total: int | None
+) -> Followers:
+    """Who follows the run, shown what it had come to when it was saved."""
+    done = saved.cursor.samples if saved else 0
+    past = read_lines(run_dir / "history.jsonl")
+    return Followers(
+        run_dir,
+        record,
+        config,
+        samples=done,
+        skipped=saved.cursor.skipped if saved else {},
+        history=[entry for entry in past if entry.get("samples", 0) <= done],
+        total_samples=total,
+    )
+
+
+def _train(run: Run, line: ProgressLine) -> None:
+    """Learn to the end; what was learned before an error is saved."""
+    try:
+        run.train()
+    except (StreamError, OpsError, OSError):
+        with contextlib.suppress(OSError):  # of the terminal: it must not keep the rescue from being done
+            line.end()
+        run.rescue()
+        raise
+    line.end()
 
 
 def check_device(config: RunConfig) -> None:
