@@ -6,7 +6,7 @@ reconstructed at a resume.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -177,6 +177,27 @@ class Cursor:
             return cls(positions=positions, recent=recent, replay=replay, **body)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise StreamDamaged(f"cursor cannot be read: {error}") from error
+
+
+def joined(cursors: Sequence[Cursor]) -> Cursor:
+    """The cursor of the whole run from those of all its ranks, in order of ranks, all after the same step.
+
+    Each has moved the positions of its own lanes; everything else is the same in all of them.
+
+    Raises:
+        ValueError: they are not of the same step.
+    """
+    first = cursors[0]
+    if any((one.pass_number, one.steps) != (first.pass_number, first.steps) for one in cursors):
+        raise ValueError(f"ranks stand at different steps: {[one.steps for one in cursors]}")
+    ranks = len(cursors)
+    positions = tuple(cursors[lane % ranks].positions[lane] for lane in range(first.lanes))
+    replay = first.replay
+    if replay is not None:
+        starts = [one.replay for one in cursors if one.replay is not None]
+        begun = tuple(starts[lane % ranks].positions[lane] for lane in range(first.lanes))
+        replay = replace(replay, positions=begun)
+    return replace(first, positions=positions, replay=replay)
 
 
 def _rows(positions: Iterable[Position]) -> list[list[int]]:

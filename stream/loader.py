@@ -47,9 +47,9 @@ class Batch:
     thumbs: Tensor | None
     """[B, 3, T, T] uint8: the whole image squeezed; None when the thumbnail size is 0."""
     cursor: Cursor
-    """After this batch. With several ranks only this rank's lanes, samples and skips have moved."""
+    """After this batch. With several ranks only this rank's lanes have moved (`stream.lanes.joined`)."""
     stats: LaneStats
-    """Of this batch."""
+    """Of this batch, over all ranks."""
 
 
 class Readiness(enum.Enum):
@@ -206,14 +206,23 @@ class Loader:
         self.waiting = self.waiting and state is Readiness.WAITING
         return state
 
-    def take(self) -> Batch:
+    @property
+    def upcoming(self) -> LaneStats:
+        """Account of this rank's part of the batch that is ready."""
+        return sum((chunk.stats for chunk in self._ahead.chunks()), LaneStats())
+
+    def take(self, of_all: LaneStats | None = None) -> Batch:
         """The batch that is ready, in memory of its own; the cursor is after it.
 
+        Args:
+            of_all: `upcoming` of all ranks, added up, for samples, skips and the budget of unusable records
+                are of the run and not of a rank; None when there is one rank.
+
         Raises:
-            TooManyBadRecords: the budget of unusable records is spent.
+            TooManyBadRecords: the budget of unusable records is spent; on all ranks at the same step.
         """
         chunks = self._ahead.chunks()
-        stats = sum((chunk.stats for chunk in chunks), LaneStats())
+        stats = self.upcoming if of_all is None else of_all
         cursor = self.cursor.advanced((chunk.after for chunk in chunks), stats)
         recent = _newest((*cursor.recent, (stats.read, stats.read - stats.used)), self._plan.bad_window)
         if self._plan.over_budget(sum(read for read, _ in recent), sum(bad for _, bad in recent)):
@@ -224,10 +233,19 @@ class Loader:
         self._ahead.advance()
         return batch
 
-    def end_pass(self) -> None:
-        """Count what remains unread and go to the start of the next pass."""
+    def unread(self) -> int:
+        """Records of this rank's lanes that a pass which has ended leaves unread."""
         self._source.refresh()  # a reader may have seen more of the stream than this process has
-        left_over = self._source.unread(self._positions(), self.cursor.pass_number)
+        return self._source.unread(self._positions(), self.cursor.pass_number)
+
+    def end_pass(self, left_over: int | None = None) -> None:
+        """Go to the start of the next pass.
+
+        Args:
+            left_over: `unread` of all ranks, added up; None when there is one rank.
+        """
+        if left_over is None:
+            left_over = self.unread()
         self.cursor = replace(
             self.cursor,
             pass_number=self.cursor.pass_number + 1,
@@ -325,6 +343,7 @@ def _plan(cursor: Cursor, crops: tuple[CropConfig, ...], config: ReaderConfig, l
         max_bad_fraction=config.max_bad_fraction,
         bad_window=config.bad_window,
         columns=lanes * cursor.chunk,
+        batch=cursor.lanes * cursor.chunk,
     )
 
 

@@ -39,7 +39,9 @@ class ReadPlan:
     max_bad_fraction: float
     bad_window: int
     columns: int
-    """B, samples of one batch of this rank."""
+    """Samples of one batch of this rank."""
+    batch: int
+    """B, samples of one batch of all ranks."""
 
     def over_budget(self, read: int, bad: int) -> bool:
         """Whether so many records hold too many unusable ones."""
@@ -203,7 +205,7 @@ def read_chunk(
             layout.skip(entry, position.lane, error.reason)
             bad = layout.read - layout.used
             # The other chunks of this step can only add good records up to a whole batch.
-            if plan.over_budget(bad + plan.columns, bad):
+            if plan.over_budget(bad + plan.batch, bad):
                 return Spent(layout.stats(), tuple(layout.bad))
         if layout.used == plan.chunk:
             layout.finish()

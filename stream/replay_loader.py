@@ -130,16 +130,50 @@ class ReplayLoader(Loader):
             WorkerFailed, StreamError: as `ready`.
         """
         while self._replays:
-            replay = self._replays[0]
-            self._await(replay)
-            self._replays.popleft()
-            if replay.failure is not None:
-                raise replay.failure
-            yield self._batch(self._frames[replay.frame], replay.stats, thumbs=False)
+            self._await(self._replays[0])
+            yield self.take_replay()
 
-    def end_pass(self) -> None:
+    @property
+    def replays_left(self) -> int:
+        """Replays of the step whose batch was taken last that have not been taken."""
+        return len(self._replays)
+
+    def replay_ready(self, timeout_s: float) -> bool:
+        """Whether `take_replay` can give the next replay; blocks so long at most until it can.
+
+        Raises:
+            StreamDamaged: a record of the window can no longer be used.
+            WorkerFailed, StreamError: as `ready`.
+        """
+        replay = self._replays[0]
+        if replay.missing:
+            self._collect(timeout_s)
+        if replay.missing:
+            return False
+        if replay.failure is not None:
+            raise replay.failure
+        return True
+
+    @property
+    def upcoming_replay(self) -> LaneStats:
+        """Account of this rank's part of the replay that is ready."""
+        return self._replays[0].stats
+
+    def take_replay(self, of_all: LaneStats | None = None) -> Batch:
+        """The replay that is ready, as `replays` gives it.
+
+        Args:
+            of_all: `upcoming_replay` of all ranks, added up; None when there is one rank.
+        """
+        replay = self._replays.popleft()
+        if replay.failure is not None:
+            raise replay.failure
+        stats = replay.stats if of_all is None else of_all
+        return self._batch(self._frames[replay.frame], stats, thumbs=False)
+
+    def end_pass(self, left_over: int | None = None) -> None:
         """As `Loader.end_pass`; the window goes on over it."""
-        super().end_pass()
+        super().end_pass(left_over)
         self._replays.clear()  # if nobody wanted them; readers have been waited for
         self.cursor = with_pass_ended(self.cursor)
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stream.lanes import Cursor, SourceSpec, add_counts
+from stream.lanes import LaneStats, SourceSpec, joined
 from stream.loader import Batch, Loader, Readiness
 from stream.pool import Pool
 from stream.reader import Answer, Question, answer
@@ -64,27 +64,14 @@ def agree(loaders: Sequence[Loader]) -> list[Batch] | None:
     while True:
         states = [loader.ready(0.0) for loader in loaders]
         if Readiness.PASS_ENDED in states:
+            left_over = sum(loader.unread() for loader in loaders)
             for loader in loaders:
-                loader.end_pass()
+                loader.end_pass(left_over)
         elif Readiness.FINISHED in states:
             return None
         elif all(state is Readiness.READY for state in states):
-            return [loader.take() for loader in loaders]
-
-
-def merged(before: Cursor, ranks: Sequence[Cursor]) -> Cursor:
-    """The cursor of the whole run from those of its ranks, which all began at `before`."""
-    skipped = dict(before.skipped)
-    for cursor in ranks:
-        skipped = add_counts(skipped, {k: n - before.skipped.get(k, 0) for k, n in cursor.skipped.items()})
-    return replace(
-        ranks[0],
-        samples=before.samples + sum(cursor.samples - before.samples for cursor in ranks),
-        left_over=before.left_over + sum(cursor.left_over - before.left_over for cursor in ranks),
-        skipped=skipped,
-        positions=tuple(ranks[lane % len(ranks)].positions[lane] for lane in range(before.lanes)),
-        recent=(),
-    )
+            of_all = sum((loader.upcoming for loader in loaders), LaneStats())
+            return [loader.take(of_all) for loader in loaders]
 
 
 def samples(batches: Sequence[Batch]) -> list[tuple[int, int, str, bytes]]:
@@ -134,8 +121,11 @@ def test_the_batches_do_not_depend_on_ranks_readers_look_ahead_or_crashes(
             if batches is None:
                 break
             got.append(samples(batches))
-        cursor = merged(cursor, [loader.cursor for loader in loaders])
+        cursor = joined([loader.cursor for loader in loaders])
         for loader in loaders:
             loader.close()
     assert got == reference
+    with Loader(SPEC, cursor=begin(SPEC), crops=KINDS, config=CONFIG, workers=0, passes=2) as loader:
+        list(loader)
+        assert cursor == loader.cursor
     assert cursor.samples + sum(cursor.skipped.values()) + cursor.left_over == 2 * SPEC.records

@@ -32,6 +32,7 @@ PLAN = ReadPlan(
     max_bad_fraction=0.5,
     bad_window=1000,
     columns=12,
+    batch=12,
 )
 
 
@@ -169,7 +170,7 @@ def test_a_chunk_that_alone_spends_the_budget_is_given_up() -> None:
     spent = read_chunk(source, Position(lane=0), 0, replace(PLAN, bad_window=40), new_frame(), 0)
     assert isinstance(spent, Spent)
     # 12 good samples are all that the step could have beside them.
-    assert sum(spent.stats.skipped.values()) == 40 - PLAN.columns
+    assert sum(spent.stats.skipped.values()) == 40 - PLAN.batch
     patient = replace(PLAN, bad_window=40, max_bad_fraction=1.0)
     assert isinstance(read_chunk(source, Position(lane=0), 0, patient, new_frame(), 0), Short)
 

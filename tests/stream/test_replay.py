@@ -15,7 +15,7 @@ from stream import crops
 from stream.config import ReplayConfig
 from stream.decode import decode_image
 from stream.errors import StreamDamaged, StreamMismatch
-from stream.lanes import Cursor, Entry
+from stream.lanes import Cursor, Entry, LaneStats, joined
 from stream.loader import Batch, Loader, Readiness, start_cursor
 from stream.manifest import Manifest
 from stream.pool import ProcessPool
@@ -24,7 +24,6 @@ from stream.replay_loader import ReplayLoader
 from stream.shard_source import ShardSpec
 from tests.stream.fake_source import FakeSource, FakeSpec, picture
 from tests.stream.test_loader import CHUNK, CONFIG, KINDS, SPEC, begin, load, records
-from tests.stream.test_loader_elastic import merged
 from tests.stream.test_loader_shards import append
 
 BATCH = SPEC.lanes * CHUNK
@@ -246,10 +245,13 @@ def test_the_replays_do_not_depend_on_ranks_also_when_their_number_changes() -> 
             if step is None:
                 break
             got.append(sorted(found for own in step for found in map(sample_of(own), columns(own))))
-        cursor = merged_with_window(cursor, [loader.cursor for loader in loaders])
+        cursor = joined([loader.cursor for loader in loaders])
         for loader in loaders:
             loader.close()
     assert got == reference
+    with open_loader(begin(SPEC), passes=3) as loader:
+        list(loader)
+        assert cursor == loader.cursor
 
 
 def columns(step: Step) -> list[tuple[int, int]]:
@@ -272,27 +274,14 @@ def agreed(loaders: Sequence[ReplayLoader]) -> list[Step] | None:
     while True:
         states = [loader.ready(0.0) for loader in loaders]
         if Readiness.PASS_ENDED in states and Readiness.WAITING not in states:
+            left_over = sum(loader.unread() for loader in loaders)
             for loader in loaders:
-                loader.end_pass()
+                loader.end_pass(left_over)
         elif Readiness.FINISHED in states:
             return None
         elif all(state is Readiness.READY for state in states):
-            return [[loader.take(), *loader.replays()] for loader in loaders]
-
-
-def merged_with_window(before: Cursor, ranks: Sequence[Cursor]) -> Cursor:
-    whole = merged(before, ranks)
-    starts = [cursor.replay for cursor in ranks]
-    assert starts[0] is not None
-    assert {(s.pass_number, s.steps, s.pass_ends) for s in starts if s} == {
-        (starts[0].pass_number, starts[0].steps, starts[0].pass_ends)
-    }
-    positions = tuple(
-        start.positions[lane]
-        for lane in range(before.lanes)
-        if (start := starts[lane % len(ranks)]) is not None
-    )
-    return replace(whole, replay=replace(starts[0], positions=positions))
+            of_all = sum((loader.upcoming for loader in loaders), LaneStats())
+            return [[loader.take(of_all), *loader.replays()] for loader in loaders]
 
 
 def test_a_window_that_is_no_longer_what_it_was_is_refused() -> None:
