@@ -11,9 +11,8 @@ from typing import Any, NoReturn
 
 import click
 
-from ingest.errors import IngestError
-from ops.errors import EXIT_AGAIN, EXIT_FAILED, EXIT_SIGINT, OpsError
-from stream.errors import StreamDamaged, StreamError, StreamMismatch, TooManyBadRecords
+from ops.errors import EXIT_FAILED, EXIT_SIGINT, RankFailed
+from ops.exit_codes import exit_code_of
 
 # Name -> one line of help, so that `swavstream --help` imports none of the commands.
 COMMANDS = {
@@ -78,17 +77,6 @@ def cli(verbose: bool) -> None:
         logging.getLogger().setLevel(logging.INFO)
 
 
-def exit_code_of(error: BaseException) -> int | None:
-    """Exit code of an error that a person is told in one line; None for a fault of the program."""
-    if isinstance(error, OpsError):
-        return error.exit_code
-    if isinstance(error, StreamDamaged | StreamMismatch | TooManyBadRecords):
-        return EXIT_AGAIN
-    if isinstance(error, StreamError | IngestError | ValueError | OSError):
-        return EXIT_FAILED
-    return None
-
-
 def one_line(error: BaseException) -> str:
     """The message of an error on one line."""
     return f"Error: {' '.join(str(error).split()) or type(error).__name__}"
@@ -114,6 +102,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILED
+    except RankFailed as error:
+        logging.getLogger("swavstream").info("%s", error)  # that rank has said so itself
+        return error.exit_code
     except Exception as error:  # the last line of the program
         code = exit_code_of(error)
         if code is None or os.environ.get(DEBUG_VARIABLE):
@@ -127,3 +118,7 @@ def main() -> NoReturn:
     """Entry of the `swavstream` program."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
     sys.exit(run())
+
+
+if __name__ == "__main__":  # how a launcher starts the ranks: `python -m ops.cli learn ...`
+    main()

@@ -65,6 +65,22 @@ class ServerConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class RanksConfig:
+    """How long ranks have patience with each other."""
+
+    timeout_s: float = 300.0
+    """Seconds after which a rank that does not answer at all counts as lost, and the run ends; >= 1."""
+    starve_warn_s: float = 60.0
+    """Seconds without a step after which the lanes are named that hold up the others; >= 0."""
+    starve_fail_s: float = 600.0
+    """Seconds after which the run is saved and ended because readers bring nothing although records are
+    there; >= 0. Records that have not arrived are waited for without end."""
+
+    def __post_init__(self) -> None:
+        _at_least("ranks", self, timeout_s=1, starve_warn_s=0, starve_fail_s=0)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RunConfig:
     """Everything about a run but where its stream and its directory are."""
 
@@ -100,6 +116,7 @@ class RunConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     snapshot: SnapshotConfig = field(default_factory=SnapshotConfig)
     server: ServerConfig = field(default_factory=ServerConfig)
+    ranks: RanksConfig = field(default_factory=RanksConfig)
 
     def __post_init__(self) -> None:
         _at_least("", self, lanes=1, batch=1, window=1, passes=1, workers=0, accumulate=1)

@@ -8,6 +8,9 @@ OpsError                  1
     CheckpointDamaged     78  no checkpoint of the run can be trusted
     CheckpointFailed      1   the last checkpoint of a run could not be written
     NotFinite             78  the loss or a gradient is not a number, twice at the same place
+    RankLost              1   another rank died, or does not answer
+    RankFailed            =   another rank cannot go on; the exit code is that of its error
+    Starved               1   readers of a rank bring nothing although records are there
     ServiceError          1   a port in use, a store that cannot be reached
         PortInUse         1   the HTTP port is taken, or may not be listened on
         RedisUnavailable  1   no Redis can be reached or started
@@ -66,6 +69,22 @@ class NotFinite(OpsError):
     """The loss or a gradient is not a finite number, again at the same place."""
 
     exit_code = EXIT_AGAIN
+
+
+class RankLost(OpsError):
+    """Another rank died, or has not answered within the time limit."""
+
+
+class RankFailed(OpsError):
+    """Another rank cannot go on, and has said why itself."""
+
+    def __init__(self, message: str, exit_code: int = EXIT_FAILED) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+class Starved(OpsError):
+    """Readers of a rank bring nothing although records are there."""
 
 
 class ServiceError(OpsError):

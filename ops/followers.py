@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 PUBLISH_S = 20.0
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(kw_only=True, slots=True)
 class Pace:
     """How the loop goes, beside what the learner reports."""
 
@@ -48,7 +48,7 @@ class Pace:
     """From the end of the step before to the end of this one."""
     load_s: float
     """Part of it that was spent waiting for the batch and its replays."""
-    save_s: float
+    save_s: float = 0.0
     """Part of it for which a checkpoint held up the loop; most of its writing goes on in the background."""
     replays: int
     """Updates of the step beside that of the arriving batch."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TextIO
 
@@ -9,14 +10,27 @@ import torch
 
 from ops.checkpoint import Checkpoint, load_newest
 from ops.config import RunConfig
-from ops.errors import ConfigError, OpsError, RunMismatch
+from ops.errors import EXIT_FAILED, ConfigError, OpsError, RankFailed, RunMismatch
+from ops.exit_codes import exit_code_of
 from ops.followers import Followers
+from ops.keeper import Keeper
 from ops.lock import RunLock
-from ops.opening import Opened, bind, open_run, with_changes, write_changes
+from ops.opening import (
+    Opened,
+    bind,
+    checkpoint_for_all,
+    fetch_opened,
+    open_run,
+    post_opened,
+    post_refusal,
+    with_changes,
+    write_changes,
+)
 from ops.outcome import FINISHED, STOPPED, Progress, Summary, read_summary, summarise
+from ops.process_group import join
 from ops.progress import ProgressLine
 from ops.ranks import World
-from ops.run import Run
+from ops.run import Run, device_of
 from ops.rundir import RunRecord, read_lines
 from ops.signals import StopRequest
 from stream.errors import StreamError, StreamNotFound
@@ -59,51 +73,113 @@ def learn(
         CheckpointDamaged: no checkpoint of the run can be trusted.
         CheckpointFailed: the last checkpoint could not be written.
         PortInUse: the HTTP port is taken.
+        RankLost: another rank died; what was learned since the last checkpoint is lost.
+        RankFailed: another rank cannot go on, and raised why.
         NotFinite, StreamError, OSError: the run cannot go on; what was learned is saved.
     """
     stop = stop if stop is not None else StopRequest()
     with contextlib.ExitStack() as stack:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        # Before signals become requests: taking the lock may wait for the heartbeat of another host.
-        stack.enter_context(RunLock(run_dir))
-        stack.enter_context(stop)
-        record, changed = open_run(run_dir, stream=stream, config=config)
-        ended = _finished(run_dir, record, stream, config)
-        if ended is not None:
-            return ended
-        check_device(config)
-        damaged: list[str] = []
-        saved = load_newest(run_dir, set_aside=True, on_damaged=damaged.append)
-        _check(saved, record, run_dir)
-        spec = ShardSpec(url=stream, lanes=config.lanes, window=config.window, seed=config.seed)
-        source = _open(spec, wait=wait)
-        if source is not None:
-            stack.callback(source.close)
-        total = record.total_samples or _length(source, config)
-        followers = stack.enter_context(_followers(run_dir, record, config, saved=saved, total=total))
-        for name in damaged:
-            followers.checkpointed("damaged", detail=name)
-        line = ProgressLine(out if out is not None else sys.stderr, total=total)
-        if followers.url:
-            line.note(f"live page {followers.url}  metrics {followers.url}metrics")
-        if source is None:
-            source = _await(spec, stop, followers, line)
-            if source is None:
-                return _never_began(run_dir, saved, config)
-            stack.callback(source.close)
-        start = start_cursor(source, seed=config.seed, chunk=config.chunk, window=config.window)
-        total = _length(source, config)
-        source.close()
-        record = bind(run_dir, record, stream=stream, source=start.source, total_samples=total)
-        opened = Opened(run_dir=run_dir, record=record, config=config, start=start, saved=saved)
-        opened = with_changes(opened, stream=stream, changed=changed)
-        run = Run(opened, spec=spec, followers=followers, stop=stop, line=line, world=World())
-        write_changes(opened)
-        (run_dir / "summary.json").unlink(missing_ok=True)
-        del saved, opened  # else the checkpoint's tensors would stay in memory as long as the run
-        followers.start_publishing(run.progress)
-        _train(run, line)
+        world = join(device=device_of(config), timeout_s=config.ranks.timeout_s)
+        stack.callback(world.close)
+        if world.lead:
+            began = _begin(stack, stream, run_dir, config, wait=wait, stop=stop, out=out, world=world)
+        else:
+            stack.enter_context(stop)
+            began = fetch_opened(world, run_dir, stop=stop.asked), None
+        opened, keeper = began
+        if opened is None:
+            return _never_began(run_dir, None, config)
+        if isinstance(opened, Summary):
+            return opened
+        opened = replace(opened, saved=checkpoint_for_all(world, opened.saved))
+        spec = _spec(opened.record.stream, opened.config)
+        run = Run(opened, spec=spec, stop=stop, world=world, keeper=keeper)
+        if keeper is not None:
+            write_changes(opened)
+            (run_dir / "summary.json").unlink(missing_ok=True)
+            keeper.followers.start_publishing(run.progress)
+        del opened, began  # else the checkpoint's tensors would stay in memory as long as the run
+        _train(run, keeper)
         return run.end()
+
+
+Began = tuple[Opened | Summary | None, Keeper | None]
+"""A run that is ready to learn and who keeps it; or how it ended, when there is nothing to do."""
+
+
+def _begin(
+    stack: contextlib.ExitStack,
+    stream: str,
+    run_dir: Path,
+    config: RunConfig,
+    *,
+    wait: bool,
+    stop: StopRequest,
+    out: TextIO | None,
+    world: World,
+) -> Began:
+    """Open the run as the first rank does, and tell the others."""
+    try:
+        began = _open_run(stack, stream, run_dir, config, wait=wait, stop=stop, out=out)
+    except (StreamError, OpsError, OSError, ValueError) as error:
+        post_refusal(world, error, exit_code_of(error) or EXIT_FAILED)
+        raise
+    opened, _ = began
+    assert opened is not None
+    post_opened(world, opened)
+    return began
+
+
+def _open_run(
+    stack: contextlib.ExitStack,
+    stream: str,
+    run_dir: Path,
+    config: RunConfig,
+    *,
+    wait: bool,
+    stop: StopRequest,
+    out: TextIO | None,
+) -> Began:
+    """Take the run directory, find where the run stands and that its stream is there."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    # Before signals become requests: taking the lock may wait for the heartbeat of another host.
+    stack.enter_context(RunLock(run_dir))
+    stack.enter_context(stop)
+    record, changed = open_run(run_dir, stream=stream, config=config)
+    ended = _finished(run_dir, record, stream, config)
+    if ended is not None:
+        return ended, None
+    check_device(config)
+    damaged: list[str] = []
+    saved = load_newest(run_dir, set_aside=True, on_damaged=damaged.append)
+    _check(saved, record, run_dir)
+    spec = _spec(stream, config)
+    source = _open(spec, wait=wait)
+    if source is not None:
+        stack.callback(source.close)
+    total = record.total_samples or _length(source, config)
+    followers = stack.enter_context(_followers(run_dir, record, config, saved=saved, total=total))
+    for name in damaged:
+        followers.checkpointed("damaged", detail=name)
+    line = ProgressLine(out if out is not None else sys.stderr, total=total)
+    if followers.url:
+        line.note(f"live page {followers.url}  metrics {followers.url}metrics")
+    if source is None:
+        source = _await(spec, stop, followers, line)
+        if source is None:
+            return _never_began(run_dir, saved, config), None
+        stack.callback(source.close)
+    start = start_cursor(source, seed=config.seed, chunk=config.chunk, window=config.window)
+    total = _length(source, config)
+    source.close()
+    record = bind(run_dir, record, stream=stream, source=start.source, total_samples=total)
+    opened = Opened(run_dir=run_dir, record=record, config=config, start=start, saved=saved)
+    opened = with_changes(opened, stream=stream, changed=changed)
+    return opened, Keeper(opened, followers=followers, line=line)
+
+
+def _spec(stream: str, config: RunConfig) -> ShardSpec:
+    return ShardSpec(url=stream, lanes=config.lanes, window=config.window, seed=config.seed)
 
 
 def _followers(
@@ -123,16 +199,21 @@ def _followers(
     )
 
 
-def _train(run: Run, line: ProgressLine) -> None:
-    """Learn to the end; what was learned before an error is saved."""
+def _train(run: Run, keeper: Keeper | None) -> None:
+    """Learn to the end; what was learned before an error is saved, where all ranks met it together."""
     try:
         run.train()
-    except (StreamError, OpsError, OSError):
-        with contextlib.suppress(OSError):  # of the terminal: it must not keep the rescue from being done
-            line.end()
-        run.rescue()
+    except (StreamError, OpsError, OSError) as error:
+        if keeper is not None:
+            with contextlib.suppress(OSError):  # of the terminal: it must not keep the rescue from being done
+                keeper.line.end()
+        if run.met_by_all(error):
+            run.rescue()
+            if keeper is None and not run.is_own(error):
+                raise RankFailed(str(error), exit_code_of(error) or EXIT_FAILED) from error
         raise
-    line.end()
+    if keeper is not None:
+        keeper.line.end()
 
 
 def check_device(config: RunConfig) -> None:

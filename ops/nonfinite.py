@@ -1,6 +1,5 @@
 """What is done when loss or gradient is not finite: once more from the checkpoint, then the policy."""
 
-import hashlib
 import json
 import logging
 import time
@@ -12,6 +11,7 @@ import safetensors.torch
 
 from learner.report import NonFinite
 from ops.errors import NotFinite
+from ops.ranks import World
 from ops.rundir import append_line, read_lines
 from stream.lanes import Cursor, LaneStats, add_counts
 from stream.loader import Batch
@@ -26,13 +26,15 @@ MOST_IN_A_ROW = 10
 class NonFiniteLog:
     """Remembers, over restarts, which steps were not finite; one learner, one thread.
 
-    A step is named by the cursor after it, so the same step is known again after the run went back. A disk
-    that takes no more is a warning; the steps are then remembered for this life of the run only.
+    A step is named by its pass and number, so the same step is known again after the run went back, on any
+    rank. A disk that takes no more is a warning; the steps are then remembered for this life of the run only.
     """
 
-    def __init__(self, run_dir: Path) -> None:
+    def __init__(self, run_dir: Path, *, world: World) -> None:
         self._path = run_dir / "nonfinite.jsonl"
-        self._places = {line.get("place") for line in read_lines(self._path)}
+        self._world = world
+        known = [line.get("place") for line in read_lines(self._path)] if world.lead else []
+        self._places = set(world.from_lead(known))
         self._folder = run_dir / "nonfinite"
         self._in_a_row = 0
         self._last_steps = -1
@@ -50,6 +52,8 @@ class NonFiniteLog:
             "value": str(error.value),
             "time": time.time(),
         }
+        if not self._world.lead:
+            return first
         try:
             append_line(self._path, line)
         except OSError as failure:
@@ -94,7 +98,8 @@ class NonFiniteLog:
         return replace(batch.cursor, samples=before.samples, skipped=skipped, replay=None)
 
     def _keep(self, error: NonFinite, batch: Batch) -> Path | None:
-        path = self._folder / f"step-{batch.cursor.steps:09d}.safetensors"
+        part = "" if self._world.ranks == 1 else f"-rank-{self._world.rank}"
+        path = self._folder / f"step-{batch.cursor.steps:09d}{part}.safetensors"
         tensors = {f"crops.{number}": crops.contiguous() for number, crops in enumerate(batch.crops)}
         tensors |= {
             "uniforms": batch.uniforms,
@@ -105,6 +110,7 @@ class NonFiniteLog:
         named = {name: tensor.clone() for name, tensor in tensors.items()}
         about = {"keys": json.dumps(batch.keys), "what": error.what, "value": str(error.value)}
         try:
+            # A rank that does not see the run directory keeps nothing, and says so.
             self._folder.mkdir(exist_ok=True)
             safetensors.torch.save_file(named, path, metadata=about)
         except (OSError, safetensors.SafetensorError) as failure:
@@ -119,9 +125,7 @@ def left_out(stats: LaneStats) -> LaneStats:
 
 
 def _place(cursor: Cursor) -> str:
-    ends = ",".join(f"{p.unit}.{p.base}.{p.idx}" for p in cursor.positions)
-    digest = hashlib.sha256(f"{cursor.pass_number}:{cursor.steps}:{ends}".encode()).hexdigest()
-    return digest[:16]
+    return f"{cursor.pass_number}:{cursor.steps}"
 
 
 def _positions(batch: Batch) -> str:

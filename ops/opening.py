@@ -1,17 +1,22 @@
 """Opening a run directory: a new run, or the same one again with the changes that it allows."""
 
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ops import settings
 from ops.checkpoint import Checkpoint, numbers
 from ops.config import RunConfig, is_identity
-from ops.errors import RunMismatch, RunNotFound
+from ops.errors import RankFailed, RunMismatch, RunNotFound
+from ops.outcome import Summary
+from ops.ranks import World
 from ops.rundir import RunRecord, append_line, read_run, write_run
 from stream.lanes import Cursor
+
+# Under this name the first rank says what it found.
+OPENED = "opened"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,6 +106,65 @@ def with_changes(opened: Opened, *, stream: str, changed: Mapping[str, tuple[Any
         total = total // old * new
     record = replace(record, stream=stream, config=opened.config.to_dict(), total_samples=total)
     return replace(opened, record=record, changed=changed)
+
+
+def post_opened(world: World, opened: Opened | Summary) -> None:
+    """Tell the other ranks, which wait in `fetch_opened`, what the first one found in the run directory."""
+    if isinstance(opened, Summary):
+        world.post(OPENED, {"ended": opened.to_json()})
+    else:
+        record, config, start = asdict(opened.record), opened.config.to_dict(), opened.start.to_json()
+        world.post(OPENED, {"record": record, "config": config, "start": start})
+
+
+def post_refusal(world: World, error: Exception, exit_code: int) -> None:
+    """Tell the other ranks that the run cannot begin."""
+    world.post(OPENED, {"error": str(error), "exit_code": exit_code})
+
+
+def fetch_opened(world: World, run_dir: Path, *, stop: Callable[[], bool]) -> Opened | Summary | None:
+    """What the first rank posts; without its checkpoint. None when somebody asked this rank to stop first.
+
+    Raises:
+        RankFailed: the run cannot begin.
+    """
+    body = world.fetch(OPENED, stop=stop)
+    if body is None:
+        return None
+    if "error" in body:
+        raise RankFailed(f"rank 0 of {world.ranks} cannot begin: {body['error']}", body["exit_code"])
+    if "ended" in body:
+        return Summary(**body["ended"])
+    return Opened(
+        run_dir=run_dir,
+        record=RunRecord(**body["record"]),
+        config=RunConfig.from_dict(body["config"]),
+        start=Cursor.from_json(body["start"]),
+        saved=None,
+    )
+
+
+def checkpoint_for_all(world: World, saved: Checkpoint | None) -> Checkpoint | None:
+    """The first rank's checkpoint, on every rank: only that one needs to see the run directory."""
+    if world.ranks == 1:
+        return saved
+    about = None
+    if saved is not None:
+        values = {name: value for name, value in saved.state.items() if name != "tensors"}
+        about = {"path": str(saved.path), "number": saved.number, "run": saved.run, "values": values}
+        about |= {"cursor": saved.cursor.to_json(), "progress": dict(saved.progress)}
+    about = world.from_lead(about)
+    if about is None:
+        return None
+    tensors = world.tensors_from_lead({} if saved is None else saved.state["tensors"])
+    return Checkpoint(
+        path=Path(about["path"]),
+        number=about["number"],
+        run=about["run"],
+        state={**about["values"], "tensors": tensors},
+        cursor=Cursor.from_json(about["cursor"]),
+        progress=about["progress"],
+    )
 
 
 def write_changes(opened: Opened) -> None:

@@ -1,10 +1,12 @@
 """A run: the loop, and what is done between two steps.
 
 What a crash leaves behind is a checkpoint, whose cursor says which record of each lane comes next; so the
-same run opened again goes on from there and ends with the same weights.
+same run opened again goes on from there and ends with the same weights, on any number of ranks. Every rank
+runs this same code; the first one also keeps the run directory, and tells those who follow the run.
 """
 
 import logging
+import signal
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,33 +16,30 @@ import torch
 from learner.augment import Views
 from learner.learner import Learner
 from learner.report import NonFinite, StepReport
-from ops.checkpoint import Checkpoint, load_newest
-from ops.checkpoint_writer import CheckpointWriter
+from ops.checkpoint import Checkpoint
 from ops.config import RunConfig
-from ops.errors import CheckpointFailed, ConfigError, RunMismatch
-from ops.followers import Followers, Pace
-from ops.history import History, entry_of
+from ops.errors import CheckpointFailed, ConfigError, NotFinite, RankFailed, RunMismatch, Starved
+from ops.followers import Pace
+from ops.keeper import Keeper
 from ops.nonfinite import NonFiniteLog, left_out
-from ops.opening import Opened
+from ops.opening import Opened, checkpoint_for_all
 from ops.outcome import FINISHED, STOPPED, Progress, Summary, summarise
-from ops.progress import ProgressLine
 from ops.ranks import World
-from ops.rundir import write_json
 from ops.signals import StopRequest
-from stream.lanes import SourceSpec
-from stream.loader import Batch, Loader
+from ops.steps import Patience, Steps, Stop, Waiting
+from stream.errors import TooManyBadRecords
+from stream.lanes import Cursor, SourceSpec, joined
+from stream.loader import Batch
 from stream.replay_loader import ReplayLoader
 
 logger = logging.getLogger(__name__)
-
-# Seconds between two counts of the lag, which looks at every lane.
-LAG_S = 0.5
 
 
 class Run:
     """One life of a run: learner and cursor of the same moment, and all that is told of them.
 
-    One thread uses it. After any exception the last checkpoint is what the run goes on from.
+    One thread uses it, and all ranks call the same methods. After any exception the last checkpoint is what
+    the run goes on from.
     """
 
     def __init__(
@@ -48,44 +47,36 @@ class Run:
         opened: Opened,
         *,
         spec: SourceSpec,
-        followers: Followers,
         stop: StopRequest,
-        line: ProgressLine,
         world: World,
+        keeper: Keeper | None,
     ) -> None:
         """Make the learner as it was saved, or new.
 
         Args:
             opened: the run, and where it goes on.
             spec: opens the stream.
-            followers: who is told.
             stop: who asks the run to end.
-            line: the progress line.
-            world: which of how many ranks this is.
+            world: the ranks.
+            keeper: of the run directory; None on all ranks but the first.
 
         Raises:
             ConfigError: settings that the learner cannot have.
             RunMismatch: the state of the checkpoint does not fit the settings, or this program.
         """
         self.run_dir, self.record, self.config = opened.run_dir, opened.record, opened.config
-        self.followers, self.stop, self.line = followers, stop, line
-        self._spec, self._start, self._world = spec, opened.start, world
-        self._writer = CheckpointWriter(
-            self.run_dir,
-            self.record.uuid,
-            keep=self.config.checkpoint.keep,
-            on_result=followers.checkpointed,
-        )
-        self._not_finite = NonFiniteLog(self.run_dir)
+        self.stop = stop
+        self._spec, self._start, self._world, self._keeper = spec, opened.start, world, keeper
+        self._not_finite = NonFiniteLog(self.run_dir, world=world)
         self._began = time.monotonic()
         self._restore(opened.saved)
         self._seconds_before = self.progress.seconds
-        self._lag, self._next_lag = 0, 0.0
-        self._load_s = self._save_s = 0.0
+        self._load_s = 0.0
+        self._steps: Steps | None = None
 
     def train(self) -> None:
         """Learn until the stream ends or somebody asks to stop."""
-        while not self.stop.asked():
+        while True:
             try:
                 self._train()
             except NonFinite as error:
@@ -95,46 +86,61 @@ class Run:
 
     def _train(self) -> None:
         with self._open_loader() as loader:
-            for batch in self._timed(loader):
+            steps = self._steps = self._in_step(loader)
+            for batch in self._timed(steps):
                 report = self.learner.step(views_of(batch), accumulate=self.config.accumulate)
-                for again in self._replays(loader):
+                for again in self._replays(steps):
                     replay = self.learner.step(
                         views_of(again), accumulate=self.config.accumulate, fresh=False
                     )
                     report = followed_by(report, replay)
                 self._advance(batch, report)
-                self._observe(batch, report, loader)
+                self._observe(batch, report, steps)
                 if self._due(self.config.checkpoint.every_samples):
                     self.save()
                 if self._due(self.config.snapshot.every_samples):
                     self.publish()
             if loader.finished:
                 self.cursor = loader.cursor
+        self._heed(steps.stop)
 
     def save(self) -> None:
         """Save learner and cursor; the writing goes on in the background."""
         began = time.monotonic()
-        epoch, version = self.followers.fence
-        self.progress.snapshot_epoch = max(epoch, self.progress.snapshot_epoch)
-        self.progress.snapshot_version = max(version, self.progress.snapshot_version)
-        self._writer.save(self.learner.state_dict(), self.cursor, self.progress.saved(seconds=self.seconds()))
+        state, cursor = self.learner.state_dict(), self._whole_cursor()
+        if self._keeper is not None:
+            self._keeper.save(state, cursor, self.progress, seconds=self.seconds(), began=began)
         self._saved = self.cursor
-        self._save_s += time.monotonic() - began
 
     def publish(self) -> None:
         """Hand the prototypes of this moment to whoever uses them."""
-        self.followers.publish(
-            self.learner.snapshot(), samples=self.learner.samples, updates=self.learner.updates
-        )
+        if self._keeper is not None:
+            samples, updates = self.learner.samples, self.learner.updates
+            self._keeper.publish(self.learner.snapshot(), samples=samples, updates=updates)
+
+    def met_by_all(self, error: Exception) -> bool:
+        """Whether all ranks met an error between the same two steps, so that they can still save together."""
+        if self._world.ranks == 1:
+            return True
+        agreed = isinstance(error, RankFailed | Starved | NotFinite | TooManyBadRecords)
+        return agreed or self.is_own(error)
+
+    def is_own(self, error: Exception) -> bool:
+        """Whether an error is what kept this rank from going on, of which the others know."""
+        return self._steps is not None and error is self._steps.error
 
     def rescue(self) -> None:
-        """Save what was learned before an error that ends the run; a failure to is only logged."""
+        """Save what was learned before an error that ends the run; a failure to is only logged.
+
+        All ranks met the error between the same two steps.
+        """
         try:
             if self._within_step:
                 logger.warning("the step is not complete: the run goes on from its last checkpoint")
             elif self._unsaved():
                 self.save()
-            self._writer.flush()
+            if self._keeper is not None:
+                self._keeper.flush()
         except CheckpointFailed as error:
             logger.warning("%s", error)
 
@@ -144,13 +150,15 @@ class Run:
         Raises:
             CheckpointFailed: the last checkpoint could not be written.
         """
-        self.followers.stopping()
+        keeper = self._keeper
+        if keeper is not None:
+            keeper.followers.stopping()
         if self._unsaved():
             self.save()
-        path = self._writer.flush() or self._restored_from
+        path = (keeper.flush() if keeper is not None else None) or self._restored_from
         if self.learner.updates:
             self.publish()
-        shot = self.followers.finish()
+        shot = keeper.finish() if keeper is not None else None
         summary = summarise(
             status=FINISHED if self.cursor.pass_number >= self.config.passes else STOPPED,
             run_dir=self.run_dir,
@@ -161,7 +169,8 @@ class Run:
             checkpoint=path,
             snapshot={"version": shot.version, "digest": shot.digest} if shot else None,
         )
-        write_json(self.run_dir / "summary.json", summary.to_json())
+        if keeper is not None:
+            keeper.sum_up(summary)
         return summary
 
     def seconds(self) -> float:
@@ -170,7 +179,24 @@ class Run:
 
     def _unsaved(self) -> bool:
         """Whether what was learned is in no checkpoint; waits for the save in flight."""
-        return self.cursor != self._saved or self._writer.failed()
+        unsaved = self.cursor != self._saved or (self._keeper is not None and self._keeper.save_failed())
+        return bool(self._world.from_lead(unsaved))
+
+    def _whole_cursor(self) -> Cursor:
+        """The cursor with the positions of all ranks."""
+        if self._world.ranks == 1:
+            return self.cursor
+        return joined([Cursor.from_json(text) for text in self._world.gather(self.cursor.to_json())])
+
+    def _heed(self, stop: Stop) -> None:
+        """Another rank was asked to stop: end in the same way."""
+        if stop is not Stop.NO and self.stop.signal is None:
+            self.stop.ask(signal.SIGTERM if stop is Stop.TERMINATE else None)
+
+    def _asked(self) -> Stop:
+        if not self.stop.asked():
+            return Stop.NO
+        return Stop.TERMINATE if self.stop.signal == signal.SIGTERM else Stop.ASKED
 
     def _restore(self, saved: Checkpoint | None) -> None:
         config = self.config
@@ -178,10 +204,11 @@ class Run:
             self.learner = Learner(
                 config.learner,
                 seed=config.seed,
-                device=device_of(config),
+                device=device_of(config, self._world.local_rank),
                 precision=config.precision,
                 total_samples=self.record.total_samples,
                 clock=time.perf_counter,
+                group=self._world.group,
             )
         except ValueError as error:
             raise ConfigError(str(error)) from error
@@ -199,11 +226,12 @@ class Run:
         self._within_step = False
         # A run that has just begun is worth no checkpoint of its own.
         self._saved = self.cursor
-        self._history = History(self.run_dir / "history.jsonl", samples=self.cursor.samples)
+        if self._keeper is not None:
+            self._keeper.begin(self.cursor.samples)
 
     def _open_loader(self) -> ReplayLoader:
         config = self.config
-        self._loader = ReplayLoader(
+        return ReplayLoader(
             self._spec,
             replay=config.replay,
             cursor=self.cursor,
@@ -213,31 +241,28 @@ class Run:
             ranks=self._world.ranks,
             rank=self._world.rank,
             passes=config.passes,
-            pin_memory=device_of(config).type == "cuda",
-            should_stop=self._turn,
+            pin_memory=device_of(config, self._world.local_rank).type == "cuda",
         )
-        return self._loader
 
-    def _turn(self) -> bool:
-        """Asked by the loader whenever it waits: a sign of life, and whether to stop."""
-        waiting = self._loader.waiting
-        self.followers.waiting(waiting)
-        if waiting:
-            self._look_at_lag(self._loader)
-        if waiting and self.line.due(self.cursor.samples):
-            self.line.say(f"{self.cursor.samples:,} samples  waiting for records")
-        return self.stop.asked()
+    def _in_step(self, loader: ReplayLoader) -> Steps:
+        ranks, keeper = self.config.ranks, self._keeper
+        return Steps(
+            loader,
+            self._world,
+            stop=self._asked,
+            on_wait=self._wait,
+            patience=Patience(warn_s=ranks.starve_warn_s, fail_s=ranks.starve_fail_s),
+            warn=keeper.warn if keeper is not None else lambda _text: None,
+        )
 
-    def _look_at_lag(self, loader: Loader) -> None:
-        now = time.monotonic()
-        if now >= self._next_lag:
-            self._lag, self._next_lag = loader.lag(), now + LAG_S
-            self.followers.lag(self._lag)
+    def _wait(self, waiting: Waiting) -> None:
+        if self._keeper is not None:
+            self._keeper.waiting(waiting, samples=self.cursor.samples)
 
-    def _timed(self, loader: Loader) -> Iterator[Batch]:
-        """The loader's batches, noting what waiting for each took."""
+    def _timed(self, steps: Steps) -> Iterator[Batch]:
+        """The batches, noting what waiting for each took."""
         self._step_ended = asked = time.monotonic()
-        for batch in loader:
+        for batch in steps:
             self._load_s = time.monotonic() - asked
             self._tried, self._spent = batch, batch.stats
             # A replay that is not finite leaves a step half done: here it is known where that may happen.
@@ -246,11 +271,11 @@ class Run:
             yield batch
             asked = time.monotonic()
 
-    def _replays(self, loader: ReplayLoader) -> Iterator[Batch]:
+    def _replays(self, steps: Steps) -> Iterator[Batch]:
         """Batches for the further updates of the step, noting what they cost."""
         self._within_step = True
         asked = time.monotonic()
-        for again in loader.replays():
+        for again in steps.replays():
             self._load_s += time.monotonic() - asked
             self._tried, self._spent = again, self._spent + again.stats
             yield again
@@ -267,37 +292,26 @@ class Run:
             updates=report.updates,
         )
 
-    def _observe(self, batch: Batch, report: StepReport, loader: Loader) -> None:
+    def _observe(self, batch: Batch, report: StepReport, steps: Steps) -> None:
         now = time.monotonic()
         step_s, self._step_ended = now - self._step_ended, now
-        save_s, self._save_s = self._save_s, 0.0
-        self._look_at_lag(loader)
+        if self._keeper is None:
+            return
         pace = Pace(
             step_s=step_s,
             load_s=self._load_s,
-            save_s=save_s,
             replays=self.config.replay.updates - 1,
-            lag=self._lag,
-            restarts=loader.worker_restarts,
+            lag=steps.lag,
+            restarts=steps.restarts,
         )
-        self.followers.observe(report, replace(batch, stats=self._spent), pace)
-        if report.health is not None:
-            self.followers.usage(self.learner.usage().numpy())
-        due = self.line.due(report.samples)
-        if self._history.due(report.samples):
-            rate, seconds = self.line.rate(report.samples), self.seconds()
-            self._history.add(
-                entry_of(report, steps=self.cursor.steps, seconds=seconds, rate=rate, lag=self._lag)
-            )
-        if due:
-            self.line.show(
-                samples=report.samples,
-                loss=report.loss,
-                over_ln_k=report.loss_over_ln_k,
-                usage=report.usage_perplexity,
-                k=self.config.swav.prototypes[0],
-                lag=self._lag,
-            )
+        self._keeper.observe(
+            report,
+            replace(batch, stats=self._spent),
+            pace,
+            steps=self.cursor.steps,
+            seconds=self.seconds(),
+            usage_K=self.learner.usage().numpy() if report.health is not None else None,
+        )
 
     def _due(self, every: int) -> bool:
         """Whether the last step passed a multiple of so many samples; a function of samples alone."""
@@ -309,16 +323,17 @@ class Run:
         Raises:
             NotFinite: the same step again, and `on_nonfinite` says stop; or too many skipped in a row.
         """
-        batch = self._tried
+        batch, keeper = self._tried, self._keeper
         first = self._not_finite.note(error, batch)
-        self.followers.non_finite(str(error))
+        if keeper is not None:
+            keeper.followers.non_finite(str(error))
         if first:
-            self._writer.settle()
-            saved = load_newest(self.run_dir, set_aside=True)
+            saved = checkpoint_for_all(self._world, keeper.go_back() if keeper is not None else None)
             where = saved.path.name if saved else "the start"
             logger.warning("step %d: %s; once more from %s", batch.cursor.steps, error, where)
             self._restore(saved)
-            self.followers.skipped(self.cursor.skipped)
+            if keeper is not None:
+                keeper.followers.skipped(self.cursor.skipped)
             return
         if self._before is not None:
             self.learner.load_state_dict(self._before)
@@ -326,7 +341,8 @@ class Run:
         if self.config.on_nonfinite == "stop":
             raise self._not_finite.stop(error, batch) from error
         self.cursor = self._not_finite.skip(error, batch, self.cursor)
-        self.followers.left_out(left_out(self._spent), skipped=self.cursor.skipped)
+        if keeper is not None:
+            keeper.followers.left_out(left_out(self._spent), skipped=self.cursor.skipped)
 
 
 def followed_by(report: StepReport, replay: StepReport) -> StepReport:
@@ -343,8 +359,9 @@ def views_of(batch: Batch) -> Views:
     return Views(crops=batch.crops, uniforms=batch.uniforms, lane_B=batch.lane_B)
 
 
-def device_of(config: RunConfig) -> torch.device:
-    """The device of a run; `auto` is the first GPU when there is one."""
-    if config.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(config.device)
+def device_of(config: RunConfig, local_rank: int = 0) -> torch.device:
+    """The device of a rank; `auto` and `cuda` are the GPU of its number on this host, if there is one."""
+    wanted = config.device
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device("cuda", local_rank) if wanted == "cuda" else torch.device(wanted)

@@ -32,8 +32,10 @@ class StopRequest:
         """Whether to stop."""
         return self._event.is_set()
 
-    def ask(self) -> None:
-        """Ask for the run to end after the step at hand."""
+    def ask(self, number: int | None = None) -> None:
+        """Ask for the run to end after the step at hand, as if this signal had come; None is no signal."""
+        if self.signal is None:
+            self.signal = number
         self._event.set()
 
     def wait(self, seconds: float) -> bool:

@@ -175,6 +175,11 @@ class Loader:
         return self._pool.restarts
 
     @property
+    def lanes(self) -> tuple[int, ...]:
+        """Lanes of this rank, ascending."""
+        return self._lanes
+
+    @property
     def starving(self) -> tuple[int, ...]:
         """Lanes of which the next chunk cannot be read before records arrive."""
         return self._ahead.starving

@@ -2,12 +2,14 @@
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
 from ops import recipes
 from ops.config import advice
+from ops.launched import launched
 from ops.signals import StopRequest
 
 
@@ -24,6 +26,10 @@ from ops.signals import StopRequest
 @click.option(
     "--set", "assignments", multiple=True, metavar="A.B=V", help="Change a setting; may be repeated."
 )
+@click.option(
+    "--nproc", type=click.IntRange(min=1), default=1, show_default=True, metavar="N",
+    help="Ranks on this machine: one for each GPU. Under torchrun leave it out.",
+)  # fmt: skip
 @click.option("--wait", is_flag=True, help="Wait for a stream that does not exist yet.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object, the last line.")
 def command(
@@ -32,6 +38,7 @@ def command(
     file: Path | None,
     recipe: str | None,
     assignments: tuple[str, ...],
+    nproc: int,
     wait: bool,
     as_json: bool,
 ) -> int:
@@ -40,20 +47,57 @@ def command(
     A sealed stream ends; an open one is waited on for ever. Ctrl-C and SIGTERM save, and the same command
     goes on from there. Progress is written to stderr, the summary to stdout.
 
+    Several ranks learn the same as one: --nproc starts them here, torchrun on many machines (see the last
+    example). A run may go on with another number of ranks; `lanes` is their most.
+
     \b
     Examples:
         swavstream learn TRAIN/ --run RUN/ --recipe cifar10-onepass
         swavstream learn TRAIN/ --run RUN/ --config mine.toml --set optim.learning_rate=1e-3
         swavstream learn TRAIN/ --run RUN/ --recipe smoke --set server.port=0 --json
+        swavstream learn TRAIN/ --run RUN/ --recipe smoke --nproc 2
+        torchrun --nnodes 2 --nproc-per-node 8 ... -m ops.cli learn TRAIN/ --run RUN/ --recipe smoke
     """  # noqa: D301
     if file is None and recipe is None and not (run_dir / "run.json").exists():
         raise click.UsageError(f"give --config FILE or --recipe NAME, one of\n{recipes.overview()}")
     config = recipes.choose_config(run_dir, file=file, recipe=recipe, assignments=assignments)
+    place = launched()
+    lead = place is None or place.rank == 0
+    if place is not None and nproc > 1:
+        raise click.UsageError(
+            f"--nproc {nproc} in a process that is one of {place.ranks} ranks: leave it out"
+        )
+    if nproc > config.lanes:
+        raise click.UsageError(f"--nproc {nproc}: a run of {config.lanes} lanes has at most as many ranks")
+    if place is None:
+        for sentence in advice(config):
+            click.echo(f"warning: {sentence}", err=True)
+    if nproc > 1:
+        from ops.launch import launch
+
+        return launch(_as_rank(stream, run_dir, file, recipe, assignments, wait, as_json), nproc=nproc)
     from ops.learn import learn
 
-    for sentence in advice(config):
-        click.echo(f"warning: {sentence}", err=True)
-    stop = StopRequest()
+    stop = StopRequest() if lead else StopRequest(note=b"")
     summary = learn(stream, run_dir, config, wait=wait, stop=stop, out=sys.stderr)
-    click.echo(json.dumps(summary.to_json()) if as_json else summary.told())
+    if lead:
+        click.echo(json.dumps(summary.to_json()) if as_json else summary.told())
     return stop.exit_code
+
+
+def _as_rank(
+    stream: str,
+    run_dir: Path,
+    file: Path | None,
+    recipe: str | None,
+    assignments: Sequence[str],
+    wait: bool,
+    as_json: bool,
+) -> list[str]:
+    """The command line of one rank."""
+    options = [f"--run={run_dir}", *(f"--set={one}" for one in assignments)]
+    options += [f"--config={file}"] if file is not None else []
+    options += [f"--recipe={recipe}"] if recipe is not None else []
+    options += [flag for flag, given in (("--wait", wait), ("--json", as_json)) if given]
+    verbose = click.get_current_context().find_root().params.get("verbose", False)
+    return [*(["--verbose"] if verbose else []), "learn", *options, "--", stream]

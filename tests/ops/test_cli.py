@@ -13,8 +13,9 @@ from pathlib import Path
 import click
 import pytest
 
-from ops.cli import COMMANDS, cli, exit_code_of, run
+from ops.cli import COMMANDS, cli, run
 from ops.errors import CheckpointDamaged, ConfigError, OpsError, RunLocked
+from ops.exit_codes import exit_code_of
 from ops.rundir import read_json, read_lines
 from stream.errors import StreamDamaged, StreamError, StreamMismatch, TooManyBadRecords
 from stream.manifest import Manifest

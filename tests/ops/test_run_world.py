@@ -220,7 +220,7 @@ def test_an_error_of_the_system_in_the_loop_costs_nothing_that_was_learned(
         return 0
 
     monkeypatch.setattr(Loader, "lag", away)
-    monkeypatch.setattr("ops.run.LAG_S", 0.0)
+    monkeypatch.setattr("ops.steps.LAG_S", 0.0)
     with pytest.raises(OSError, match="the stream is away"):
         run(drawn_stream, tmp_path / "run", config_of("checkpoint.every_samples=100000"))
     found = load_newest(tmp_path / "run")

@@ -125,7 +125,7 @@ def test_the_batches_do_not_depend_on_ranks_readers_look_ahead_or_crashes(
         for loader in loaders:
             loader.close()
     assert got == reference
-    with Loader(SPEC, cursor=begin(SPEC), crops=KINDS, config=CONFIG, workers=0, passes=2) as loader:
-        list(loader)
-        assert cursor == loader.cursor
+    with Loader(SPEC, cursor=begin(SPEC), crops=KINDS, config=CONFIG, workers=0, passes=2) as alone:
+        list(alone)
+        assert cursor == alone.cursor
     assert cursor.samples + sum(cursor.skipped.values()) + cursor.left_over == 2 * SPEC.records

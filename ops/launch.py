@@ -1,0 +1,85 @@
+"""Starting several ranks on this machine: torch's elastic launcher, with exit codes that mean something."""
+
+import logging
+import os
+import signal
+import sys
+import uuid
+from collections.abc import Sequence
+
+import click
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from ops.errors import EXIT_AGAIN, EXIT_FAILED, EXIT_SIGTERM
+
+# Seconds that ranks have to save after a signal, before they are killed.
+SHUTDOWN_S = 300
+# What the launcher says of its own accord is for those who debug it; what matters is told here.
+LAUNCHER = "torch.distributed"
+
+
+def launch(arguments: Sequence[str], *, nproc: int) -> int:
+    """Run `swavstream ARGUMENTS` as so many ranks of one run, to their end.
+
+    Signals are passed on to the ranks, which save and end. The first rank that fails ends all.
+
+    Returns:
+        The exit code of the command: 143 after SIGTERM to the launcher or to any rank, 0 after Ctrl-C, else
+        that of the rank that failed first.
+    """
+    for name in [*logging.root.manager.loggerDict]:
+        if name.startswith(LAUNCHER):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+    # All ranks are here: no look-up of this host's name, which need not succeed.
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // nproc)))
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=nproc,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="127.0.0.1:0",
+        local_addr="127.0.0.1",
+        max_restarts=0,
+        monitor_interval=0.2,
+        shutdown_timeout=int(os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", SHUTDOWN_S)),
+    )
+    # -P: not what happens to lie in the working directory, but the program that is running.
+    command = [sys.executable, "-P", "-m", "ops.cli", *arguments]
+    try:
+        elastic_launch(config, entrypoint=command[0])(*command[1:])
+    except SignalException as error:
+        return 0 if error.sigval == signal.SIGINT else EXIT_SIGTERM
+    except ChildFailedError as error:
+        return _told(error)
+    return 0
+
+
+def _told(error: ChildFailedError) -> int:
+    """Say which rank failed, unless it has said so itself; the exit code of the whole."""
+    failures = sorted(error.failures.items(), key=lambda item: (item[1].timestamp, item[0]))
+    codes = [failure.exitcode for _, failure in failures]
+    if EXIT_SIGTERM in codes and all(code in {EXIT_SIGTERM, 0} for code in codes):
+        return EXIT_SIGTERM
+    killed = [(rank, failure) for rank, failure in failures if failure.exitcode < 0]
+    for rank, failure in killed[:1]:
+        click.echo(
+            f"Error: rank {rank} (process {failure.pid}) was killed by {_signal(failure)}; the others have "
+            "ended. What was learned since the last checkpoint is lost: run the same command again, with as "
+            "many ranks as you like",
+            err=True,
+        )
+    own = [code for code in codes if code > 0 and code != EXIT_SIGTERM]
+    if EXIT_AGAIN in own:
+        return EXIT_AGAIN
+    return EXIT_FAILED if killed or not own else own[0]
+
+
+def _signal(failure: ProcessFailure) -> str:
+    try:
+        return signal.Signals(-failure.exitcode).name
+    except ValueError:
+        return f"signal {-failure.exitcode}"

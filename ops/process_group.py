@@ -1,0 +1,198 @@
+"""Several ranks: torch.distributed, as a launcher (torchrun, `learn --nproc`, Kubernetes) has set it up."""
+
+import contextlib
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
+
+from learner.collective import Ranks
+from ops.errors import RankLost
+from ops.launched import Launched, launched
+from ops.ranks import Rows, World
+
+# Seconds that ranks which lost another give each other to say that they are still there.
+ROLL_CALL_S = 3.0
+POLL_S = 0.2
+
+
+def join(*, device: torch.device, timeout_s: float) -> World:
+    """The world that a launcher put this process into; alone where none did.
+
+    Args:
+        device: what the learner computes on: NCCL joins ranks on CUDA, gloo all others.
+        timeout_s: seconds after which a rank that does not answer counts as lost.
+
+    Raises:
+        RankLost: the other ranks did not come.
+    """
+    place = launched()
+    return World() if place is None else JoinedWorld(place, device=device, timeout_s=timeout_s)
+
+
+class JoinedWorld(World):
+    """One of several ranks. What they tell each other outside the learner goes over gloo, on any device."""
+
+    def __init__(self, place: Launched, *, device: torch.device, timeout_s: float) -> None:
+        self.ranks, self.rank, self.local_rank = place.ranks, place.rank, place.local_rank
+        self._timeout_s, self._kept_by_launcher = timeout_s, place.launcher_keeps_store
+        timeout = timedelta(seconds=timeout_s)
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        try:
+            store, _, _ = next(rendezvous("env://", timeout=timeout))
+            # A launcher may keep the store over restarts: what an earlier life left there is not ours.
+            self._store = PrefixStore(f"swavstream/{place.life}", store)
+            dist.init_process_group(
+                backend,
+                store=PrefixStore(f"group/{place.life}", store),
+                rank=self.rank,
+                world_size=self.ranks,
+                timeout=timeout,
+            )
+            # A group of its own: a row may be under way while the learner sums gradients.
+            tell = dist.new_group(backend="gloo", timeout=timeout)
+        except RuntimeError as error:
+            raise RankLost(f"{self.ranks} ranks could not be joined: {error}") from error
+        assert isinstance(tell, dist.ProcessGroup), "every rank is a member"
+        self._tell = tell
+        self.group = _WatchedRanks(self)
+        self._left = threading.Event()
+        threading.Thread(target=self._answer_roll_calls, name="roll-call", daemon=True).start()
+
+    def rows(self, row: Sequence[int]) -> Callable[[], Rows]:
+        """As `World.rows`; one all-gather, issued now and waited for later."""
+        mine = torch.tensor(row, dtype=torch.int64)
+        table = [torch.empty_like(mine) for _ in range(self.ranks)]
+        with self.watched():
+            work = dist.all_gather(table, mine, group=self._tell, async_op=True)
+        assert work is not None
+
+        def rows() -> Rows:
+            with self.watched():
+                work.wait()
+            return [one.tolist() for one in table]
+
+        return rows
+
+    def gather(self, value: Any) -> list[Any]:
+        """As `World.gather`; two collectives."""
+        body = json.dumps(value).encode()
+        sizes = [size for (size,) in self.rows([len(body)])()]
+        mine = torch.zeros(max(sizes), dtype=torch.uint8)
+        mine[: len(body)] = torch.frombuffer(bytearray(body), dtype=torch.uint8)
+        table = [torch.empty_like(mine) for _ in range(self.ranks)]
+        with self.watched():
+            dist.all_gather(table, mine, group=self._tell)
+        return [json.loads(one[:size].numpy().tobytes()) for one, size in zip(table, sizes, strict=True)]
+
+    def from_lead(self, value: Any) -> Any:
+        """As `World.from_lead`."""
+        return self.gather(value if self.lead else None)[0]
+
+    def tensors_from_lead(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """As `World.tensors_from_lead`; only the first rank needs to see the run directory."""
+        said = {name: [str(one.dtype).partition(".")[2], list(one.shape)] for name, one in tensors.items()}
+        received = {}
+        for name, (dtype, shape) in self.from_lead(said).items():
+            one = tensors[name] if self.lead else torch.empty(shape, dtype=getattr(torch, dtype))
+            one = one.contiguous()
+            if one.numel():
+                with self.watched():
+                    dist.broadcast(one.reshape(-1).view(torch.uint8), group=self._tell, group_src=0)
+            received[name] = one
+        return received
+
+    def post(self, name: str, value: Any) -> None:
+        """As `World.post`; in the launcher's store."""
+        with self.watched():
+            self._store.set(name, json.dumps(value))
+
+    def fetch(self, name: str, *, stop: Callable[[], bool]) -> Any:
+        """As `World.fetch`; looked for a few times a second."""
+        while not stop():
+            with self.watched():
+                if self._store.check([name]):
+                    return json.loads(self._store.get(name))
+            time.sleep(POLL_S)
+        return None
+
+    def close(self) -> None:
+        """As `World.close`."""
+        self._left.set()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[None]:
+        """Turn what torch.distributed raises when a rank is gone into an error that names it."""
+        try:
+            yield
+        except RuntimeError as error:
+            raise RankLost(self._lost(error)) from error
+
+    def _lost(self, error: RuntimeError) -> str:
+        missing = self._missing()
+        if not missing:
+            why = " ".join(str(error).split())[:300]
+            return f"the ranks lost each other, although all are there: {why}"
+        names = f"rank{'s' if len(missing) > 1 else ''} {', '.join(map(str, missing))} of {self.ranks}"
+        return (
+            f"{names} died, or did not answer for {self._timeout_s:g} s (ranks.timeout_s). What was "
+            "learned since the last checkpoint is lost; run the same command again, with as many ranks as "
+            "there are now"
+        )
+
+    def _missing(self) -> list[int]:
+        """Who does not answer a roll call in the store; nobody when that cannot be told."""
+        missing = list(range(self.ranks))
+        try:
+            self._store.set("roll", "called")
+            deadline = time.monotonic() + ROLL_CALL_S
+            while missing and time.monotonic() < deadline:
+                missing = [rank for rank in missing if not self._store.check([f"here/{rank}"])]
+                time.sleep(POLL_S / 4)
+        except RuntimeError:
+            return [] if self._kept_by_launcher else [0]  # who held the store is gone
+        if self.lead and not self._kept_by_launcher:
+            time.sleep(ROLL_CALL_S)  # this process holds the store: others may still be calling
+        return missing
+
+    def _answer_roll_calls(self) -> None:
+        """In a thread: a rank that waits for others in a collective is there all the same, and says so."""
+        try:
+            while not self._left.wait(ROLL_CALL_S / 4):
+                if self._store.check(["roll"]):
+                    self._store.set(f"here/{self.rank}", "1")
+                    return
+        except RuntimeError:  # the store is gone, and whoever held it
+            return
+
+
+class _WatchedRanks(Ranks):
+    """The learner's group, whose errors say which rank was lost."""
+
+    def __init__(self, world: JoinedWorld) -> None:
+        super().__init__()
+        self._watched = world.watched
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """As `Ranks.sum`."""
+        with self._watched():
+            return super().sum(tensor)
+
+    def max(self, tensor: torch.Tensor) -> torch.Tensor:
+        """As `Ranks.max`."""
+        with self._watched():
+            return super().max(tensor)
+
+    def sum_(self, tensor: torch.Tensor) -> None:
+        """As `Ranks.sum_`."""
+        with self._watched():
+            super().sum_(tensor)

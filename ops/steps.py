@@ -1,0 +1,291 @@
+"""Batches that all ranks begin together: nobody enters an update before everybody has its part of it.
+
+Before each update every rank says, in one row of integers, what its next batch can be, whether it is asked to
+stop, and what it has read. The row is handed in while the update before is still being computed, so that
+agreeing costs no time when readers keep up. A rank alone goes through the same motions with a table of one.
+"""
+
+import enum
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from ops.errors import RankFailed, RankLost, Starved
+from ops.ranks import Rows, World
+from stream.errors import StreamError
+from stream.lanes import LaneStats, add_counts
+from stream.loader import TURN_S, Batch, Readiness
+from stream.replay_loader import ReplayLoader
+
+# Seconds between two counts of the lag.
+LAG_S = 0.5
+
+
+class State(enum.IntEnum):
+    """What a rank can do next. The smallest of all ranks is what is done."""
+
+    WAITING = 0
+    PASS_ENDED = 1
+    FAILED = 2
+    READY = 3
+
+
+class Stop(enum.IntEnum):
+    """Whether a rank is asked to stop, and how; the smallest counts."""
+
+    TERMINATE = 0
+    """By SIGTERM."""
+    ASKED = 1
+    NO = 2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Waiting:
+    """What the ranks know while not all of them are ready; told at each turn."""
+
+    records: bool
+    """Some rank waits for records to arrive, and not only for its readers."""
+    lag: int
+    """Records committed and not used, of all ranks."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Patience:
+    """How long it may take until all ranks are ready."""
+
+    warn_s: float
+    """Seconds after which the lanes are named that hold up the others."""
+    fail_s: float
+    """Seconds after which a rank ends the run whose readers bring nothing although records are there."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Row:
+    """What one rank says before one update; goes over the wire as integers."""
+
+    turn: int
+    """Number of the vote: the same on all ranks, or they have lost step."""
+    state: State
+    stop: Stop
+    starving: int
+    """Lanes without the records for the next chunk."""
+    lag: int
+    restarts: int
+    name: int
+    """1: the first rank wants to know which lanes are starving."""
+    read: int = 0
+    used: int = 0
+    bytes: int = 0
+    read_us: int = 0
+    decode_us: int = 0
+    crop_us: int = 0
+
+    def wire(self) -> list[int]:
+        return [int(getattr(self, field)) for field in self.__dataclass_fields__]
+
+    @classmethod
+    def of_wire(cls, numbers: list[int]) -> "_Row":
+        values = dict(zip(cls.__dataclass_fields__, numbers, strict=True))
+        state, stop = State(values.pop("state")), Stop(values.pop("stop"))
+        return cls(state=state, stop=stop, **values)
+
+
+class Steps:
+    """Iterates over the batches of a run that all ranks begin together, and over the replays of each.
+
+    One thread. Iterating ends when all passes are done (the loader is `finished`) or somebody asked any rank
+    to stop, after the step at hand. All ranks leave together, also when one of them fails.
+
+    Args:
+        loader: of this rank.
+        world: the ranks.
+        stop: whether this rank is asked to stop.
+        on_wait: told what is waited for, at least every 0.1 s while not all ranks are ready.
+        patience: how long that may take.
+        warn: told which lanes hold the others up.
+    """
+
+    def __init__(
+        self,
+        loader: ReplayLoader,
+        world: World,
+        *,
+        stop: Callable[[], Stop],
+        on_wait: Callable[[Waiting], None],
+        patience: Patience,
+        warn: Callable[[str], None],
+    ) -> None:
+        self.loader = loader
+        self.stop = Stop.NO
+        """How the ranks were asked to stop, once they were."""
+        self.lag = 0
+        """Records committed and not used, of all ranks, as of the last vote."""
+        self.restarts = 0
+        """Reader processes replaced so far, of all ranks."""
+        self._world, self._asked, self._on_wait, self._warn = world, stop, on_wait, warn
+        self._patience = patience
+        self._turn = 0
+        self.error: StreamError | OSError | None = None
+        """Why this rank cannot go on; all ranks know of it."""
+        self._ahead: Callable[[], Rows] | None = None
+        self._lag_here, self._next_lag = 0, 0.0
+        self._waits_since = 0.0
+        self._named_at = 0.0
+
+    def __iter__(self) -> Iterator[Batch]:
+        while not self.loader.finished:
+            state, stats = self._agree()
+            if self.stop is not Stop.NO:
+                return
+            if state is State.PASS_ENDED:
+                left_over = sum(self._world.gather(self.loader.unread()))
+                self.loader.end_pass(left_over)
+                continue
+            batch = self.loader.take(stats)
+            self._say_ahead()
+            yield batch
+
+    def replays(self) -> Iterator[Batch]:
+        """The replays of the batch that was given last. A step is done as a whole: no stop is heeded."""
+        while self.loader.replays_left:
+            _, stats = self._agree()
+            again = self.loader.take_replay(stats)
+            self._say_ahead()
+            yield again
+
+    def _agree(self) -> tuple[State, LaneStats]:
+        """What all ranks do next, and the account of what they will do it with; waits until that is known.
+
+        Raises:
+            RankFailed: another rank cannot go on.
+            StreamError, OSError: this rank cannot.
+            Starved: a rank's readers bring nothing.
+            RankLost: a rank is gone.
+        """
+        self._waits_since = self._named_at = time.monotonic()
+        replaying = self.loader.replays_left > 0
+        while True:
+            rows = self._heard()
+            state = min(row.state for row in rows)
+            stopping = self.stop is not Stop.NO and not replaying
+            if stopping or state is State.PASS_ENDED:
+                return state, LaneStats()
+            if state is State.READY:
+                return state, self._account(rows)
+            if state is State.FAILED:
+                self._fail(rows)
+            self._name_the_late(rows)
+            self._on_wait(Waiting(records=any(row.starving for row in rows), lag=self.lag))
+            self._say(TURN_S)
+
+    def _say_ahead(self) -> None:
+        """Hand in the row for the next update before this one is computed; alone there is no hurry."""
+        if self._world.ranks > 1:
+            self._say(0.0)
+
+    def _say(self, timeout_s: float) -> None:
+        """Hand in this rank's row for the next update."""
+        state, stats, now = State.WAITING, LaneStats(), time.monotonic()
+        try:
+            if now >= self._next_lag:  # it looks at each lane, so not at every step
+                self._lag_here, self._next_lag = self.loader.lag(), now + LAG_S
+            if self.loader.replays_left:
+                if self.loader.replay_ready(timeout_s):
+                    state, stats = State.READY, self.loader.upcoming_replay
+            elif not self.loader.finished:
+                state = _STATES[self.loader.ready(timeout_s)]
+                stats = self.loader.upcoming if state is State.READY else stats
+        except (StreamError, OSError) as error:
+            state, self.error = State.FAILED, error
+        self._turn += 1
+        row = _Row(
+            turn=self._turn,
+            state=state,
+            stop=self._asked(),
+            starving=len(self.loader.starving) if state is State.WAITING and self.loader.waiting else 0,
+            lag=self._lag_here,
+            restarts=self.loader.worker_restarts,
+            name=int(self._world.lead and now - self._named_at >= self._patience.warn_s),
+            read=stats.read,
+            used=stats.used,
+            bytes=stats.bytes,
+            read_us=round(stats.read_s * 1e6),
+            decode_us=round(stats.decode_s * 1e6),
+            crop_us=round(stats.crop_s * 1e6),
+        )
+        self._ahead = self._world.rows(row.wire())
+
+    def _heard(self) -> list[_Row]:
+        """What all ranks have said."""
+        if self._ahead is None:
+            self._say(TURN_S)
+        assert self._ahead is not None
+        rows = [_Row.of_wire(numbers) for numbers in self._ahead()]
+        self._ahead = None
+        if any(row.turn != self._turn for row in rows):
+            raise RankLost(f"the ranks have lost step: they stand at {[row.turn for row in rows]}")
+        self.lag = sum(row.lag for row in rows)
+        self.restarts = sum(row.restarts for row in rows)
+        self.stop = min(row.stop for row in rows)
+        return rows
+
+    def _account(self, rows: list[_Row]) -> LaneStats:
+        """What all ranks read for the next update, added up."""
+        skipped: dict[str, int] = {}
+        # All ranks see the same table, so all of them ask for the reasons, or none does.
+        if any(row.read > row.used for row in rows):
+            for reasons in self._world.gather(dict(self.loader.upcoming.skipped)):
+                skipped = add_counts(skipped, reasons)
+        return LaneStats(
+            read=sum(row.read for row in rows),
+            used=sum(row.used for row in rows),
+            skipped=skipped,
+            bytes=sum(row.bytes for row in rows),
+            read_s=sum(row.read_us for row in rows) / 1e6,
+            decode_s=sum(row.decode_us for row in rows) / 1e6,
+            crop_s=sum(row.crop_us for row in rows) / 1e6,
+        )
+
+    def _fail(self, rows: list[_Row]) -> None:
+        """One rank or more cannot go on: they raise what they met, the others say who."""
+        own = f"{type(self.error).__name__}: {self.error}" if self.error else None
+        told = self._world.gather(own)
+        if self.error is not None:
+            raise self.error
+        rank = next(number for number, row in enumerate(rows) if row.state is State.FAILED)
+        raise RankFailed(f"rank {rank} of {self._world.ranks} cannot go on: {told[rank]}")
+
+    def _name_the_late(self, rows: list[_Row]) -> None:
+        """Say which lanes hold up the others; end the run when readers bring nothing for too long."""
+        if not rows[0].name:
+            return
+        self._named_at = time.monotonic()
+        waited = self._named_at - self._waits_since
+        own = {"starving": list(self.loader.starving), "lanes": len(self.loader.lanes), "waited": waited}
+        told = self._world.gather(own)
+        late = [rank for rank, row in enumerate(rows) if row.state is State.WAITING]
+        stuck = [rank for rank in late if not rows[rank].starving]
+        # The first rank's watch decides, so that all do the same.
+        if stuck and told[0]["waited"] >= self._patience.fail_s:
+            raise Starved(
+                f"rank {', '.join(map(str, stuck))}: no batch for {told[0]['waited']:.0f} s although records "
+                "are there: readers hang, or the storage does; look at them and run the same command again"
+            )
+        starving = sorted(lane for rank in late for lane in told[rank]["starving"])
+        if starving and len(starving) < sum(one["lanes"] for one in told):
+            self._warn(f"waiting {waited:.0f} s for records of {_names(starving)}; other lanes have some")
+        elif stuck:
+            self._warn(f"waiting {waited:.0f} s for the readers of rank {', '.join(map(str, stuck))}")
+
+
+_STATES = {
+    Readiness.READY: State.READY,
+    Readiness.WAITING: State.WAITING,
+    Readiness.PASS_ENDED: State.PASS_ENDED,
+}
+
+
+def _names(lanes: list[int]) -> str:
+    shown = ", ".join(map(str, lanes[:16]))
+    more = f" and {len(lanes) - 16} more" if len(lanes) > 16 else ""
+    return f"lane{'s' if len(lanes) > 1 else ''} {shown}{more}"
