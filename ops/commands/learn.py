@@ -56,7 +56,7 @@ def command(
         swavstream learn TRAIN/ --run RUN/ --config mine.toml --set optim.learning_rate=1e-3
         swavstream learn TRAIN/ --run RUN/ --recipe smoke --set server.port=0 --json
         swavstream learn TRAIN/ --run RUN/ --recipe smoke --nproc 2
-        torchrun --nnodes 2 --nproc-per-node 8 ... -m ops.cli learn TRAIN/ --run RUN/ --recipe smoke
+        torchrun --nnodes 2 --nproc-per-node 8 ... -m ops.cli -- learn TRAIN/ --run RUN/
     """  # noqa: D301
     if file is None and recipe is None and not (run_dir / "run.json").exists():
         raise click.UsageError(f"give --config FILE or --recipe NAME, one of\n{recipes.overview()}")

@@ -119,7 +119,7 @@ def _be_rank(
             trace.flush()
             return report
 
-    ops.run.Learner = Traced  # type: ignore[misc]  # in a process of its own
+    vars(ops.run)["Learner"] = Traced  # in a process of its own
     stop, code = StopRequest(), 0
     try:
         outcome: dict[str, Any] = {"summary": run(stream, run_dir, config, stop=stop).to_json()}
@@ -132,6 +132,7 @@ def _be_rank(
 
 def _named(views: Views) -> list[str]:
     names = []
+    assert views.lane_B is not None
     for column in range(len(views.lane_B)):
         digest = hashlib.sha256(views.uniforms[:, column].numpy().tobytes())
         for kind in views.crops:

@@ -1,0 +1,106 @@
+"""Starting ranks from the command line: `learn --nproc`, torchrun, and what a dead rank leaves to be read."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ops.rundir import read_lines
+from tests.ops.small_runs import SETTINGS
+
+LIMIT_S = 120.0
+PROGRAM = [sys.executable, "-P", "-m", "ops.cli"]
+TORCHRUN = [
+    sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1",
+    "--nproc-per-node=2", "-m", "ops.cli", "--",
+]  # fmt: skip
+
+
+def command(stream: str, run_dir: Path, *more: str) -> list[str]:
+    settings = [f"--set={assignment}" for assignment in SETTINGS]
+    return ["learn", stream, f"--run={run_dir}", "--recipe=smoke", "--json", *settings, *more]
+
+
+def started(arguments: list[str]) -> subprocess.Popen[str]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    return subprocess.Popen(
+        arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
+
+
+def summary_of(out: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(out.strip().splitlines()[-1])
+    return found
+
+
+def ranks_of(launcher: int) -> list[int]:
+    """Processes of the ranks, in their order."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                variables = (entry / "environ").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if parent == launcher:
+                found |= {int(one[5:]): int(entry.name) for one in variables if one.startswith(b"RANK=")}
+    return [found[rank] for rank in sorted(found)]
+
+
+def test_torchrun_starts_the_ranks_of_a_run(tmp_path: Path, drawn_stream: str) -> None:
+    process = started([*TORCHRUN, *command(drawn_stream, tmp_path / "run")])
+    out, err = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 0, err
+    summary = summary_of(out)
+    assert summary["status"] == "finished"
+    assert summary["samples"] + summary["skipped"] + summary["left_over"] == 331
+    assert out.count('"status"') == 1
+
+
+def test_a_killed_rank_ends_the_job_by_name_and_one_rank_goes_on(tmp_path: Path, drawn_stream: str) -> None:
+    run_dir = tmp_path / "run"
+    endless = ["--set=passes=1000", "--set=checkpoint.every_samples=32"]
+    process = started([*PROGRAM, *command(drawn_stream, run_dir, "--nproc=2", *endless)])
+    deadline = time.monotonic() + LIMIT_S
+    while len(list(read_lines(run_dir / "history.jsonl"))) < 4 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    victim = ranks_of(process.pid)[1]
+    os.kill(victim, signal.SIGKILL)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert f"rank 1 (process {victim}) was killed by SIGKILL" in err
+    assert "Traceback" not in err
+    again = started([*PROGRAM, *command(drawn_stream, run_dir)])
+    out, err = again.communicate(timeout=LIMIT_S)
+    assert again.returncode == 0, err
+    assert summary_of(out)["status"] == "finished"
+
+
+def test_sigterm_to_the_launcher_saves_and_ends_with_its_code(tmp_path: Path, drawn_stream: str) -> None:
+    run_dir = tmp_path / "run"
+    process = started([*PROGRAM, *command(drawn_stream, run_dir, "--nproc=2", "--set=passes=1000")])
+    deadline = time.monotonic() + LIMIT_S
+    while len(list(read_lines(run_dir / "history.jsonl"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.terminate()
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 143, err
+    assert summary_of(out)["status"] == "stopped"
+    assert list((run_dir / "checkpoints").glob("ckpt-*"))
+
+
+@pytest.mark.parametrize("more", [["--nproc=0"], ["--nproc=9"]])
+def test_a_number_of_ranks_that_the_lanes_do_not_admit_is_refused(
+    tmp_path: Path, drawn_stream: str, more: list[str]
+) -> None:
+    process = started([*PROGRAM, *command(drawn_stream, tmp_path / "run", *more)])
+    _, err = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 2
+    assert "Traceback" not in err
