@@ -110,7 +110,11 @@ class OptimConfig:
     schedule_samples: int = 0
     """Samples at which cosine reaches `final_learning_rate`; 0 = the length of the run, when it is known."""
     final_learning_rate: float = 0.0
-    """Learning rate at the end of cosine; >= 0."""
+    """Learning rate at the end of cosine or of an anneal; >= 0."""
+    anneal_start_samples: int = 0
+    """Samples at which the learning rate of an annealed copy begins to fall (`swavstream anneal` sets it)."""
+    anneal_samples: int = 0
+    """Samples over which it then falls to `final_learning_rate`, as 1 - sqrt; 0 = it does not."""
     clip_gradient_norm: float = 0.0
     """Largest norm of the whole gradient; 0 = no clipping."""
 
@@ -141,6 +145,8 @@ class OptimConfig:
             "schedule_samples",
             "warmup_start",
             "final_learning_rate",
+            "anneal_start_samples",
+            "anneal_samples",
             "clip_gradient_norm",
         ):
             _check(getattr(self, name) >= 0, f"optim.{name} must be >= 0, got {getattr(self, name)}")

@@ -82,6 +82,8 @@ class RunConfig:
     """W, commits whose shards are shuffled together; an open stream is read once W more have arrived."""
     passes: int = 1
     """Times that a sealed stream is read; one is the rule."""
+    end_samples: int = 0
+    """The run ends with the first step that brings it to so many samples; 0 = with its stream."""
     workers: int = 2
     """Reader processes of each rank; 0 = read in the learner's own process."""
     accumulate: int = 1
@@ -102,7 +104,7 @@ class RunConfig:
     server: ServerConfig = field(default_factory=ServerConfig)
 
     def __post_init__(self) -> None:
-        _at_least("", self, lanes=1, batch=1, window=1, passes=1, workers=0, accumulate=1)
+        _at_least("", self, lanes=1, batch=1, window=1, passes=1, end_samples=0, workers=0, accumulate=1)
         if not 0 <= self.seed < 1 << 63:
             raise ConfigError(f"seed must be in 0..2^63-1, got {self.seed}")
         if self.precision not in {"float32", "bfloat16", "float64"}:
@@ -236,7 +238,8 @@ def advice(config: RunConfig) -> list[str]:
             f"batch + queue is {pool}, fewer than the {largest} prototypes: a balanced code cannot reach "
             f"all of them in one step; raise swav.queue_samples to {largest - config.batch} or more"
         )
-    if config.optim.schedule == "constant" and config.optim.final_learning_rate:
+    annealed = config.optim.anneal_samples > 0
+    if config.optim.schedule == "constant" and config.optim.final_learning_rate and not annealed:
         found.append("optim.final_learning_rate is ignored: the schedule is constant")
     if config.checkpoint.keep == 1:
         found.append("checkpoint.keep is 1: when the only checkpoint is damaged the run starts anew")

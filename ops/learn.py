@@ -155,6 +155,8 @@ def _finished(run_dir: Path, record: RunRecord, stream: str, config: RunConfig) 
     ended = read_summary(run_dir)
     if ended is None or ended.status != FINISHED or ended.passes < config.passes:
         return None
+    if record.config.get("end_samples", 0) != config.end_samples:
+        return None
     return ended if stream == record.stream else None
 
 
@@ -191,20 +193,21 @@ def _await(
 
 
 def _length(source: ShardSource | None, config: RunConfig) -> int | None:
-    """Samples of the whole run when the stream has its end: what the shortest lane fills, in every pass.
+    """Samples of the whole run when it or the stream has an end: what the shortest lane fills, in every pass.
 
     Raises:
         ConfigError: not even one batch.
     """
     if source is None or not source.sealed():
-        return None
+        return config.end_samples or None
     steps = source.records // config.lanes // config.chunk
     if steps == 0:
         raise ConfigError(
             f"the stream is sealed with {source.records} records, fewer than one batch of {config.batch}: "
             "nothing could be learned; lower batch and lanes"
         )
-    return steps * config.batch * config.passes
+    whole = steps * config.batch * config.passes
+    return min(whole, config.end_samples or whole)
 
 
 def _never_began(run_dir: Path, saved: Checkpoint | None, config: RunConfig) -> Summary:

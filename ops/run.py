@@ -85,7 +85,7 @@ class Run:
 
     def train(self) -> None:
         """Learn until the stream ends or somebody asks to stop."""
-        while not self.stop.asked():
+        while not (self.stop.asked() or self._at_end()):
             try:
                 self._train()
             except NonFinite as error:
@@ -108,6 +108,8 @@ class Run:
                     self.save()
                 if self._due(self.config.snapshot.every_samples):
                     self.publish()
+                if self._at_end():
+                    break
             if loader.finished:
                 self.cursor = loader.cursor
 
@@ -151,8 +153,9 @@ class Run:
         if self.learner.updates:
             self.publish()
         shot = self.followers.finish()
+        ended = self.cursor.pass_number >= self.config.passes or self._at_end()
         summary = summarise(
-            status=FINISHED if self.cursor.pass_number >= self.config.passes else STOPPED,
+            status=FINISHED if ended else STOPPED,
             run_dir=self.run_dir,
             cursor=self.cursor,
             progress=self.progress,
@@ -298,6 +301,10 @@ class Run:
                 k=self.config.swav.prototypes[0],
                 lag=self._lag,
             )
+
+    def _at_end(self) -> bool:
+        """Whether the run has the samples that `end_samples` asks for; a function of samples alone."""
+        return 0 < self.config.end_samples <= self.cursor.samples
 
     def _due(self, every: int) -> bool:
         """Whether the last step passed a multiple of so many samples; a function of samples alone."""
