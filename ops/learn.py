@@ -7,6 +7,7 @@ from typing import TextIO
 
 import torch
 
+from ops import initial
 from ops.checkpoint import Checkpoint, load_newest
 from ops.config import RunConfig
 from ops.errors import ConfigError, OpsError, RunMismatch
@@ -34,6 +35,7 @@ def learn(
     config: RunConfig,
     *,
     wait: bool = False,
+    init_from: str | None = None,
     stop: StopRequest | None = None,
     out: TextIO | None = None,
 ) -> Summary:
@@ -46,6 +48,7 @@ def learn(
         run_dir: the run directory; made when missing.
         config: all settings.
         wait: wait for a stream that does not exist yet.
+        init_from: the first weights of a new run, see `ops.initial.read`; None draws them.
         stop: asks the run to end; None takes Ctrl-C and SIGTERM over.
         out: where progress is written; None is stderr.
 
@@ -75,6 +78,7 @@ def learn(
         damaged: list[str] = []
         saved = load_newest(run_dir, set_aside=True, on_damaged=damaged.append)
         _check(saved, record, run_dir)
+        record = initial.begin(run_dir, record, config, init_from, saved=saved is not None)
         spec = ShardSpec(url=stream, lanes=config.lanes, window=config.window, seed=config.seed)
         source = _open(spec, wait=wait)
         if source is not None:

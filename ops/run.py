@@ -14,6 +14,7 @@ import torch
 from learner.augment import Views
 from learner.learner import Learner
 from learner.report import NonFinite, StepReport
+from ops import initial
 from ops.checkpoint import Checkpoint, load_newest
 from ops.checkpoint_writer import CheckpointWriter
 from ops.config import RunConfig
@@ -189,7 +190,9 @@ class Run:
         except ValueError as error:
             raise ConfigError(str(error)) from error
         self.cursor, self.progress, self._restored_from = self._start, Progress(), None
-        if saved is not None:
+        if saved is None:
+            initial.load(self.run_dir, self.record, self.learner)
+        else:
             try:
                 self.learner.load_state_dict(saved.state)
                 self.progress = Progress(**saved.progress)

@@ -55,7 +55,7 @@ def command(
     summary = learn(copy.stream, out, copy.config, stop=stop, out=sys.stderr)
     if summary.status == "finished" and summary.samples < copy.end:
         click.echo(
-            f"warning: the stream ended {copy.end - summary.samples:,} samples before the rate reached its end",
+            f"warning: the stream ended {copy.end - summary.samples:,} samples before its rate had fallen",
             err=True,
         )
     click.echo(json.dumps(summary.to_json()) if as_json else summary.told())

@@ -24,6 +24,10 @@ from ops.signals import StopRequest
 @click.option(
     "--set", "assignments", multiple=True, metavar="A.B=V", help="Change a setting; may be repeated."
 )
+@click.option(
+    "--init-from", metavar="SNAPSHOT",
+    help="Begin a new run with weights of another: RUN, RUN:VERSION, RUN:stable, RUN/checkpoints/ckpt-...",
+)  # fmt: skip
 @click.option("--wait", is_flag=True, help="Wait for a stream that does not exist yet.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object, the last line.")
 def command(
@@ -32,6 +36,7 @@ def command(
     file: Path | None,
     recipe: str | None,
     assignments: tuple[str, ...],
+    init_from: str | None,
     wait: bool,
     as_json: bool,
 ) -> int:
@@ -54,6 +59,6 @@ def command(
     for sentence in advice(config):
         click.echo(f"warning: {sentence}", err=True)
     stop = StopRequest()
-    summary = learn(stream, run_dir, config, wait=wait, stop=stop, out=sys.stderr)
+    summary = learn(stream, run_dir, config, wait=wait, init_from=init_from, stop=stop, out=sys.stderr)
     click.echo(json.dumps(summary.to_json()) if as_json else summary.told())
     return stop.exit_code
