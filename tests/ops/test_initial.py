@@ -89,7 +89,8 @@ def test_a_run_killed_before_its_first_checkpoint_has_the_same_first_weights(
 def test_going_back_to_the_start_is_going_back_to_those_weights(
     whole_run: tuple[Path, Summary], drawn_stream: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step, failed = Learner.step, []
+    step = Learner.step
+    failed: list[bool] = []
 
     def once(self: Learner, *given: object, **more: object) -> object:
         if not failed:
