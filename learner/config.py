@@ -210,6 +210,25 @@ class HealthConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ReseedConfig:
+    """Prototypes that begin anew when no sample comes to them any more."""
+
+    after_samples: int = 0
+    """Samples without being the arg-max of any, after which a prototype is re-seeded; 0 = never."""
+    interval_samples: int = 4096
+    """Samples between two looks for such prototypes; >= 1."""
+    share: float = 0.01
+    """Largest share of the prototypes of a head that is re-seeded at one look, but at least one; (0, 1]."""
+
+    def __post_init__(self) -> None:
+        _check(self.after_samples >= 0, f"reseed.after_samples must be >= 0, got {self.after_samples}")
+        _check(
+            self.interval_samples >= 1, f"reseed.interval_samples must be >= 1, got {self.interval_samples}"
+        )
+        _check(0 < self.share <= 1, f"reseed.share must be in (0, 1], got {self.share}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class LearnerConfig:
     """All of the learner."""
 
@@ -218,6 +237,7 @@ class LearnerConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     health: HealthConfig = field(default_factory=HealthConfig)
+    reseed: ReseedConfig = field(default_factory=ReseedConfig)
 
 
 def suggested_queue(prototypes: int, batch: int) -> int:

@@ -9,7 +9,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from learner.config import AugmentConfig, HealthConfig, LearnerConfig, ModelConfig, OptimConfig, SwavConfig
+from learner.config import (
+    AugmentConfig,
+    HealthConfig,
+    LearnerConfig,
+    ModelConfig,
+    OptimConfig,
+    ReseedConfig,
+    SwavConfig,
+)
 from ops import settings
 from ops.errors import ConfigError
 from stream.config import CropConfig, ReaderConfig, ReplayConfig
@@ -99,6 +107,7 @@ class RunConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     health: HealthConfig = field(default_factory=HealthConfig)
+    reseed: ReseedConfig = field(default_factory=ReseedConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     snapshot: SnapshotConfig = field(default_factory=SnapshotConfig)
     server: ServerConfig = field(default_factory=ServerConfig)
@@ -137,7 +146,12 @@ class RunConfig:
     def learner(self) -> LearnerConfig:
         """The part that the learner package sees."""
         return LearnerConfig(
-            model=self.model, swav=self.swav, optim=self.optim, augment=self.augment, health=self.health
+            model=self.model,
+            swav=self.swav,
+            optim=self.optim,
+            augment=self.augment,
+            health=self.health,
+            reseed=self.reseed,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -241,6 +255,11 @@ def advice(config: RunConfig) -> list[str]:
     annealed = config.optim.anneal_samples > 0
     if config.optim.schedule == "constant" and config.optim.final_learning_rate and not annealed:
         found.append("optim.final_learning_rate is ignored: the schedule is constant")
+    if 0 < config.reseed.after_samples < 10 * largest:
+        found.append(
+            f"reseed.after_samples = {config.reseed.after_samples} is less than ten samples for each of the "
+            f"{largest} prototypes: even traffic leaves some unused for so long; set it to {10 * largest}"
+        )
     if config.checkpoint.keep == 1:
         found.append("checkpoint.keep is 1: when the only checkpoint is damaged the run starts anew")
     return found
