@@ -111,8 +111,8 @@ class Learner:
             outcome = self._gradients(views, lane_B, parts, counts, laps)
             gradient_norm = self._updater.gradient_norm()
             laps.end("backward")
-            measured = measure(outcome, self.config.swav, self._group)
-            require_finite(self.updates, loss=measured.loss, gradient=float(gradient_norm))
+            measured = measure(outcome, gradient_norm, self.config.swav, self._group)
+            require_finite(self.updates, loss=measured.loss, gradient=measured.gradient_norm)
             laps.end("health")
         rate = self._updater.apply(self.samples, gradient_norm)
         if not frozen:
@@ -138,7 +138,7 @@ class Learner:
                 queue_ages=self._swav.queue.ages(self.samples) if self._swav.queue.full else None,
             )
         laps.end("health")
-        return self._report(measured, rate, float(gradient_norm), due, laps, reseeded)
+        return self._report(measured, rate, due, laps, reseeded)
 
     def _gradients(
         self, views: Views, lane_B: Tensor, parts: Sequence[Tensor], counts: Sequence[int], laps: Laps
@@ -207,15 +207,13 @@ class Learner:
         interval = self.config.health.interval_samples
         return self.samples // interval != (self.samples - total) // interval
 
-    def _report(
-        self, measured: Measured, rate: float, gradient_norm: float, due: bool, laps: Laps, reseeded: int
-    ) -> StepReport:
+    def _report(self, measured: Measured, rate: float, due: bool, laps: Laps, reseeded: int) -> StepReport:
         usage = self._usage[0]
         return StepReport(
             loss=measured.loss,
             loss_over_ln_k=measured.loss_over_ln_k,
             learning_rate=rate,
-            gradient_norm=gradient_norm,
+            gradient_norm=measured.gradient_norm,
             samples=self.samples,
             updates=self.updates,
             queue_fill=self._swav.queue.fill,
