@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test lint types format clean
+.PHONY: install demo test bench lint types format clean
 install: $(STAMP)
 
 $(STAMP): pyproject.toml
@@ -25,6 +25,12 @@ types: install
 
 test: lint types
 	$(BIN)/python -m pytest
+
+# What is measured and not tested: each script prints a table.
+bench: install
+	for script in tests/benchmarks/[a-z]*.py; do \
+	    echo "== $$script"; $(BIN)/python -m "tests.benchmarks.$$(basename $$script .py)" || exit 1; \
+	done
 
 format: install
 	$(BIN)/ruff format .

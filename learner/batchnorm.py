@@ -40,8 +40,7 @@ class Lots:
     """G."""
     ranks: Group = field(default_factory=Alone)
     group_B: Tensor | None = None
-    """[B] int64 on the device: group of each sample of the running part; None = behave as torch's layer
-    does."""
+    """[B] int64 on the CPU: group of each sample of the running part; None = behave as torch's layer does."""
     seen: dict["GroupBatchNorm", list[_Seen]] = field(default_factory=dict)
     """Statistics of this update, pass by pass; not yet in the running ones."""
     passes: dict["GroupBatchNorm", int] = field(default_factory=dict)
@@ -59,14 +58,18 @@ class Lots:
         self.passes.clear()
         self._rows.clear()
 
-    def rows_of(self, count: int) -> dict[int, Tensor | None]:
-        """Rows of each group in a pass of so many; views lie one after the other. None = all of them."""
+    def rows_of(self, count: int, device: torch.device) -> dict[int, Tensor | None]:
+        """Rows of each group in a pass of so many; views lie one after the other. None = all of them.
+
+        Worked out on the CPU and sent over once for each size of crop: no value is read back from the device.
+        """
         if count not in self._rows and self.group_B is not None:
             group_N = self.group_B.repeat(count // len(self.group_B))
             groups = sorted(set(self.group_B.tolist()))
             alone = len(groups) == 1
             self._rows[count] = {
-                group: None if alone else torch.nonzero(group_N == group).squeeze(1) for group in groups
+                group: None if alone else torch.nonzero(group_N == group).squeeze(1).to(device)
+                for group in groups
             }
         return self._rows[count]
 
@@ -153,7 +156,7 @@ class _Normalise(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight_C: Tensor, bias_C: Tensor, lots: Lots, eps: float
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        rows_of = lots.rows_of(len(x))
+        rows_of = lots.rows_of(len(x), x.device)
         parts = {group: _take(x, rows) for group, rows in rows_of.items()}
         table = torch.zeros(lots.groups, 2 * len(weight_C) + 1, dtype=torch.float64, device=x.device)
         done = {}

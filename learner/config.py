@@ -110,7 +110,11 @@ class OptimConfig:
     schedule_samples: int = 0
     """Samples at which cosine reaches `final_learning_rate`; 0 = the length of the run, when it is known."""
     final_learning_rate: float = 0.0
-    """Learning rate at the end of cosine; >= 0."""
+    """Learning rate at the end of cosine or of an anneal; >= 0."""
+    anneal_start_samples: int = 0
+    """Samples at which the learning rate of an annealed copy begins to fall (`swavstream anneal` sets it)."""
+    anneal_samples: int = 0
+    """Samples over which it then falls to `final_learning_rate`, as 1 - sqrt; 0 = it does not."""
     clip_gradient_norm: float = 0.0
     """Largest norm of the whole gradient; 0 = no clipping."""
 
@@ -141,6 +145,8 @@ class OptimConfig:
             "schedule_samples",
             "warmup_start",
             "final_learning_rate",
+            "anneal_start_samples",
+            "anneal_samples",
             "clip_gradient_norm",
         ):
             _check(getattr(self, name) >= 0, f"optim.{name} must be >= 0, got {getattr(self, name)}")
@@ -204,6 +210,25 @@ class HealthConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ReseedConfig:
+    """Prototypes that begin anew when no sample comes to them any more."""
+
+    after_samples: int = 0
+    """Samples without being the arg-max of any, after which a prototype is re-seeded; 0 = never."""
+    interval_samples: int = 4096
+    """Samples between two looks for such prototypes; >= 1."""
+    share: float = 0.01
+    """Largest share of the prototypes of a head that is re-seeded at one look, but at least one; (0, 1]."""
+
+    def __post_init__(self) -> None:
+        _check(self.after_samples >= 0, f"reseed.after_samples must be >= 0, got {self.after_samples}")
+        _check(
+            self.interval_samples >= 1, f"reseed.interval_samples must be >= 1, got {self.interval_samples}"
+        )
+        _check(0 < self.share <= 1, f"reseed.share must be in (0, 1], got {self.share}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class LearnerConfig:
     """All of the learner."""
 
@@ -212,6 +237,7 @@ class LearnerConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     health: HealthConfig = field(default_factory=HealthConfig)
+    reseed: ReseedConfig = field(default_factory=ReseedConfig)
 
 
 def suggested_queue(prototypes: int, batch: int) -> int:

@@ -22,6 +22,7 @@ from learner.network import Laps, Network
 from learner.objectives.swav import Swav
 from learner.optim import Updater
 from learner.report import HealthReport, Snapshot, StepReport, require_finite
+from learner.reseed import Reseeder
 from learner.usage import UsageWindow
 
 
@@ -72,6 +73,14 @@ class Learner:
         self._swav = Swav(config.swav, dim=config.model.projection_dim, group=self._group)
         self._usage = [UsageWindow(k, config.health.usage_window_samples) for k in config.swav.prototypes]
         self._generations = [torch.zeros(k, dtype=torch.int64) for k in config.swav.prototypes]
+        self._reseeder = Reseeder(
+            config.reseed,
+            prototypes=config.swav.prototypes,
+            seed=seed,
+            freeze_samples=config.swav.freeze_samples,
+            twin_cosine=config.health.twin_cosine,
+            group=self._group,
+        )
         self._health: HealthReport | None = None
 
     def step(self, views: Views, *, accumulate: int = 1, fresh: bool = True) -> StepReport:
@@ -102,8 +111,8 @@ class Learner:
             outcome = self._gradients(views, lane_B, parts, counts, laps)
             gradient_norm = self._updater.gradient_norm()
             laps.end("backward")
-            measured = measure(outcome, self.config.swav, self._group)
-            require_finite(self.updates, loss=measured.loss, gradient=float(gradient_norm))
+            measured = measure(outcome, gradient_norm, self.config.swav, self._group)
+            require_finite(self.updates, loss=measured.loss, gradient=measured.gradient_norm)
             laps.end("health")
         rate = self._updater.apply(self.samples, gradient_norm)
         if not frozen:
@@ -116,6 +125,7 @@ class Learner:
                 window.push(assigned_N)
         self.updates += 1
         self.samples += sum(counts) if fresh else 0
+        reseeded = self._reseed(outcome, measured) if fresh else 0
         due = self._health is None or (fresh and self._interval_ended(sum(counts)))
         if due:
             self._health = health_report(
@@ -128,7 +138,7 @@ class Learner:
                 queue_ages=self._swav.queue.ages(self.samples) if self._swav.queue.full else None,
             )
         laps.end("health")
-        return self._report(measured, rate, float(gradient_norm), due, laps)
+        return self._report(measured, rate, due, laps, reseeded)
 
     def _gradients(
         self, views: Views, lane_B: Tensor, parts: Sequence[Tensor], counts: Sequence[int], laps: Laps
@@ -169,6 +179,22 @@ class Learner:
             counts=counts,
         )
 
+    def _reseed(self, outcome: Outcome, measured: Measured) -> int:
+        """Move prototypes that no arrival came to for long; returns how many."""
+        self._reseeder.note(measured.assigned_HN, samples=self.samples)
+        if not self._reseeder.due(samples=self.samples, batch=sum(outcome.counts)):
+            return 0
+        return self._reseeder.reseed(
+            outcome.z_ABD[0],
+            outcome.lane_B,
+            [scores_ABK[0] for scores_ABK in outcome.scores_H],
+            list(self._model.prototypes),
+            self._generations,
+            self._updater.optimizer,
+            samples=self.samples,
+            counts=outcome.counts,
+        )
+
     def _check(self, views: Views) -> None:
         assigned = self.config.swav.assign_views
         if len(views.crops[0]) < assigned or len(views.uniforms) < 2:
@@ -181,15 +207,13 @@ class Learner:
         interval = self.config.health.interval_samples
         return self.samples // interval != (self.samples - total) // interval
 
-    def _report(
-        self, measured: Measured, rate: float, gradient_norm: float, due: bool, laps: Laps
-    ) -> StepReport:
+    def _report(self, measured: Measured, rate: float, due: bool, laps: Laps, reseeded: int) -> StepReport:
         usage = self._usage[0]
         return StepReport(
             loss=measured.loss,
             loss_over_ln_k=measured.loss_over_ln_k,
             learning_rate=rate,
-            gradient_norm=gradient_norm,
+            gradient_norm=measured.gradient_norm,
             samples=self.samples,
             updates=self.updates,
             queue_fill=self._swav.queue.fill,
@@ -205,6 +229,7 @@ class Learner:
             score_B=measured.score_B,
             seconds=laps.seconds,
             health=self._health if due else None,
+            reseeded=reseeded,
         )
 
     def usage(self) -> Tensor:
@@ -269,12 +294,15 @@ class Learner:
         tensors = state.under("model", self._model.state_dict())
         tensors |= state.under("optim", state.optimizer_tensors(self._updater.optimizer, self._model))
         tensors |= state.under("queue", queue["tensors"])
+        reseed = self._reseeder.state_dict()
+        tensors |= state.under("reseed", reseed["tensors"])
         values: dict[str, Any] = {
             "samples": self.samples,
             "updates": self.updates,
             "queue": queue["values"],
             "usage": [],
             "health": state.report_to_json(self._health),
+            "reseed": reseed["values"],
         }
         for head, (window, generation_K) in enumerate(zip(self._usage, self._generations, strict=True)):
             usage = window.state_dict()
@@ -304,4 +332,6 @@ class Learner:
             window.load_state_dict(usage)
             self._generations[head].copy_(tensors[f"generation.{head}"])
         self.samples, self.updates = values["samples"], values["updates"]
+        ages = {"tensors": state.below("reseed", tensors), "values": values.get("reseed", {})}
+        self._reseeder.load_state_dict(ages, samples=self.samples)
         self._health = state.report_from_json(values["health"])

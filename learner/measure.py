@@ -65,6 +65,7 @@ class Measured:
     residual: float
     """The worst of all views and heads."""
     feature_std: float
+    gradient_norm: float
     assigned_HN: tuple[Tensor, ...]
     """Of each head, int64 on the CPU: arg-max of view 0 of every sample of every rank."""
     assigned_B: Tensor
@@ -73,8 +74,18 @@ class Measured:
 
 
 @torch.no_grad()
-def measure(outcome: Outcome, config: SwavConfig, group: Group) -> Measured:
-    """Add up this rank's share of every figure, sum over ranks in one collective, and divide."""
+def measure(outcome: Outcome, gradient_norm: Tensor, config: SwavConfig, group: Group) -> Measured:
+    """Add up this rank's share of every figure, sum over ranks in one collective, and divide.
+
+    Everything is read back from the device at once, with what needs no sum behind it: a GPU is waited for
+    only here.
+
+    Args:
+        outcome: of the step.
+        gradient_norm: [] of the summed gradient, the same on every rank.
+        config: settings.
+        group: the ranks.
+    """
     z_ABD, counts, priors_H = outcome.z_ABD, outcome.counts, outcome.priors_H
     scores_H, codes_H = outcome.scores_H, outcome.codes_H
     views, samples, dim = z_ABD.shape
@@ -96,12 +107,16 @@ def measure(outcome: Outcome, config: SwavConfig, group: Group) -> Measured:
         assigned_HN.flatten(),
         *[codes.mass_AK.double().flatten() for codes in codes_H],
     ]
-    summed = torch.split(group.sum(torch.cat(shares)).cpu(), [len(share) for share in shares])
-    losses, code_entropy, prediction_entropy, agreeing, z_D, square_D, assigned, *masses = summed
+    own = [gradient_norm.double()[None], best_H[0].values[0].double()]
+    own += [prior_K.double() for prior_K in priors_H if prior_K is not None]
+    read = torch.cat([group.sum(torch.cat(shares)), *own]).cpu()
+    parts = torch.split(read, [len(part) for part in (*shares, *own)])
+    losses, code_entropy, prediction_entropy, agreeing, z_D, square_D, assigned = parts[:7]
+    masses_H, (norm, score_B, *wanted_H) = parts[7 : len(shares)], parts[len(shares) :]
     ln_k = torch.tensor([math.log(scores.shape[-1]) for scores in scores_H], dtype=torch.float64)
     residual = max(
-        float(marginal_error(mass.view(views, -1), None if prior is None else prior.cpu()).max())
-        for mass, prior in zip(masses, priors_H, strict=True)
+        float(marginal_error(mass.view(views, -1), wanted_K).max())
+        for mass, wanted_K in zip(masses_H, wanted_H or priors_H, strict=True)
     )
     variance_D = (square_D / total - (z_D / total).square()).clamp_min(0)
     return Measured(
@@ -112,9 +127,10 @@ def measure(outcome: Outcome, config: SwavConfig, group: Group) -> Measured:
         agreement=float(agreeing / total) if views > 1 else 0.0,
         residual=residual,
         feature_std=float(variance_D.sqrt().mean() * math.sqrt(dim)),
+        gradient_norm=float(norm),
         assigned_HN=tuple(assigned.long().view(len(scores_H), total)),
-        assigned_B=top_AB[0].cpu(),
-        score_B=best_H[0].values[0].float().cpu(),
+        assigned_B=assigned[first : first + samples].long(),
+        score_B=score_B.float(),
     )
 
 

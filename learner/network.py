@@ -112,7 +112,7 @@ class Network:
             kinds.append(images.contiguous(memory_format=self._memory_format))
         laps.end("augment")
         if self._by_groups:
-            self._lots.begin((lane_B % self._lots.groups).to(self.device))
+            self._lots.begin(lane_B.cpu() % self._lots.groups)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._bfloat16):
             z = self.model.embed(kinds)
         laps.end("forward")

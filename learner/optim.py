@@ -21,14 +21,28 @@ def learning_rate(config: OptimConfig, samples: int, total_samples: int | None) 
 
     Linear from `warmup_start` to `learning_rate` over `warmup_samples`; then constant, or a half cosine
     that ends at `final_learning_rate` when `schedule_samples` (0: `total_samples`) have been seen, and
-    stays there.
+    stays there. With `anneal_samples` what would be the rate falls once more from `anneal_start_samples` on,
+
+        final + (rate - final) (1 - sqrt((samples - start) / anneal_samples)),
+
+    and stays at `final_learning_rate` after that.
 
     Raises:
         ValueError: a cosine whose end is not known.
 
     Source: Caron et al. 2020, arXiv:2006.09882, A.1 (there in epochs; here in samples, the only clock of a
-    stream).
+    stream); Haegele et al. 2024, arXiv:2405.18392, for the fall of an annealed copy.
     """
+    rate = _scheduled(config, samples, total_samples)
+    if config.anneal_samples == 0 or samples < config.anneal_start_samples:
+        return rate
+    done = min(1.0, (samples - config.anneal_start_samples) / config.anneal_samples)
+    final = config.final_learning_rate
+    return final + (rate - final) * (1 - math.sqrt(done))
+
+
+def _scheduled(config: OptimConfig, samples: int, total_samples: int | None) -> float:
+    """Warm-up, then constant or cosine."""
     peak = config.learning_rate
     if samples < config.warmup_samples:
         return config.warmup_start + (peak - config.warmup_start) * samples / config.warmup_samples

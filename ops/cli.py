@@ -21,6 +21,7 @@ COMMANDS = {
     "seal": "Give an open stream its end.",
     "stream": "Look at a stream: records, shards, whether it is sealed.",
     "learn": "Learn from a stream in one pass; goes on where it was.",
+    "anneal": "Make an annealed copy of a run for release; the run itself goes on.",
     "status": "Say how a run stands: running or not, samples, loss, where things are.",
     "snapshots": "List and show the published snapshots of a run.",
     "evaluate": "Measure the features of a run on labelled streams.",

@@ -9,7 +9,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from learner.config import AugmentConfig, HealthConfig, LearnerConfig, ModelConfig, OptimConfig, SwavConfig
+from learner.config import (
+    AugmentConfig,
+    HealthConfig,
+    LearnerConfig,
+    ModelConfig,
+    OptimConfig,
+    ReseedConfig,
+    SwavConfig,
+)
 from ops import settings
 from ops.errors import ConfigError
 from stream.config import CropConfig, ReaderConfig, ReplayConfig
@@ -98,6 +106,8 @@ class RunConfig:
     """W, commits whose shards are shuffled together; an open stream is read once W more have arrived."""
     passes: int = 1
     """Times that a sealed stream is read; one is the rule."""
+    end_samples: int = 0
+    """The run ends with the first step that brings it to so many samples; 0 = with its stream."""
     workers: int = 2
     """Reader processes of each rank; 0 = read in the learner's own process."""
     accumulate: int = 1
@@ -113,13 +123,14 @@ class RunConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     health: HealthConfig = field(default_factory=HealthConfig)
+    reseed: ReseedConfig = field(default_factory=ReseedConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     snapshot: SnapshotConfig = field(default_factory=SnapshotConfig)
     server: ServerConfig = field(default_factory=ServerConfig)
     ranks: RanksConfig = field(default_factory=RanksConfig)
 
     def __post_init__(self) -> None:
-        _at_least("", self, lanes=1, batch=1, window=1, passes=1, workers=0, accumulate=1)
+        _at_least("", self, lanes=1, batch=1, window=1, passes=1, end_samples=0, workers=0, accumulate=1)
         if not 0 <= self.seed < 1 << 63:
             raise ConfigError(f"seed must be in 0..2^63-1, got {self.seed}")
         if self.precision not in {"float32", "bfloat16", "float64"}:
@@ -152,7 +163,12 @@ class RunConfig:
     def learner(self) -> LearnerConfig:
         """The part that the learner package sees."""
         return LearnerConfig(
-            model=self.model, swav=self.swav, optim=self.optim, augment=self.augment, health=self.health
+            model=self.model,
+            swav=self.swav,
+            optim=self.optim,
+            augment=self.augment,
+            health=self.health,
+            reseed=self.reseed,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -253,8 +269,14 @@ def advice(config: RunConfig) -> list[str]:
             f"batch + queue is {pool}, fewer than the {largest} prototypes: a balanced code cannot reach "
             f"all of them in one step; raise swav.queue_samples to {largest - config.batch} or more"
         )
-    if config.optim.schedule == "constant" and config.optim.final_learning_rate:
+    annealed = config.optim.anneal_samples > 0
+    if config.optim.schedule == "constant" and config.optim.final_learning_rate and not annealed:
         found.append("optim.final_learning_rate is ignored: the schedule is constant")
+    if 0 < config.reseed.after_samples < 10 * largest:
+        found.append(
+            f"reseed.after_samples = {config.reseed.after_samples} is less than ten samples for each of the "
+            f"{largest} prototypes: even traffic leaves some unused for so long; set it to {10 * largest}"
+        )
     if config.checkpoint.keep == 1:
         found.append("checkpoint.keep is 1: when the only checkpoint is damaged the run starts anew")
     return found

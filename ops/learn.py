@@ -2,12 +2,13 @@
 
 import contextlib
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TextIO
 
 import torch
 
+from ops import initial
 from ops.checkpoint import Checkpoint, load_newest
 from ops.config import RunConfig
 from ops.errors import EXIT_FAILED, ConfigError, OpsError, RankFailed, RunMismatch
@@ -48,6 +49,7 @@ def learn(
     config: RunConfig,
     *,
     wait: bool = False,
+    init_from: str | None = None,
     stop: StopRequest | None = None,
     out: TextIO | None = None,
 ) -> Summary:
@@ -60,6 +62,7 @@ def learn(
         run_dir: the run directory; made when missing.
         config: all settings.
         wait: wait for a stream that does not exist yet.
+        init_from: the first weights of a new run, see `ops.initial.read`; None draws them.
         stop: asks the run to end; None takes Ctrl-C and SIGTERM over.
         out: where progress is written; None is stderr.
 
@@ -82,7 +85,8 @@ def learn(
         world = join(device=device_of(config), timeout_s=config.ranks.timeout_s)
         stack.callback(world.close)
         if world.lead:
-            began = _begin(stack, stream, run_dir, config, wait=wait, stop=stop, out=out, world=world)
+            asked = _Asked(stream=stream, run_dir=run_dir, config=config, wait=wait, init_from=init_from)
+            began = _begin(stack, asked, stop=stop, out=out, world=world)
         else:
             stack.enter_context(stop)
             began = fetch_opened(world, run_dir, stop=stop.asked), None
@@ -107,20 +111,23 @@ Began = tuple[Opened | Summary | None, Keeper | None]
 """A run that is ready to learn and who keeps it; or how it ended, when there is nothing to do."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Asked:
+    """What `learn` was given that says which run this is."""
+
+    stream: str
+    run_dir: Path
+    config: RunConfig
+    wait: bool
+    init_from: str | None
+
+
 def _begin(
-    stack: contextlib.ExitStack,
-    stream: str,
-    run_dir: Path,
-    config: RunConfig,
-    *,
-    wait: bool,
-    stop: StopRequest,
-    out: TextIO | None,
-    world: World,
+    stack: contextlib.ExitStack, asked: _Asked, *, stop: StopRequest, out: TextIO | None, world: World
 ) -> Began:
     """Open the run as the first rank does, and tell the others."""
     try:
-        began = _open_run(stack, stream, run_dir, config, wait=wait, stop=stop, out=out)
+        began = _open_run(stack, asked, stop=stop, out=out)
     except (StreamError, OpsError, OSError, ValueError) as error:
         post_refusal(world, error, exit_code_of(error) or EXIT_FAILED)
         raise
@@ -130,17 +137,9 @@ def _begin(
     return began
 
 
-def _open_run(
-    stack: contextlib.ExitStack,
-    stream: str,
-    run_dir: Path,
-    config: RunConfig,
-    *,
-    wait: bool,
-    stop: StopRequest,
-    out: TextIO | None,
-) -> Began:
+def _open_run(stack: contextlib.ExitStack, asked: _Asked, *, stop: StopRequest, out: TextIO | None) -> Began:
     """Take the run directory, find where the run stands and that its stream is there."""
+    stream, run_dir, config = asked.stream, asked.run_dir, asked.config
     run_dir.mkdir(parents=True, exist_ok=True)
     # Before signals become requests: taking the lock may wait for the heartbeat of another host.
     stack.enter_context(RunLock(run_dir))
@@ -153,8 +152,9 @@ def _open_run(
     damaged: list[str] = []
     saved = load_newest(run_dir, set_aside=True, on_damaged=damaged.append)
     _check(saved, record, run_dir)
+    record = initial.begin(run_dir, record, config, asked.init_from, saved=saved is not None)
     spec = _spec(stream, config)
-    source = _open(spec, wait=wait)
+    source = _open(spec, wait=asked.wait)
     if source is not None:
         stack.callback(source.close)
     total = record.total_samples or _length(source, config)
@@ -236,6 +236,8 @@ def _finished(run_dir: Path, record: RunRecord, stream: str, config: RunConfig) 
     ended = read_summary(run_dir)
     if ended is None or ended.status != FINISHED or ended.passes < config.passes:
         return None
+    if record.config.get("end_samples", 0) != config.end_samples:
+        return None
     return ended if stream == record.stream else None
 
 
@@ -272,20 +274,21 @@ def _await(
 
 
 def _length(source: ShardSource | None, config: RunConfig) -> int | None:
-    """Samples of the whole run when the stream has its end: what the shortest lane fills, in every pass.
+    """Samples of the whole run when it or the stream has an end: what the shortest lane fills, in every pass.
 
     Raises:
         ConfigError: not even one batch.
     """
     if source is None or not source.sealed():
-        return None
+        return config.end_samples or None
     steps = source.records // config.lanes // config.chunk
     if steps == 0:
         raise ConfigError(
             f"the stream is sealed with {source.records} records, fewer than one batch of {config.batch}: "
             "nothing could be learned; lower batch and lanes"
         )
-    return steps * config.batch * config.passes
+    whole = steps * config.batch * config.passes
+    return min(whole, config.end_samples or whole)
 
 
 def _never_began(run_dir: Path, saved: Checkpoint | None, config: RunConfig) -> Summary:

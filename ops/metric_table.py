@@ -85,6 +85,11 @@ COUNTERS = _table(
         "ok, unhealthy, repeated, superseded, stale_epoch, error",
     ),
     ("snapshot_rewinds_total", "rewinds", "Times that newer snapshots were abandoned after a resume."),
+    (
+        "prototypes_reseeded_total",
+        "prototypes",
+        "Prototypes that began anew because no sample came to them; 0 unless reseed.after_samples is set.",
+    ),
     ("nan_steps_total", "steps", "Steps whose loss or gradient was not finite; no update was made."),
 )
 

@@ -138,6 +138,7 @@ class Metrics:
         self._counters["steps_total"].inc()
         self._counters["updates_total"].labels("fresh").inc()
         self._counters["updates_total"].labels("replay").inc(replays)
+        self._counters["prototypes_reseeded_total"].inc(report.reseeded)
         seconds = {**report.seconds, "load": load_s, "checkpoint": save_s}
         seconds["other"] = max(0.0, step_s - sum(seconds.values()))
         for phase, value in seconds.items():

@@ -16,6 +16,7 @@ import torch
 from learner.augment import Views
 from learner.learner import Learner
 from learner.report import NonFinite, StepReport
+from ops import initial
 from ops.checkpoint import Checkpoint
 from ops.config import RunConfig
 from ops.errors import CheckpointFailed, ConfigError, NotFinite, RankFailed, RunMismatch, Starved
@@ -76,7 +77,7 @@ class Run:
 
     def train(self) -> None:
         """Learn until the stream ends or somebody asks to stop."""
-        while True:
+        while not self._at_end():
             try:
                 self._train()
             except NonFinite as error:
@@ -100,6 +101,8 @@ class Run:
                     self.save()
                 if self._due(self.config.snapshot.every_samples):
                     self.publish()
+                if self._at_end():
+                    break
             if loader.finished:
                 self.cursor = loader.cursor
         self._heed(steps.stop)
@@ -159,8 +162,9 @@ class Run:
         if self.learner.updates:
             self.publish()
         shot = keeper.finish() if keeper is not None else None
+        ended = self.cursor.pass_number >= self.config.passes or self._at_end()
         summary = summarise(
-            status=FINISHED if self.cursor.pass_number >= self.config.passes else STOPPED,
+            status=FINISHED if ended else STOPPED,
             run_dir=self.run_dir,
             cursor=self.cursor,
             progress=self.progress,
@@ -213,7 +217,9 @@ class Run:
         except ValueError as error:
             raise ConfigError(str(error)) from error
         self.cursor, self.progress, self._restored_from = self._start, Progress(), None
-        if saved is not None:
+        if saved is None:
+            initial.load(self.run_dir, self.record, self.learner, self._world)
+        else:
             try:
                 self.learner.load_state_dict(saved.state)
                 self.progress = Progress(**saved.progress)
@@ -312,6 +318,10 @@ class Run:
             seconds=self.seconds(),
             usage_K=self.learner.usage().numpy() if report.health is not None else None,
         )
+
+    def _at_end(self) -> bool:
+        """Whether the run has the samples that `end_samples` asks for; a function of samples alone."""
+        return 0 < self.config.end_samples <= self.cursor.samples
 
     def _due(self, every: int) -> bool:
         """Whether the last step passed a multiple of so many samples; a function of samples alone."""

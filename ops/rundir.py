@@ -16,7 +16,7 @@ import os
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,9 @@ class RunRecord:
     """All settings, as last given."""
     total_samples: int | None
     """Samples that the run will see, fixed when it began; None when the stream was open."""
+    origin: Mapping[str, Any] = field(default_factory=dict)
+    """Where the first weights come from when they were not drawn: `kind` (anneal or weights), and which run,
+    checkpoint or snapshot it was."""
 
     @classmethod
     def new(cls, *, stream: str, config: Mapping[str, Any]) -> "RunRecord":

@@ -2,7 +2,6 @@
 
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -30,6 +29,10 @@ from ops.signals import StopRequest
     "--nproc", type=click.IntRange(min=1), default=1, show_default=True, metavar="N",
     help="Ranks on this machine: one for each GPU. Under torchrun leave it out.",
 )  # fmt: skip
+@click.option(
+    "--init-from", metavar="SNAPSHOT",
+    help="Begin a new run with weights of another: RUN, RUN:VERSION, RUN:stable, RUN/checkpoints/ckpt-...",
+)  # fmt: skip
 @click.option("--wait", is_flag=True, help="Wait for a stream that does not exist yet.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object, the last line.")
 def command(
@@ -39,6 +42,7 @@ def command(
     recipe: str | None,
     assignments: tuple[str, ...],
     nproc: int,
+    init_from: str | None,
     wait: bool,
     as_json: bool,
 ) -> int:
@@ -75,29 +79,27 @@ def command(
     if nproc > 1:
         from ops.launch import launch
 
-        return launch(_as_rank(stream, run_dir, file, recipe, assignments, wait, as_json), nproc=nproc)
+        return launch(_as_rank(click.get_current_context()), nproc=nproc)
     from ops.learn import learn
 
     stop = StopRequest() if lead else StopRequest(note=b"")
-    summary = learn(stream, run_dir, config, wait=wait, stop=stop, out=sys.stderr)
+    summary = learn(stream, run_dir, config, wait=wait, init_from=init_from, stop=stop, out=sys.stderr)
     if lead:
         click.echo(json.dumps(summary.to_json()) if as_json else summary.told())
     return stop.exit_code
 
 
-def _as_rank(
-    stream: str,
-    run_dir: Path,
-    file: Path | None,
-    recipe: str | None,
-    assignments: Sequence[str],
-    wait: bool,
-    as_json: bool,
-) -> list[str]:
-    """The command line of one rank."""
-    options = [f"--run={run_dir}", *(f"--set={one}" for one in assignments)]
-    options += [f"--config={file}"] if file is not None else []
-    options += [f"--recipe={recipe}"] if recipe is not None else []
-    options += [flag for flag, given in (("--wait", wait), ("--json", as_json)) if given]
-    verbose = click.get_current_context().find_root().params.get("verbose", False)
-    return [*(["--verbose"] if verbose else []), "learn", *options, "--", stream]
+def _as_rank(context: click.Context) -> list[str]:
+    """The command line of one rank: what was given here, without the number of ranks."""
+    given = context.params
+    options = [f"--set={assignment}" for assignment in given["assignments"]]
+    for option, name in (
+        ("run", "run_dir"),
+        ("config", "file"),
+        ("recipe", "recipe"),
+        ("init-from", "init_from"),
+    ):
+        options += [f"--{option}={given[name]}"] if given[name] is not None else []
+    options += [f"--{flag}" for flag, name in (("wait", "wait"), ("json", "as_json")) if given[name]]
+    verbose = ["--verbose"] if context.find_root().params.get("verbose") else []
+    return [*verbose, "learn", *options, "--", given["stream"]]

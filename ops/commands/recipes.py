@@ -5,7 +5,6 @@ import json
 import click
 
 from ops import recipes, settings
-from ops.config import advice, build
 
 
 @click.group()
@@ -41,27 +40,26 @@ def list_recipes(as_json: bool) -> None:
 @click.option(
     "--set", "assignments", multiple=True, metavar="A.B=V", help="Change a setting; may be repeated."
 )
+@click.option("--stream", metavar="STREAM", help="Also say how the recipe fits this stream.")
+@click.option(
+    "--ranks", metavar="N", type=click.IntRange(min=1),
+    help="Learners that share the run; one a CUDA device where it is not given.",
+)  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def show(name: str, assignments: tuple[str, ...], as_json: bool) -> None:
-    """Show all settings of a recipe, as TOML that `learn --config` takes.
+def show(
+    name: str, assignments: tuple[str, ...], stream: str | None, ranks: int | None, as_json: bool
+) -> None:
+    """Show all settings of a recipe, as TOML that `learn --config` takes, and how they fit this machine.
+
+    Memory is estimated for one rank, without the program itself.
 
     \b
     Examples:
         swavstream recipes show imagenet-400ep-256
+        swavstream recipes show cifar10-onepass --stream TRAIN/
         swavstream recipes show smoke --set swav.prototypes=64 > mine.toml
     """  # noqa: D301
-    recipe = recipes.load(name)
-    config = build(recipe.values, assignments)
-    warnings = advice(config)
-    about = settings.plain(recipe.about)
-    steps = recipe.samples // config.batch
-    if as_json:
-        body = {"name": name, "recipe": about, "samples": recipe.samples, "steps": steps}
-        click.echo(json.dumps({**body, "config": config.to_dict(), "warnings": warnings}))
-        return
-    click.echo(
-        f"# recipe {name}: {recipe.samples:,} samples, {steps:,} steps" if steps else f"# recipe {name}"
-    )
-    for warning in warnings:
-        click.echo(f"# warning: {warning}")
-    click.echo(settings.to_toml({**config.to_dict(), "recipe": about}), nl=False)
+    from ops import resolved
+
+    shown = resolved.resolve(name, assignments, stream=stream, ranks=ranks)
+    click.echo(json.dumps(shown.to_json()) if as_json else shown.to_toml(), nl=as_json)

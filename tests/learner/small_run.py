@@ -9,7 +9,15 @@ from torch import Tensor
 
 from learner.augment import Views
 from learner.collective import Group
-from learner.config import AugmentConfig, HealthConfig, LearnerConfig, ModelConfig, OptimConfig, SwavConfig
+from learner.config import (
+    AugmentConfig,
+    HealthConfig,
+    LearnerConfig,
+    ModelConfig,
+    OptimConfig,
+    ReseedConfig,
+    SwavConfig,
+)
 from learner.learner import Learner
 from learner.report import StepReport
 
@@ -25,6 +33,7 @@ def small_config(
     optim: dict[str, object] | None = None,
     augment: dict[str, object] | None = None,
     health: dict[str, object] | None = None,
+    reseed: dict[str, object] | None = None,
 ) -> LearnerConfig:
     """Settings in which everything happens within a few steps; any may be changed."""
     small_model: dict[str, object] = {
@@ -45,6 +54,7 @@ def small_config(
         optim=OptimConfig(**(small_optim | (optim or {}))),  # type: ignore[arg-type]
         augment=AugmentConfig(**(augment or {})),  # type: ignore[arg-type]
         health=HealthConfig(**(small_health | (health or {}))),  # type: ignore[arg-type]
+        reseed=ReseedConfig(**(reseed or {})),  # type: ignore[arg-type]
     )
 
 
@@ -112,6 +122,10 @@ KINDS: dict[str, LearnerConfig] = {
         swav={"prototypes": (10, 6), "prior": "powerlaw", "hard_codes": True}
     ),
     "groups of batch norm": small_config(model={"bn_groups": 4}),
+    "prototypes that are re-seeded": small_config(
+        swav={"prototypes": (40, 30)},
+        reseed={"after_samples": 2 * BATCH, "interval_samples": BATCH, "share": 0.1},
+    ),
     "late queue, no head norm, rows kept in NCHW": small_config(
         swav={"queue_start_samples": 2 * BATCH},
         model={"projection_norm": False, "channels_last": False, "activation_checkpointing": True},

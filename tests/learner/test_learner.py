@@ -10,9 +10,10 @@ from learner.augment import photometric
 from learner.collective import Alone
 from learner.config import AugmentConfig, LearnerConfig
 from learner.loss import swapped_loss
+from learner.measure import measure
 from learner.network import Laps, Network
 from learner.report import NonFinite
-from learner.sinkhorn import assign
+from learner.sinkhorn import assign, marginal_error
 from tests.learner.small_run import (
     BATCH,
     KINDS,
@@ -179,6 +180,53 @@ def test_samples_seen_before_count_as_an_update_but_not_as_arrivals() -> None:
     assert (report.samples, report.updates) == (BATCH, 1)
     report = learner.step(batch(0), fresh=False)
     assert (report.samples, report.updates) == (BATCH, 2)
+
+
+class Counting(Alone):
+    """One rank that counts its collectives."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        self.calls += 1
+        return tensor
+
+    def max(self, tensor: Tensor) -> Tensor:
+        self.calls += 1
+        return tensor
+
+
+@pytest.mark.parametrize(("iterations", "calls"), [(1, 3), (3, 5), (10, 12)])
+def test_a_step_costs_a_small_collective_an_iteration_and_two_more(iterations: int, calls: int) -> None:
+    group = Counting()
+    config = small_config(swav={"sinkhorn_iterations": iterations}, health={"interval_samples": 10**6})
+    learner = small_learner(config, group=group)
+    learner.step(batch(0))
+    group.calls = 0
+    learner.step(batch(1))
+    assert group.calls == calls  # of the prototypes' largest scores, each iteration, and the figures
+
+
+def test_what_is_read_back_in_one_piece_is_what_each_value_was() -> None:
+    learner = small_learner(small_config(swav={"prototypes": (10, 6), "prior": "powerlaw"}))
+    views = batch(0)
+    lane_B = views.lanes(ranks=1, rank=0)
+    outcome = learner._gradients(views, lane_B, [torch.arange(BATCH)], (BATCH,), laps())
+    measured = measure(outcome, torch.tensor(2.5), learner.config.swav, Alone())
+    assert measured.gradient_norm == 2.5
+    for scores_ABK, assigned_N in zip(outcome.scores_H, measured.assigned_HN, strict=True):
+        assert torch.equal(assigned_N, scores_ABK[0].argmax(-1))
+    best = outcome.scores_H[0][0].max(-1)
+    assert torch.equal(measured.assigned_B, best.indices)
+    assert torch.equal(measured.score_B, best.values)
+    assert measured.residual == pytest.approx(
+        max(
+            float(marginal_error(codes.mass_AK, prior_K).max())
+            for codes, prior_K in zip(outcome.codes_H, outcome.priors_H, strict=True)
+        ),
+        rel=1e-6,
+    )
 
 
 def test_the_learning_rate_follows_samples() -> None:

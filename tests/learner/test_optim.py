@@ -146,6 +146,14 @@ def test_a_cosine_whose_end_is_unknown_is_refused_at_once() -> None:
         Updater(OptimConfig(schedule="cosine"), parameters(), total_samples=None)
 
 
+def test_an_anneal_falls_from_the_rate_of_its_start_to_the_final_one_and_stays_there() -> None:
+    config = OptimConfig(
+        learning_rate=2.0, anneal_start_samples=1000, anneal_samples=400, final_learning_rate=0.5
+    )
+    rates = [learning_rate(config, samples, None) for samples in (0, 999, 1000, 1100, 1225, 1400, 10**9)]
+    assert rates == pytest.approx([2.0, 2.0, 2.0, 1.25, 0.875, 0.5, 0.5])
+
+
 def test_clipping_bounds_the_norm_of_the_whole_gradient() -> None:
     weights = [nn.Parameter(torch.zeros(3)), nn.Parameter(torch.zeros(4))]
     config = OptimConfig(

@@ -88,6 +88,22 @@ def test_two_heads_with_a_power_law_are_the_same_run(crew: Crew) -> None:
     assert_same_run(ranks, alone(config, steps=range(8)))
 
 
+def test_prototypes_are_reseeded_alike_by_any_number_of_ranks(crew: Crew) -> None:
+    config = small_config(
+        swav={"prototypes": (40, 30)},
+        model={"bn_groups": 4},
+        reseed={"after_samples": 2 * BATCH, "interval_samples": BATCH, "share": 0.2},
+    )
+    one = alone(config, steps=range(10))
+    assert one["state"]["values"]["reseed"]["total"] > 10
+    for world in (2, 3):
+        ranks = crew.run(rank_jobs.train, world, config=config, precision="float64", steps=range(10))
+        assert_same_run(ranks, one)
+    state = crew.run(rank_jobs.train, 2, config=config, precision="float64", steps=range(6))[1]["state"]
+    tail = crew.run(rank_jobs.train, 4, config=config, precision="float64", steps=range(6, 10), state=state)
+    assert_same_run(tail, one | {k: one[k][6:] for k in ("losses", "figures")})
+
+
 def test_a_state_goes_on_under_another_number_of_ranks(crew: Crew) -> None:
     config = grouped(4)
     whole = alone(config)

@@ -1,6 +1,7 @@
 """Codes against a log-domain oracle, an assignment solver, and invariants."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -8,8 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from learner.collective import Alone
+from learner.loss import swapped_loss
 from learner.sinkhorn import assign, marginal_error, power_law_prior
 from tests.oracles.log_sinkhorn import log_sinkhorn
 
@@ -147,6 +150,34 @@ def test_identical_features_give_even_codes() -> None:
 def test_a_hundred_thousand_prototypes_and_few_samples_are_fine() -> None:
     codes = assign(cosines(3, 100_000, dim=8), epsilon=0.01, iterations=3).codes_ABK
     torch.testing.assert_close(codes.sum(-1), torch.ones(1, 3), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("epsilon", [0.01, 0.1, 1.0])
+@pytest.mark.parametrize("prototypes", [2, 300, 20_000, 100_000])
+def test_float32_codes_of_any_number_of_prototypes_equal_the_oracle(prototypes: int, epsilon: float) -> None:
+    scores = cosines(12, prototypes)
+    codes = assign(scores, epsilon=epsilon, iterations=3).codes_ABK[0]
+    expected = log_sinkhorn(scores[0], epsilon=epsilon, iterations=3)
+    torch.testing.assert_close(codes.double(), expected, rtol=0, atol=1e-6)
+
+
+def test_nothing_is_read_back_from_the_device_while_codes_and_loss_are_made() -> None:
+    seen: list[str] = []
+
+    class Watched(TorchDispatchMode):  # type: ignore[no-untyped-call]
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:  # torch's own signature
+            seen.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    scores = torch.cat([cosines(30, 6), cosines(30, 6)])
+    views = scores.clone().requires_grad_()
+    with Watched():  # type: ignore[no-untyped-call]
+        codes = assign(scores, epsilon=0.01, iterations=3, hard=True, keep=20).codes_ABK
+        torch.autograd.backward(swapped_loss(views[:, :20], codes, temperature=0.1).mean())
+    assert any("softmax" in name for name in seen)
+    assert not [name for name in seen if "local_scalar" in name or "nonzero" in name or "is_nonzero" in name]
 
 
 def test_codes_carry_no_gradient() -> None:

@@ -41,7 +41,7 @@ def summary_of(out: str) -> dict[str, Any]:
 
 def ranks_of(launcher: int) -> list[int]:
     """Processes of the ranks, in their order."""
-    found = {}
+    found: dict[int, int] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:

@@ -36,6 +36,13 @@ TOP1 = {
 }
 
 
+OURS = ("cifar10-onepass", "cifar100-onepass", "mini84-onepass", "smoke")
+
+
+def test_every_promised_recipe_is_there() -> None:
+    assert {*PUBLISHED, *TOP1, *OURS} <= set(recipes.names())
+
+
 @pytest.mark.parametrize("name", recipes.names())
 def test_every_recipe_loads_and_says_what_it_is(name: str) -> None:
     recipe = recipes.load(name)
@@ -89,6 +96,19 @@ def test_published_settings_are_those_published(name: str) -> None:
 def test_a_published_schedule_ends_with_the_run(name: str) -> None:
     recipe = recipes.load(name)
     assert recipe.config.optim.schedule_samples == recipe.samples
+
+
+@pytest.mark.parametrize("name", ["cifar100-onepass", "mini84-onepass"])
+def test_a_recipe_that_nobody_has_measured_says_so_and_claims_no_result(name: str) -> None:
+    about = recipes.load(name).about
+    assert about.notes.strip().startswith("Not measured.")
+    assert about.published == ""
+
+
+def test_frozen_prototypes_and_their_number_are_one_line_each() -> None:
+    changed = build(recipes.load("smoke").values, ["swav.prototypes=77", "swav.freeze_samples=1e12"])
+    assert changed.swav.prototypes == (77,)
+    assert changed.swav.freeze_samples == 10**12
 
 
 @pytest.mark.parametrize("name", TOP1)

@@ -1,0 +1,217 @@
+"""Whether settings fit a machine and a stream: a sentence for each thing that is allowed but will not do.
+
+Nothing is opened or taken; what is judged is handed in.
+"""
+
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from ops.config import RunConfig, advice
+from ops.estimate import Memory
+
+HEADROOM = 1.3
+"""Peaks that were measured on a CPU were up to so many times the estimate."""
+
+FEW_A_GROUP = 16
+"""Samples of a group of batch norm below which its statistics are mostly noise."""
+
+MIXED_SHARE = 0.1
+"""Share of a stream that a shuffle window should hold where its source may be sorted."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Machine:
+    """What a run may use here."""
+
+    host_bytes: int
+    """Memory of the host."""
+    device_bytes: tuple[int, ...] = ()
+    """Memory of each CUDA device; empty without one."""
+
+    @classmethod
+    def this(cls) -> "Machine":
+        """The machine that this program runs on."""
+        devices = [
+            torch.cuda.get_device_properties(number).total_memory
+            for number in range(torch.cuda.device_count())
+        ]
+        host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return cls(host_bytes=host, device_bytes=tuple(devices))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stream:
+    """What a stream holds."""
+
+    records: int
+    shards: int
+    sealed: bool
+
+
+def samples_of(config: RunConfig, records: int) -> int:
+    """Samples of a run over so many records: whole steps of every pass, if none of them is unusable."""
+    whole = records // config.lanes // config.chunk * config.batch * config.passes
+    return min(whole, -(-config.end_samples // config.batch) * config.batch or whole)
+
+
+def uses_cuda(config: RunConfig, machine: Machine) -> bool:
+    """Whether the network will be on a CUDA device."""
+    return config.device.startswith("cuda") or (config.device == "auto" and bool(machine.device_bytes))
+
+
+def warnings(
+    config: RunConfig,
+    *,
+    base: RunConfig,
+    machine: Machine,
+    ranks: int,
+    memory: Memory | None,
+    stream: Stream | None,
+) -> list[str]:
+    """What does not fit, a sentence each; the order is that in which one would mend it.
+
+    Args:
+        config: the settings to judge.
+        base: the recipe's own, which the learning rate was chosen for.
+        machine: where the run would be.
+        ranks: learners that would share it.
+        memory: of one rank; None when that cannot be told, as with more ranks than lanes.
+        stream: what would be read; None = not known yet.
+    """
+    found = [*_of_ranks(config, ranks), *advice(config), *_of_queue(config)]
+    found += [*_of_rate(config, base), *_of_groups(config, ranks)]
+    if memory is not None:
+        found += _of_memory(config, machine, memory, ranks)
+    if stream is not None:
+        found += [*_of_stream(config, stream), *_of_order(config, stream)]
+    return found
+
+
+def _of_ranks(config: RunConfig, ranks: int) -> Iterator[str]:
+    if ranks > config.lanes:
+        yield (
+            f"{ranks} ranks are more than {config.lanes} lanes: every rank needs one; raise lanes, or use "
+            f"{config.lanes} ranks"
+        )
+    elif config.lanes % ranks:
+        more = math.ceil(config.lanes / ranks)
+        yield (
+            f"{config.lanes} lanes cannot be dealt evenly to {ranks} ranks: some get {more} and wait for "
+            f"nobody, others {more - 1} and wait in every step"
+        )
+
+
+def _of_queue(config: RunConfig) -> Iterator[str]:
+    if 0 < config.swav.queue_samples < config.batch:
+        yield (
+            f"swav.queue_samples = {config.swav.queue_samples} does not hold one batch of {config.batch}: "
+            "the first update would be refused"
+        )
+
+
+def _of_rate(config: RunConfig, base: RunConfig) -> Iterator[str]:
+    optim = config.optim
+    if config.batch == base.batch or optim.learning_rate != base.optim.learning_rate:
+        return
+    if optim.optimizer != base.optim.optimizer:
+        return
+    ratio = config.batch / base.batch
+    rule, rate = ("with the batch", optim.learning_rate * ratio)
+    if optim.optimizer == "adamw":
+        rule, rate = ("with its square root", optim.learning_rate * math.sqrt(ratio))
+    yield (
+        f"optim.learning_rate = {optim.learning_rate:g} was chosen for batches of {base.batch}: for "
+        f"{config.batch} it would be {rate:.2g}, if it goes {rule} as is usual for {optim.optimizer}"
+    )
+
+
+def _of_groups(config: RunConfig, ranks: int) -> Iterator[str]:
+    groups = max(1, config.model.bn_groups)
+    if groups > config.lanes:
+        yield f"model.bn_groups = {groups} is more than the {config.lanes} lanes: some groups stay empty"
+    elif config.batch / groups < FEW_A_GROUP:
+        yield (
+            f"model.bn_groups = {groups} leaves {config.batch // groups} samples to a group of batch norm: "
+            f"its statistics are mostly noise; use {max(1, config.batch // FEW_A_GROUP)} groups or fewer"
+        )
+    if groups % ranks:
+        yield (
+            f"model.bn_groups = {groups} is no multiple of {ranks} ranks: each layer of batch norm sends its "
+            "statistics in every pass, which is slow between machines"
+        )
+    if config.accumulate > 1 and groups % (ranks * config.accumulate):
+        yield (
+            f"accumulate = {config.accumulate} on {ranks} ranks needs model.bn_groups to be a multiple of "
+            f"{ranks * config.accumulate}, got {groups}: the first update would be refused"
+        )
+
+
+def _of_memory(config: RunConfig, machine: Machine, memory: Memory, ranks: int) -> Iterator[str]:
+    cuda = uses_cuda(config, machine)
+    here = ranks if not cuda else min(ranks, max(1, len(machine.device_bytes)))
+    host = here * (memory.host if cuda else memory.host + memory.device)
+    help_ = "lower batch, raise accumulate (with model.bn_groups), or set model.activation_checkpointing"
+    if cuda and machine.device_bytes and memory.device * HEADROOM > min(machine.device_bytes):
+        yield (
+            f"a rank takes about {gib(memory.device)}, "
+            f"the device has {gib(min(machine.device_bytes))}: {help_}"
+        )
+    if host * HEADROOM > machine.host_bytes:
+        yield f"the run takes about {gib(host)} of the {gib(machine.host_bytes)} here: {help_}"
+
+
+def _of_stream(config: RunConfig, stream: Stream) -> Iterator[str]:
+    if not stream.sealed:
+        if config.optim.schedule == "cosine" and not (config.optim.schedule_samples or config.end_samples):
+            yield (
+                "the stream is open, so a cosine does not know its end: set optim.schedule_samples, or "
+                "optim.schedule=constant"
+            )
+        if config.passes > 1:
+            yield f"the stream is open: the first of {config.passes} passes ends only when it is sealed"
+        return
+    samples = samples_of(config, stream.records)
+    if samples == 0:
+        yield (
+            f"the stream has {stream.records:,} records, fewer than one batch of {config.batch}: nothing "
+            "could be learned; lower batch and lanes"
+        )
+        return
+    for name, length, what in (
+        ("optim.warmup_samples", config.optim.warmup_samples, "the learning rate never reaches its peak"),
+        ("swav.freeze_samples", config.swav.freeze_samples, "prototypes never move"),
+        ("swav.queue_start_samples", config.swav.queue_start_samples, "the queue never begins to fill"),
+    ):
+        if length >= samples:
+            yield f"{name} = {length:,}, but the run has {samples:,} samples: {what}"
+    schedule = config.optim.schedule_samples
+    if config.optim.schedule == "cosine" and schedule and not 0.9 <= schedule / samples <= 1.1:
+        yield (
+            f"optim.schedule_samples = {schedule:,}, but the run has {samples:,} samples: set it to 0, and "
+            "the cosine ends with the run"
+        )
+
+
+def _of_order(config: RunConfig, stream: Stream) -> Iterator[str]:
+    if not stream.sealed:
+        if config.window > max(1, stream.shards):
+            yield (
+                f"window = {config.window}, but the stream has {stream.shards} shards so far: nothing is "
+                "read until there are as many, or it is sealed"
+            )
+        return
+    held = min(1.0, config.window / max(1, stream.shards))
+    if held < MIXED_SHARE and stream.records >= config.batch:
+        yield (
+            f"a shuffle window holds {config.window} of {stream.shards:,} shards, {100 * held:.1f} % of the "
+            "records: where the source is sorted, batches are of few classes; raise window, or shuffle first"
+        )
+
+
+def gib(size: int) -> str:
+    """Bytes for people."""
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"

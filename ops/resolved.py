@@ -1,0 +1,127 @@
+"""What a recipe comes to on a machine and a stream: settings, length, memory, and what does not fit."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ops import recipes, settings
+from ops.config import RunConfig, build
+from ops.estimate import Memory, memory_of
+from ops.fit import Machine, Stream, gib, samples_of, uses_cuda, warnings
+from stream.manifest import Manifest
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Resolved:
+    """A recipe with everything that `recipes show` says of it."""
+
+    recipe: recipes.Recipe
+    config: RunConfig
+    """With what was changed on the command line."""
+    ranks: int
+    samples: int
+    """Of the whole run; 0 = as many as the stream has."""
+    memory: Memory | None
+    """Of one rank; None with more ranks than lanes."""
+    cuda: bool
+    """The network would be on a CUDA device."""
+    stream: Stream | None
+    warnings: tuple[str, ...]
+
+    @property
+    def steps(self) -> int:
+        """Global batches."""
+        return self.samples // self.config.batch
+
+    @property
+    def updates(self) -> int:
+        """Optimizer steps, replays among them."""
+        return self.steps * self.config.replay.updates
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        memory = None
+        if self.memory is not None:
+            memory = {**asdict(self.memory), "device": self.memory.device, "host": self.memory.host}
+        return {
+            "name": self.recipe.name,
+            "recipe": settings.plain(self.recipe.about),
+            "samples": self.samples,
+            "steps": self.steps,
+            "updates": self.updates,
+            "ranks": self.ranks,
+            "memory_bytes": memory,
+            "stream": None if self.stream is None else asdict(self.stream),
+            "config": self.config.to_dict(),
+            "warnings": list(self.warnings),
+        }
+
+    def to_toml(self) -> str:
+        """A config file, with the rest as comments before it."""
+        lines = [f"recipe {self.recipe.name}{self._length()}"]
+        if self.memory is not None:
+            place = "on the device" if self.cuda else "in memory"
+            lines.append(
+                f"memory of one rank of {self.ranks}, estimated: {gib(self.memory.device)} {place} "
+                f"(activations {gib(self.memory.activations)}), {gib(self.memory.host)} beside it"
+            )
+        lines += [f"warning: {sentence}" for sentence in self.warnings]
+        body = {**self.config.to_dict(), "recipe": settings.plain(self.recipe.about)}
+        return "".join(f"# {line}\n" for line in lines) + settings.to_toml(body)
+
+    def _length(self) -> str:
+        if not self.steps:
+            return ""
+        return f": {self.samples:,} samples, {self.steps:,} steps, {self.updates:,} updates"
+
+
+def resolve(
+    name: str,
+    assignments: tuple[str, ...] = (),
+    *,
+    stream: str | None = None,
+    ranks: int | None = None,
+    machine: Machine | None = None,
+) -> Resolved:
+    """Work out what a recipe comes to.
+
+    Args:
+        name: of the recipe.
+        assignments: `a.b=v`, over it.
+        stream: directory or URL of the stream that it would read; None = that of its source's data set.
+        ranks: learners; None = one for each CUDA device that the run would use.
+        machine: where it would run; None = here.
+
+    Raises:
+        ConfigError: no such recipe or setting.
+        StreamError: the stream cannot be read.
+    """
+    recipe = recipes.load(name)
+    config = build(recipe.values, assignments)
+    machine = Machine.this() if machine is None else machine
+    cuda = uses_cuda(config, machine)
+    if ranks is None:
+        ranks = max(1, len(machine.device_bytes)) if cuda else 1
+    facts = None if stream is None else look(stream)
+    memory = memory_of(config, ranks=ranks) if ranks <= config.lanes else None
+    if facts is not None:
+        samples = samples_of(config, facts.records) if facts.sealed else 0
+    else:
+        samples = samples_of(config, recipe.about.images)
+    found = warnings(config, base=recipe.config, machine=machine, ranks=ranks, memory=memory, stream=facts)
+    return Resolved(
+        recipe=recipe,
+        config=config,
+        ranks=ranks,
+        samples=samples,
+        memory=memory,
+        cuda=cuda,
+        stream=facts,
+        warnings=tuple(found),
+    )
+
+
+def look(stream: str) -> Stream:
+    """What a stream holds now."""
+    manifest = Manifest.open(stream)
+    shards = sum(manifest.entry(number).n > 0 for number in range(len(manifest)))
+    return Stream(records=manifest.records, shards=shards, sealed=manifest.sealed)
