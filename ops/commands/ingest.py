@@ -32,7 +32,7 @@ NOTE = b"\nstopping: what is open is being committed (Ctrl-C once more ends at o
     help="Change a setting (short_side, quality, reencode, min_side, workers, ...); may be repeated.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the accounts as one JSON object.")
-def command(  # noqa: PLR0913, PLR0917  an argument each option
+def command(
     sources: tuple[str, ...],
     dest: str,
     open_stream: bool,
