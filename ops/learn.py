@@ -91,7 +91,9 @@ def learn(
             if source is None:
                 return _never_began(run_dir, saved, config)
             stack.callback(source.close)
-        start = start_cursor(source, seed=config.seed, chunk=config.chunk, window=config.window)
+        start = start_cursor(
+            source, seed=config.seed, chunk=config.chunk, window=config.window, begin=source.begin
+        )
         total = _length(source, config)
         source.close()
         record = bind(run_dir, record, stream=stream, source=start.source, total_samples=total)

@@ -112,6 +112,8 @@ class Cursor:
     """Records read and unusable ones among them, of the newest steps: the budget of bad records."""
     replay: WindowStart | None = None
     """None when nothing is replayed, or nothing of the past can be."""
+    begin: int = 0
+    """Unit at which each pass begins: on shards what was pruned before the run began is not part of it."""
 
     def __post_init__(self) -> None:
         for positions in (self.positions, self.replay.positions if self.replay else self.positions):
@@ -143,6 +145,8 @@ class Cursor:
         body["skipped"] = dict(self.skipped)
         body["recent"] = [list(counts) for counts in self.recent]
         body["positions"] = _rows(self.positions)
+        if self.begin:
+            body["begin"] = self.begin
         if self.replay is not None:
             body["replay"] = {
                 "pass_number": self.replay.pass_number,

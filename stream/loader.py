@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from stream.config import CropConfig, ReaderConfig
-from stream.errors import StreamMismatch, TooManyBadRecords
+from stream.errors import StreamMismatch, StreamPruned, TooManyBadRecords
 from stream.lanes import Cursor, LaneStats, Position, Source, SourceSpec, owned_lanes
 from stream.lookahead import Lookahead
 from stream.pool import InlinePool, Pool, ProcessPool
-from stream.reader import Answer, BadPlace, ReadPlan, Spent
+from stream.reader import Answer, BadPlace, ReadPlan, Spent, outlook_from
 from stream.slabs import Frame, FrameLayout, Slab
 
 TURN_S = 0.1
@@ -90,6 +90,7 @@ class Loader:
     Raises:
         ValueError: an argument out of range.
         StreamMismatch: the cursor is of another stream or number of lanes.
+        StreamPruned: records that come next are gone.
         StreamError: the stream cannot be opened, or memory for the batches is missing.
     """
 
@@ -122,6 +123,7 @@ class Loader:
             self._source = spec.open()
             opened.callback(self._source.close)
             _check_same_stream(self._source, cursor)
+            self._check_kept()
             # In this process nothing is read ahead, so one frame is enough.
             num_frames = config.prefetch if workers else 1
             self._slab = Slab(layout, num_frames + more_frames)
@@ -232,7 +234,9 @@ class Loader:
             self.cursor,
             pass_number=self.cursor.pass_number + 1,
             left_over=self.cursor.left_over + left_over,
-            positions=tuple(Position(lane=p.lane, seq=p.seq) for p in self.cursor.positions),
+            positions=tuple(
+                Position(lane=p.lane, unit=self.cursor.begin, seq=p.seq) for p in self.cursor.positions
+            ),
         )
         self._ahead.begin(self._positions(), self.cursor.pass_number)
 
@@ -240,6 +244,21 @@ class Loader:
         """End the readers and let go of memory and files. May be called twice."""
         self._frames = ()
         self._opened.close()
+
+    def _check_kept(self) -> None:
+        """Refuse before anything is read when records of any lane have been pruned."""
+        missed, pruned = 0, None
+        for position in () if self.finished else self._positions():
+            try:
+                outlook_from(self._source, position, self.cursor.pass_number)
+            except StreamPruned as error:
+                missed, pruned = missed + error.missed, error
+        if pruned is not None:
+            raise StreamPruned(
+                f"{missed:,} records that come next for this run were pruned from its stream ({pruned}): "
+                "a new run begins at the first that is kept",
+                missed=missed,
+            ) from pruned
 
     def _readers(self, spec: SourceSpec, workers: int) -> Pool:
         if workers:
@@ -303,15 +322,16 @@ class Loader:
         return own.copy_(shared)
 
 
-def start_cursor(source: Source, *, seed: int, chunk: int, window: int) -> Cursor:
-    """The cursor of a run that begins: the first record of every lane."""
+def start_cursor(source: Source, *, seed: int, chunk: int, window: int, begin: int = 0) -> Cursor:
+    """The cursor of a run that begins: the first record of every lane, from the unit `begin` on."""
     return Cursor(
         source=source.identity(),
         seed=seed,
         lanes=source.lanes,
         chunk=chunk,
         window=window,
-        positions=tuple(Position(lane=lane) for lane in range(source.lanes)),
+        begin=begin,
+        positions=tuple(Position(lane=lane, unit=begin) for lane in range(source.lanes)),
     )
 
 

@@ -80,6 +80,14 @@ class RemoteStore:
         """Whether the object is there."""
         return bool(_retried(lambda: self._system.exists(self._path(name))))
 
+    def names(self, folder: str) -> list[str]:
+        """Names of the objects in a folder, in no order; empty when there is none. For small folders only."""
+        try:
+            paths = _retried(lambda: self._system.ls(self._path(folder), detail=False))
+        except FileNotFoundError:
+            return []
+        return [str(path).rstrip("/").rpartition("/")[2] for path in paths]
+
     def create(self, name: str, data: bytes) -> bool:
         """Put the object unless it is there.
 

@@ -11,7 +11,7 @@ from collections import OrderedDict
 from dataclasses import replace
 
 from stream.commits import Commit, is_absolute
-from stream.errors import BadRecord, StreamDamaged
+from stream.errors import BadRecord, StreamDamaged, StreamPruned
 from stream.index import NO_DIGEST, IndexRow, Member, ShardIndex, decode_index
 from stream.lanes import Entry
 from stream.manifest import Manifest
@@ -102,6 +102,8 @@ class ShardFiles:
                 index = decode_index(store.read(commit.index_uri), name=commit.index_uri, n=commit.n)
                 file = open_bytes(commit.uri) if is_absolute(commit.uri) else store.open(commit.uri)
             except FileNotFoundError as error:
+                if commit.number < self._manifest.look_at_floor().first:
+                    raise StreamPruned(f"{where} was pruned while it was read") from error
                 raise StreamDamaged(f"{where}: {error.filename or error} is gone; put it back") from error
             except StreamDamaged as error:
                 raise StreamDamaged(f"{where}: {error}") from error
