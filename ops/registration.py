@@ -146,7 +146,8 @@ class Registration:
             self._look = True
             if not self._warned:
                 logger.warning(
-                    "the stream takes no note of what this run needs: %s; pruning goes by the last note", error
+                    "the stream takes no note of what this run needs: %s; pruning goes by the last note",
+                    error,
                 )
             self._warned = True
         else:
@@ -157,7 +158,7 @@ class Registration:
         cursors = kept_cursors(self._run_dir)
         if cursors:
             newest = cursors[-1]
-            self._over = manifest.sealed and newest.pass_number >= self._passes
+            self._over = newest.pass_number >= self._passes
             self._first = min(first_needed(cursor, self._passes) for cursor in cursors)
             self._begin = newest.begin
         else:

@@ -121,8 +121,8 @@ class CommitLog:
             self.refresh()
         if floor.first > self._size or floor.records != self.before(floor.first):
             raise StreamDamaged(
-                f"the stream at {self.url} says that {floor.records} records before commit {floor.first} were "
-                f"pruned; its manifest, of {self._size} commits, does not fit"
+                f"the stream at {self.url} says that {floor.records} records before commit {floor.first} "
+                f"were pruned; its manifest, of {self._size} commits, does not fit"
             )
         self.floor = floor
         return floor

@@ -75,9 +75,13 @@ def decode_floor(data: bytes, *, url: str) -> Floor:
             raise StreamDamaged(
                 f"{url}/{NAME} has version {body['version']!r}; this program reads {FLOOR_VERSION}"
             )
-        numbers = [body["first"], body["records"], body["swept"]]
-        if any(isinstance(number, bool) or not isinstance(number, int) for number in numbers):
-            raise ValueError(f"expected whole numbers, got {numbers}")
-        return Floor(first=numbers[0], records=numbers[1], swept=numbers[2])
+        first, records, swept = (_whole(body[name]) for name in ("first", "records", "swept"))
+        return Floor(first=first, records=records, swept=swept)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise StreamDamaged(f"{url}/{NAME} cannot be read: {error!r}") from error
+
+
+def _whole(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"expected a whole number, got {value!r}")
+    return value

@@ -42,7 +42,9 @@ class Registered:
 
     def __post_init__(self) -> None:
         if not _RUN.fullmatch(self.run):
-            raise ValueError(f"a run's name is letters, digits, - and _, at most 64 of them; got {self.run!r}")
+            raise ValueError(
+                f"a run's name is letters, digits, - and _, at most 64 of them; got {self.run!r}"
+            )
         for name in ("first", "begin", "used"):
             if not 0 <= getattr(self, name) <= _LARGEST:
                 raise ValueError(f"{name} of run {self.run} must be in 0..2^62, got {getattr(self, name)}")
@@ -88,10 +90,13 @@ def decode_reader(data: bytes, *, name: str) -> Registered:
     """Read what `encode_reader` wrote. Raises StreamDamaged."""
     try:
         body: dict[str, Any] = json.loads(data)
-        if body.pop("version") != READER_VERSION or body["run"] != name:
-            raise ValueError("it is of another version or run")
+        if body["version"] != READER_VERSION:
+            raise StreamDamaged(
+                f"the entry of reader {name} has version {body['version']!r}; this program reads "
+                f"{READER_VERSION}"
+            )
         reader = Registered(
-            run=name,
+            run=str(body["run"]),
             where=str(body["where"]),
             first=_whole(body["first"]),
             begin=_whole(body["begin"]),
@@ -104,6 +109,8 @@ def decode_reader(data: bytes, *, name: str) -> Registered:
             f"the entry of reader {name} cannot be read ({error!r}): its run writes it anew while it learns; "
             f"`swavstream stream prune STREAM --forget {name}` takes it out"
         ) from error
+    if reader.run != name:
+        raise StreamDamaged(f"the entry of reader {name} says that it is of run {reader.run}")
     return reader
 
 

@@ -56,6 +56,8 @@ class RemoteStore:
 
     def read_many(self, names: Sequence[str]) -> dict[str, bytes]:
         """Those of the objects that are there; asked for all at once where the file system can."""
+        if not names:
+            return {}
         by_path = {self._path(name): name for name in names}
         if len(by_path) == 1:
             try:

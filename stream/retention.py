@@ -170,6 +170,7 @@ class Retention:
             return None
         if self._clock() >= self._next_look:
             self._next_look = self._clock() + _LOOK_S
+            self._manifest.refresh()
             self._readers = read_readers(self._manifest.store)
         unread = [(unread_by(self._manifest, one), one) for one in self._readers if not self._waits(one)]
         most, slowest = max(unread, key=lambda pair: pair[0], default=(0, None))
