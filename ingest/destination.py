@@ -212,6 +212,7 @@ class ShardDestination:
             if self._writer is not None:
                 with self._explained():
                     self._writer.close()
+            self._retention.tick(last=True)
         finally:
             self.abandon()
 

@@ -79,7 +79,7 @@ def learn(
         source = _open(spec, wait=wait)
         if source is not None:
             stack.callback(source.close)
-        total = record.total_samples or _length(source, config)
+        total = record.total_samples or _length(source, config, saved)
         followers = stack.enter_context(_followers(run_dir, record, config, saved=saved, total=total))
         for name in damaged:
             followers.checkpointed("damaged", detail=name)
@@ -94,7 +94,7 @@ def learn(
         start = start_cursor(
             source, seed=config.seed, chunk=config.chunk, window=config.window, begin=source.begin
         )
-        total = _length(source, config)
+        total = _length(source, config, saved)
         source.close()
         record = bind(run_dir, record, stream=stream, source=start.source, total_samples=total)
         opened = Opened(run_dir=run_dir, record=record, config=config, start=start, saved=saved)
@@ -192,7 +192,7 @@ def _await(
     return None
 
 
-def _length(source: ShardSource | None, config: RunConfig) -> int | None:
+def _length(source: ShardSource | None, config: RunConfig, saved: Checkpoint | None) -> int | None:
     """Samples of the whole run when the stream has its end: what the shortest lane fills, in every pass.
 
     Raises:
@@ -200,10 +200,11 @@ def _length(source: ShardSource | None, config: RunConfig) -> int | None:
     """
     if source is None or not source.sealed():
         return None
-    steps = source.records // config.lanes // config.chunk
+    records = source.records(saved.cursor.begin if saved else source.begin)
+    steps = records // config.lanes // config.chunk
     if steps == 0:
         raise ConfigError(
-            f"the stream is sealed with {source.records} records, fewer than one batch of {config.batch}: "
+            f"the stream is sealed with {records} records, fewer than one batch of {config.batch}: "
             "nothing could be learned; lower batch and lanes"
         )
     return steps * config.batch * config.passes

@@ -69,7 +69,7 @@ class Registration:
             passes: over the stream.
         """
         self._stream, self._run, self._run_dir, self._passes = stream, run, run_dir, passes
-        self._where = f"{socket.gethostname()}:{run_dir}"
+        self._where = f"{socket.gethostname()}:{run_dir.absolute()}"
         self._manifest: Manifest | None = None
         self._first = self._begin = self._used = 0
         self._waiting = self._over = self._warned = False

@@ -143,10 +143,11 @@ class Retention:
         self._news: dict[str, tuple[Registered, float]] = {}  # entry of a run, and when it was first seen so
         self._warned = False
 
-    def tick(self) -> None:
-        """Prune, if the last time was ten seconds ago or more; may block on disk or network."""
+    def tick(self, *, last: bool = False) -> None:
+        """Prune, if the last time was ten seconds ago or more, or it is the `last` one; may block on I/O."""
         config = self._config
-        if not (config.keep_hours or config.keep_bytes) or self._clock() < self._next_prune:
+        early = self._clock() < self._next_prune and not last
+        if early or not (config.keep_hours or config.keep_bytes):
             return
         began = self._clock()
         try:

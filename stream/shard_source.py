@@ -73,10 +73,9 @@ class ShardSource:
         self._files = ShardFiles(manifest, verify=spec.verify, max_record_bytes=spec.max_record_bytes)
         self._windows: dict[tuple[int, int, int, int], list[_Visit]] = {}
 
-    @property
-    def records(self) -> int:
-        """Records that a run which begins now can read, as of the last refresh."""
-        return self.manifest.records - self.manifest.before(min(self.begin, len(self.manifest)))
+    def records(self, begin: int = 0) -> int:
+        """Records committed from a commit on, as of the last refresh."""
+        return self.manifest.records - self.manifest.before(min(begin, len(self.manifest)))
 
     @property
     def begin(self) -> int:
