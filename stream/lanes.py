@@ -114,6 +114,8 @@ class Cursor:
     """None when nothing is replayed, or nothing of the past can be."""
     begin: int = 0
     """Unit at which each pass begins: on shards what was pruned before the run began is not part of it."""
+    deadly: tuple[tuple[int, int], ...] = ()
+    """Unit and index of each record that was left out because it kills its decoder, ascending."""
 
     def __post_init__(self) -> None:
         for positions in (self.positions, self.replay.positions if self.replay else self.positions):
@@ -147,6 +149,8 @@ class Cursor:
         body["positions"] = _rows(self.positions)
         if self.begin:
             body["begin"] = self.begin
+        if self.deadly:
+            body["deadly"] = [list(place) for place in self.deadly]
         if self.replay is not None:
             body["replay"] = {
                 "pass_number": self.replay.pass_number,
@@ -170,6 +174,7 @@ class Cursor:
                 raise StreamDamaged(f"cursor version is {version!r}; this program reads {CURSOR_VERSION}")
             positions = _positions(body.pop("positions"))
             recent = tuple((read, bad) for read, bad in body.pop("recent", ()))
+            deadly = tuple((unit, index) for unit, index in body.pop("deadly", ()))
             replay = body.pop("replay", None)
             if replay is not None:
                 replay = WindowStart(
@@ -178,7 +183,7 @@ class Cursor:
                     positions=_positions(replay["positions"]),
                     pass_ends=tuple(replay["pass_ends"]),
                 )
-            return cls(positions=positions, recent=recent, replay=replay, **body)
+            return cls(positions=positions, recent=recent, replay=replay, deadly=deadly, **body)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise StreamDamaged(f"cursor cannot be read: {error}") from error
 

@@ -221,7 +221,9 @@ class Loader:
         if self._plan.over_budget(sum(read for read, _ in recent), sum(bad for _, bad in recent)):
             raise self._too_many_bad(stats, [place for chunk in chunks for place in chunk.bad])
         frame = self._frames[self._ahead.frame]
-        self.cursor = self._moved(replace(cursor, recent=recent), frame)
+        deadly = {*cursor.deadly, *(place for chunk in chunks for place in chunk.deadly)}
+        cursor = replace(cursor, recent=recent, deadly=tuple(sorted(deadly)))
+        self.cursor = self._moved(cursor, frame)
         batch = self._batch(frame, stats)
         self._ahead.advance()
         return batch
@@ -345,6 +347,7 @@ def _plan(cursor: Cursor, crops: tuple[CropConfig, ...], config: ReaderConfig, l
         max_bad_fraction=config.max_bad_fraction,
         bad_window=config.bad_window,
         columns=lanes * cursor.chunk,
+        deadly=frozenset(cursor.deadly),
     )
 
 
