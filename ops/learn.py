@@ -12,7 +12,7 @@ from ops.config import RunConfig
 from ops.errors import ConfigError, OpsError, RunMismatch
 from ops.followers import Followers
 from ops.lock import RunLock
-from ops.opening import Opened, bind, open_run, with_changes, write_changes
+from ops.opening import Opened, accepting, bind, open_run, with_changes, write_changes
 from ops.outcome import FINISHED, STOPPED, Progress, Summary, read_summary, summarise
 from ops.progress import ProgressLine
 from ops.ranks import World
@@ -34,6 +34,7 @@ def learn(
     config: RunConfig,
     *,
     wait: bool = False,
+    accept_bad_until: str = "",
     stop: StopRequest | None = None,
     out: TextIO | None = None,
 ) -> Summary:
@@ -46,6 +47,7 @@ def learn(
         run_dir: the run directory; made when missing.
         config: all settings.
         wait: wait for a stream that does not exist yet.
+        accept_bad_until: go past a spent budget of unusable records: see `opening.accepting`.
         stop: asks the run to end; None takes Ctrl-C and SIGTERM over.
         out: where progress is written; None is stderr.
 
@@ -95,9 +97,10 @@ def learn(
             source, seed=config.seed, chunk=config.chunk, window=config.window, begin=source.begin
         )
         total = _length(source, config, saved)
-        source.close()
         record = bind(run_dir, record, stream=stream, source=start.source, total_samples=total)
         opened = Opened(run_dir=run_dir, record=record, config=config, start=start, saved=saved)
+        opened, changed = accepting(opened, accept_bad_until, source=source, changed=changed)
+        source.close()
         opened = with_changes(opened, stream=stream, changed=changed)
         run = Run(opened, spec=spec, followers=followers, stop=stop, line=line, world=World())
         write_changes(opened)

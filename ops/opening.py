@@ -9,9 +9,9 @@ from typing import Any
 from ops import settings
 from ops.checkpoint import Checkpoint, numbers
 from ops.config import RunConfig, is_identity
-from ops.errors import RunMismatch, RunNotFound
+from ops.errors import ConfigError, RunMismatch, RunNotFound
 from ops.rundir import RunRecord, append_line, read_run, write_run
-from stream.lanes import Cursor
+from stream.lanes import Cursor, Source
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,6 +101,39 @@ def with_changes(opened: Opened, *, stream: str, changed: Mapping[str, tuple[Any
         total = total // old * new
     record = replace(record, stream=stream, config=opened.config.to_dict(), total_samples=total)
     return replace(opened, record=record, changed=changed)
+
+
+def accepting(
+    opened: Opened, until: str, *, source: Source, changed: Mapping[str, tuple[Any, Any]]
+) -> tuple[Opened, Mapping[str, tuple[Any, Any]]]:
+    """The run with its budget of unusable records suspended for a while; it is one of the changes.
+
+    Args:
+        opened: the run.
+        until: records that the run will have read, used or not, when the budget counts again; `now` is all
+            that the stream has now; empty changes nothing.
+        source: the stream.
+        changed: what is changed besides.
+
+    Raises:
+        ConfigError: neither a number nor `now`.
+    """
+    if not until:
+        return opened, changed
+    cursor = opened.cursor
+    if until == "now":
+        records = cursor.read + source.unread(cursor.positions, cursor.pass_number)
+    elif until.isascii() and until.isdecimal():
+        records = int(until)
+    else:
+        raise ConfigError(f"--accept-bad-until needs a number of records, or `now`; got {until!r}")
+    if records <= cursor.read or records == cursor.accept_until:
+        return opened, changed
+    changed = {**changed, "accept_bad_until": (cursor.accept_until, records)}
+    cursor = replace(cursor, accept_until=records)
+    if opened.saved is None:
+        return replace(opened, start=cursor), changed
+    return replace(opened, saved=replace(opened.saved, cursor=cursor)), changed
 
 
 def write_changes(opened: Opened) -> None:

@@ -114,6 +114,8 @@ class Cursor:
     """None when nothing is replayed, or nothing of the past can be."""
     begin: int = 0
     """Unit at which each pass begins: on shards what was pruned before the run began is not part of it."""
+    accept_until: int = 0
+    """Until the run has read so many records, unusable ones spend no budget."""
     deadly: tuple[tuple[int, int], ...] = ()
     """Unit and index of each record that was left out because it kills its decoder, ascending."""
 
@@ -124,6 +126,11 @@ class Cursor:
                     f"a cursor of {self.lanes} lanes needs exactly one position a lane, in order; got "
                     f"{len(positions)} positions"
                 )
+
+    @property
+    def read(self) -> int:
+        """Records read so far, used or not, over all passes."""
+        return self.samples + sum(self.skipped.values())
 
     def advanced(self, after: Iterable[Position], stats: LaneStats) -> "Cursor":
         """The cursor after one step that used the chunks ending at `after`."""
@@ -147,8 +154,9 @@ class Cursor:
         body["skipped"] = dict(self.skipped)
         body["recent"] = [list(counts) for counts in self.recent]
         body["positions"] = _rows(self.positions)
-        if self.begin:
-            body["begin"] = self.begin
+        for name in ("begin", "accept_until"):
+            if getattr(self, name):
+                body[name] = getattr(self, name)
         if self.deadly:
             body["deadly"] = [list(place) for place in self.deadly]
         if self.replay is not None:

@@ -217,7 +217,10 @@ class Loader:
         chunks = self._ahead.chunks()
         stats = sum((chunk.stats for chunk in chunks), LaneStats())
         cursor = self.cursor.advanced((chunk.after for chunk in chunks), stats)
-        recent = _newest((*cursor.recent, (stats.read, stats.read - stats.used)), self._plan.bad_window)
+        # What was accepted beforehand is forgotten too: the budget begins anew behind it.
+        accepted = self.cursor.read < cursor.accept_until
+        newest = () if accepted else (*cursor.recent, (stats.read, stats.read - stats.used))
+        recent = _newest(newest, self._plan.bad_window)
         if self._plan.over_budget(sum(read for read, _ in recent), sum(bad for _, bad in recent)):
             raise self._too_many_bad(stats, [place for chunk in chunks for place in chunk.bad])
         frame = self._frames[self._ahead.frame]
@@ -263,9 +266,13 @@ class Loader:
             ) from pruned
 
     def _readers(self, spec: SourceSpec, workers: int) -> Pool:
+        plan = self._plan
+        if self.cursor.read < self.cursor.accept_until:
+            # Readers do not know how far the run has come: they give up no chunk, `take` keeps the budget.
+            plan = replace(plan, max_bad_fraction=1.0)
         if workers:
-            return ProcessPool(spec, self._plan, self._slab, workers)
-        return InlinePool(self._source, self._plan, self._frames)
+            return ProcessPool(spec, plan, self._slab, workers)
+        return InlinePool(self._source, plan, self._frames)
 
     def _moved(self, after: Cursor, frame: Frame) -> Cursor:
         """The cursor after the step that lies in a frame."""
@@ -302,7 +309,8 @@ class Loader:
         return TooManyBadRecords(
             f"more than {self._plan.max_bad_fraction:.0%} of the last {self._plan.bad_window} records cannot "
             f"be used; in this step: {reasons}; for example {'; '.join(map(str, bad[:3]))}. Mend the stream "
-            "or raise reader.max_bad_fraction"
+            "or raise reader.max_bad_fraction; `learn --accept-bad-until now` goes past all that the stream "
+            f"has now (this run has read {self.cursor.read:,} records)"
         )
 
     def _batch(self, frame: Frame, stats: LaneStats, *, thumbs: bool = True) -> Batch:

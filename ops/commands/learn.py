@@ -25,6 +25,10 @@ from ops.signals import StopRequest
     "--set", "assignments", multiple=True, metavar="A.B=V", help="Change a setting; may be repeated."
 )
 @click.option("--wait", is_flag=True, help="Wait for a stream that does not exist yet.")
+@click.option(
+    "--accept-bad-until", metavar="RECORDS", default="",
+    help="Go on although too many records are unusable, until the run has read so many; or `now`.",
+)  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object, the last line.")
 def command(
     stream: str,
@@ -33,12 +37,16 @@ def command(
     recipe: str | None,
     assignments: tuple[str, ...],
     wait: bool,
+    accept_bad_until: str,
     as_json: bool,
 ) -> int:
     """Learn from STREAM, a directory or URL of shards, in one pass.
 
     A sealed stream ends; an open one is waited on for ever. Ctrl-C and SIGTERM save, and the same command
     goes on from there. Progress is written to stderr, the summary to stdout.
+
+    A run that has stopped because too many records were unusable goes past them with --accept-bad-until: the
+    budget counts again once the run has read so many records, used or not (`now`: all that the stream has).
 
     \b
     Examples:
@@ -54,6 +62,8 @@ def command(
     for sentence in advice(config):
         click.echo(f"warning: {sentence}", err=True)
     stop = StopRequest()
-    summary = learn(stream, run_dir, config, wait=wait, stop=stop, out=sys.stderr)
+    summary = learn(
+        stream, run_dir, config, wait=wait, accept_bad_until=accept_bad_until, stop=stop, out=sys.stderr
+    )
     click.echo(json.dumps(summary.to_json()) if as_json else summary.told())
     return stop.exit_code
