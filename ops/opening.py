@@ -104,8 +104,8 @@ def with_changes(opened: Opened, *, stream: str, changed: Mapping[str, tuple[Any
 
 
 def accepting(
-    opened: Opened, until: str, *, source: Source, changed: Mapping[str, tuple[Any, Any]]
-) -> tuple[Opened, Mapping[str, tuple[Any, Any]]]:
+    opened: Opened, until: str, *, source: Source, changed: dict[str, tuple[Any, Any]]
+) -> tuple[Opened, dict[str, tuple[Any, Any]]]:
     """The run with its budget of unusable records suspended for a while; it is one of the changes.
 
     Args:

@@ -7,9 +7,9 @@
 nobody reads and the next prune removes, and never a tar missing above the floor.
 """
 
-import json
 from dataclasses import dataclass
 
+from stream.checked import decode_checked, encode_checked
 from stream.errors import StreamDamaged
 from stream.store import Store
 
@@ -64,20 +64,20 @@ def encode_floor(floor: Floor) -> bytes:
         "records": floor.records,
         "swept": floor.swept,
     }
-    return json.dumps(body, sort_keys=True).encode("ascii")
+    return encode_checked(body)
 
 
 def decode_floor(data: bytes, *, url: str) -> Floor:
     """Read what `encode_floor` wrote. Raises StreamDamaged."""
     try:
-        body = json.loads(data)
+        body = decode_checked(data)
         if body["version"] != FLOOR_VERSION:
             raise StreamDamaged(
                 f"{url}/{NAME} has version {body['version']!r}; this program reads {FLOOR_VERSION}"
             )
         first, records, swept = (_whole(body[name]) for name in ("first", "records", "swept"))
         return Floor(first=first, records=records, swept=swept)
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise StreamDamaged(f"{url}/{NAME} cannot be read: {error!r}") from error
 
 

@@ -181,19 +181,26 @@ class Cursor:
             if version != CURSOR_VERSION:
                 raise StreamDamaged(f"cursor version is {version!r}; this program reads {CURSOR_VERSION}")
             positions = _positions(body.pop("positions"))
-            recent = tuple((read, bad) for read, bad in body.pop("recent", ()))
-            deadly = tuple((unit, index) for unit, index in body.pop("deadly", ()))
+            recent = tuple((_whole(read), _whole(bad)) for read, bad in body.pop("recent", ()))
+            deadly = tuple((_whole(unit), _whole(index)) for unit, index in body.pop("deadly", ()))
             replay = body.pop("replay", None)
             if replay is not None:
                 replay = WindowStart(
-                    pass_number=replay["pass_number"],
-                    steps=replay["steps"],
+                    pass_number=_whole(replay["pass_number"]),
+                    steps=_whole(replay["steps"]),
                     positions=_positions(replay["positions"]),
-                    pass_ends=tuple(replay["pass_ends"]),
+                    pass_ends=tuple(_whole(steps) for steps in replay["pass_ends"]),
                 )
+            for name, value in body.items():
+                if name == "source":
+                    body[name] = {_text(key): _text(text) for key, text in value.items()}
+                elif name == "skipped":
+                    body[name] = {_text(reason): _whole(count) for reason, count in value.items()}
+                else:
+                    _whole(value)
             return cls(positions=positions, recent=recent, replay=replay, deadly=deadly, **body)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise StreamDamaged(f"cursor cannot be read: {error}") from error
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise StreamDamaged(f"cursor cannot be read: {error!r}") from error
 
 
 def _rows(positions: Iterable[Position]) -> list[list[int]]:
@@ -202,9 +209,28 @@ def _rows(positions: Iterable[Position]) -> list[list[int]]:
 
 def _positions(rows: Iterable[Iterable[int]]) -> tuple[Position, ...]:
     return tuple(
-        Position(lane=lane, unit=unit, base=base, idx=idx, seq=seq, end=end)
+        Position(
+            lane=_whole(lane),
+            unit=_whole(unit, least=-1),
+            base=_whole(base, least=-1),
+            idx=_whole(idx, least=-1),
+            seq=_whole(seq),
+            end=_whole(end, least=-1),
+        )
         for lane, unit, base, idx, seq, end in rows
     )
+
+
+def _whole(value: object, least: int = 0) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**63:
+        raise ValueError(f"expected a whole number from {least} on, got {value!r}")
+    return value
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"expected text, got {value!r}")
+    return value
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -6,12 +6,11 @@ A run writes its own file and nobody else's; a run that is over, or is forgotten
 says from which commit on the oldest checkpoint that the run still keeps would have to read.
 """
 
-import json
 import re
 import time
 from dataclasses import asdict, dataclass
-from typing import Any
 
+from stream.checked import decode_checked, encode_checked
 from stream.errors import StreamDamaged
 from stream.store import Store, explained
 
@@ -83,13 +82,13 @@ def read_readers(store: Store) -> list[Registered]:
 
 def encode_reader(reader: Registered) -> bytes:
     """The JSON of an entry."""
-    return json.dumps({"version": READER_VERSION, **asdict(reader)}, sort_keys=True).encode("ascii")
+    return encode_checked({"version": READER_VERSION, **asdict(reader)})
 
 
 def decode_reader(data: bytes, *, name: str) -> Registered:
     """Read what `encode_reader` wrote. Raises StreamDamaged."""
     try:
-        body: dict[str, Any] = json.loads(data)
+        body = decode_checked(data)
         if body["version"] != READER_VERSION:
             raise StreamDamaged(
                 f"the entry of reader {name} has version {body['version']!r}; this program reads "
@@ -104,7 +103,7 @@ def decode_reader(data: bytes, *, name: str) -> Registered:
             waiting=body["waiting"] is True,
             seen=float(body["seen"]),
         )
-    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, OverflowError) as error:
         raise StreamDamaged(
             f"the entry of reader {name} cannot be read ({error!r}): its run writes it anew while it learns; "
             f"`swavstream stream prune STREAM --forget {name}` takes it out"

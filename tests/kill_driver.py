@@ -17,6 +17,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +129,7 @@ class Runs:
             run_dir = self.driver.new("points")
             for point in self.driver.rng.sample(POINTS, len(POINTS)):
                 times = self.driver.rng.choice((1, 1, 2))
-                child = self.driver.fork(lambda p=point, t=times, d=run_dir: self._to_point(d, p, t))
+                child = self.driver.fork(partial(self._to_point, run_dir, point, times))
                 if not self.driver.ended(child, point):
                     self.finish(run_dir, point)
                     run_dir = self.driver.new("points")
@@ -163,15 +164,15 @@ class Runs:
         run_dir = self.driver.new("pruned")
         for _ in range(rounds):
             # Three checkpoints on, so that there is something to prune.
-            child = self.driver.fork(lambda: self._to_point(run_dir, "pruned", 3, str(copy)))
+            child = self.driver.fork(partial(self._to_point, run_dir, "pruned", 3, str(copy)))
             if not self.driver.ended(child, "run that is pruned"):
                 break
             change = self.driver.rng.randrange(5)
             self.driver.ended(
-                self.driver.fork(lambda c=change: killed_at_change(c, lambda: prune(copy))), "prune"
+                self.driver.fork(partial(killed_at_change, change, partial(prune, copy))), "prune"
             )
         self.finish(run_dir, "prune", str(copy))
-        self.driver.whole(lambda: prune(copy), "prune")
+        self.driver.whole(partial(prune, copy), "prune")
         self.driver.differences += damages(copy)
         if list((copy / "shards").glob("*.tar")):
             self.driver.differences.append("prune: shards are left that nobody needs")
@@ -214,7 +215,7 @@ def ingests(driver: Driver, kills: int) -> None:
             done = driver.killed_after(work(place), driver.rng.uniform(0.0, seconds), "ingest")
         else:
             change = driver.rng.randrange(12)
-            done = driver.ended(driver.fork(lambda c=change, p=place: killed_at_change(c, work(p))), "ingest")
+            done = driver.ended(driver.fork(partial(killed_at_change, change, work(place))), "ingest")
         if not done or number == kills - 1:
             driver.whole(work(place), "ingest")
             driver.compared += 1

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def driven(folder: Path, seed: int, *counts: int) -> dict[str, Any]:
-    """What came of so many kills: of runs at random moments, rounds over the points, readers, prunes, ingests."""
+    """What came of so many kills: at random moments, rounds over the points, readers, prunes, ingests."""
     done = subprocess.run(
         [sys.executable, "-m", "tests.kill_driver", str(folder), str(seed), *map(str, counts)],
         cwd=ROOT,
