@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from stream.config import ShardConfig
+from stream.config import RetentionConfig, ShardConfig
 
 LABELS_FROM = ("", "parent")
 REENCODE = ("auto", "always", "never")
@@ -40,6 +40,8 @@ class IngestConfig:
     """Memory that one decoding process may take beyond what it starts with, bytes; > 0. Needs workers."""
     shard: ShardConfig = field(default_factory=ShardConfig)
     """When a shard is closed."""
+    retention: RetentionConfig = field(default_factory=RetentionConfig)
+    """When old shards leave, and when to wait for those who read."""
 
     def __post_init__(self) -> None:
         if self.short_side < 0:

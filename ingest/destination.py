@@ -18,6 +18,7 @@ from stream.errors import StreamError, StreamSealed
 from stream.local_store import LocalStore
 from stream.manifest import Manifest
 from stream.record import Record
+from stream.retention import Retention
 from stream.shards import ShardWriter
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -84,6 +85,10 @@ class Destination(Protocol):
         """Called now and then while nothing comes."""
         ...
 
+    def held_up(self) -> str:
+        """Why nothing more shall be brought now, for people; empty when it may. To be asked often."""
+        ...
+
     def seal(self) -> None:
         """Give the stream its end."""
         ...
@@ -113,6 +118,7 @@ class ShardDestination:
         self._adopted = 0
         with self._explained():
             self._manifest = Manifest.open(url, create=True)
+        self._retention = Retention(self._manifest, config.retention)
         self._lock = self._locked()
 
     @property
@@ -156,6 +162,7 @@ class ShardDestination:
             writer = self._open_writer()
             before = writer.shards
             writer.write(record, position)
+            self._retention.tick()
             if self._duplicates is not None and writer.shards != before:
                 self._duplicates.catch_up()
 
@@ -175,13 +182,24 @@ class ShardDestination:
         with self._explained():
             commit = adopt_tar(self._manifest, tar, source_id=self._source_id, source_position=position)
             self._adopted += commit.n > 0
+            self._retention.tick()
             return commit.accounts
 
     def tick(self) -> None:
         """See Destination."""
-        if self._writer is not None:
-            with self._explained():
+        with self._explained():
+            if self._writer is not None:
                 self._writer.tick()
+            self._retention.tick()
+
+    def held_up(self) -> str:
+        """See Destination; a run that is too far behind holds an ingest up."""
+        with self._explained():
+            ahead = self._retention.ahead_of()
+        if ahead is None:
+            return ""
+        reader, unread = ahead
+        return f"run {reader.run[:8]} ({reader.where}) has {unread:,} records unread"
 
     def seal(self) -> None:
         """See Destination."""
@@ -194,6 +212,7 @@ class ShardDestination:
             if self._writer is not None:
                 with self._explained():
                     self._writer.close()
+            self._retention.tick(last=True)
         finally:
             self.abandon()
 

@@ -24,6 +24,8 @@ from stream.record import Record
 from stream.store import local_path
 
 PROGRESS_S = 0.5
+HELD_UP_S = 0.1
+"""Seconds between two looks whether an ingest that is held up may go on."""
 RUNNING, FINISHED, STOPPED = "running", "finished", "stopped"
 
 
@@ -42,7 +44,7 @@ class IngestReport:
     seconds: float
     """Of work, until the last thing that was found."""
     status: str
-    """finished, or stopped (the same call goes on); running while it runs."""
+    """finished, or stopped (the same call goes on); running while it runs, or why it waits."""
     sealed: bool
     """Whether the stream has its end."""
     labels_lost: Mapping[str, int] = field(default_factory=dict)
@@ -151,11 +153,11 @@ class _Ingest:
         self._state = state
         self._config = config
         self._reference = reference
+        self._told = 0.0
 
     def run(self, progress: Callable[[IngestReport], None] | None, stop: Callable[[], bool] | None) -> str:
         """Take everything behind the place; the status."""
         begun = time.monotonic() - self._state.seconds
-        told = 0.0
         if not self._reference:
             items = self._source.items(self._state.place)
         elif isinstance(self._source, FileSource):
@@ -169,12 +171,22 @@ class _Ingest:
                 else:
                     self._state.seconds = time.monotonic() - begun
                     self._take(*step)
-                if progress is not None and time.monotonic() - told > PROGRESS_S:
-                    told = time.monotonic()
-                    progress(self._state.report(RUNNING, self._into, self._source))
-                if stop is not None and stop():
-                    return STOPPED
+                held_up = self._into.held_up()
+                while True:
+                    self._tell(progress, f"waiting: {held_up}" if held_up else RUNNING)
+                    if stop is not None and stop():
+                        return STOPPED
+                    if not held_up:
+                        break
+                    time.sleep(HELD_UP_S)
+                    self._into.tick()
+                    held_up = self._into.held_up()
         return FINISHED
+
+    def _tell(self, progress: Callable[[IngestReport], None] | None, status: str) -> None:
+        if progress is not None and time.monotonic() - self._told > PROGRESS_S:
+            self._told = time.monotonic()
+            progress(self._state.report(status, self._into, self._source))
 
     def _take(self, found: Found, result: Result) -> None:
         state, into = self._state, self._into

@@ -167,7 +167,7 @@ def _left(stream: str, config: RunConfig, cursor: Cursor) -> int | None:
     try:
         if not source.sealed():
             return None
-        whole = source.records // config.lanes // config.chunk
+        whole = source.records(cursor.begin) // config.lanes // config.chunk
         if cursor.pass_number >= config.passes:
             return 0
         outlooks = [source.outlook(position, cursor.pass_number) for position in cursor.positions]

@@ -19,7 +19,7 @@ COMMANDS = {
     "demo": "Watch it work: drawn images become shards, prototypes, metrics and a contact sheet.",
     "ingest": "Bring images onto a stream: folders and tars become committed shards.",
     "seal": "Give an open stream its end.",
-    "stream": "Look at a stream: records, shards, whether it is sealed.",
+    "stream": "Look at a stream, let its old shards go, see whether it is whole.",
     "learn": "Learn from a stream in one pass; goes on where it was.",
     "anneal": "Make an annealed copy of a run for release; the run itself goes on.",
     "status": "Say how a run stands: running or not, samples, loss, where things are.",

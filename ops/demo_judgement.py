@@ -151,7 +151,7 @@ def _newest(stream: str) -> Iterator[tuple[str, bytes | BadRecord]]:
     """Digest and bytes of the last records of a stream: some more than `_SHEET_RECORDS`, or all."""
     manifest = Manifest.open(stream)
     first = len(manifest)
-    while first > 0 and manifest.records - manifest.before(first) < _SHEET_RECORDS:
+    while first > manifest.floor.first and manifest.records - manifest.before(first) < _SHEET_RECORDS:
         first -= 1
     source = ShardSpec(url=stream, lanes=1, window=1, seed=0).open()
     try:

@@ -1,4 +1,4 @@
-"""What follows a run and is told afterwards: metrics, live page, typical images, snapshots in Redis.
+"""What follows a run and is told afterwards: metrics, live page, typical images, snapshots, the stream.
 
 Nothing here is read at a resume, and nothing here can end a run: a Redis that is away, a disk that takes no
 picture or a browser that hangs is a warning and a metric. Only a port in use is refused, at the start.
@@ -28,7 +28,8 @@ from ops.metrics import Metrics
 from ops.outcome import Progress
 from ops.publisher import Publisher, PublishResult
 from ops.redis_client import connect, redis_url
-from ops.rundir import RunRecord, write_json
+from ops.registration import Registration
+from ops.rundir import RunRecord, read_run, write_json
 from ops.server import Server
 from ops.snapshots import SnapshotStore
 from stream.lanes import LaneStats
@@ -91,7 +92,8 @@ class Followers:
         self.url = ""
         """Where the live page is; empty when none is served."""
         self._run_dir, self._record, self._config = run_dir, record, config
-        self._samples = samples
+        self._samples, self._left_out = samples, sum(skipped.values())
+        self._registration: Registration | None = None
         thumbnail, prototypes = config.reader.thumbnail_px, config.swav.prototypes[0]
         self._exemplars = Exemplars(prototypes, thumbnail_px=thumbnail) if thumbnail >= 8 else None
         self._pictures = run_dir / "exemplars.safetensors"
@@ -138,7 +140,12 @@ class Followers:
         self._stack.close()
 
     def start_publishing(self, progress: Progress) -> None:
-        """Find Redis, or start the run's own, and take the right to publish; in the background."""
+        """Register with the stream; find Redis, or start the run's own, and publish in the background."""
+        self._registration = Registration(
+            read_run(self._run_dir).stream, self._record.uuid, self._run_dir, passes=self._config.passes
+        )
+        self._registration.start()
+        self._stack.callback(self._registration.close)
         url = redis_url(self._config.snapshot.url)
         revive = None
         if not url:
@@ -167,6 +174,7 @@ class Followers:
     def observe(self, report: StepReport, batch: Batch, pace: Pace) -> None:
         """A step was done: the report of its arriving batch, with the seconds and updates of the whole."""
         self._samples = report.samples
+        self._read(self._left_out + sum(batch.stats.skipped.values()))
         self.metrics.waiting(False)
         self.metrics.ready(True)
         self.metrics.observe(
@@ -192,11 +200,12 @@ class Followers:
     def left_out(self, stats: LaneStats, *, skipped: Mapping[str, int]) -> None:
         """A batch was read but not learned from; `skipped` are all records skipped by the run, by reason."""
         self.metrics.records(stats)
-        self.live.skipped(skipped)
+        self.skipped(skipped)
 
     def skipped(self, skipped: Mapping[str, int]) -> None:
         """The run went back: so many records had been skipped where it goes on from."""
         self.live.skipped(skipped)
+        self._read(sum(skipped.values()))
 
     def lag(self, records: int) -> None:
         """Records committed but not yet used; also while the loop waits."""
@@ -214,6 +223,8 @@ class Followers:
         else:
             self.live.beat()
         self.metrics.waiting(yes)
+        if self._registration is not None:
+            self._registration.waiting(yes)
 
     def event(self, kind: str, text: str) -> None:
         """Something that people should see."""
@@ -226,6 +237,8 @@ class Followers:
 
     def checkpointed(self, result: str, seconds: float = 0.0, detail: str = "") -> None:
         """A checkpoint was written (ok), could not be (error), or was found damaged (damaged)."""
+        if result == "ok" and self._registration is not None:
+            self._registration.checkpointed()
         self.metrics.checkpoint(result, seconds)
         self.live.checkpoint(result, samples=self._samples, seconds=seconds, detail=detail)
         if result == "ok" and self._exemplars is not None:
@@ -256,6 +269,13 @@ class Followers:
             return None
         publisher.close(PUBLISH_S if timeout_s is None else timeout_s)
         return publisher.last
+
+    def _read(self, left_out: int) -> None:
+        """So many records were left out by now; with the samples, that is how far the run has read."""
+        self._left_out = left_out
+        if self._registration is not None:
+            self._registration.used(self._samples + left_out)
+            self._registration.waiting(False)
 
     def _published(self, result: PublishResult) -> None:
         self.metrics.published(result)

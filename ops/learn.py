@@ -18,6 +18,7 @@ from ops.keeper import Keeper
 from ops.lock import RunLock
 from ops.opening import (
     Opened,
+    accepting,
     bind,
     checkpoint_for_all,
     fetch_opened,
@@ -50,6 +51,7 @@ def learn(
     *,
     wait: bool = False,
     init_from: str | None = None,
+    accept_bad_until: str = "",
     stop: StopRequest | None = None,
     out: TextIO | None = None,
 ) -> Summary:
@@ -63,6 +65,7 @@ def learn(
         config: all settings.
         wait: wait for a stream that does not exist yet.
         init_from: the first weights of a new run, see `ops.initial.read`; None draws them.
+        accept_bad_until: go past a spent budget of unusable records: see `opening.accepting`.
         stop: asks the run to end; None takes Ctrl-C and SIGTERM over.
         out: where progress is written; None is stderr.
 
@@ -85,7 +88,14 @@ def learn(
         world = join(device=device_of(config), timeout_s=config.ranks.timeout_s)
         stack.callback(world.close)
         if world.lead:
-            asked = _Asked(stream=stream, run_dir=run_dir, config=config, wait=wait, init_from=init_from)
+            asked = _Asked(
+                stream=stream,
+                run_dir=run_dir,
+                config=config,
+                wait=wait,
+                init_from=init_from,
+                accept_bad_until=accept_bad_until,
+            )
             began = _begin(stack, asked, stop=stop, out=out, world=world)
         else:
             stack.enter_context(stop)
@@ -120,6 +130,7 @@ class _Asked:
     config: RunConfig
     wait: bool
     init_from: str | None
+    accept_bad_until: str
 
 
 def _begin(
@@ -157,7 +168,7 @@ def _open_run(stack: contextlib.ExitStack, asked: _Asked, *, stop: StopRequest, 
     source = _open(spec, wait=asked.wait)
     if source is not None:
         stack.callback(source.close)
-    total = record.total_samples or _length(source, config)
+    total = record.total_samples or _length(source, config, saved)
     followers = stack.enter_context(_followers(run_dir, record, config, saved=saved, total=total))
     for name in damaged:
         followers.checkpointed("damaged", detail=name)
@@ -169,11 +180,13 @@ def _open_run(stack: contextlib.ExitStack, asked: _Asked, *, stop: StopRequest, 
         if source is None:
             return _never_began(run_dir, saved, config), None
         stack.callback(source.close)
-    start = start_cursor(source, seed=config.seed, chunk=config.chunk, window=config.window)
-    total = _length(source, config)
-    source.close()
+    begin = source.begin
+    start = start_cursor(source, seed=config.seed, chunk=config.chunk, window=config.window, begin=begin)
+    total = _length(source, config, saved)
     record = bind(run_dir, record, stream=stream, source=start.source, total_samples=total)
     opened = Opened(run_dir=run_dir, record=record, config=config, start=start, saved=saved)
+    opened, changed = accepting(opened, asked.accept_bad_until, source=source, changed=changed)
+    source.close()
     opened = with_changes(opened, stream=stream, changed=changed)
     return opened, Keeper(opened, followers=followers, line=line)
 
@@ -273,7 +286,7 @@ def _await(
     return None
 
 
-def _length(source: ShardSource | None, config: RunConfig) -> int | None:
+def _length(source: ShardSource | None, config: RunConfig, saved: Checkpoint | None) -> int | None:
     """Samples of the whole run when it or the stream has an end: what the shortest lane fills, in every pass.
 
     Raises:
@@ -281,10 +294,11 @@ def _length(source: ShardSource | None, config: RunConfig) -> int | None:
     """
     if source is None or not source.sealed():
         return config.end_samples or None
-    steps = source.records // config.lanes // config.chunk
+    records = source.records(saved.cursor.begin if saved else source.begin)
+    steps = records // config.lanes // config.chunk
     if steps == 0:
         raise ConfigError(
-            f"the stream is sealed with {source.records} records, fewer than one batch of {config.batch}: "
+            f"the stream is sealed with {records} records, fewer than one batch of {config.batch}: "
             "nothing could be learned; lower batch and lanes"
         )
     whole = steps * config.batch * config.passes

@@ -9,11 +9,11 @@ from typing import Any
 from ops import settings
 from ops.checkpoint import Checkpoint, numbers
 from ops.config import RunConfig, is_identity
-from ops.errors import RankFailed, RunMismatch, RunNotFound
+from ops.errors import ConfigError, RankFailed, RunMismatch, RunNotFound
 from ops.outcome import Summary
 from ops.ranks import World
 from ops.rundir import RunRecord, append_line, read_run, write_run
-from stream.lanes import Cursor
+from stream.lanes import Cursor, Source
 
 # Under this name the first rank says what it found.
 OPENED = "opened"
@@ -165,6 +165,39 @@ def checkpoint_for_all(world: World, saved: Checkpoint | None) -> Checkpoint | N
         cursor=Cursor.from_json(about["cursor"]),
         progress=about["progress"],
     )
+
+
+def accepting(
+    opened: Opened, until: str, *, source: Source, changed: dict[str, tuple[Any, Any]]
+) -> tuple[Opened, dict[str, tuple[Any, Any]]]:
+    """The run with its budget of unusable records suspended for a while; it is one of the changes.
+
+    Args:
+        opened: the run.
+        until: records that the run will have read, used or not, when the budget counts again; `now` is all
+            that the stream has now; empty changes nothing.
+        source: the stream.
+        changed: what is changed besides.
+
+    Raises:
+        ConfigError: neither a number nor `now`.
+    """
+    if not until:
+        return opened, changed
+    cursor = opened.cursor
+    if until == "now":
+        records = cursor.read + source.unread(cursor.positions, cursor.pass_number)
+    elif until.isascii() and until.isdecimal():
+        records = int(until)
+    else:
+        raise ConfigError(f"--accept-bad-until needs a number of records, or `now`; got {until!r}")
+    if records <= cursor.read or records == cursor.accept_until:
+        return opened, changed
+    changed = {**changed, "accept_bad_until": (cursor.accept_until, records)}
+    cursor = replace(cursor, accept_until=records)
+    if opened.saved is None:
+        return replace(opened, start=cursor), changed
+    return replace(opened, saved=replace(opened.saved, cursor=cursor)), changed
 
 
 def write_changes(opened: Opened) -> None:

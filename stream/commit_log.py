@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from stream.commits import Commit, Seal, decode_commit
 from stream.errors import StreamDamaged
+from stream.floor import Floor, read_floor
 from stream.segments import BLOCKS, Segment, SegmentStore
 from stream.store import Store, explained
 
@@ -39,6 +40,8 @@ class CommitLog:
         self._covered = 0  # commits that are known to be in segments
         self._commits: OrderedDict[int, Commit] = OrderedDict()
         self._seal: Seal | None = None
+        self.floor = Floor()
+        """How far the stream is pruned, as of the last look."""
 
     def __len__(self) -> int:
         """Commits."""
@@ -104,6 +107,25 @@ class CommitLog:
                     break
             self._forget_compacted()
         return (self._size, self.sealed) != (size, sealed)
+
+    def look_at_floor(self) -> Floor:
+        """Look how far the stream is pruned; what it answers is the floor from now on.
+
+        Raises:
+            StreamDamaged: the floor is not one of this stream.
+            StreamError: the store does not answer.
+        """
+        with explained(f"cannot read the stream at {self.url}"):
+            floor = read_floor(self.store)
+        if floor.first > self._size:
+            self.refresh()
+        if floor.first > self._size or floor.records != self.before(floor.first):
+            raise StreamDamaged(
+                f"the stream at {self.url} says that {floor.records} records before commit {floor.first} "
+                f"were pruned; its manifest, of {self._size} commits, does not fit"
+            )
+        self.floor = floor
+        return floor
 
     def close(self) -> None:
         """Let go of files. May be called twice; what is asked later opens them again."""

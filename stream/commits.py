@@ -2,8 +2,9 @@
 
 One commit is one JSON object: version, token (unique to the attempt, so that a writer whose answer was lost
 can tell its own commit from another's), number, n, before, uri, index_uri, bytes, sha256, source_id,
-source_position, accounts {found, written, skipped {reason: n}, bytes}, created. The seal takes the number
-after the last commit and is {version, token, seal: true, number, before, created}.
+source_position, accounts {found, written, skipped {reason: n}, bytes}, created, check. The seal takes the
+number after the last commit and is {version, token, seal: true, number, before, created, check}. Version 1,
+which is still read, had no checksum.
 """
 
 import json
@@ -13,10 +14,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from stream.checked import CHECK, decode_checked, encode_checked
 from stream.errors import StreamDamaged
 from stream.lanes import add_counts
 
-COMMIT_VERSION = 1
+COMMIT_VERSION = 2
 MOST_RECORDS = 2**40
 """Records of one commit, and bytes of one shard, beyond which a number cannot be true."""
 _BELOW_ROOT = re.compile(r"(shards|index)/[A-Za-z0-9_-][A-Za-z0-9._-]*")
@@ -146,7 +148,7 @@ def encode_commit(new: NewCommit, *, number: int, before: int, created: float, t
         },
         "created": created,
     }
-    return json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
+    return encode_checked(body)
 
 
 def encode_seal(*, number: int, before: int, created: float, token: str) -> bytes:
@@ -159,7 +161,7 @@ def encode_seal(*, number: int, before: int, created: float, token: str) -> byte
         "before": before,
         "created": created,
     }
-    return json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
+    return encode_checked(body)
 
 
 def decode_commit(data: bytes, *, number: int, before: int) -> Commit | Seal:
@@ -175,10 +177,12 @@ def decode_commit(data: bytes, *, number: int, before: int) -> Commit | Seal:
     """
     try:
         body = json.loads(data)
-        if body["version"] != COMMIT_VERSION:
+        if body["version"] not in {1, COMMIT_VERSION}:
             raise StreamDamaged(
                 f"commit {number} has version {body['version']!r}; this program reads {COMMIT_VERSION}"
             )
+        if body["version"] == COMMIT_VERSION or CHECK in body:
+            body = decode_checked(data)
         stated = (_whole(body["number"]), _whole(body["before"], most=2**62))
         if stated != (number, before):
             raise StreamDamaged(

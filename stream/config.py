@@ -1,5 +1,6 @@
 """Settings of reading a stream: which crops are cut, how far readers run ahead, what is read again."""
 
+import math
 from dataclasses import dataclass
 
 
@@ -119,3 +120,23 @@ class ShardConfig:
             raise ValueError(f"shard.max_bytes must be >= 1, got {self.max_bytes}")
         if not self.max_age_s > 0:
             raise ValueError(f"shard.max_age_s must be > 0 seconds, got {self.max_age_s}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RetentionConfig:
+    """How much of a stream is kept, and how far it may run ahead of those who read it."""
+
+    keep_hours: float = 0.0
+    """Shards that were committed longer ago than this are pruned, hours; 0 keeps all."""
+    keep_bytes: int = 0
+    """The oldest shards are pruned until those that are left have no more bytes than this; 0 keeps all."""
+    max_ahead: int = 0
+    """Records that the slowest registered run may have unread before more are brought; 0 is no limit."""
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.keep_hours) and self.keep_hours >= 0):
+            raise ValueError(f"retention.keep_hours must be >= 0, got {self.keep_hours}")
+        if self.keep_bytes < 0:
+            raise ValueError(f"retention.keep_bytes must be >= 0, got {self.keep_bytes}")
+        if self.max_ahead < 0:
+            raise ValueError(f"retention.max_ahead must be >= 0 records, got {self.max_ahead}")

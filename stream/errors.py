@@ -4,6 +4,7 @@ StreamError
     StreamNotFound      nothing is at this address (yet)
     StreamSealed        a write to a stream that has its end
     StreamDamaged       a manifest, index, shard or cursor that cannot be trusted
+    StreamPruned        records that a cursor needs have been pruned
     StreamMismatch      the cursor is of another stream, or another number of lanes
     TooManyBadRecords   the budget of unusable records is spent
     WorkerFailed        a reader process failed again and again
@@ -25,6 +26,19 @@ class StreamSealed(StreamError):
 
 class StreamDamaged(StreamError):
     """A manifest, index, shard or cursor that cannot be trusted."""
+
+
+class StreamPruned(StreamError):
+    """Records that a cursor needs have been pruned.
+
+    Args:
+        message: what is gone.
+        missed: unread records that are gone, of the lanes that were looked at.
+    """
+
+    def __init__(self, message: str, missed: int = 0) -> None:
+        super().__init__(message)
+        self.missed = missed
 
 
 class StreamMismatch(StreamError):

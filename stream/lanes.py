@@ -112,6 +112,12 @@ class Cursor:
     """Records read and unusable ones among them, of the newest steps: the budget of bad records."""
     replay: WindowStart | None = None
     """None when nothing is replayed, or nothing of the past can be."""
+    begin: int = 0
+    """Unit at which each pass begins: on shards what was pruned before the run began is not part of it."""
+    accept_until: int = 0
+    """Until the run has read so many records, unusable ones spend no budget."""
+    deadly: tuple[tuple[int, int], ...] = ()
+    """Unit and index of each record that was left out because it kills its decoder, ascending."""
 
     def __post_init__(self) -> None:
         for positions in (self.positions, self.replay.positions if self.replay else self.positions):
@@ -120,6 +126,11 @@ class Cursor:
                     f"a cursor of {self.lanes} lanes needs exactly one position a lane, in order; got "
                     f"{len(positions)} positions"
                 )
+
+    @property
+    def read(self) -> int:
+        """Records read so far, used or not, over all passes."""
+        return self.samples + sum(self.skipped.values())
 
     def advanced(self, after: Iterable[Position], stats: LaneStats) -> "Cursor":
         """The cursor after one step that used the chunks ending at `after`."""
@@ -143,6 +154,11 @@ class Cursor:
         body["skipped"] = dict(self.skipped)
         body["recent"] = [list(counts) for counts in self.recent]
         body["positions"] = _rows(self.positions)
+        for name in ("begin", "accept_until"):
+            if getattr(self, name):
+                body[name] = getattr(self, name)
+        if self.deadly:
+            body["deadly"] = [list(place) for place in self.deadly]
         if self.replay is not None:
             body["replay"] = {
                 "pass_number": self.replay.pass_number,
@@ -165,24 +181,33 @@ class Cursor:
             if version != CURSOR_VERSION:
                 raise StreamDamaged(f"cursor version is {version!r}; this program reads {CURSOR_VERSION}")
             positions = _positions(body.pop("positions"))
-            recent = tuple((read, bad) for read, bad in body.pop("recent", ()))
+            recent = tuple((_whole(read), _whole(bad)) for read, bad in body.pop("recent", ()))
+            deadly = tuple((_whole(unit), _whole(index)) for unit, index in body.pop("deadly", ()))
             replay = body.pop("replay", None)
             if replay is not None:
                 replay = WindowStart(
-                    pass_number=replay["pass_number"],
-                    steps=replay["steps"],
+                    pass_number=_whole(replay["pass_number"]),
+                    steps=_whole(replay["steps"]),
                     positions=_positions(replay["positions"]),
-                    pass_ends=tuple(replay["pass_ends"]),
+                    pass_ends=tuple(_whole(steps) for steps in replay["pass_ends"]),
                 )
-            return cls(positions=positions, recent=recent, replay=replay, **body)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise StreamDamaged(f"cursor cannot be read: {error}") from error
+            for name, value in body.items():
+                if name == "source":
+                    body[name] = {_text(key): _text(text) for key, text in value.items()}
+                elif name == "skipped":
+                    body[name] = {_text(reason): _whole(count) for reason, count in value.items()}
+                else:
+                    _whole(value)
+            return cls(positions=positions, recent=recent, replay=replay, deadly=deadly, **body)
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise StreamDamaged(f"cursor cannot be read: {error!r}") from error
 
 
 def joined(cursors: Sequence[Cursor]) -> Cursor:
     """The cursor of the whole run from those of all its ranks, in order of ranks, all after the same step.
 
-    Each has moved the positions of its own lanes; everything else is the same in all of them.
+    Each has moved the positions of its own lanes, and met the deadly records in them; everything else is the
+    same in all of them.
 
     Raises:
         ValueError: they are not of the same step.
@@ -197,7 +222,8 @@ def joined(cursors: Sequence[Cursor]) -> Cursor:
         starts = [one.replay for one in cursors if one.replay is not None]
         begun = tuple(starts[lane % ranks].positions[lane] for lane in range(first.lanes))
         replay = replace(replay, positions=begun)
-    return replace(first, positions=positions, replay=replay)
+    deadly = sorted({place for one in cursors for place in one.deadly})
+    return replace(first, positions=positions, replay=replay, deadly=tuple(deadly))
 
 
 def _rows(positions: Iterable[Position]) -> list[list[int]]:
@@ -206,9 +232,28 @@ def _rows(positions: Iterable[Position]) -> list[list[int]]:
 
 def _positions(rows: Iterable[Iterable[int]]) -> tuple[Position, ...]:
     return tuple(
-        Position(lane=lane, unit=unit, base=base, idx=idx, seq=seq, end=end)
+        Position(
+            lane=_whole(lane),
+            unit=_whole(unit, least=-1),
+            base=_whole(base, least=-1),
+            idx=_whole(idx, least=-1),
+            seq=_whole(seq),
+            end=_whole(end, least=-1),
+        )
         for lane, unit, base, idx, seq, end in rows
     )
+
+
+def _whole(value: object, least: int = 0) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**63:
+        raise ValueError(f"expected a whole number from {least} on, got {value!r}")
+    return value
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"expected text, got {value!r}")
+    return value
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from stream.config import CropConfig, ReaderConfig
-from stream.errors import StreamMismatch, TooManyBadRecords
+from stream.errors import StreamMismatch, StreamPruned, TooManyBadRecords
 from stream.lanes import Cursor, LaneStats, Position, Source, SourceSpec, owned_lanes
 from stream.lookahead import Lookahead
 from stream.pool import InlinePool, Pool, ProcessPool
-from stream.reader import Answer, BadPlace, ReadPlan, Spent
+from stream.reader import Answer, BadPlace, ReadPlan, Spent, outlook_from
 from stream.slabs import Frame, FrameLayout, Slab
 
 TURN_S = 0.1
@@ -90,6 +90,7 @@ class Loader:
     Raises:
         ValueError: an argument out of range.
         StreamMismatch: the cursor is of another stream or number of lanes.
+        StreamPruned: records that come next are gone.
         StreamError: the stream cannot be opened, or memory for the batches is missing.
     """
 
@@ -122,6 +123,7 @@ class Loader:
             self._source = spec.open()
             opened.callback(self._source.close)
             _check_same_stream(self._source, cursor)
+            self._check_kept()
             # In this process nothing is read ahead, so one frame is enough.
             num_frames = config.prefetch if workers else 1
             self._slab = Slab(layout, num_frames + more_frames)
@@ -229,11 +231,16 @@ class Loader:
         chunks = self._ahead.chunks()
         stats = self.upcoming if of_all is None else of_all
         cursor = self.cursor.advanced((chunk.after for chunk in chunks), stats)
-        recent = _newest((*cursor.recent, (stats.read, stats.read - stats.used)), self._plan.bad_window)
+        # What was accepted beforehand is forgotten too: the budget begins anew behind it.
+        accepted = self.cursor.read < cursor.accept_until
+        newest = () if accepted else (*cursor.recent, (stats.read, stats.read - stats.used))
+        recent = _newest(newest, self._plan.bad_window)
         if self._plan.over_budget(sum(read for read, _ in recent), sum(bad for _, bad in recent)):
             raise self._too_many_bad(stats, [place for chunk in chunks for place in chunk.bad])
         frame = self._frames[self._ahead.frame]
-        self.cursor = self._moved(replace(cursor, recent=recent), frame)
+        deadly = {*cursor.deadly, *(place for chunk in chunks for place in chunk.deadly)}
+        cursor = replace(cursor, recent=recent, deadly=tuple(sorted(deadly)))
+        self.cursor = self._moved(cursor, frame)
         batch = self._batch(frame, stats)
         self._ahead.advance()
         return batch
@@ -255,7 +262,9 @@ class Loader:
             self.cursor,
             pass_number=self.cursor.pass_number + 1,
             left_over=self.cursor.left_over + left_over,
-            positions=tuple(Position(lane=p.lane, seq=p.seq) for p in self.cursor.positions),
+            positions=tuple(
+                Position(lane=p.lane, unit=self.cursor.begin, seq=p.seq) for p in self.cursor.positions
+            ),
         )
         self._ahead.begin(self._positions(), self.cursor.pass_number)
 
@@ -264,10 +273,29 @@ class Loader:
         self._frames = ()
         self._opened.close()
 
+    def _check_kept(self) -> None:
+        """Refuse before anything is read when records of any lane have been pruned."""
+        missed, pruned = 0, None
+        for position in () if self.finished else self._positions():
+            try:
+                outlook_from(self._source, position, self.cursor.pass_number)
+            except StreamPruned as error:
+                missed, pruned = missed + error.missed, error
+        if pruned is not None:
+            raise StreamPruned(
+                f"{missed:,} records that come next for this run were pruned from its stream ({pruned}): "
+                "a new run begins at the first that is kept",
+                missed=missed,
+            ) from pruned
+
     def _readers(self, spec: SourceSpec, workers: int) -> Pool:
+        plan = self._plan
+        if self.cursor.read < self.cursor.accept_until:
+            # Readers do not know how far the run has come: they give up no chunk, `take` keeps the budget.
+            plan = replace(plan, max_bad_fraction=1.0)
         if workers:
-            return ProcessPool(spec, self._plan, self._slab, workers)
-        return InlinePool(self._source, self._plan, self._frames)
+            return ProcessPool(spec, plan, self._slab, workers)
+        return InlinePool(self._source, plan, self._frames)
 
     def _moved(self, after: Cursor, frame: Frame) -> Cursor:
         """The cursor after the step that lies in a frame."""
@@ -304,7 +332,8 @@ class Loader:
         return TooManyBadRecords(
             f"more than {self._plan.max_bad_fraction:.0%} of the last {self._plan.bad_window} records cannot "
             f"be used; in this step: {reasons}; for example {'; '.join(map(str, bad[:3]))}. Mend the stream "
-            "or raise reader.max_bad_fraction"
+            "or raise reader.max_bad_fraction; `learn --accept-bad-until now` goes past all that the stream "
+            f"has now (this run has read {self.cursor.read:,} records)"
         )
 
     def _batch(self, frame: Frame, stats: LaneStats, *, thumbs: bool = True) -> Batch:
@@ -326,15 +355,16 @@ class Loader:
         return own.copy_(shared)
 
 
-def start_cursor(source: Source, *, seed: int, chunk: int, window: int) -> Cursor:
-    """The cursor of a run that begins: the first record of every lane."""
+def start_cursor(source: Source, *, seed: int, chunk: int, window: int, begin: int = 0) -> Cursor:
+    """The cursor of a run that begins: the first record of every lane, from the unit `begin` on."""
     return Cursor(
         source=source.identity(),
         seed=seed,
         lanes=source.lanes,
         chunk=chunk,
         window=window,
-        positions=tuple(Position(lane=lane) for lane in range(source.lanes)),
+        begin=begin,
+        positions=tuple(Position(lane=lane, unit=begin) for lane in range(source.lanes)),
     )
 
 
@@ -349,6 +379,7 @@ def _plan(cursor: Cursor, crops: tuple[CropConfig, ...], config: ReaderConfig, l
         bad_window=config.bad_window,
         columns=lanes * cursor.chunk,
         batch=cursor.lanes * cursor.chunk,
+        deadly=frozenset(cursor.deadly),
     )
 
 

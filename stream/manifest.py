@@ -4,6 +4,7 @@
     commits/<number>.json    one commit (20 digits), made by exclusive create of the next number
     segments/                compacted commits, see segments.py
     shards/, index/          tars and their index sidecars
+    pruned.json, readers/    what was pruned, and for whom the rest is kept: floor.py, registry.py
 
 A number is taken only at the commit, so there are no gaps, and order does not depend on who looked when. The
 seal takes the number after the last commit: a writer that raced it finds its number taken, and by what.
@@ -65,6 +66,7 @@ class Manifest(CommitLog):
             )
         manifest = cls(store, stream_uuid)
         manifest.refresh()
+        manifest.look_at_floor()
         return manifest
 
     def commit(self, new: NewCommit) -> Commit:

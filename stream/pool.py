@@ -1,7 +1,8 @@
 """Who answers the loader's questions: reader processes, or the calling process itself.
 
 Readers are stateless, so a dead one is replaced and its questions are asked again. One that hangs, as reads
-from storage that is away do, is killed first.
+from storage that is away do, is killed first. A record in whose decoder one reader after the other dies is
+not decoded any more: it is counted as unusable, and the cursor remembers it.
 """
 
 import contextlib
@@ -10,7 +11,7 @@ import multiprocessing
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing import util
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -19,13 +20,18 @@ from typing import Any, Protocol
 from stream import worker
 from stream.errors import WorkerFailed
 from stream.lanes import Source, SourceSpec
-from stream.reader import Answer, Failed, Question, ReadPlan, answer
+from stream.marks import Mark, Place
+from stream.reader import KILLS_DECODER, Answer, Failed, Question, ReadPlan, answer
 from stream.slabs import Frame, Slab
 
 logger = logging.getLogger(__name__)
 
 DEATHS_OF_ONE_QUESTION = 3
-"""So many readers may die of the same question before it is taken for the cause."""
+"""So many readers in a row may die at one place before that is taken for the cause."""
+MOST_DEATHS_OF_ONE_QUESTION = 9
+"""So many may die of one question at different places, and no record of it be the cause."""
+MOST_DEADLY = 100
+"""With more records than this that kill their decoder, it is not the records."""
 SILENCE_S = 300.0
 """A reader that was waited for so long without an answer hangs; a question is some tens of records."""
 _GRACE_S = 1.0
@@ -98,6 +104,7 @@ class _Reader:
 
     process: BaseProcess
     connection: "Connection[Any, Any]"
+    mark: Mark
     asked: deque[Question] = field(default_factory=deque)
     silent_s: float = 0.0
     """Seconds spent waiting since its last answer; time in which nobody waited does not count."""
@@ -121,7 +128,9 @@ class ProcessPool:
         self._arguments = (spec, plan, slab)
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload([worker.__name__])
-        self._deaths: dict[int, int] = {}
+        self._deaths: dict[int, list[Place | None]] = {}
+        """Of each question, where readers died of it: at which record's decoder, or elsewhere."""
+        self._deadly = frozenset[Place]()
         self._readers: list[_Reader] = []
         # multiprocessing joins its children at exit, and ours wait until their connections are closed: close
         # them before that, also when nobody called `close`.
@@ -181,18 +190,43 @@ class ProcessPool:
 
     def _start(self) -> _Reader:
         ours, theirs = self._context.Pipe()
+        mark = Mark()
         process = self._context.Process(
-            target=worker.serve, args=(theirs, *self._arguments), daemon=True, name="swavstream-reader"
+            target=worker.serve, args=(theirs, mark, *self._arguments), daemon=True, name="swavstream-reader"
         )
         process.start()
         theirs.close()  # so that the reader's death is the end of the connection
-        return _Reader(process, ours)
+        return _Reader(process, ours, mark)
 
     def _ask(self, reader: _Reader, question: Question) -> None:
+        if question.deadly != self._deadly:
+            question = replace(question, deadly=self._deadly)
         reader.asked.append(question)
         # A reader that has just died is noticed when answers are collected, and is replaced there.
         with contextlib.suppress(OSError):
             reader.connection.send(question)
+
+    def _gives_up(self, question: Question, place: Place | None) -> bool:
+        """Note a death of a question; whether the question cannot be answered.
+
+        A record in whose decoder three readers in a row died is left out from now on, and the question asked
+        again: whenever and however often that happens, the same record is the one that is left out.
+        """
+        deaths = self._deaths.setdefault(question.ticket, [])
+        deaths.append(place)
+        if deaths[-DEATHS_OF_ONE_QUESTION:] != [place] * DEATHS_OF_ONE_QUESTION:
+            return len(deaths) >= MOST_DEATHS_OF_ONE_QUESTION
+        if place is None or len(self._deadly) >= MOST_DEADLY:
+            return True
+        self._deadly |= {place}
+        deaths.clear()
+        logger.warning(
+            "%d readers died while they decoded unit %d, record %d: it is skipped, with reason %s",
+            DEATHS_OF_ONE_QUESTION,
+            *place,
+            KILLS_DECODER,
+        )
+        return False
 
     def _replace(self, reader: _Reader) -> list[Answer]:
         """Put a new reader in the place of a dead one; the answer for what readers die of, if they do."""
@@ -203,13 +237,11 @@ class ProcessPool:
             reader.process.join()
         self.restarts += 1
         given_up = []
-        if reader.asked:
-            question = reader.asked[0]
-            deaths = self._deaths[question.ticket] = self._deaths.get(question.ticket, 0) + 1
-            if deaths == DEATHS_OF_ONE_QUESTION:
-                reader.asked.popleft()
-                failed = Failed(_deadly(question, reader.process.exitcode))
-                given_up = [Answer(question.ticket, (failed,) * len(question.wanted))]
+        if reader.asked and self._gives_up(reader.asked[0], reader.mark.place()):
+            question = reader.asked.popleft()
+            failed = Failed(_unreadable(question, self._deaths.pop(question.ticket), reader.process.exitcode))
+            given_up = [Answer(question.ticket, (failed,) * len(question.wanted))]
+        reader.mark.close()
         fresh = self._start()
         self._readers[self._readers.index(reader)] = fresh
         for question in reader.asked:
@@ -217,10 +249,10 @@ class ProcessPool:
         return given_up
 
 
-def _deadly(question: Question, exit_code: int | None) -> WorkerFailed:
+def _unreadable(question: Question, deaths: Sequence[object], exit_code: int | None) -> WorkerFailed:
     where = "; ".join(map(str, question.wanted))
     return WorkerFailed(
-        f"{DEATHS_OF_ONE_QUESTION} reader processes ended, the last with exit code {exit_code}, while they "
+        f"{len(deaths)} reader processes ended, the last with exit code {exit_code}, while they "
         f"read {where}: look there for a record that crashes its decoder, for storage that does not answer, "
         "or for too little memory"
     )
@@ -234,4 +266,5 @@ def _end_readers(readers: list[_Reader]) -> None:
         if reader.process.exitcode is None:
             reader.process.kill()
             reader.process.join()
+        reader.mark.close()
     readers.clear()

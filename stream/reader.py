@@ -19,11 +19,14 @@ from stream.config import CropConfig
 from stream.decode import decode_image
 from stream.errors import BadRecord, StreamError, StreamMismatch
 from stream.lanes import Entry, LaneStats, Outlook, Position, Source
+from stream.marks import Mark, Place
 from stream.record import Record
 from stream.slabs import KEY_BYTES, Frame
 
 BAD_PLACES = 5
 """So many places of unusable records are remembered of a chunk, for messages."""
+KILLS_DECODER = "kills_decoder"
+"""Reason of a record in whose decoder one reader after the other died."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,6 +45,10 @@ class ReadPlan:
     """Samples of one batch of this rank."""
     batch: int
     """B, samples of one batch of all ranks."""
+    deadly: frozenset[Place] = frozenset()
+    """Records that are not decoded, because that kills."""
+    mark: Mark | None = None
+    """Where a reader process leaves the name of the record that it decodes."""
 
     def over_budget(self, read: int, bad: int) -> bool:
         """Whether so many records hold too many unusable ones."""
@@ -68,6 +75,8 @@ class Chunk:
     after: Position
     stats: LaneStats
     bad: tuple[BadPlace, ...]
+    deadly: tuple[Place, ...] = ()
+    """Records that were left out because they kill their decoder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +148,8 @@ class Question:
 
     ticket: int
     wanted: tuple[Task, ...]
+    deadly: frozenset[Place] = frozenset()
+    """Records that were found to kill their decoder, beside those of the plan."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +162,8 @@ class Answer:
 
 def answer(source: Source, plan: ReadPlan, frames: Sequence[Frame], question: Question) -> Answer:
     """Do all tasks of one question."""
+    if question.deadly:
+        plan = replace(plan, deadly=plan.deadly | question.deadly)
     results: list[Result] = []
     for wanted in question.wanted:
         try:
@@ -209,7 +222,12 @@ def read_chunk(
                 return Spent(layout.stats(), tuple(layout.bad))
         if layout.used == plan.chunk:
             layout.finish()
-            return Chunk(replace(after, seq=position.seq + plan.chunk), layout.stats(), tuple(layout.bad))
+            return Chunk(
+                replace(after, seq=position.seq + plan.chunk),
+                layout.stats(),
+                tuple(layout.bad),
+                tuple(layout.deadly),
+            )
         clock = time.perf_counter()
     known = max(layout.read, outlook.available)
     return Short(position.lane, known + plan.chunk - layout.used, outlook.ended)
@@ -240,6 +258,7 @@ class Layout:
     crop_s: float = 0.0
     skipped: dict[str, int] = field(default_factory=dict)
     bad: list[BadPlace] = field(default_factory=list)
+    deadly: list[Place] = field(default_factory=list)
     floats: list[NDArray[np.float64]] = field(default_factory=list)
     seqs: list[int] = field(default_factory=list)
     refs: list[tuple[int, int]] = field(default_factory=list)
@@ -255,10 +274,16 @@ class Layout:
         if record is None:
             raise BadRecord(entry.reason)
         plan, column = self.plan, self.column + self.used
+        if (entry.unit, entry.index) in plan.deadly:
+            raise BadRecord(KILLS_DECODER)
         start = time.perf_counter()
+        if plan.mark is not None:
+            plan.mark.set(entry.unit, entry.index)
         try:
             image = decode_image(record.payload, max_pixels=plan.max_pixels)
         finally:
+            if plan.mark is not None:
+                plan.mark.clear()
             decoded = time.perf_counter()
             self.decode_s += decoded - start
         views = crops.num_views(plan.crops)
@@ -277,6 +302,8 @@ class Layout:
     def skip(self, entry: Entry, lane: int, reason: str) -> None:
         """Count a record that cannot be used."""
         self.skipped[reason] = self.skipped.get(reason, 0) + 1
+        if reason == KILLS_DECODER:
+            self.deadly.append((entry.unit, entry.index))
         if len(self.bad) < BAD_PLACES:
             self.bad.append(BadPlace(lane, entry.unit, entry.index, reason))
 

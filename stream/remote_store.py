@@ -56,6 +56,8 @@ class RemoteStore:
 
     def read_many(self, names: Sequence[str]) -> dict[str, bytes]:
         """Those of the objects that are there; asked for all at once where the file system can."""
+        if not names:
+            return {}
         by_path = {self._path(name): name for name in names}
         if len(by_path) == 1:
             try:
@@ -79,6 +81,14 @@ class RemoteStore:
     def exists(self, name: str) -> bool:
         """Whether the object is there."""
         return bool(_retried(lambda: self._system.exists(self._path(name))))
+
+    def names(self, folder: str) -> list[str]:
+        """Names of the objects in a folder, in no order; empty when there is none. For small folders only."""
+        try:
+            paths = _retried(lambda: self._system.ls(self._path(folder), detail=False))
+        except FileNotFoundError:
+            return []
+        return [str(path).rstrip("/").rpartition("/")[2] for path in paths]
 
     def create(self, name: str, data: bytes) -> bool:
         """Put the object unless it is there.

@@ -11,7 +11,7 @@ from collections import OrderedDict
 from dataclasses import replace
 
 from stream.commits import Commit, is_absolute
-from stream.errors import BadRecord, StreamDamaged
+from stream.errors import BadRecord, StreamDamaged, StreamPruned
 from stream.index import NO_DIGEST, IndexRow, Member, ShardIndex, decode_index
 from stream.lanes import Entry
 from stream.manifest import Manifest
@@ -61,6 +61,7 @@ class ShardFiles:
             index: of the record in it.
 
         Raises:
+            StreamPruned: the shard was pruned.
             StreamDamaged: the shard or its index is gone, or the index cannot be trusted.
             StreamError: they cannot be read.
         """
@@ -68,7 +69,10 @@ class ShardFiles:
         row = shard.index.row(index)
         try:
             with explained(f"cannot read {shard.uri}, commit {number} of the stream at {self._manifest.url}"):
-                record = shard.read(row, verify=self._verify, max_record_bytes=self._max_record_bytes)
+                try:
+                    record = shard.read(row, verify=self._verify, max_record_bytes=self._max_record_bytes)
+                except FileNotFoundError as error:  # an object store opens at each read
+                    raise self._gone(number, error) from error
         except BadRecord as bad:
             return Entry(unit=number, index=index, record=None, reason=bad.reason, size=row.image.size)
         return Entry(unit=number, index=index, record=record, size=row.image.size)
@@ -102,10 +106,17 @@ class ShardFiles:
                 index = decode_index(store.read(commit.index_uri), name=commit.index_uri, n=commit.n)
                 file = open_bytes(commit.uri) if is_absolute(commit.uri) else store.open(commit.uri)
             except FileNotFoundError as error:
-                raise StreamDamaged(f"{where}: {error.filename or error} is gone; put it back") from error
+                raise self._gone(commit.number, error) from error
             except StreamDamaged as error:
                 raise StreamDamaged(f"{where}: {error}") from error
         return _Shard(commit.uri, index, file)
+
+    def _gone(self, number: int, error: FileNotFoundError) -> StreamPruned | StreamDamaged:
+        """Why a file of a commit is not there."""
+        where = f"commit {number} of the stream at {self._manifest.url}"
+        if number < self._manifest.look_at_floor().first:
+            return StreamPruned(f"{where} was pruned while it was read")
+        return StreamDamaged(f"{where}: {error.filename or error} is gone; put it back")
 
 
 class _Shard:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from stream.errors import StreamMismatch
+from stream.errors import StreamMismatch, StreamPruned
 from stream.lanes import Entry, Outlook, Position
 from stream.manifest import Manifest
 from stream.order import LARGEST_SEED, lane_total, record_order, slice_bounds, window_order
@@ -73,10 +73,14 @@ class ShardSource:
         self._files = ShardFiles(manifest, verify=spec.verify, max_record_bytes=spec.max_record_bytes)
         self._windows: dict[tuple[int, int, int, int], list[_Visit]] = {}
 
+    def records(self, begin: int = 0) -> int:
+        """Records committed from a commit on, as of the last refresh."""
+        return self.manifest.records - self.manifest.before(min(begin, len(self.manifest)))
+
     @property
-    def records(self) -> int:
-        """Records committed, as of the last refresh."""
-        return self.manifest.records
+    def begin(self) -> int:
+        """First commit of the first window of which nothing is pruned: where a new run begins."""
+        return -(-self.manifest.floor.first // self._spec.window) * self._spec.window
 
     def identity(self) -> dict[str, str]:
         """What a cursor is bound to: the stream's uuid, wherever the stream is."""
@@ -95,7 +99,9 @@ class ShardSource:
 
         Raises:
             StreamMismatch: the position is not one of this stream with these lanes and this window.
+            StreamPruned: records after the position are gone.
         """
+        self._check_kept(position, pass_number)
         total = lane_total(self.manifest.before(self._readable()), self.lanes, position.lane)
         available = max(total - self._used(position, pass_number), 0)
         return Outlook(available=available, ended=self.manifest.sealed)
@@ -103,7 +109,7 @@ class ShardSource:
     def unread(self, positions: Iterable[Position], pass_number: int = 0) -> int:
         """Committed records after these positions, also those of windows that cannot be read yet."""
         return sum(
-            lane_total(self.records, self.lanes, position.lane) - self._used(position, pass_number)
+            lane_total(self.manifest.records, self.lanes, position.lane) - self._used(position, pass_number)
             for position in positions
         )
 
@@ -158,7 +164,11 @@ class ShardSource:
     def _window(self, position: Position, unit: int) -> int:
         """Commits of the window at `unit`; 0 when it cannot be read."""
         width, readable = self._spec.window, self._readable()
-        fits = 0 <= position.lane < self.lanes and unit % width == 0 and 0 <= unit < readable + width
+        fits = (
+            0 <= position.lane < self.lanes
+            and unit % width == 0
+            and 0 <= unit < max(readable, self.begin) + width
+        )
         if not fits:
             raise self._misfit(position)
         return max(min(readable - unit, width), 0)
@@ -202,6 +212,26 @@ class ShardSource:
             raise self._misfit(position)
         before = lane_total(self.manifest.before(position.unit), self.lanes, position.lane)
         return before + sum(visit.size for visit in visits[: position.base]) + position.idx
+
+    def _check_kept(self, position: Position, pass_number: int) -> None:
+        """See that nothing after a position is pruned."""
+        floor = self.manifest.floor
+        if position.unit >= floor.first:
+            return
+        count = self._window(position, position.unit)
+        visits = self._visits(position.lane, position.unit, count, pass_number)[position.base :]
+        missed = sum(visit.size for visit in visits if visit.number < floor.first)
+        if visits and visits[0].number < floor.first:
+            missed -= min(position.idx, visits[0].size)
+        later = min(position.unit + count, floor.first)
+        missed += lane_total(floor.records, self.lanes, position.lane)
+        missed -= lane_total(self.manifest.before(later), self.lanes, position.lane)
+        if missed > 0:
+            raise StreamPruned(
+                f"lane {position.lane}: the next {missed} records were pruned from the stream at "
+                f"{self.manifest.url}, which keeps commits from {floor.first} on",
+                missed=missed,
+            )
 
     def _after(
         self, position: Position, unit: int, base: int, idx: int, *, size: int, count: int

@@ -149,7 +149,7 @@ def _allocate(size: int, layout: FrameLayout, num_frames: int) -> int:
     free = free_memory()
     if free is not None and size > free * _SHARE_OF_FREE_MEMORY:
         raise StreamError(f"only {free / 2**20:.0f} MiB of memory are free, reading needs {want}")
-    fd = _anonymous()
+    fd = anonymous()
     try:
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(fd, 0, size)
@@ -161,7 +161,8 @@ def _allocate(size: int, layout: FrameLayout, num_frames: int) -> int:
     return fd
 
 
-def _anonymous() -> int:
+def anonymous() -> int:
+    """Descriptor of memory without a name, empty yet."""
     if hasattr(os, "memfd_create"):
         try:
             return os.memfd_create("swavstream-slab")

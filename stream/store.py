@@ -50,6 +50,10 @@ class Store(Protocol):
         """Whether the file is there."""
         ...
 
+    def names(self, folder: str) -> list[str]:
+        """Names of the files in a folder, in no order; empty when there is none. For small folders only."""
+        ...
+
     def create(self, name: str, data: bytes) -> bool:
         """Make the file whole and durable; False when it is there already."""
         ...

@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 import traceback
+from dataclasses import replace
 from multiprocessing import parent_process
 from multiprocessing.connection import Connection, wait
 
@@ -14,11 +15,14 @@ import torch
 
 from stream.errors import StreamError
 from stream.lanes import Source, SourceSpec
+from stream.marks import Mark
 from stream.reader import Answer, Failed, Question, ReadPlan, Result, answer
 from stream.slabs import Slab
 
 
-def serve(connection: "Connection[Answer, Question]", spec: SourceSpec, plan: ReadPlan, slab: Slab) -> None:
+def serve(
+    connection: "Connection[Answer, Question]", mark: Mark, spec: SourceSpec, plan: ReadPlan, slab: Slab
+) -> None:
     """Main function of a reader process.
 
     Ends when the other end of the connection is closed or the parent process is gone. Ctrl-C and SIGTERM go
@@ -26,6 +30,7 @@ def serve(connection: "Connection[Answer, Question]", spec: SourceSpec, plan: Re
 
     Args:
         connection: questions come in, answers go out, in the same order.
+        mark: where the record stands that is being decoded.
         spec: opens the stream.
         plan: how records become samples.
         slab: memory that questions refer to.
@@ -36,6 +41,7 @@ def serve(connection: "Connection[Answer, Question]", spec: SourceSpec, plan: Re
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     gc.freeze()
+    plan = replace(plan, mark=mark)
     source: Source | None = None
     with contextlib.suppress(EOFError, ConnectionError):  # the parent has closed its end
         while True:

@@ -23,6 +23,12 @@ NOTE = b"\nstopping: what is open is being committed (Ctrl-C once more ends at o
     "--label-from", type=click.Choice(["parent"]), help="Take the folder of an image as its label_name."
 )
 @click.option("--keep-duplicates", is_flag=True, help="Also write content that the stream has already.")
+@click.option("--keep-hours", type=float, help="Prune shards that are older than so many hours.")
+@click.option("--keep-bytes", type=int, help="Prune the oldest shards until the stream has no more bytes.")
+@click.option(
+    "--max-ahead", type=int, metavar="RECORDS",
+    help="Wait while the slowest registered run has more records unread.",
+)  # fmt: skip
 @click.option("--name", default="", help="Identity of the source; by default made of its absolute path.")
 @click.option(
     "--set",
@@ -39,6 +45,9 @@ def command(
     reference: bool,
     label_from: str | None,
     keep_duplicates: bool,
+    keep_hours: float | None,
+    keep_bytes: int | None,
+    max_ahead: int | None,
     name: str,
     assignments: tuple[str, ...],
     as_json: bool,
@@ -53,11 +62,15 @@ def command(
     side are made smaller; sound small JPEGs stay as they are, byte for byte. Labels for evaluation come from
     .cls or .json beside the image, or with --label-from parent from its folder.
 
+    An endless stream is kept small by --keep-hours or --keep-bytes: old shards leave, but never one that a
+    registered run still needs. With --max-ahead the ingest waits for the slowest of these runs.
+
     \b
     Examples:
         swavstream ingest PICTURES/ STREAM/
         swavstream ingest 'CRAWL/*.tar' STREAM/ --reference --open
         swavstream ingest MORE/ EVEN-MORE.tar.gz STREAM/ --set short_side=256 --set quality=85
+        swavstream ingest CRAWL/ STREAM/ --open --keep-hours 72 --max-ahead 1000000
         swavstream seal STREAM/
 
     --json prints found, written, skipped {reason: n}, bytes, shards, seconds, status (finished or stopped),
@@ -68,7 +81,8 @@ def command(
     with StopRequest(NOTE) as asked:
         from ingest.forking import begin_imports
 
-        config = _config(assignments, label_from, keep_duplicates)
+        limits = {"keep_hours": keep_hours, "keep_bytes": keep_bytes, "max_ahead": max_ahead}
+        config = _config(assignments, label_from, keep_duplicates, limits)
         if config.workers:
             begin_imports()  # while this process has imports of its own: the first image comes sooner
 
@@ -96,27 +110,34 @@ def command(
 
 
 class _Shown:
-    """The progress line, on a terminal; nothing elsewhere."""
+    """The progress line, on a terminal; elsewhere only that and why the ingest waits."""
 
     def __init__(self) -> None:
         from ops.progress import ProgressLine
 
-        self._line = ProgressLine(sys.stderr, total=None) if sys.stderr.isatty() else None
+        self._line = ProgressLine(sys.stderr, total=None)
+        self._all = sys.stderr.isatty()
 
     def __call__(self, report: "IngestReport") -> None:
-        if self._line is not None and self._line.due(report.found):
+        running = report.status == "running"
+        if (self._all or not running) and self._line.due(report.found):
             self._line.say(
                 f"{report.found:,} found  {self._line.rate(report.found):,.0f}/s  "
                 f"{report.written:,} written  {report.found - report.written:,} skipped  "
                 f"{report.shards:,} shards  {report.bytes / 1e6:,.1f} MB"
+                + ("" if running else f"  {report.status}")
             )
 
     def end(self) -> None:
-        if self._line is not None:
-            self._line.end()
+        self._line.end()
 
 
-def _config(assignments: tuple[str, ...], label_from: str | None, keep_duplicates: bool) -> "IngestConfig":
+def _config(
+    assignments: tuple[str, ...],
+    label_from: str | None,
+    keep_duplicates: bool,
+    limits: dict[str, float | None],
+) -> "IngestConfig":
     from ingest.config import IngestConfig
     from ops import settings
 
@@ -127,6 +148,9 @@ def _config(assignments: tuple[str, ...], label_from: str | None, keep_duplicate
         values["label_from"] = label_from
     if keep_duplicates:
         values["keep_duplicates"] = True
+    for name, limit in limits.items():
+        if limit is not None:
+            settings.assign(values, f"retention.{name}={limit}")
     return settings.read(IngestConfig, values)
 
 

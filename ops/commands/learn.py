@@ -34,6 +34,10 @@ from ops.signals import StopRequest
     help="Begin a new run with weights of another: RUN, RUN:VERSION, RUN:stable, RUN/checkpoints/ckpt-...",
 )  # fmt: skip
 @click.option("--wait", is_flag=True, help="Wait for a stream that does not exist yet.")
+@click.option(
+    "--accept-bad-until", metavar="RECORDS", default="",
+    help="Go on although too many records are unusable, until the run has read so many; or `now`.",
+)  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object, the last line.")
 def command(
     stream: str,
@@ -44,6 +48,7 @@ def command(
     nproc: int,
     init_from: str | None,
     wait: bool,
+    accept_bad_until: str,
     as_json: bool,
 ) -> int:
     """Learn from STREAM, a directory or URL of shards, in one pass.
@@ -53,6 +58,9 @@ def command(
 
     Several ranks learn the same as one: --nproc starts them here, torchrun on many machines (see the last
     example). A run may go on with another number of ranks; `lanes` is their most.
+
+    A run that has stopped because too many records were unusable goes past them with --accept-bad-until: the
+    budget counts again once the run has read so many records, used or not (`now`: all that the stream has).
 
     \b
     Examples:
@@ -83,7 +91,16 @@ def command(
     from ops.learn import learn
 
     stop = StopRequest() if lead else StopRequest(note=b"")
-    summary = learn(stream, run_dir, config, wait=wait, init_from=init_from, stop=stop, out=sys.stderr)
+    summary = learn(
+        stream,
+        run_dir,
+        config,
+        wait=wait,
+        init_from=init_from,
+        accept_bad_until=accept_bad_until,
+        stop=stop,
+        out=sys.stderr,
+    )
     if lead:
         click.echo(json.dumps(summary.to_json()) if as_json else summary.told())
     return stop.exit_code
@@ -98,8 +115,9 @@ def _as_rank(context: click.Context) -> list[str]:
         ("config", "file"),
         ("recipe", "recipe"),
         ("init-from", "init_from"),
+        ("accept-bad-until", "accept_bad_until"),
     ):
-        options += [f"--{option}={given[name]}"] if given[name] is not None else []
+        options += [f"--{option}={given[name]}"] if given[name] else []
     options += [f"--{flag}" for flag, name in (("wait", "wait"), ("json", "as_json")) if given[name]]
     verbose = ["--verbose"] if context.find_root().params.get("verbose") else []
     return [*verbose, "learn", *options, "--", given["stream"]]

@@ -1,18 +1,28 @@
-"""`swavstream stream`: look at a stream."""
+"""`swavstream stream`: look at a stream, let its old shards go, see whether it is whole."""
 
 import json
-from typing import Any
+import sys
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 import click
+
+from ops.errors import EXIT_AGAIN
+
+if TYPE_CHECKING:
+    from stream.manifest import Manifest
+    from stream.registry import Registered
 
 
 @click.group()
 def command() -> None:
-    """Look at a stream: records, shards, whether it is sealed.
+    """Look at a stream, let its old shards go, see whether it is whole.
 
     \b
     Examples:
         swavstream stream show STREAM/
+        swavstream stream prune STREAM/ --keep-hours 72
+        swavstream stream verify STREAM/ --deep
     """  # noqa: D301
 
 
@@ -20,7 +30,7 @@ def command() -> None:
 @click.argument("stream")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def show(stream: str, as_json: bool) -> None:
-    """Say what STREAM, a directory or URL, holds.
+    """Say what STREAM, a directory or URL, holds, and which runs read it.
 
     \b
     Examples:
@@ -28,29 +38,156 @@ def show(stream: str, as_json: bool) -> None:
         swavstream stream show STREAM/ --json
     """  # noqa: D301
     from stream.manifest import Manifest
+    from stream.registry import read_readers
 
     manifest = Manifest.open(stream)
     shards = stored = 0
+    oldest: float | None = None
     newest: float | None = None
-    for number in range(len(manifest)):
+    for number in range(manifest.floor.first, len(manifest)):
         commit = manifest.entry(number)
         shards += commit.n > 0
         stored += commit.bytes
+        oldest = commit.created if oldest is None else oldest
         newest = commit.created
+    readers = [_reader(manifest, reader) for reader in read_readers(manifest.store)]
     body: dict[str, Any] = {
         "stream": stream,
         "uuid": manifest.uuid,
         "records": manifest.records,
+        "pruned_records": manifest.floor.records,
         "shards": shards,
         "commits": len(manifest),
+        "first_commit": manifest.floor.first,
         "bytes": stored,
         "sealed": manifest.sealed,
+        "oldest_commit": oldest,
         "newest_commit": newest,
+        "readers": readers,
     }
     if as_json:
         click.echo(json.dumps(body))
         return
     click.echo(f"{stream}: {'sealed' if manifest.sealed else 'open'}, uuid {manifest.uuid}")
-    click.echo(f"  records {manifest.records:,}")
+    pruned = f", the first {manifest.floor.records:,} of them pruned" if manifest.floor.records else ""
+    click.echo(f"  records {manifest.records:,}{pruned}")
     click.echo(f"  shards  {shards:,} ({stored:,} bytes)")
     click.echo(f"  commits {len(manifest):,}")
+    for reader in readers:
+        click.echo(
+            f"  run     {reader['run']}: {reader['unread']:,} records unread, needs commits from "
+            f"{reader['first']} on, seen {reader['seen_seconds_ago']:,.0f} s ago ({reader['where']})"
+        )
+
+
+@command.command()
+@click.argument("stream")
+@click.option("--keep-hours", type=float, default=0.0, help="Shards committed longer ago than this leave.")
+@click.option("--keep-bytes", type=int, default=0, help="The oldest shards leave until no more are left.")
+@click.option("--forget", metavar="RUN", default="", help="Take a run out of the register first.")
+@click.option("--dry-run", is_flag=True, help="Change nothing; say what would go.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def prune(stream: str, keep_hours: float, keep_bytes: int, forget: str, dry_run: bool, as_json: bool) -> None:
+    """Let the oldest shards of STREAM go: those beyond the limits that no registered run needs.
+
+    A run is registered while it learns and after, until it has done all its passes: what the oldest of its
+    kept checkpoints would read is never pruned. A run that will never come back is taken out with --forget
+    (its name, or the unique beginning of it, as `stream show` lists it). Tars that were adopted with
+    --reference stay where they are. Killed at any moment, the same command goes on.
+
+    \b
+    Examples:
+        swavstream stream prune STREAM/ --keep-hours 72
+        swavstream stream prune STREAM/ --keep-bytes 2000000000000 --dry-run
+        swavstream stream prune STREAM/ --forget 3f2a
+    """  # noqa: D301
+    if not (keep_hours or keep_bytes or forget):
+        raise click.UsageError("give --keep-hours, --keep-bytes or --forget")
+    from stream.config import RetentionConfig
+    from stream.manifest import Manifest
+    from stream.retention import forget as forget_run
+    from stream.retention import prune as prune_stream
+
+    limits = RetentionConfig(keep_hours=keep_hours, keep_bytes=keep_bytes)
+    manifest = Manifest.open(stream)
+    forgotten = forget_run(manifest, forget) if forget and not dry_run else ""
+    done = prune_stream(manifest, limits, dry_run=dry_run)
+    if as_json:
+        click.echo(json.dumps({**asdict(done), "forgotten": forgotten, "dry_run": dry_run}))
+        return
+    if forgotten:
+        click.echo(f"run {forgotten} is forgotten")
+    click.echo(
+        f"{'would prune' if dry_run else 'pruned'} {done.records:,} records in {done.commits:,} commits; "
+        f"{done.shards:,} shards, {done.bytes:,} bytes; kept from commit {done.first} on"
+    )
+    if done.held_by is not None:
+        from stream.registry import seen_ago
+
+        click.echo(
+            f"  more would go, but run {done.held_by.run} ({done.held_by.where}, seen "
+            f"{seen_ago(done.held_by):,.0f} s ago) needs commits from {done.held_by.first} on"
+        )
+
+
+@command.command()
+@click.argument("stream")
+@click.option("--deep", is_flag=True, help="Read every byte and compare digests.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def verify(stream: str, deep: bool, as_json: bool) -> int:
+    """See whether STREAM is what was written: manifest, indexes, sizes of shards, with --deep every byte.
+
+    Exit code 78, and a line for each damage, when it is not.
+
+    \b
+    Examples:
+        swavstream stream verify STREAM/
+        swavstream stream verify STREAM/ --deep --json
+    """  # noqa: D301
+    from ops.progress import ProgressLine
+    from stream.errors import StreamDamaged
+    from stream.manifest import Manifest
+    from stream.verify import Damage, Looked
+    from stream.verify import verify as look
+
+    line = ProgressLine(sys.stderr, total=None)
+
+    def show_progress(looked: Looked) -> None:
+        if line.due(looked.commits):
+            line.say(f"{looked.commits:,} of {looked.of:,} commits  {looked.bytes / 1e6:,.0f} MB read")
+
+    damages: list[Damage] = []
+    commits = records = 0
+    try:
+        manifest = Manifest.open(stream)
+        commits, records = len(manifest), manifest.records
+        damages.extend(look(manifest, deep=deep, progress=show_progress))
+    except StreamDamaged as error:
+        damages.append(Damage(name="manifest", what=str(error)))
+    line.end()
+    if as_json:
+        body = {
+            "stream": stream,
+            "commits": commits,
+            "records": records,
+            "deep": deep,
+            "damages": [asdict(damage) for damage in damages],
+        }
+        click.echo(json.dumps(body))
+    else:
+        for damage in damages:
+            click.echo(f"{damage.name}: {damage.what}")
+        found = f"{len(damages):,} damages" if damages else "no damage"
+        click.echo(f"{stream}: {commits:,} commits, {records:,} records, {found}")
+    return EXIT_AGAIN if damages else 0
+
+
+def _reader(manifest: "Manifest", reader: "Registered") -> dict[str, Any]:
+    from stream.registry import seen_ago
+    from stream.retention import unread_by
+
+    return {
+        **asdict(reader),
+        "unread": unread_by(manifest, reader),
+        "seen_seconds_ago": round(seen_ago(reader), 1),
+    }

@@ -57,7 +57,10 @@ class LabelledImages:
         self._max_pixels = max_pixels
         self._cache: list[Piece] | None = None
         self.url = url
-        self.expected = min(limit or self._manifest.records, self._manifest.records)
+        floor = self._manifest.floor
+        self._first, self._pruned = floor.first, floor.records
+        kept = self._manifest.records - self._pruned
+        self.expected = min(limit or kept, kept)
         """Images to come at most: some may be unlabelled or unusable."""
         self.skipped: dict[str, int] = {}
         """Records left out in the last pass, by reason; `unlabelled` is one."""
@@ -92,10 +95,10 @@ class LabelledImages:
 
     def _records(self, skipped: Counter[str]) -> Iterator[Record]:
         """Labelled records; of each commit its share of the limit, so that a sorted stream stays mixed."""
-        total = self._manifest.records
+        total = self._manifest.records - self._pruned
         limit = self.expected
-        for number in range(len(self._manifest)):
-            before, n = self._manifest.before(number), self._manifest.n(number)
+        for number in range(self._first, len(self._manifest)):
+            before, n = self._manifest.before(number) - self._pruned, self._manifest.n(number)
             share = (before + n) * limit // total - before * limit // total if n else 0
             if not share:
                 continue

@@ -330,6 +330,40 @@ def test_a_stream_gone_bad_stops_the_run_with_what_was_learned_saved(tmp_path: P
     assert found.cursor.steps >= 3
 
 
+def test_a_run_goes_past_a_spent_budget_where_it_is_told_to_and_keeps_the_budget_behind_it(
+    tmp_path: Path,
+) -> None:
+    stream, run_dir = write_stream(tmp_path / "bad", 720, bad_every=3), tmp_path / "run"
+    config = config_of("reader.bad_window=40", "reader.max_bad_fraction=0.2")
+    with pytest.raises(TooManyBadRecords, match="--accept-bad-until now"):
+        run(stream, run_dir, config)
+    with pytest.raises(ConfigError, match="'soon'"):
+        run(stream, run_dir, config, accept_bad_until="soon")
+    with pytest.raises(TooManyBadRecords) as caught:
+        run(stream, run_dir, config, accept_bad_until="400")
+    found = load_newest(run_dir)
+    assert found is not None
+    assert 400 <= found.cursor.read <= 500
+    assert f"has read {found.cursor.read} records" in str(caught.value)
+    summary = run(stream, run_dir, config, accept_bad_until="now")
+    assert summary.status == FINISHED
+    assert summary.samples + summary.skipped + summary.left_over == 720
+    changes = [
+        line for line in read_lines(run_dir / "changes.jsonl") if line["setting"] == "accept_bad_until"
+    ]
+    assert [(line["old"], line["new"]) for line in changes] == [(0, 400), (400, 720)]
+    free = config_of("reader.bad_window=40", "reader.max_bad_fraction=1.0")
+    run(stream, tmp_path / "free", free)
+    assert bits(tmp_path / "free")[0] == bits(run_dir)[0]
+
+
+def test_what_was_accepted_is_still_accepted_by_the_next_life(tmp_path: Path) -> None:
+    stream, run_dir = write_stream(tmp_path / "bad", 720, bad_every=3), tmp_path / "run"
+    config = config_of("reader.bad_window=40", "reader.max_bad_fraction=0.2")
+    run(stream, run_dir, config, accept_bad_until="now", stop=StopAfter(run_dir, 2))
+    assert run(stream, run_dir, config).status == FINISHED
+
+
 def test_a_port_in_use_is_refused_before_anything_is_learned(tmp_path: Path, drawn_stream: str) -> None:
     first = tmp_path / "first"
     stop = StopRequest()

@@ -37,6 +37,9 @@ class FailingStore:
     def exists(self, name: str) -> bool:
         return self._store.exists(name)
 
+    def names(self, folder: str) -> list[str]:
+        return self._store.names(folder)
+
     def create(self, name: str, data: bytes) -> bool:
         number = self._begin()
         made = self._store.create(name, data)

@@ -13,6 +13,7 @@ import signal
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from PIL import Image
@@ -39,6 +40,10 @@ class FakeSpec:
     kill_with: int = signal.SIGKILL
     kill_once: bool = True
     """The file is removed first."""
+    deadly: tuple[int, ...] = ()
+    """Decoding one of these records kills the process."""
+    broken: tuple[int, ...] = ()
+    """These records are no images."""
     fail_at: int = -1
     """Reading this record raises OSError."""
     fault_at: int = -1
@@ -49,6 +54,8 @@ class FakeSpec:
 
     def bad(self, number: int) -> str:
         """Why a record is unusable; empty when it is good."""
+        if number in self.broken:
+            return "undecodable"
         if number >= self.first_bad or (self.bad_every and number % self.bad_every == self.bad_every - 1):
             return ("undecodable", "bad_checksum", "truncated", "empty")[number % 4]
         return ""
@@ -61,6 +68,15 @@ class FakeSpec:
         if reason == "truncated":
             return image[: len(image) * 2 // 3]
         return b"no image" if reason else image
+
+
+class Deadly:
+    """A record whose bytes kill whoever looks at them, as a crash of a decoder does."""
+
+    @property
+    def payload(self) -> bytes:
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError("unreachable")
 
 
 @functools.cache
@@ -140,6 +156,8 @@ class FakeSource:
         if spec.bad(number) == "bad_checksum":
             return Entry(unit=number // 100, index=number % 100, record=None, reason="bad_checksum", size=7)
         payload = spec.payload(number)
+        if number in spec.deadly:
+            return Entry(unit=number // 100, index=number % 100, record=cast("Record", Deadly()), size=1)
         record = Record(
             payload=payload, sha256=hashlib.sha256(payload).hexdigest(), media_type="application/octet-stream"
         )

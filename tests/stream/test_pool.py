@@ -101,6 +101,63 @@ def test_a_record_that_kills_every_reader_is_named_after_the_batches_before_it(t
     assert "-9" in message
 
 
+def spoiled(spec: FakeSpec, *numbers: int) -> FakeSpec:
+    """The stream in which these records can never be decoded."""
+    return replace(spec, deadly=numbers)
+
+
+def seen(batches: list[Batch]) -> list[list[list[int]]]:
+    return [batch.refs_B2.tolist() for batch in batches]
+
+
+def test_a_record_that_kills_its_decoder_is_left_out_counted_and_remembered(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with pooled(spoiled(SPEC, 70, 33)) as loader:
+        got = list(loader)
+        assert loader.worker_restarts == 6
+        end = loader.cursor
+    assert end.deadly == ((0, 33), (0, 70))
+    assert end.skipped["kills_decoder"] == 2
+    assert end.samples + sum(end.skipped.values()) + end.left_over == SPEC.records
+    assert "unit 0, record 70" in caplog.text
+    # Exactly as if the two had been unreadable bytes.
+    plain = load(replace(SPEC, broken=(70, 33)))
+    assert seen(got) == seen(plain)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_later_life_leaves_out_the_same_record_and_no_reader_dies_of_it_again(workers: int) -> None:
+    spec = spoiled(SPEC, 70)
+    with pooled(spec) as loader:
+        whole = list(loader)
+    first = next(step for step, batch in enumerate(whole) if batch.cursor.deadly)
+    cursor = type(whole[0].cursor).from_json(whole[first].cursor.to_json())
+    assert cursor == whole[first].cursor
+    with PooledLoader(spec, cursor=cursor, crops=KINDS, config=CONFIG, workers=workers, passes=2) as loader:
+        tail = list(loader)
+        assert loader.worker_restarts == 0
+    assert equal(tail[: len(whole) - first - 1], whole[first + 1 :])
+    assert tail[-1].cursor.skipped["kills_decoder"] == 2, "once a pass"
+
+
+def test_what_is_known_of_deadly_records_does_not_depend_on_looking_ahead() -> None:
+    spec = spoiled(SPEC, 70)
+    runs = []
+    for prefetch in (1, 4):
+        config = replace(CONFIG, prefetch=prefetch)
+        with PooledLoader(spec, cursor=begin(spec), crops=KINDS, config=config, workers=2) as loader:
+            runs.append([batch.cursor for batch in loader])
+    assert runs[0] == runs[1]
+
+
+def test_when_too_many_records_kill_it_is_not_the_records(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stream.pool.MOST_DEADLY", 1)
+    with pooled(spoiled(SPEC, 33, 70)) as loader:
+        _, message = until_error(loader, WorkerFailed)
+    assert "record that crashes its decoder" in message
+
+
 def test_an_error_of_the_source_in_a_reader_reaches_the_run_with_its_traceback() -> None:
     spec = replace(SPEC, fail_at=70)
     reference = load(SPEC)

@@ -8,10 +8,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from stream.checked import encode_checked
 from stream.commits import Accounts, Commit, NewCommit, Seal, decode_commit, encode_commit, encode_seal
 from stream.errors import StreamDamaged
 from stream.segments import BLOCKS, Segment, SegmentStore, SourceSum, encode_segment, segment_name
 from stream.store import open_store
+from tests.damages import other_than
 
 ACCOUNTS = st.builds(
     Accounts,
@@ -92,7 +94,7 @@ def test_a_commit_names_no_file_outside_its_folders(uri: str) -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("version", 2),
+        ("version", 3),
         ("number", 5),
         ("before", 1),
         ("n", -1),
@@ -112,16 +114,47 @@ def test_a_commit_names_no_file_outside_its_folders(uri: str) -> None:
 def test_a_commit_with_a_wrong_field_is_damage(field: str, value: object) -> None:
     body = json.loads(encode_commit(new_commit(4), number=4, before=0, created=1.0, token="t"))
     body[field] = value
+    del body["check"]
     with pytest.raises(StreamDamaged, match="commit 4"):
-        decode_commit(json.dumps(body).encode(), number=4, before=0)
+        decode_commit(encode_checked(body), number=4, before=0)
 
 
 @pytest.mark.parametrize("field", ["version", "n", "before", "uri", "accounts", "source_id", "created"])
 def test_a_commit_without_a_field_is_damage(field: str) -> None:
     body = json.loads(encode_commit(new_commit(4), number=4, before=0, created=1.0, token="t"))
-    del body[field]
+    del body[field], body["check"]
     with pytest.raises(StreamDamaged, match="commit 4"):
-        decode_commit(json.dumps(body).encode(), number=4, before=0)
+        decode_commit(encode_checked(body), number=4, before=0)
+
+
+def test_a_commit_of_before_there_were_checksums_is_still_read() -> None:
+    body = json.loads(encode_commit(new_commit(4), number=4, before=0, created=1.0, token="t"))
+    checked = decode_commit(
+        encode_checked({k: v for k, v in body.items() if k != "check"}), number=4, before=0
+    )
+    old = {**body, "version": 1}
+    del old["check"]
+    assert decode_commit(json.dumps(old).encode(), number=4, before=0) == checked
+    with pytest.raises(StreamDamaged, match="checksum"):
+        decode_commit(json.dumps({**body, "version": 1}).encode(), number=4, before=0)
+    with pytest.raises(StreamDamaged, match="commit 4"):
+        decode_commit(json.dumps({**old, "version": 2}).encode(), number=4, before=0)
+
+
+@pytest.mark.parametrize("kind", ["commit", "seal"])
+@given(data=st.data())
+def test_no_changed_byte_of_a_commit_is_taken_for_what_was_written(kind: str, data: st.DataObject) -> None:
+    made = new_commit(4)
+    if kind == "commit":
+        written = encode_commit(made, number=4, before=9, created=1.25, token="t")
+    else:
+        written = encode_seal(number=4, before=9, created=1.25, token="t")
+    changed = data.draw(other_than(written))
+    try:
+        found = decode_commit(changed, number=4, before=9)
+    except StreamDamaged:
+        return
+    assert found == decode_commit(written, number=4, before=9)
 
 
 @given(

@@ -170,7 +170,7 @@ def test_unread_counts_what_is_committed_and_not_used(memory: str, pass_number: 
             positions[lane] = after
             used += 1
     assert used > 0
-    assert source.records == sum(SIZES)
+    assert source.records() == sum(SIZES)
     assert source.unread(positions, pass_number) == sum(SIZES) - used
     source.close()
 

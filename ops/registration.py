@@ -1,0 +1,165 @@
+"""A run's entry in the stream that it reads: which shards must stay for it, and how far it has come.
+
+A follower like the others: a stream that takes no note is a warning, and pruning keeps what the last note
+asked for. Notes are written from a thread of its own, so that no store can hold up the learner.
+"""
+
+import logging
+import socket
+import threading
+import time
+from pathlib import Path
+
+from ops.checkpoint import CURSOR, name_of, numbers
+from stream.errors import StreamError
+from stream.lanes import Cursor
+from stream.manifest import Manifest
+from stream.registry import Registered, forget_reader, write_reader
+
+logger = logging.getLogger(__name__)
+
+BEAT_S = 10.0
+"""Longest time between two notes of a run that lives: see stream/retention.py."""
+_NEWS_S = 1.0
+"""Shortest time between two notes."""
+_TOPIC = "kafka://"
+
+
+def first_needed(cursor: Cursor, passes: int) -> int:
+    """The first commit that a run may still read when it goes on from a cursor.
+
+    A window of commits is needed as a whole as long as a lane stands in it, and so is what the replay window
+    is rebuilt from.
+    """
+    units = [position.unit for position in cursor.positions]
+    if cursor.replay is not None:
+        units += [position.unit for position in cursor.replay.positions]
+    if cursor.pass_number + 1 < passes or (cursor.replay is not None and cursor.replay.pass_ends):
+        units.append(cursor.begin)
+    return min(units, default=0)
+
+
+def kept_cursors(run_dir: Path) -> list[Cursor]:
+    """Cursors of all checkpoints of a run that can be read, oldest first."""
+    folder = run_dir / "checkpoints"
+    found = []
+    for number in numbers(folder):
+        try:
+            found.append(Cursor.from_json((folder / name_of(number) / CURSOR).read_text(encoding="utf-8")))
+        except (OSError, UnicodeDecodeError, StreamError):
+            continue  # pruned or damaged: nothing goes on from there
+    return found
+
+
+class Registration:
+    """Keeps the entry of one run up to date; a context. All methods return at once, and raise nothing.
+
+    Entering registers the run: with what its checkpoints need, or, when it has none, with all that is there.
+    `checkpointed`, `used` and `waiting` may be called from any thread. Leaving writes the last state; the
+    entry stays, unless the run has done all its passes.
+    """
+
+    def __init__(self, stream: str, run: str, run_dir: Path, *, passes: int) -> None:
+        """Prepare; the stream is not touched yet.
+
+        Args:
+            stream: address of the stream; a topic has no register, and nothing is done then.
+            run: uuid of the run.
+            run_dir: the run directory, whose checkpoints are looked at.
+            passes: over the stream.
+        """
+        self._stream, self._run, self._run_dir, self._passes = stream, run, run_dir, passes
+        self._where = f"{socket.gethostname()}:{run_dir.absolute()}"
+        self._manifest: Manifest | None = None
+        self._first = self._begin = self._used = 0
+        self._waiting = self._over = self._warned = False
+        self._look = True
+        self._news, self._ending = threading.Event(), threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Register the run, and go on in the background. May block on the store, for this once."""
+        if self._stream.startswith(_TOPIC):
+            return
+        self._write()
+        self._thread = threading.Thread(target=self._serve, name="registration", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Write the last state and end; may block on the store as long as that takes."""
+        if self._thread is None:
+            return
+        self._waiting, self._look = False, True
+        self._ending.set()
+        self._news.set()
+        self._thread.join()
+        self._thread = None
+        self._write()
+
+    def checkpointed(self) -> None:
+        """A checkpoint has become visible: what must stay is looked up again."""
+        self._look = True
+        self._news.set()
+
+    def used(self, records: int) -> None:
+        """So many records were used or skipped by the run, over all its lives."""
+        if records != self._used:
+            self._used = records
+            self._news.set()
+
+    def waiting(self, yes: bool) -> None:
+        """Whether the run waits for records."""
+        if yes != self._waiting:
+            self._waiting = yes
+            self._news.set()
+
+    def _serve(self) -> None:
+        while not self._ending.is_set():
+            self._news.wait(BEAT_S)
+            self._news.clear()
+            if not self._ending.is_set():
+                self._write()
+            self._ending.wait(_NEWS_S)
+
+    def _write(self) -> None:
+        try:
+            manifest = self._manifest = self._manifest or Manifest.open(self._stream)
+            if self._look:
+                self._look = False
+                self._look_up(manifest)
+            if self._over:
+                forget_reader(manifest.store, self._run)
+                return
+            write_reader(
+                manifest.store,
+                Registered(
+                    run=self._run,
+                    where=self._where,
+                    first=self._first,
+                    begin=self._begin,
+                    used=self._used,
+                    waiting=self._waiting,
+                    seen=time.time(),
+                ),
+            )
+        except StreamError as error:
+            self._look = True
+            if not self._warned:
+                logger.warning(
+                    "the stream takes no note of what this run needs: %s; pruning goes by the last note",
+                    error,
+                )
+            self._warned = True
+        else:
+            self._warned = False
+
+    def _look_up(self, manifest: Manifest) -> None:
+        """What the checkpoints that are kept need."""
+        cursors = kept_cursors(self._run_dir)
+        if cursors:
+            newest = cursors[-1]
+            self._over = newest.pass_number >= self._passes
+            self._first = min(first_needed(cursor, self._passes) for cursor in cursors)
+            self._begin = newest.begin
+        else:
+            self._first = self._begin = manifest.floor.first

@@ -1,0 +1,53 @@
+"""Whatever is killed, and whenever: what results is what would have been, bit for bit."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.kill_driver import POINTS
+from tests.ops.test_checkpoint import POINTS as WRITTEN
+
+ROOT = Path(__file__).parents[2]
+
+
+def driven(folder: Path, seed: int, *counts: int) -> dict[str, Any]:
+    """What came of so many kills: at random moments, rounds over the points, readers, prunes, ingests."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.kill_driver", str(folder), str(seed), *map(str, counts)],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result
+
+
+def test_every_point_of_the_checkpoint_protocol_is_killed_at() -> None:
+    assert POINTS == WRITTEN
+
+
+@pytest.mark.timeout(600)
+def test_a_run_killed_at_any_moment_ends_with_the_same_bits(tmp_path: Path) -> None:
+    result = driven(tmp_path, 4, 3, 1, 1, 2, 2)
+    assert result["differences"] == []
+    assert set(POINTS) <= set(result["kills"]), "each point of the checkpoint protocol"
+    assert sum(result["kills"].values()) >= 10
+    assert result["compared"] >= 5
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_run_killed_again_and_again_ends_with_the_same_bits(tmp_path: Path, seed: int) -> None:
+    result = driven(tmp_path, seed, 30, 3, 8, 6, 12)
+    assert result["differences"] == []
+    assert set(POINTS) | {"prune", "ingest", "reader", "random"} <= set(result["kills"])
+    assert sum(result["kills"].values()) >= 50

@@ -1,0 +1,173 @@
+"""The register of a stream's readers, kept by real runs: what a run needs is never pruned."""
+
+import json
+import logging
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from ops.outcome import FINISHED, STOPPED, Summary
+from ops.registration import Registration, first_needed, kept_cursors
+from ops.rundir import read_run
+from ops.signals import StopRequest
+from stream.config import RetentionConfig
+from stream.errors import StreamPruned
+from stream.lanes import Cursor, Position, WindowStart
+from stream.manifest import Manifest
+from stream.registry import Registered, read_readers
+from stream.retention import forget, prune
+from tests.ops.small_runs import RECORDS, StopAfter, bits, config_of, run, write_stream
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+NOTHING = RetentionConfig(keep_hours=1e-9)
+
+
+def cursor_at(*units: int, **more: object) -> Cursor:
+    positions = tuple(Position(lane=lane, unit=unit) for lane, unit in enumerate(units))
+    return Cursor(
+        source={},
+        seed=0,
+        lanes=len(units),
+        chunk=1,
+        window=2,
+        positions=positions,
+        **more,  # type: ignore[arg-type]
+    )
+
+
+def test_a_cursor_needs_the_windows_in_which_its_lanes_stand() -> None:
+    assert first_needed(cursor_at(6, 4, 8), 1) == 4
+
+
+def test_a_cursor_needs_what_its_replay_window_is_rebuilt_from() -> None:
+    start = WindowStart(pass_number=0, steps=1, positions=cursor_at(2, 4, 2).positions)
+    assert first_needed(cursor_at(6, 4, 8, replay=start), 1) == 2
+
+
+def test_while_passes_are_to_come_all_from_the_beginning_of_the_run_is_needed() -> None:
+    assert first_needed(cursor_at(6, 4, begin=2), 2) == 2
+    assert first_needed(cursor_at(6, 4, begin=2, pass_number=1), 2) == 4
+
+
+def readers(stream: str) -> list[Registered]:
+    return read_readers(Manifest.open(stream).store)
+
+
+def test_a_stopped_run_keeps_what_its_oldest_checkpoint_needs_and_ends_with_the_same_bits(
+    tmp_path: Path, whole_run: tuple[Path, Summary]
+) -> None:
+    stream, run_dir = write_stream(tmp_path / "stream"), tmp_path / "run"
+    # The same records in the same shards, so that the bits can be compared with those of the whole run.
+    run(stream, run_dir, config_of("checkpoint.keep=2"), stop=StopAfter(run_dir, 8))
+    (entry,) = readers(stream)
+    cursors = kept_cursors(run_dir)
+    assert len(cursors) == 2
+    assert entry.run == read_run(run_dir).uuid
+    assert entry.first <= min(position.unit for position in cursors[0].positions)
+    assert entry.used == 8 * 32
+    manifest = Manifest.open(stream)
+    done = prune(manifest, NOTHING)
+    assert done.first == entry.first > 0
+    assert done.held_by == entry
+    assert run(stream, run_dir, config_of("checkpoint.keep=2")).status == FINISHED
+    assert bits(run_dir)[0] == bits(whole_run[0])[0]
+    assert readers(stream) == [], "a run that is over needs nothing"
+
+
+def test_a_run_with_replay_goes_on_over_a_pruned_stream(tmp_path: Path) -> None:
+    config = config_of("replay.updates=2", "replay.window_samples=96", "checkpoint.keep=1")
+    stream = write_stream(tmp_path / "stream")
+    run(stream, tmp_path / "whole", config)
+    run_dir = tmp_path / "run"
+    run(stream, run_dir, config, stop=StopAfter(run_dir, 7))
+    assert prune(Manifest.open(stream), NOTHING).commits > 0
+    run(stream, run_dir, config)
+    assert bits(run_dir)[0] == bits(tmp_path / "whole")[0]
+
+
+def test_a_run_that_was_forgotten_is_refused_with_what_it_missed(tmp_path: Path) -> None:
+    stream, run_dir = write_stream(tmp_path / "stream"), tmp_path / "run"
+    run(stream, run_dir, config_of(), stop=StopAfter(run_dir, 2))
+    manifest = Manifest.open(stream)
+    forget(manifest, readers(stream)[0].run)
+    prune(manifest, NOTHING)
+    with pytest.raises(StreamPruned, match=f"{RECORDS - 64} records that come next"):
+        run(stream, run_dir, config_of())
+
+
+def test_a_new_run_begins_at_the_first_window_that_is_kept(tmp_path: Path) -> None:
+    stream = write_stream(tmp_path / "stream")
+    manifest = Manifest.open(stream)
+    sizes = [manifest.entry(number).bytes for number in range(len(manifest))]
+    prune(manifest, RetentionConfig(keep_bytes=sum(sizes[3:])))
+    summary = run(stream, tmp_path / "run", config_of("window=2", "passes=2"))
+    kept = manifest.records - manifest.before(4)
+    assert summary.samples + summary.left_over == 2 * kept
+
+
+def test_a_run_that_has_saved_nothing_keeps_all_that_is_there(tmp_path: Path) -> None:
+    stream = write_stream(tmp_path / "stream", 130, seal=False)
+    registration = Registration(stream, "ab", tmp_path, passes=1)
+    registration.start()
+    assert prune(Manifest.open(stream), NOTHING).commits == 0
+    registration.close()
+    assert [entry.run for entry in readers(stream)] == ["ab"]
+
+
+def test_a_run_that_waits_for_records_says_so_until_it_ends(tmp_path: Path) -> None:
+    stream, stop = write_stream(tmp_path / "stream", 130, seal=False), StopRequest()
+    learner = threading.Thread(
+        target=run, args=(stream, tmp_path / "run", config_of("window=8")), kwargs={"stop": stop}
+    )
+    learner.start()
+    deadline = time.monotonic() + 60
+    while not any(entry.waiting for entry in readers(stream)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert [entry.waiting for entry in readers(stream)] == [True]
+    stop.ask()
+    learner.join(60)
+    assert [entry.waiting for entry in readers(stream)] == [False]
+
+
+def test_a_stream_that_takes_no_note_is_one_warning_and_nothing_else(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    stream = write_stream(tmp_path / "stream", 130)
+    (tmp_path / "stream" / "readers").write_text("no folder")
+    with caplog.at_level(logging.WARNING):
+        summary = run(stream, tmp_path / "run", config_of())
+    assert summary.status == FINISHED
+    assert caplog.text.count("takes no note") == 1
+
+
+def test_a_damaged_entry_is_written_anew_by_its_run(tmp_path: Path) -> None:
+    stream, run_dir = write_stream(tmp_path / "stream"), tmp_path / "run"
+    assert run(stream, run_dir, config_of(), stop=StopAfter(run_dir, 2)).status == STOPPED
+    place = tmp_path / "stream" / "readers" / f"{read_run(run_dir).uuid}.json"
+    before = json.loads(place.read_text())
+    place.write_text("{}")
+    run(stream, run_dir, config_of(), stop=StopAfter(run_dir, 3))
+    after = json.loads(place.read_text())
+    new = {name: after[name] for name in ("seen", "check")}
+    assert after == {**before, **new, "used": 96}
+
+
+def test_a_topic_has_no_register(tmp_path: Path) -> None:
+    registration = Registration("kafka://nowhere:1/topic", "ab", tmp_path, passes=1)
+    registration.start()
+    registration.checkpointed()
+    registration.close()
+
+
+def test_a_damaged_checkpoint_needs_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints" / "ckpt-000001"
+    folder.mkdir(parents=True)
+    good = replace(cursor_at(2, 4), steps=3)
+    (folder / "cursor.json").write_bytes(b"\xff{")
+    (tmp_path / "checkpoints" / "ckpt-000002").mkdir()
+    (tmp_path / "checkpoints" / "ckpt-000002" / "cursor.json").write_text(good.to_json())
+    assert kept_cursors(tmp_path) == [good]

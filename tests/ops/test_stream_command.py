@@ -1,0 +1,178 @@
+"""`swavstream stream`, called as a person calls it."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ops.cli import run
+from stream.adopt import adopt_tar
+from stream.commit_log import commit_name
+from stream.manifest import Manifest
+from stream.registry import Registered, write_reader
+from stream.segments import BLOCKS, segment_name
+from tests.stream.make_shards import append_shards, make_stream
+from tests.stream.test_manifest import fill
+
+SIZES = (5, 3, 0, 4)
+
+
+@pytest.fixture
+def stream(tmp_path: Path) -> Path:
+    make_stream(str(tmp_path / "stream"), SIZES)
+    return tmp_path / "stream"
+
+
+def told(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+    code = run(arguments)
+    return code, capsys.readouterr().out
+
+
+def damages(capsys: pytest.CaptureFixture[str], stream: Path, *more: str) -> list[str]:
+    """Names of what is damaged; none when the exit code is 0."""
+    code, out = told(capsys, "stream", "verify", str(stream), "--json", *more)
+    found = [damage["name"] for damage in json.loads(out)["damages"]]
+    assert code == (78 if found else 0)
+    return found
+
+
+def tar_of(stream: Path, number: int) -> Path:
+    return stream / Manifest.open(str(stream)).entry(number).uri
+
+
+def test_show_tells_what_is_pruned_and_who_reads(stream: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_reader(Manifest.open(str(stream)).store, Registered(run="abcd", where="here:/run", first=1, used=6))
+    assert told(capsys, "stream", "prune", str(stream), "--keep-bytes", "1")[0] == 0
+    code, out = told(capsys, "stream", "show", str(stream))
+    assert code == 0
+    assert "records 12, the first 5 of them pruned" in out
+    assert "run     abcd: 6 records unread, needs commits from 1 on" in out
+    body = json.loads(told(capsys, "stream", "show", str(stream), "--json")[1])
+    assert (body["records"], body["pruned_records"], body["first_commit"], body["shards"]) == (12, 5, 1, 2)
+    assert [reader["run"] for reader in body["readers"]] == ["abcd"]
+
+
+def test_prune_says_who_holds_what_and_forgets_on_demand(
+    stream: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_reader(Manifest.open(str(stream)).store, Registered(run="abcd", where="here:/run", first=1))
+    code, out = told(capsys, "stream", "prune", str(stream), "--keep-bytes", "1", "--dry-run")
+    assert (code, "would prune 5 records in 1 commits" in out) == (0, True)
+    code, out = told(capsys, "stream", "prune", str(stream), "--keep-bytes", "1")
+    assert "pruned 5 records in 1 commits; 1 shards" in out
+    assert "more would go, but run abcd (here:/run" in out
+    body = json.loads(
+        told(capsys, "stream", "prune", str(stream), "--keep-bytes", "1", "--forget", "ab", "--json")[1]
+    )
+    assert (body["forgotten"], body["records"], body["first"], body["held_by"]) == ("abcd", 7, 4, None)
+
+
+def test_prune_without_a_limit_says_what_to_give(stream: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["stream", "prune", str(stream)]) == 2
+    assert "--keep-hours" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("limit", [["--keep-hours", "-1"], ["--keep-bytes", "-1"], ["--keep-hours", "nan"]])
+def test_a_limit_out_of_bounds_is_refused(
+    stream: Path, capsys: pytest.CaptureFixture[str], limit: list[str]
+) -> None:
+    assert run(["stream", "prune", str(stream), *limit]) == 1
+    assert "must be >= 0" in capsys.readouterr().err
+
+
+def test_a_whole_stream_has_no_damage(stream: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert damages(capsys, stream) == []
+    assert damages(capsys, stream, "--deep") == []
+    code, out = told(capsys, "stream", "verify", str(stream))
+    assert (code, out) == (0, f"{stream}: 4 commits, 12 records, no damage\n")
+
+
+def test_a_pruned_stream_has_no_damage(stream: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    told(capsys, "stream", "prune", str(stream), "--keep-bytes", "1")
+    assert damages(capsys, stream, "--deep") == []
+
+
+def test_a_shard_that_is_gone_is_named(stream: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tar_of(stream, 1).unlink()
+    assert damages(capsys, stream) == [f"commit 1, {Manifest.open(str(stream)).entry(1).uri}"]
+
+
+def test_a_shard_that_is_cut_is_named(stream: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = tar_of(stream, 3)
+    place.write_bytes(place.read_bytes()[:-1])
+    assert damages(capsys, stream) == [f"commit 3, shards/{place.name}"]
+
+
+def test_a_byte_that_changed_is_seen_by_reading_all(stream: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = tar_of(stream, 0)
+    data = bytearray(place.read_bytes())
+    data[700] ^= 1
+    place.write_bytes(data)
+    assert damages(capsys, stream) == []
+    assert damages(capsys, stream, "--deep") == [f"commit 0, shards/{place.name}"]
+
+
+def test_an_index_that_is_damaged_or_gone_is_named(stream: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    manifest = Manifest.open(str(stream))
+    first, second = manifest.entry(0).index_uri, manifest.entry(1).index_uri
+    (stream / first).unlink()
+    data = (stream / second).read_bytes()
+    (stream / second).write_bytes(data[:-1])
+    assert damages(capsys, stream) == [f"commit 0, {first}", f"commit 1, {second}"]
+
+
+def test_an_adopted_tar_that_changed_is_named_by_reading_all(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = make_stream(str(tmp_path / "one"), (5,))
+    tar = tmp_path / "one" / one.entry(0).uri
+    manifest = Manifest.open(str(tmp_path / "two"), create=True)
+    adopt_tar(manifest, str(tar), source_id="tars")
+    assert damages(capsys, tmp_path / "two", "--deep") == []
+    data = bytearray(tar.read_bytes())
+    data[:512] = bytes(512)
+    tar.write_bytes(data)
+    assert damages(capsys, tmp_path / "two", "--deep") == [f"commit 0, {tar}"]
+
+
+def test_a_commit_that_is_damaged_is_the_damage_of_the_manifest(
+    stream: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = stream / commit_name(2)
+    place.write_text(place.read_text().replace('"before":8', '"before":9'))
+    assert damages(capsys, stream) == ["manifest"]
+
+
+def test_a_row_that_is_damaged_in_a_segment_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = Manifest.open(str(tmp_path), create=True)
+    fill(manifest, 2 * BLOCKS[1])
+    place = tmp_path / segment_name(1, 0)
+    data = bytearray(place.read_bytes())
+    data[-3] ^= 1
+    place.write_bytes(data)
+    names = damages(capsys, tmp_path)
+    assert names[0] == "segment of commits 0 and on"
+    assert "commit 255" in names
+
+
+def test_an_entry_of_a_reader_that_is_damaged_is_named(
+    stream: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (stream / "readers").mkdir()
+    (stream / "readers" / "ab.json").write_text("[]")
+    assert damages(capsys, stream) == ["readers"]
+
+
+def test_verify_changes_nothing(stream: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path: path.stat().st_mtime_ns for path in stream.rglob("*")}
+    damages(capsys, stream, "--deep")
+    assert {path: path.stat().st_mtime_ns for path in stream.rglob("*")} == before
+
+
+def test_more_can_be_ingested_after_a_prune(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    manifest = make_stream(str(tmp_path / "open"), SIZES, seal=False)
+    told(capsys, "stream", "prune", str(tmp_path / "open"), "--keep-bytes", "1")
+    append_shards(manifest, (2,), iter(range(100, 102)))
+    assert damages(capsys, tmp_path / "open", "--deep") == []
