@@ -83,7 +83,7 @@ def learn(
         source = _open(spec, wait=wait)
         if source is not None:
             stack.callback(source.close)
-        total = record.total_samples or _length(source, config)
+        total = config.length(record.total_samples or _length(source, config))
         followers = stack.enter_context(_followers(run_dir, record, config, saved=saved, total=total))
         for name in damaged:
             followers.checkpointed("damaged", detail=name)
@@ -197,21 +197,20 @@ def _await(
 
 
 def _length(source: ShardSource | None, config: RunConfig) -> int | None:
-    """Samples of the whole run when it or the stream has an end: what the shortest lane fills, in every pass.
+    """Samples of the whole run when the stream has its end: what the shortest lane fills, in every pass.
 
     Raises:
         ConfigError: not even one batch.
     """
     if source is None or not source.sealed():
-        return config.end_samples or None
+        return None
     steps = source.records // config.lanes // config.chunk
     if steps == 0:
         raise ConfigError(
             f"the stream is sealed with {source.records} records, fewer than one batch of {config.batch}: "
             "nothing could be learned; lower batch and lanes"
         )
-    whole = steps * config.batch * config.passes
-    return min(whole, config.end_samples or whole)
+    return steps * config.batch * config.passes
 
 
 def _never_began(run_dir: Path, saved: Checkpoint | None, config: RunConfig) -> Summary:

@@ -184,7 +184,7 @@ class Run:
                 seed=config.seed,
                 device=device_of(config),
                 precision=config.precision,
-                total_samples=self.record.total_samples,
+                total_samples=config.length(self.record.total_samples),
                 clock=time.perf_counter,
             )
         except ValueError as error:
