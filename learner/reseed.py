@@ -143,7 +143,7 @@ class Reseeder:
                 continue
             z_ND, best_N, assigned_N = self._gathered(batch, head)
             draw = self._draw(samples, head)
-            halves = []
+            halves: list[Tensor] = []
             for busy in usage_H[head].argsort(descending=True, stable=True).tolist():
                 own_N = (assigned_N == busy).nonzero().squeeze(1)
                 if len(halves) < len(dead_M) and len(own_N) >= FEWEST:
