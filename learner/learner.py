@@ -22,7 +22,7 @@ from learner.network import Laps, Network
 from learner.objectives.swav import Swav
 from learner.optim import Updater
 from learner.report import HealthReport, Snapshot, StepReport, require_finite
-from learner.reseed import Reseeder
+from learner.reseed import Arrivals, Reseeder
 from learner.usage import UsageWindow
 
 
@@ -184,15 +184,14 @@ class Learner:
         self._reseeder.note(measured.assigned_HN, samples=self.samples)
         if not self._reseeder.due(samples=self.samples, batch=sum(outcome.counts)):
             return 0
+        scores_H = [scores_ABK[0] for scores_ABK in outcome.scores_H]
         return self._reseeder.reseed(
-            outcome.z_ABD[0],
-            outcome.lane_B,
-            [scores_ABK[0] for scores_ABK in outcome.scores_H],
+            Arrivals(outcome.z_ABD[0], outcome.lane_B, scores_H, outcome.counts),
             list(self._model.prototypes),
+            [window.counts_K for window in self._usage],
             self._generations,
             self._updater.optimizer,
             samples=self.samples,
-            counts=outcome.counts,
         )
 
     def _check(self, views: Views) -> None:

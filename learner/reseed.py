@@ -1,12 +1,12 @@
-"""Re-seeding: a prototype that no sample comes to any more begins anew at a sample that none explains well.
+"""Re-seeding: a prototype that no sample comes to any more begins anew as a half of a busy one.
 
-N samples over all ranks   P samples that new prototypes are chosen among   H heads   K prototypes   D
-embedding size
+N samples over all ranks   M prototypes to move   H heads   K prototypes   D embedding size
 """
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,28 +15,50 @@ from torch.optim import Optimizer
 from learner.collective import Group, gather_rows
 from learner.config import ReseedConfig
 
-WORST_SHARE = 4
-"""New prototypes are drawn from this part (a fourth) of the batch, the part that is explained worst: the
-single worst samples of an uncurated stream are often no pictures of anything."""
+SPLIT_COSINE = 0.9
+"""Cosine of a new prototype with the busy one that it takes samples from: near, but no twin."""
+
+FEWEST = 2
+"""Samples of a prototype in the batch without which it is not split."""
+
+LEAST_SPREAD = 1e-3
+"""Norm below which samples of a prototype do not differ: a burst of one image is not split."""
+
+
+class Arrivals(NamedTuple):
+    """A batch of this rank, as the step has left it."""
+
+    z_BD: Tensor
+    """Features of view 0."""
+    lane_B: Tensor
+    """Their lanes, on the CPU."""
+    scores_H: Sequence[Tensor]
+    """[B, K] each, their raw cosines."""
+    counts: Sequence[int]
+    """Samples of every rank."""
 
 
 class Reseeder:
     """Knows when each prototype was last the arg-max of a sample, and moves the dead ones.
 
-    All ranks decide alike: who is dead follows from the arg-maxes of all, candidates are put in the order of
-    their lanes, and the draw is a function of seed, samples and head alone. So one rank and many, and a run
-    resumed anywhere, do the same.
+    The busiest prototypes are split: the new one lies beside the old one, in a direction in which samples of
+    the old one differ. It is not put on a sample itself: features lie together in a cone, above all early,
+    and a prototype in its middle would be nearest to nearly all of them.
+
+    All ranks decide alike: who is dead and who is busy follows from the arg-maxes of all, samples are put in
+    the order of their lanes, and the draw is a function of seed, samples and head alone. So one rank and
+    many, and a run resumed anywhere, do the same.
 
     Args:
         config: settings; `after_samples` = 0 switches it off.
         prototypes: K of each head.
         seed: of the run.
         freeze_samples: prototypes stand still until then; nobody counts as dead for that time.
-        twin_cosine: two new prototypes are never closer than this.
+        twin_cosine: a new prototype is not as close as this to the one that it is split from.
         group: the ranks.
 
-    Source: Zeghidour et al. 2021, arXiv:2107.03312, sec. III-C (unused entries of a codebook are replaced by
-        vectors of the current batch); Caron et al. 2018, arXiv:1807.05520 (empty clusters).
+    Source: Caron et al. 2018, arXiv:1807.05520, sec. 3.3 (an empty cluster begins anew beside the centroid of
+        another one); after how long, and how many at once, is ours.
     """
 
     def __init__(
@@ -54,7 +76,7 @@ class Reseeder:
         self._config = config
         self._seed = seed
         self._freeze_samples = freeze_samples
-        self._twin_cosine = twin_cosine
+        self._cosine = min(SPLIT_COSINE, twin_cosine - 0.05)
         self._group = group
         self._last_used = [torch.zeros(k, dtype=torch.int64) for k in prototypes]
 
@@ -90,29 +112,26 @@ class Reseeder:
     @torch.no_grad()
     def reseed(
         self,
-        z_BD: Tensor,
-        lane_B: Tensor,
-        scores_H: Sequence[Tensor],
+        batch: Arrivals,
         prototypes_H: Sequence[Tensor],
+        usage_H: Sequence[Tensor],
         generations_H: Sequence[Tensor],
         optimizer: Optimizer,
         *,
         samples: int,
-        counts: Sequence[int],
     ) -> int:
         """Move the dead prototypes of every head; a collective where some are dead, on every rank alike.
 
-        A row that is moved loses its momentum, and its generation goes up by one.
+        A row that is moved loses its momentum, and its generation goes up by one. A prototype is split once
+        at a time, so where few are busy, few are moved.
 
         Args:
-            z_BD: features of view 0 of this rank.
-            lane_B: [B] their lanes, on the CPU.
-            scores_H: [B, K] each, their raw cosines.
+            batch: of which some are the new prototypes' directions.
             prototypes_H: [K, D] each, the parameters; changed in place.
+            usage_H: [K] each, counts of use; on the CPU.
             generations_H: [K] int64 each, on the CPU; changed in place.
             optimizer: of the prototypes; its state is changed in place.
             samples: seen, this batch included.
-            counts: samples of every rank.
 
         Returns:
             How many were moved.
@@ -122,12 +141,20 @@ class Reseeder:
             dead_M = self.dead(head, samples=samples)
             if len(dead_M) == 0:
                 continue
-            candidates_PD = self._candidates(z_BD, lane_B, scores_H[head], counts)
+            z_ND, best_N, assigned_N = self._gathered(batch, head)
             draw = self._draw(samples, head)
-            chosen_MD = self._apart(candidates_PD[torch.randperm(len(candidates_PD), generator=draw)], dead_M)
-            dead_M = dead_M[: len(chosen_MD)]
+            halves: list[Tensor] = []
+            for busy in usage_H[head].argsort(descending=True, stable=True).tolist():
+                own_N = (assigned_N == busy).nonzero().squeeze(1)
+                if len(halves) < len(dead_M) and len(own_N) >= FEWEST:
+                    worst_N = own_N[best_N[own_N].argsort(stable=True)][: max(1, len(own_N) // 2)]
+                    chosen = worst_N[int(torch.randint(len(worst_N), (), generator=draw))]
+                    halves += self._half(prototypes_KD[busy].cpu().to(z_ND), z_ND, own_N, int(chosen))
+            if not halves:
+                continue
+            dead_M = dead_M[: len(halves)]
             rows = dead_M.to(prototypes_KD.device)
-            prototypes_KD[rows] = chosen_MD.to(prototypes_KD)
+            prototypes_KD[rows] = torch.stack(halves).to(prototypes_KD)
             for value in optimizer.state.get(prototypes_KD, {}).values():
                 if isinstance(value, Tensor) and value.shape == prototypes_KD.shape:
                     value[rows] = 0
@@ -137,24 +164,31 @@ class Reseeder:
         self.total += moved
         return moved
 
-    def _candidates(self, z_BD: Tensor, lane_B: Tensor, scores_BK: Tensor, counts: Sequence[int]) -> Tensor:
-        """[P, D] on the CPU: features of the samples that are explained worst, in order of lanes."""
-        best_B1 = scores_BK.max(-1).values[:, None]
-        lane_B1 = lane_B[:, None].to(z_BD)
-        rows_ND = gather_rows(self._group, torch.cat([lane_B1, best_B1.to(z_BD), z_BD], dim=1), counts).cpu()
-        rows_ND = rows_ND[rows_ND[:, 0].argsort(stable=True)]
-        worst_N = rows_ND[:, 1].argsort(stable=True)[: max(1, len(rows_ND) // WORST_SHARE)]
-        return rows_ND[worst_N.sort().values, 2:]
+    def _gathered(self, batch: Arrivals, head: int) -> tuple[Tensor, Tensor, Tensor]:
+        """[N, D], [N], [N] on the CPU, in order of lanes: features, largest scores, and whose they are."""
+        z_BD = batch.z_BD
+        best_B, assigned_B = batch.scores_H[head].max(-1)
+        columns = torch.stack([batch.lane_B.to(z_BD), best_B.to(z_BD), assigned_B.to(z_BD)], dim=1)
+        rows_N = gather_rows(self._group, torch.cat([columns, z_BD], dim=1), batch.counts).cpu()
+        rows_N = rows_N[rows_N[:, 0].argsort(stable=True)]
+        return rows_N[:, 3:], rows_N[:, 1], rows_N[:, 2].long()
 
-    def _apart(self, candidates_PD: Tensor, dead_M: Tensor) -> Tensor:
-        """The first candidates of which no two are twins, as many as there are dead, or as can be had."""
-        chosen: list[Tensor] = []
-        for z_D in torch.nn.functional.normalize(candidates_PD, dim=1):
-            if len(chosen) == len(dead_M):
-                break
-            if not chosen or float((torch.stack(chosen) @ z_D).max()) < self._twin_cosine:
-                chosen.append(z_D)
-        return torch.stack(chosen)
+    def _half(self, busy_D: Tensor, z_ND: Tensor, own_N: Tensor, chosen: int) -> list[Tensor]:
+        """A prototype beside a busy one, towards one of its samples; none where those do not differ.
+
+        The direction is orthogonal to the busy prototype and to the mean of all features, so that the new
+        one is not nearer to everything than the old one was.
+        """
+        towards_D = z_ND[chosen] - z_ND[own_N].mean(0)
+        mean_D = z_ND.mean(0)
+        mean_D = torch.nn.functional.normalize(mean_D - (mean_D @ busy_D) * busy_D, dim=0)
+        for axis_D in (busy_D, mean_D):
+            towards_D = towards_D - (towards_D @ axis_D) * axis_D
+        norm = float(towards_D.norm())
+        if norm < LEAST_SPREAD:
+            return []
+        half_D = self._cosine * busy_D + math.sqrt(1 - self._cosine**2) * towards_D / norm
+        return [torch.nn.functional.normalize(half_D, dim=0)]
 
     def _draw(self, samples: int, head: int) -> torch.Generator:
         """A generator of its own for each draw, so that nothing of it has to be saved."""

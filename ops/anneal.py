@@ -128,7 +128,7 @@ def _make(
     copy = replace(
         RunRecord.new(stream=record.stream, config=config.to_dict()),
         source=record.source,
-        total_samples=config.end_samples,
+        total_samples=record.total_samples and record.total_samples // before.passes * config.passes,
         origin={"kind": KIND, "run": record.uuid, "run_dir": str(run_dir), "samples": start},
     )
     # What the copy publishes is its own: its numbers and its fencing begin anew.

@@ -171,6 +171,12 @@ class RunConfig:
             reseed=self.reseed,
         )
 
+    def length(self, stream_samples: int | None) -> int | None:
+        """Samples of the whole run, given those that its stream has in all passes; None = no end is known."""
+        if not self.end_samples:
+            return stream_samples
+        return self.end_samples if stream_samples is None else min(stream_samples, self.end_samples)
+
     def to_dict(self) -> dict[str, Any]:
         """Nested plain values; `from_dict` reads them back equal."""
         values: dict[str, Any] = settings.plain(self)

@@ -188,6 +188,13 @@ def _of_stream(config: RunConfig, stream: Stream) -> Iterator[str]:
     ):
         if length >= samples:
             yield f"{name} = {length:,}, but the run has {samples:,} samples: {what}"
+        elif length > samples / 2:
+            yield f"{name} = {length:,} is most of the {samples:,} samples of the run: lower it"
+    if config.replay.window_samples > samples:
+        yield (
+            f"replay.window_samples = {config.replay.window_samples:,}, but the run has {samples:,} samples: "
+            "the window is never full, so early samples are replayed to the end; lower it"
+        )
     schedule = config.optim.schedule_samples
     if config.optim.schedule == "cosine" and schedule and not 0.9 <= schedule / samples <= 1.1:
         yield (

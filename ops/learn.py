@@ -168,7 +168,7 @@ def _open_run(stack: contextlib.ExitStack, asked: _Asked, *, stop: StopRequest, 
     source = _open(spec, wait=asked.wait)
     if source is not None:
         stack.callback(source.close)
-    total = record.total_samples or _length(source, config, saved)
+    total = config.length(record.total_samples or _length(source, config, saved))
     followers = stack.enter_context(_followers(run_dir, record, config, saved=saved, total=total))
     for name in damaged:
         followers.checkpointed("damaged", detail=name)
@@ -287,13 +287,13 @@ def _await(
 
 
 def _length(source: ShardSource | None, config: RunConfig, saved: Checkpoint | None) -> int | None:
-    """Samples of the whole run when it or the stream has an end: what the shortest lane fills, in every pass.
+    """Samples of the whole run when the stream has its end: what the shortest lane fills, in every pass.
 
     Raises:
         ConfigError: not even one batch.
     """
     if source is None or not source.sealed():
-        return config.end_samples or None
+        return None
     records = source.records(saved.cursor.begin if saved else source.begin)
     steps = records // config.lanes // config.chunk
     if steps == 0:
@@ -301,8 +301,7 @@ def _length(source: ShardSource | None, config: RunConfig, saved: Checkpoint | N
             f"the stream is sealed with {records} records, fewer than one batch of {config.batch}: "
             "nothing could be learned; lower batch and lanes"
         )
-    whole = steps * config.batch * config.passes
-    return min(whole, config.end_samples or whole)
+    return steps * config.batch * config.passes
 
 
 def _never_began(run_dir: Path, saved: Checkpoint | None, config: RunConfig) -> Summary:

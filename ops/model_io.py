@@ -85,7 +85,7 @@ def _new_learner(config: RunConfig, total_samples: int | None) -> Learner:
         seed=config.seed,
         device=device_of(config),
         precision=config.precision,
-        total_samples=total_samples,
+        total_samples=config.length(total_samples),
         clock=time.monotonic,
     )
 

@@ -210,7 +210,7 @@ class Run:
                 seed=config.seed,
                 device=device_of(config, self._world.local_rank),
                 precision=config.precision,
-                total_samples=self.record.total_samples,
+                total_samples=config.length(self.record.total_samples),
                 clock=time.perf_counter,
                 group=self._world.group,
             )

@@ -10,7 +10,7 @@ from learner.learner import Learner
 from learner.model import cosines, on_the_sphere
 from learner.network import Laps
 from learner.optim import Lars
-from learner.reseed import Reseeder
+from learner.reseed import Arrivals, Reseeder
 from tests.learner.small_run import BATCH, batch, coloured, run, same_bits, small_config, small_learner
 
 AFTER = 100
@@ -37,6 +37,7 @@ class Scene:
         self.z_BD = on_the_sphere(torch.randn(samples, 5, generator=draw))
         self.prototypes = torch.nn.Parameter(on_the_sphere(torch.randn(6, 5, generator=draw)))
         self.generation = torch.zeros(6, dtype=torch.int64)
+        self.usage = torch.bincount(cosines(self.z_BD, self.prototypes.detach()).argmax(1), minlength=6)
         self.optimizer = Lars(
             [self.prototypes], learning_rate=0.1, momentum=0.9, weight_decay=0.0, trust_coefficient=0.001
         )
@@ -47,15 +48,14 @@ class Scene:
         return cosines(self.z_BD, self.prototypes.detach())
 
     def reseed(self, reseeder: Reseeder, samples: int, lanes: Tensor | None = None) -> int:
+        lane_B = torch.arange(len(self.z_BD)) if lanes is None else lanes
         return reseeder.reseed(
-            self.z_BD,
-            torch.arange(len(self.z_BD)) if lanes is None else lanes,
-            [self.scores()],
+            Arrivals(self.z_BD, lane_B, [self.scores()], (len(self.z_BD),)),
             [self.prototypes],
+            [self.usage],
             [self.generation],
             self.optimizer,
             samples=samples,
-            counts=(len(self.z_BD),),
         )
 
 
@@ -81,15 +81,29 @@ def test_who_was_moved_has_as_long_again_to_find_samples() -> None:
     assert scene.generation.tolist() == [0, 0, 0, 0, 0, 2]
 
 
-def test_a_new_prototype_is_a_sample_that_the_old_ones_explain_badly() -> None:
-    scene, some = Scene(), reseeder()
-    best = scene.scores().max(1).values
-    worst = set(best.argsort()[:4].tolist())
-    scene.reseed(some, AFTER)
-    nearest = (scene.prototypes.detach() @ scene.z_BD.T).max(1)
-    torch.testing.assert_close(nearest.values[:4], torch.ones(4))
-    assert set(nearest.indices[:4].tolist()) <= worst
-    torch.testing.assert_close(scene.prototypes.detach().norm(dim=1), torch.ones(6))
+def test_a_new_prototype_is_half_of_the_busiest_one_and_takes_samples_from_it() -> None:
+    scene, some = Scene(64), reseeder()
+    busiest = int(scene.usage.argmax())
+    some.note([torch.tensor([number for number in range(6) if number != 5])], samples=AFTER)
+    assert busiest != 5
+    assert scene.reseed(some, AFTER) == 1
+    after = scene.prototypes.detach()
+    assert float(after[5] @ after[busiest]) == pytest.approx(0.9, abs=1e-5)
+    torch.testing.assert_close(after.norm(dim=1), torch.ones(6))
+    taken = scene.scores().argmax(1) == 5
+    assert 0 < int(taken.sum()) < scene.usage[busiest]
+
+
+def test_where_all_features_lie_in_a_cone_a_new_prototype_does_not_take_nearly_all_of_them() -> None:
+    scene, some = Scene(64), reseeder()
+    middle = on_the_sphere(torch.ones(5))
+    scene.z_BD = on_the_sphere(middle + 0.2 * scene.z_BD)  # mean cosine of two about 0.96
+    scene.usage = torch.bincount(scene.scores().argmax(1), minlength=6)
+    busiest = int(scene.usage.argmax())
+    some.note([torch.tensor([number for number in range(6) if number != (busiest + 1) % 6])], samples=AFTER)
+    assert scene.reseed(some, AFTER) == 1
+    new = (scene.scores().argmax(1) == (busiest + 1) % 6).sum()
+    assert int(new) <= scene.usage[busiest] / 2
 
 
 def test_momentum_of_a_moved_row_is_gone_and_that_of_others_is_not() -> None:
@@ -109,11 +123,15 @@ def test_no_more_than_their_share_are_moved_at_once_the_longest_unused_first() -
     assert len(reseeder(share=0.001).dead(0, samples=AFTER)) == 1
 
 
-def test_no_two_new_prototypes_are_twins() -> None:
+def test_a_burst_of_one_image_is_not_split_and_nobody_is_split_twice_at_once() -> None:
     scene, some = Scene(), reseeder()
-    scene.z_BD = scene.z_BD[:1].repeat(16, 1)  # a burst of one image
-    assert scene.reseed(some, AFTER) == 1
-    assert scene.generation.sum() == 1
+    scene.z_BD = scene.z_BD[:1].repeat(16, 1)
+    scene.usage = torch.bincount(scene.scores().argmax(1), minlength=6)
+    assert scene.reseed(some, AFTER) == 0
+    scene = Scene()
+    splittable = int((scene.usage >= 2).sum())
+    assert splittable < 6
+    assert scene.reseed(some, AFTER) == splittable
 
 
 def test_while_prototypes_are_frozen_nobody_is_dead_and_afterwards_the_count_begins() -> None:

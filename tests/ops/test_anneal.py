@@ -1,12 +1,13 @@
 """An annealed copy: its rate falls to zero, it is a run of its own, and the run is left as it was."""
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from ops import anneal
+from ops import anneal, model_io
 from ops.cli import run as command
 from ops.config import build
 from ops.embedded import open_redis
@@ -167,3 +168,14 @@ def test_a_run_may_be_given_an_end_in_samples_and_a_later_one(tmp_path: Path, dr
     assert (first.status, first.samples) == (FINISHED, 3 * BATCH)
     assert run(drawn_stream, run_dir, config_of("end_samples=65")) == first
     assert run(drawn_stream, run_dir, config_of()).samples == STEPS * BATCH
+
+
+def test_a_run_with_an_end_of_its_own_may_have_a_cosine_over_an_open_stream(tmp_path: Path) -> None:
+    stream = write_stream(tmp_path / "open", 240, seal=False)
+    run_dir = tmp_path / "run"
+    more = ("optim.schedule=cosine", "optim.learning_rate=1.0")
+    assert run(stream, run_dir, config_of(*more, "end_samples=128")).status == FINISHED
+    assert rates(run_dir) == pytest.approx([0.5 * (1 + math.cos(math.pi * step / 4)) for step in range(4)])
+    assert model_io.load(run_dir).samples == 128
+    run(stream, run_dir, config_of(*more, "end_samples=192"))
+    assert rates(run_dir)[4:] == pytest.approx([0.5 * (1 + math.cos(math.pi * step / 6)) for step in (4, 5)])

@@ -184,8 +184,21 @@ def test_advice_warns_of_fewer_samples_than_prototypes_and_not_otherwise() -> No
     assert advice(build({}, ["swav.queue_samples=3840"])) == []
 
 
+def test_a_prototype_that_is_given_up_too_soon_is_warned_of() -> None:
+    settings = ["swav.prototypes=100", "reseed.after_samples=500"]
+    assert any("set it to 1000" in line for line in advice(build({}, settings)))
+    assert advice(build({}, [*settings, "reseed.after_samples=1000"])) == []
+
+
+def test_the_length_of_a_run_is_that_of_its_stream_or_its_own() -> None:
+    assert [build({}).length(samples) for samples in (None, 500)] == [None, 500]
+    bounded = build({}, ["end_samples=300"])
+    assert [bounded.length(samples) for samples in (None, 500, 200)] == [300, 300, 200]
+
+
 def test_the_learner_sees_its_own_sections() -> None:
-    config = build({}, ["swav.epsilon=0.5", "model.projection_dim=16"])
+    config = build({}, ["swav.epsilon=0.5", "model.projection_dim=16", "reseed.share=0.5"])
+    assert config.learner.reseed.share == 0.5
     assert isinstance(config.learner, LearnerConfig)
     assert config.learner.swav.epsilon == 0.5
     assert config.learner.model.projection_dim == 16

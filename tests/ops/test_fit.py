@@ -79,6 +79,8 @@ def test_each_rank_of_a_machine_without_devices_takes_memory_of_its_own() -> Non
         (Stream(records=200, shards=1, sealed=True), [], "200 records, fewer than one batch of 256"),
         (Stream(records=2_000, shards=9, sealed=True), [], "warmup_samples = 2,560, but the run has 1,792"),
         (Stream(records=2_000, shards=9, sealed=True), [], "freeze_samples = 2,560, but the run has 1,792"),
+        (Stream(records=3_000, shards=9, sealed=True), [], "warmup_samples = 2,560 is most of the 2,816"),
+        (Stream(records=3_000, shards=9, sealed=True), [], "window_samples = 8,192, but the run has 2,816"),
         (CIFAR, ["swav.queue_start_samples=50000"], "the queue never begins to fill"),
         (CIFAR, ["optim.schedule_samples=1000000"], "schedule_samples = 1,000,000, but the run has 49,920"),
         (CIFAR, ["window=2"], "a shuffle window holds 2 of 50 shards, 4.0 % of the records"),

@@ -2,6 +2,7 @@
 
 import math
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
@@ -64,6 +65,13 @@ def test_steps_samples_and_updates_are_counted(metrics: Metrics) -> None:
     assert value(metrics, "steps_total") == 3
     assert value(metrics, "samples_total") == 192
     assert value(metrics, "updates_total", source="fresh") == 3
+
+
+def test_prototypes_that_began_anew_are_counted(metrics: Metrics) -> None:
+    for reseeded in (2, 0, 3):
+        report = replace(synthetic.report(640, synthetic.shares(40)), reseeded=reseeded)
+        metrics.observe(report, synthetic.stats(64), step_s=0.5)
+    assert value(metrics, "prototypes_reseeded_total") == 5
 
 
 def test_replayed_samples_are_updates_but_not_samples(metrics: Metrics) -> None:

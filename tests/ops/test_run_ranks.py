@@ -160,7 +160,7 @@ def test_what_keeps_one_rank_from_going_on_is_told_by_it_and_saved_by_all(tmp_pa
     assert all("error" in outcome for outcome in outcomes)
     assert not all(outcome["told_by_another"] for outcome in outcomes)
     saved = load_newest(run_dir)
-    assert saved is not None
+    assert saved is not None, outcomes
     assert saved.cursor.steps == max(traced(ranks.folder)) + 1
 
 
