@@ -29,7 +29,7 @@ from ops.outcome import Progress
 from ops.publisher import Publisher, PublishResult
 from ops.redis_client import connect, redis_url
 from ops.registration import Registration
-from ops.rundir import RunRecord, read_run, write_json
+from ops.rundir import RunRecord, read_json, write_json
 from ops.server import Server
 from ops.snapshots import SnapshotStore
 from stream.lanes import LaneStats
@@ -141,8 +141,12 @@ class Followers:
 
     def start_publishing(self, progress: Progress) -> None:
         """Register with the stream; find Redis, or start the run's own, and publish in the background."""
+        kept = read_json(self._run_dir / "run.json") or {}
         self._registration = Registration(
-            read_run(self._run_dir).stream, self._record.uuid, self._run_dir, passes=self._config.passes
+            str(kept.get("stream", self._record.stream)),  # which may have moved since this was made
+            self._record.uuid,
+            self._run_dir,
+            passes=self._config.passes,
         )
         self._registration.start()
         self._stack.callback(self._registration.close)

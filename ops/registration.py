@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 BEAT_S = 10.0
 """Longest time between two notes of a run that lives: see stream/retention.py."""
-_NEWS_S = 1.0
+_NEWS_S = 2.0
 """Shortest time between two notes."""
 _TOPIC = "kafka://"
 

@@ -78,7 +78,10 @@ def decode_floor(data: bytes, *, url: str) -> Floor:
         first, records, swept = (_whole(body[name]) for name in ("first", "records", "swept"))
         return Floor(first=first, records=records, swept=swept)
     except (ValueError, TypeError, KeyError) as error:
-        raise StreamDamaged(f"{url}/{NAME} cannot be read: {error!r}") from error
+        raise StreamDamaged(
+            f"{url}/{NAME} cannot be read ({error}): put a copy back, or remove it and prune again, with "
+            "limits that reach as far"
+        ) from error
 
 
 def _whole(value: object) -> int:

@@ -83,7 +83,9 @@ def show(stream: str, as_json: bool) -> None:
 @command.command()
 @click.argument("stream")
 @click.option("--keep-hours", type=float, default=0.0, help="Shards committed longer ago than this leave.")
-@click.option("--keep-bytes", type=int, default=0, help="The oldest shards leave until no more are left.")
+@click.option(
+    "--keep-bytes", type=int, default=0, help="The oldest shards leave until the rest is no larger, bytes."
+)
 @click.option("--forget", metavar="RUN", default="", help="Take a run out of the register first.")
 @click.option("--dry-run", is_flag=True, help="Change nothing; say what would go.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -177,7 +179,7 @@ def verify(stream: str, deep: bool, as_json: bool) -> int:
     else:
         for damage in damages:
             click.echo(f"{damage.name}: {damage.what}")
-        found = f"{len(damages):,} damages" if damages else "no damage"
+        found = "no damage" if not damages else f"{len(damages):,} damage{'s' if len(damages) > 1 else ''}"
         click.echo(f"{stream}: {commits:,} commits, {records:,} records, {found}")
     return EXIT_AGAIN if damages else 0
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.kill_driver import POINTS
+from tests.kill_driver import POINTS, differences
+from tests.ops.small_runs import config_of, run, write_stream
 from tests.ops.test_checkpoint import POINTS as WRITTEN
 
 ROOT = Path(__file__).parents[2]
@@ -32,6 +33,16 @@ def driven(folder: Path, seed: int, *counts: int) -> dict[str, Any]:
 
 def test_every_point_of_the_checkpoint_protocol_is_killed_at() -> None:
     assert POINTS == WRITTEN
+
+
+def test_runs_that_are_not_the_same_are_told_apart(tmp_path: Path) -> None:
+    stream = write_stream(tmp_path / "stream", 120)
+    for name, change in {"one": "seed=0", "same": "seed=0", "other": "optim.learning_rate=0.0021"}.items():
+        run(stream, tmp_path / name, config_of("model.backbone=resnet8-w16", change))
+    assert differences(tmp_path / "one", tmp_path / "same") == []
+    found = differences(tmp_path / "one", tmp_path / "other")
+    assert any(name.startswith("tensor ") for name in found)
+    assert not any(name.startswith("cursor") for name in found)
 
 
 @pytest.mark.timeout(600)

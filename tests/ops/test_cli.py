@@ -17,7 +17,7 @@ from ops.cli import COMMANDS, cli, run
 from ops.errors import CheckpointDamaged, ConfigError, OpsError, RunLocked
 from ops.exit_codes import exit_code_of
 from ops.rundir import read_json, read_lines
-from stream.errors import StreamDamaged, StreamError, StreamMismatch, TooManyBadRecords
+from stream.errors import StreamDamaged, StreamError, StreamMismatch, StreamPruned, TooManyBadRecords
 from stream.manifest import Manifest
 from tests.ops.small_runs import write_stream
 
@@ -127,6 +127,7 @@ def test_an_error_is_told_in_one_line_with_its_exit_code(
         (CheckpointDamaged("x"), 78),
         (StreamMismatch("x"), 78),
         (StreamDamaged("x"), 78),
+        (StreamPruned("x"), 78),
         (TooManyBadRecords("x"), 78),
         (StreamError("x"), 1),
         (ValueError("x"), 1),

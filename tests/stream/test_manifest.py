@@ -422,3 +422,52 @@ def test_a_stream_of_many_shards_opens_at_once(tmp_path: Path) -> None:
     # A seventh of a million: the bound of two seconds for a million leaves 0.26 here.
     assert seconds < 0.26
     manifest.close()
+
+
+MILLION = """
+import json, pathlib, sys, time
+from stream.lanes import Position
+from stream.shard_source import ShardSpec
+
+def largest():
+    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+
+before = largest()
+start = time.perf_counter()
+source = ShardSpec(url=sys.argv[1], lanes=64, window=8, seed=5).open()
+opened = time.perf_counter() - start
+late = len(source.manifest) - len(source.manifest) % 8 - 80
+looks = []
+for unit in (0, late):
+    start = time.perf_counter()
+    for lane in range(64):
+        source.outlook(Position(lane=lane, unit=unit, base=3, idx=5), 0)
+    looks.append(time.perf_counter() - start)
+start = time.perf_counter()
+source.refresh()
+idle = time.perf_counter() - start
+memory = (largest() - before) * 1024
+print(json.dumps([source.records(), source.manifest.before(late), opened, memory, looks, idle]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_stream_of_a_million_shards_opens_in_two_seconds_and_goes_on_from_anywhere(tmp_path: Path) -> None:
+    records = write_large(tmp_path, 16)
+    done = subprocess.run(
+        [sys.executable, "-c", MILLION, str(tmp_path)],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found, late, opened, memory, (first, last), idle = json.loads(done.stdout)
+    assert found == records > 10**9
+    assert late > 10**9
+    assert opened < 2.0
+    assert memory < 300 * 2**20
+    assert last < 5 * first + 0.05, "from record 10^9 on as from the first"
+    assert idle < 0.1
+    sys.stdout.write(f"{opened:.2f} s, {memory / 2**20:.0f} MiB, {first:.4f} and {last:.4f} s\n")

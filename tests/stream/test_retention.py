@@ -313,6 +313,19 @@ def test_floor_and_entry_come_back_as_they_were() -> None:
         decode_reader(encode_reader(entry), name="ac")
 
 
+def test_a_floor_that_was_lost_is_found_again_by_the_next_prune(url: str) -> None:
+    manifest = make_stream(url, SIZES)
+    prune(manifest, keeping(manifest, 2))
+    manifest.store.replace(NAME, b"lost")
+    with pytest.raises(StreamDamaged, match="remove it and prune again"):
+        Manifest.open(url)
+    manifest.store.delete(NAME)
+    again = Manifest.open(url)
+    assert again.floor.first == 0
+    assert prune(again, keeping(again, 2)).first == 4
+    assert tars(again) == [4, 5]
+
+
 class Clock:
     """Seconds that a test moves on."""
 
