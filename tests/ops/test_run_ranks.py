@@ -154,7 +154,7 @@ def test_what_keeps_one_rank_from_going_on_is_told_by_it_and_saved_by_all(tmp_pa
             for shard in sorted((Path(stream) / "shards").glob("*.tar"))[4:]:
                 shard.unlink()
 
-    config = config_of(*EXACT, "checkpoint.every_samples=100000", "workers=1", "window=1")
+    config = config_of(*EXACT, "checkpoint.every_samples=100000", "window=1")
     ranks = start(2, stream, run_dir, config, at=lose)
     outcomes = ranks.wait()
     assert all("error" in outcome for outcome in outcomes)
