@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test bench lint types format clean
+.PHONY: install demo test soak bench lint types format clean
 install: $(STAMP)
 
 $(STAMP): pyproject.toml
@@ -25,6 +25,10 @@ types: install
 
 test: lint types
 	$(BIN)/python -m pytest
+
+# The long forms of tests that kill: runs, readers, ingests, prunes, producers. SWAVSTREAM_SOAK_S makes them longer.
+soak: install
+	$(BIN)/python -m pytest -m slow
 
 # What is measured and not tested: each script prints a table.
 bench: install
