@@ -106,6 +106,15 @@ def drift(now_G: Tensor, reference_G: Tensor) -> float:
     return float(((now - reference) * (now / reference).log()).sum())
 
 
+def corrected_drift(now_G: Tensor, reference_G: Tensor) -> float:
+    """`drift` less what chance alone gives: index - (G - 1) (1/N + 1/M), at least 0. Null: 0.
+
+    Then the usual bands of 0.1 and 0.25 mean the same for any number of groups and samples.
+    """
+    chance = (len(now_G) - 1) * (1 / max(1.0, float(now_G.sum())) + 1 / max(1.0, float(reference_G.sum())))
+    return max(0.0, drift(now_G, reference_G) - chance)
+
+
 def nearest_cosines(prototypes_KD: Tensor) -> Tensor:
     """[min(K, 8192)]: cosine of each prototype with its nearest other one.
 
@@ -252,6 +261,26 @@ def autocorrelation(z_ND: Tensor, lane_N: Tensor) -> float | None:
     near = (z_ND[1:] * z_ND[:-1]).sum(1)[neighbours.to(z_ND.device)].mean()
     total = z_ND.sum(0)
     return float(near - (total @ total - z_ND.square().sum()) / (num * (num - 1)))
+
+
+def batch_similarity(z_ND: Tensor, past_D: Tensor) -> float | None:
+    """How much closer samples of one batch are than samples of different batches.
+
+    Mean cosine over pairs of the batch, minus that of its samples with those of earlier batches.
+
+    Null (well mixed, and also under full collapse): 0. A sorted or video-like stream, whose whole batches are
+    alike, shows here although neighbours are no closer than the rest of their batch. None below two samples.
+
+    Args:
+        z_ND: of the batch, unit norm.
+        past_D: mean feature of earlier batches, over a longer time than the stream stays alike.
+    """
+    num = len(z_ND)
+    if num < 2:
+        return None
+    total_D = z_ND.double().sum(0)
+    within = (total_D @ total_D - z_ND.double().square().sum()) / (num * (num - 1))
+    return float(within - total_D @ past_D.double() / num)
 
 
 def _shares(counts_K: Tensor) -> Tensor:

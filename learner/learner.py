@@ -23,6 +23,7 @@ from learner.objectives.swav import Swav
 from learner.optim import Updater
 from learner.report import HealthReport, Snapshot, StepReport, require_finite
 from learner.usage import UsageWindow
+from learner.watch import FeatureTrail, Watch
 
 
 class Learner:
@@ -73,6 +74,8 @@ class Learner:
         self._usage = [UsageWindow(k, config.health.usage_window_samples) for k in config.swav.prototypes]
         self._generations = [torch.zeros(k, dtype=torch.int64) for k in config.swav.prototypes]
         self._health: HealthReport | None = None
+        self._watch = Watch(self._network, self._group, config.swav.prototypes[0])
+        self._trail = FeatureTrail()
 
     def step(self, views: Views, *, accumulate: int = 1, fresh: bool = True) -> StepReport:
         """One update from one batch; with several ranks all call it together, each with its own samples.
@@ -118,17 +121,34 @@ class Learner:
         self.samples += sum(counts) if fresh else 0
         due = self._health is None or (fresh and self._interval_ended(sum(counts)))
         if due:
-            self._health = health_report(
-                outcome,
-                measured,
-                self.config.health,
-                self._group,
-                samples=self.samples,
-                usage=self._usage[0],
-                queue_ages=self._swav.queue.ages(self.samples) if self._swav.queue.full else None,
-            )
+            self._health = self._look(views, outcome, measured)
         laps.end("health")
         return self._report(measured, rate, float(gradient_norm), due, laps)
+
+    def _look(self, views: Views, outcome: Outcome, measured: Measured) -> HealthReport:
+        """The dearer figures of a step; when they are good the drift of the stream is seen from here on."""
+        ages = self._swav.queue.ages(self.samples) if self._swav.queue.full else None
+        watched = self._watch.observe(
+            views,
+            tuple(outcome.counts),
+            samples=self.samples,
+            queue_age=None if ages is None else ages[1],
+            prototypes_KD=outcome.prototypes_H[0],
+        )
+        report = health_report(
+            outcome,
+            measured,
+            self.config.health,
+            self._group,
+            samples=self.samples,
+            usage=self._usage[0],
+            queue_ages=ages,
+            watched=watched,
+            trail=self._trail,
+        )
+        if judge(report)["verdict"] == "healthy":
+            self._watch.renew(self.samples, every=self.config.health.reference_samples)
+        return report
 
     def _gradients(
         self, views: Views, lane_B: Tensor, parts: Sequence[Tensor], counts: Sequence[int], laps: Laps
@@ -275,7 +295,11 @@ class Learner:
             "queue": queue["values"],
             "usage": [],
             "health": state.report_to_json(self._health),
+            "trail": self._trail.state(),
         }
+        watch = self._watch.state_dict()
+        tensors |= state.under("watch", watch["tensors"])
+        values["watch"] = watch["values"]
         for head, (window, generation_K) in enumerate(zip(self._usage, self._generations, strict=True)):
             usage = window.state_dict()
             tensors |= state.under(f"usage.{head}", usage["tensors"])
@@ -305,3 +329,7 @@ class Learner:
             self._generations[head].copy_(tensors[f"generation.{head}"])
         self.samples, self.updates = values["samples"], values["updates"]
         self._health = state.report_from_json(values["health"])
+        self._watch.load_state_dict(
+            {"tensors": state.below("watch", tensors), "values": values["watch"]}
+        )
+        self._trail.load(values["trail"])

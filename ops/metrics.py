@@ -43,6 +43,11 @@ HEALTH_GAUGES: Mapping[str, str] = {
     "uniformity": "uniformity",
     "alignment": "alignment",
     "stream_autocorrelation": "stream_autocorrelation",
+    "batch_similarity": "batch_similarity",
+    "queue_staleness_cosine": "queue_staleness_cosine",
+    "drift_psi": "drift_psi",
+    "novelty_ratio": "novelty_ratio",
+    "drift_reference_samples": "reference_samples",
 }
 """Gauges that are a field of HealthReport; a field that is None cannot be told and is exported as NaN."""
 
@@ -145,6 +150,7 @@ class Metrics:
         self._histograms["step_duration_seconds"].observe(step_s)
         for name, field in STEP_GAUGES.items():
             self._set(name, getattr(report, field))
+        self._set("batch_samples", stats.used)
         self._set("last_step_timestamp_seconds", time.time())
         if report.health is not None:
             self._prototypes = report.health.prototypes
@@ -230,6 +236,9 @@ class Metrics:
             ("p50", health.nn_cosine_p50), ("p99", health.nn_cosine_p99), ("max", health.nn_cosine_max),
         ):  # fmt: skip
             self._set("prototype_nn_cosine", cosine, stat)
+        if health.prototype_shift_p50 is not None and health.prototype_shift_p99 is not None:
+            self._set("prototype_shift_cosine", health.prototype_shift_p50, "p50")
+            self._set("prototype_shift_cosine", health.prototype_shift_p99, "p99")
         for name, shares in (
             ("prototype_usage_top_ratio", health.usage_top),
             ("prototype_usage_bottom_ratio", health.usage_bottom),
