@@ -184,6 +184,8 @@ GAUGES = _table(
     ),
     ("snapshot_version", "version", "Snapshot published last."),
     ("snapshot_epoch", "epoch", "Fencing number under which it was published."),
+    ("snapshot_samples", "samples", "Samples that the run had seen at the snapshot published last."),
+    ("snapshot_every_samples", "samples", "Samples between two snapshots as set; 0 = only one at the end."),
     ("snapshot_bytes", "bytes", "Size of the last snapshot in Redis."),
     ("snapshot_abandoned", "snapshots", "Snapshots that the last rewind abandoned."),
     ("last_step_timestamp_seconds", "seconds", "When the last step ended, unix time."),

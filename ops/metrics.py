@@ -12,7 +12,7 @@ from prometheus_client.exposition import choose_encoder
 from learner.health import USAGE_EDGES
 from learner.report import HealthReport, StepReport
 from ops.metric_table import COUNTERS, DURATION_BUCKETS_S, GAUGE_HISTOGRAMS, GAUGES, HISTOGRAMS, PREFIX
-from ops.publisher import PublishResult
+from ops.publisher import RESULTS, PublishResult
 from stream.lanes import LaneStats
 
 STEP_GAUGES: Mapping[str, str] = {
@@ -84,9 +84,18 @@ class Metrics:
         revision: of its source; "" when not known.
         run: uuid of the run.
         config_hash: of its settings.
+        snapshot_every_samples: between two snapshots; 0 = only one at the end.
     """
 
-    def __init__(self, *, version: str, revision: str = "", run: str = "", config_hash: str = "") -> None:
+    def __init__(
+        self,
+        *,
+        version: str,
+        revision: str = "",
+        run: str = "",
+        config_hash: str = "",
+        snapshot_every_samples: int = 0,
+    ) -> None:
         # Without this the library adds a series with the time of its creation to each counter and histogram.
         prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]  # untyped in the library
         self.registry = CollectorRegistry()
@@ -114,8 +123,10 @@ class Metrics:
         self._set("run_info", 1, run, config_hash)
         self.waiting(False)
         self.ready(False)
-        for kind in ("ok", "error"):  # a counter that begins at 0 lets its first rise be seen
+        self._set("snapshot_every_samples", snapshot_every_samples)
+        for kind in ("ok", "error", "damaged"):  # a counter that begins at 0 lets its first rise be seen
             self._counters["checkpoints_total"].labels(kind)
+        for kind in RESULTS:
             self._counters["snapshots_published_total"].labels(kind)
 
     def observe(
@@ -194,6 +205,7 @@ class Metrics:
         self._histograms["publish_duration_seconds"].observe(result.seconds)
         self._set("snapshot_version", result.version)
         self._set("snapshot_epoch", result.epoch)
+        self._set("snapshot_samples", result.samples)
         self._set("snapshot_bytes", result.blob_bytes)
         self._set("last_publish_timestamp_seconds", result.time)
         if result.abandoned:
