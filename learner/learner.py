@@ -329,7 +329,5 @@ class Learner:
             self._generations[head].copy_(tensors[f"generation.{head}"])
         self.samples, self.updates = values["samples"], values["updates"]
         self._health = state.report_from_json(values["health"])
-        self._watch.load_state_dict(
-            {"tensors": state.below("watch", tensors), "values": values["watch"]}
-        )
+        self._watch.load_state_dict({"tensors": state.below("watch", tensors), "values": values["watch"]})
         self._trail.load(values["trail"])

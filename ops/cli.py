@@ -23,10 +23,12 @@ COMMANDS = {
     "stream": "Look at a stream: records, shards, whether it is sealed.",
     "learn": "Learn from a stream in one pass; goes on where it was.",
     "status": "Say how a run stands: running or not, samples, loss, where things are.",
+    "doctor": "Say what is wrong with a run, and which setting to change.",
     "snapshots": "List and show the published snapshots of a run.",
     "evaluate": "Measure the features of a run on labelled streams.",
     "assign": "Give each image of a folder or stream its prototype.",
     "recipes": "List and show the settings that ship with the program.",
+    "dashboards": "Write Grafana dashboards, Prometheus rules and manifests.",
 }
 DEBUG_VARIABLE = "SWAVSTREAM_DEBUG"
 

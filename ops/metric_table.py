@@ -173,7 +173,11 @@ GAUGES = _table(
         "1",
         "Shift of the stream among groups of prototypes, seen by a frozen copy of the network; 0 = none.",
     ),
-    ("novelty_ratio", "ratio", "Samples that fit no prototype of the frozen copy; 0.01 = as when it was taken."),
+    (
+        "novelty_ratio",
+        "ratio",
+        "Samples that fit no prototype of the frozen copy; 0.01 = as when it was taken.",
+    ),
     ("drift_reference_samples", "samples", "Samples that the run had seen when the frozen copy was taken."),
     (
         "prototype_shift_cosine",

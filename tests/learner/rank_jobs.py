@@ -130,9 +130,7 @@ def sums(group: Group, *, bucket_bytes: int) -> dict[str, Any]:
 
 def watch(group: Group, *, config: LearnerConfig, steps: range) -> list[Any]:
     """What a frozen copy says of some batches, with probes and a reference."""
-    network = Network(
-        config, seed=0, device=torch.device("cpu"), precision="float64", group=group
-    )
+    network = Network(config, seed=0, device=torch.device("cpu"), precision="float64", group=group)
     looking = Watch(network, group, config.swav.prototypes[0])
     found = []
     for step in steps:

@@ -14,9 +14,7 @@ B = 64
 
 
 def network(seed: int = 0) -> Network:
-    return Network(
-        small_config(), seed=seed, device=torch.device("cpu"), precision="float32", group=Alone()
-    )
+    return Network(small_config(), seed=seed, device=torch.device("cpu"), precision="float32", group=Alone())
 
 
 def batch(step: int, *, dark: bool = False) -> Views:
@@ -26,7 +24,9 @@ def batch(step: int, *, dark: bool = False) -> Views:
     if dark:
         colour = torch.tensor([0.0, 0.0, 150.0]).view(1, 1, 3, 1, 1).expand_as(colour)
     noise = torch.rand(2, B, 3, 16, 16, generator=generator) * 55
-    return Views(crops=((colour + noise).to(torch.uint8),), uniforms=torch.rand(2, B, 16, generator=generator))
+    return Views(
+        crops=((colour + noise).to(torch.uint8),), uniforms=torch.rand(2, B, 16, generator=generator)
+    )
 
 
 class Looking:

@@ -64,9 +64,7 @@ CASES = {
         sick={'up{job="swavstream"}': "0x{n}"}, fires_s=300, value="0", labels={"job": "swavstream"}
     ),
     # Later than 120 s is 135 s, the next point; and then it has to hold for a minute.
-    "SwavstreamLearnerStalled": Case(
-        sick={"last_step_timestamp_seconds": "0x{n}"}, fires_s=195, value="195"
-    ),
+    "SwavstreamLearnerStalled": Case(sick={"last_step_timestamp_seconds": "0x{n}"}, fires_s=195, value="195"),
     "SwavstreamNotFinite": Case(sick={"nan_steps_total": "3x3 4x{n}"}, fires_s=60, value="1.125"),
     "SwavstreamFeatureCollapse": _gauge("feature_std_ratio", "0.01", 120, "0.01"),
     "SwavstreamNotLearning": _gauge("loss_over_ln_k_ratio", "1", 600, "1"),
@@ -100,9 +98,7 @@ CASES = {
         value="21.5",
         labels={"result": "error"},
     ),
-    "SwavstreamSnapshotStale": Case(
-        sick={"snapshot_samples": "100000x{n}"}, fires_s=300, value="3.096e+05"
-    ),
+    "SwavstreamSnapshotStale": Case(sick={"snapshot_samples": "100000x{n}"}, fires_s=300, value="3.096e+05"),
     "SwavstreamTwoLearners": Case(
         sick={'snapshots_published_total{result="stale_epoch"}': "0x3 1x{n}"},
         fires_s=60,
