@@ -141,7 +141,7 @@ def _learning_rate(facts: Facts) -> Finding | None:
         line for line in facts.changes
         if line.get("setting") == "optim.learning_rate" and line["new"] > 3 * line["old"]
     ]  # fmt: skip
-    if not (above or (trouble and (wild or raised))):
+    if not ((above and not _collapsed(facts)) or (trouble and (wild or raised))):
         return None
     seen = [f"optim.learning_rate is {rate:g} with {optimizer}"] if rate is not None else []
     if facts.loss_over_ln_k is not None:
@@ -217,7 +217,8 @@ def _window_full(facts: Facts) -> bool:
 
 def _dead(facts: Facts) -> Finding | None:
     share = facts.dead_ratio
-    if share is None or share <= LIMITS["dead_prototypes_ratio"][0] or not _window_full(facts):
+    many = share is not None and share > LIMITS["dead_prototypes_ratio"][0]
+    if not many or not _window_full(facts) or _collapsed(facts):  # a collapse explains it
         return None
     return Finding(
         name="dead-prototypes",
@@ -283,7 +284,7 @@ def _codes(facts: Facts) -> Finding | None:
 def _sorted(facts: Facts) -> Finding | None:
     alike = {"batches": facts.batch_similarity, "neighbours": facts.autocorrelation}
     seen = [f"{name} {value:.2f}" for name, value in alike.items() if value and value > SORTED_COSINE]
-    if not seen:
+    if not seen or _collapsed(facts):
         return None
     return Finding(
         name="sorted",
