@@ -263,24 +263,26 @@ def autocorrelation(z_ND: Tensor, lane_N: Tensor) -> float | None:
     return float(near - (total @ total - z_ND.square().sum()) / (num * (num - 1)))
 
 
-def batch_similarity(z_ND: Tensor, past_D: Tensor) -> float | None:
+def batch_similarity(total_D: Tensor, num: int, past_D: Tensor) -> float | None:
     """How much closer samples of one batch are than samples of different batches.
 
-    Mean cosine over pairs of the batch, minus that of its samples with those of earlier batches.
+    Mean cosine over pairs of the batch, (|sum z|^2 - N) / (N (N - 1)), minus that of its samples with those of
+    earlier batches.
 
     Null (well mixed, and also under full collapse): 0. A sorted or video-like stream, whose whole batches are
-    alike, shows here although neighbours are no closer than the rest of their batch. None below two samples.
+    alike, shows here although neighbours are no closer than the rest of their batch. Features must not be
+    centred on their own batch, as batch norm in training does. None below two samples.
 
     Args:
-        z_ND: of the batch, unit norm.
+        total_D: sum of the batch's features of unit norm.
+        num: N.
         past_D: mean feature of earlier batches, over a longer time than the stream stays alike.
     """
-    num = len(z_ND)
     if num < 2:
         return None
-    total_D = z_ND.double().sum(0)
-    within = (total_D @ total_D - z_ND.double().square().sum()) / (num * (num - 1))
-    return float(within - total_D @ past_D.double() / num)
+    total_D, past_D = total_D.double(), past_D.double()
+    within = (total_D @ total_D - num) / (num * (num - 1))
+    return float(within - total_D @ past_D / num)
 
 
 def _shares(counts_K: Tensor) -> Tensor:

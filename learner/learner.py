@@ -23,7 +23,7 @@ from learner.objectives.swav import Swav
 from learner.optim import Updater
 from learner.report import HealthReport, Snapshot, StepReport, require_finite
 from learner.usage import UsageWindow
-from learner.watch import FeatureTrail, Watch
+from learner.watch import Watch
 
 
 class Learner:
@@ -75,7 +75,6 @@ class Learner:
         self._generations = [torch.zeros(k, dtype=torch.int64) for k in config.swav.prototypes]
         self._health: HealthReport | None = None
         self._watch = Watch(self._network, self._group, config.swav.prototypes[0])
-        self._trail = FeatureTrail()
 
     def step(self, views: Views, *, accumulate: int = 1, fresh: bool = True) -> StepReport:
         """One update from one batch; with several ranks all call it together, each with its own samples.
@@ -144,7 +143,6 @@ class Learner:
             usage=self._usage[0],
             queue_ages=ages,
             watched=watched,
-            trail=self._trail,
         )
         if judge(report)["verdict"] == "healthy":
             self._watch.renew(self.samples, every=self.config.health.reference_samples)
@@ -295,7 +293,6 @@ class Learner:
             "queue": queue["values"],
             "usage": [],
             "health": state.report_to_json(self._health),
-            "trail": self._trail.state(),
         }
         watch = self._watch.state_dict()
         tensors |= state.under("watch", watch["tensors"])
@@ -330,4 +327,3 @@ class Learner:
         self.samples, self.updates = values["samples"], values["updates"]
         self._health = state.report_from_json(values["health"])
         self._watch.load_state_dict({"tensors": state.below("watch", tensors), "values": values["watch"]})
-        self._trail.load(values["trail"])

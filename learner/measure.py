@@ -19,7 +19,7 @@ from learner.config import HealthConfig, SwavConfig
 from learner.report import HealthReport
 from learner.sinkhorn import Codes, marginal_error
 from learner.usage import UsageWindow
-from learner.watch import FeatureTrail, Watched
+from learner.watch import Watched
 
 HEALTH_SAMPLES = 1024
 """Samples of the batch from which ranks, uniformity and the like are taken; bounds their cost whatever the
@@ -130,7 +130,6 @@ def health_report(
     usage: UsageWindow,
     queue_ages: tuple[float, int] | None,
     watched: Watched,
-    trail: FeatureTrail,
 ) -> HealthReport:
     """The dearer figures; a collective, at the same step on every rank."""
     z_ABD, counts, prior_K = outcome.z_ABD, outcome.counts, outcome.priors_H[0]
@@ -183,7 +182,6 @@ def health_report(
         queue_age_mean_samples=None if queue_ages is None else queue_ages[0],
         queue_age_max_samples=None if queue_ages is None else queue_ages[1],
         stream_autocorrelation=health.autocorrelation(z_ANND[0], lane_N),
-        batch_similarity=trail.similarity(z_ANND[0]),
         **dataclasses.asdict(watched),
     )
 

@@ -48,6 +48,7 @@ class Watched:
     """Figures against the reference; None = cannot be told yet."""
 
     reference_samples: int | None = None
+    batch_similarity: float | None = None
     drift_psi: float | None = None
     novelty_ratio: float | None = None
     prototype_shift_p50: float | None = None
@@ -61,13 +62,13 @@ class FeatureTrail:
     def __init__(self) -> None:
         self._means: deque[list[float]] = deque(maxlen=TRAIL)
 
-    def similarity(self, z_ND: Tensor) -> float | None:
+    def similarity(self, total_D: Tensor, num: int) -> float | None:
         """`health.batch_similarity` of a batch with those before it, which it then joins."""
         found = None
         if len(self._means) >= TRAIL_LEAST:
             past_D = torch.tensor(list(self._means), dtype=torch.float64).mean(0)
-            found = health.batch_similarity(z_ND, past_D)
-        self._means.append(z_ND.double().mean(0).tolist())
+            found = health.batch_similarity(total_D, num, past_D)
+        self._means.append((total_D.double() / max(1, num)).tolist())
         return found
 
     def state(self) -> list[list[float]]:
@@ -100,6 +101,7 @@ class Watch:
         self._reference = self._nothing()
         self._reports = 0
         self._now: deque[Tensor] = deque(maxlen=REPORTS)
+        self._trail = FeatureTrail()
         self._probes: Tensor | None = None
         self._probe_z: Tensor | None = None
         self._stamp = 0
@@ -117,6 +119,7 @@ class Watch:
         self._frozen = self._network.copy()
         self._taken, self._reports, self._reference = samples, 0, self._nothing()
         self._now.clear()
+        self._trail.load([])
 
     def observe(
         self,
@@ -140,7 +143,7 @@ class Watch:
             self._look_at_probes(views, counts, samples=samples, age=queue_age)
         if self._frozen is None:
             return Watched(queue_staleness_cosine=self._staleness)
-        seen = self._seen(views, counts, self._frozen)
+        seen, total_D = self._seen(views, counts, self._frozen)
         if self._reports < REPORTS:
             self._reference += seen
             self._reports += 1
@@ -151,6 +154,7 @@ class Watch:
         drift, new = self._compared()
         return Watched(
             reference_samples=self._taken,
+            batch_similarity=self._trail.similarity(total_D, int(seen[: self._groups].sum())),
             drift_psi=drift,
             novelty_ratio=new,
             prototype_shift_p50=p50,
@@ -161,16 +165,20 @@ class Watch:
     def _nothing(self) -> Tensor:
         return torch.zeros(self._groups + SCORE_CELLS, dtype=torch.int64)
 
-    def _seen(self, views: Views, counts: tuple[int, ...], frozen: SwavModel) -> Tensor:
-        """[G + cells] int64: samples by group of their prototype, and by their best score."""
+    def _seen(self, views: Views, counts: tuple[int, ...], frozen: SwavModel) -> tuple[Tensor, Tensor]:
+        """[G + cells] int64: samples by group of their prototype, and by their best score; sum of features."""
         images = self._some(views, counts, SAMPLES)[0]
-        seen = torch.zeros(self._groups + SCORE_CELLS, dtype=torch.int64, device=self._network.device)
+        device, prototypes_KD = self._network.device, frozen.prototypes[0]
+        seen = torch.zeros(self._groups + SCORE_CELLS, dtype=torch.int64, device=device)
+        total_D = torch.zeros(prototypes_KD.shape[1], dtype=torch.float64, device=device)
         if len(images) > 0:
-            best = cosines(self._network.embeddings(images, frozen), frozen.prototypes[0]).max(1)
+            z_ND = self._network.embeddings(images, frozen)
+            best = cosines(z_ND, prototypes_KD).max(1)
             seen[: self._groups] = torch.bincount(best.indices % self._groups, minlength=self._groups)
             cell_N = ((best.values + 1) * (SCORE_CELLS / 2)).long().clamp(0, SCORE_CELLS - 1)
             seen[self._groups :] = torch.bincount(cell_N, minlength=SCORE_CELLS)
-        return self._group.sum(seen).cpu()
+            total_D += z_ND.sum(0)
+        return self._group.sum(seen).cpu(), self._group.sum(total_D).cpu()
 
     def _compared(self) -> tuple[float | None, float | None]:
         """Drift and novelty of now against the reference; None until there is enough of both."""
@@ -215,6 +223,7 @@ class Watch:
             "reports": self._reports,
             "stamp": self._stamp,
             "staleness": self._staleness,
+            "trail": self._trail.state(),
         }
         return {"tensors": tensors, "values": values}
 
@@ -227,6 +236,7 @@ class Watch:
         tensors, values = saved["tensors"], saved["values"]
         self._taken, self._reports = values["taken"], values["reports"]
         self._stamp, self._staleness = values["stamp"], values["staleness"]
+        self._trail.load(values["trail"])
         self._now.clear()
         self._frozen, self._reference = None, self._nothing()
         frozen = state.below("frozen", tensors)

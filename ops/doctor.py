@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from learner.measure import LIMITS
-from ops.alerts import BAD_SHARE, DRIFT_MUCH, SORTED_COSINE
+from ops.alerts import ALIKE_COSINE, BAD_SHARE, DRIFT_MUCH, SORTED_COSINE
 from ops.verdicts import LOSS_STUCK, RESIDUAL_MUCH, STALLED_S, WARM_UP_UPDATES, WINDOW_FULL
 
 # Learning rates that no published run of the method comes near to.
@@ -136,7 +136,8 @@ def _learning_rate(facts: Facts) -> Finding | None:
     rate, optimizer = facts.setting("optim.learning_rate"), facts.setting("optim.optimizer")
     wild = rate is not None and rate > RATE_HIGH.get(optimizer, math.inf)
     above = facts.loss_over_ln_k is not None and facts.loss_over_ln_k > LOSS_ABOVE
-    trouble = facts.not_finite > 0 or _collapsed(facts) or _stuck(facts)
+    lost = facts.loss_over_ln_k is not None and facts.loss_over_ln_k > LOSS_STUCK
+    trouble = facts.not_finite > 0 or _collapsed(facts) or lost
     raised = [
         line for line in facts.changes
         if line.get("setting") == "optim.learning_rate" and line["new"] > 3 * line["old"]
@@ -282,8 +283,11 @@ def _codes(facts: Facts) -> Finding | None:
 
 
 def _sorted(facts: Facts) -> Finding | None:
-    alike = {"batches": facts.batch_similarity, "neighbours": facts.autocorrelation}
-    seen = [f"{name} {value:.2f}" for name, value in alike.items() if value and value > SORTED_COSINE]
+    alike = {
+        "batches": (facts.batch_similarity, ALIKE_COSINE),
+        "neighbours": (facts.autocorrelation, SORTED_COSINE),
+    }
+    seen = [f"{name} {value:.2f}" for name, (value, most) in alike.items() if value and value > most]
     if not seen or _collapsed(facts):
         return None
     return Finding(

@@ -4,6 +4,7 @@ import math
 import os
 import urllib.error
 import urllib.request
+from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,9 @@ from ops.rundir import newest_saved, read_json, read_lines, read_run
 from ops.snapshots import warnings_of
 from ops.standing import ANSWER_S, Standing, ask, look
 
+RECENT = 20
+"""Entries of the history that the loss is averaged over."""
+
 Series = Mapping[tuple[str, str], float]
 """(metric without prefix, value of its result label or "") -> value."""
 
@@ -35,6 +39,7 @@ def gather(run_dir: Path) -> Facts:
     live = ask(standing.url) if standing.url else {}
     series = _series(standing.url) if live else {}
     figures = _figures(run_dir, standing, live)
+    figures["loss_over_ln_k"] = _recent_loss(run_dir)
     url = _text(record.config, "snapshot", "url") or os.environ.get(URL_VARIABLE, "")
     error, warnings = _look_at_redis(url) if url else ("", ())
     summary = read_json(run_dir / "summary.json") or {}
@@ -80,6 +85,12 @@ def _figures(run_dir: Path, standing: Standing, live: Mapping[str, Any]) -> dict
     if report:
         figures["usage_window_fill"] = min(1.0, report["usage_samples"] / report["usage_window_samples"])
     return figures
+
+
+def _recent_loss(run_dir: Path) -> float | None:
+    """Against ln K, mean over the latest entries of the history: one batch alone is noise."""
+    recent = deque((entry["loss_over_ln_k"] for entry in read_lines(run_dir / "history.jsonl")), RECENT)
+    return sum(recent) / len(recent) if recent else None
 
 
 def _learned(figures: Mapping[str, Any]) -> dict[str, Any]:

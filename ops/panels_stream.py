@@ -1,6 +1,6 @@
 """What arrives: how much, how good, how well mixed, and whether it changes."""
 
-from ops.alerts import BAD_SHARE, DRIFT_MUCH, SORTED_COSINE
+from ops.alerts import ALIKE_COSINE, BAD_SHARE, DRIFT_MUCH, SORTED_COSINE
 from ops.grafana import RED, YELLOW, Dashboard, Row, lines, metric, query, rate
 from ops.panels_balance import NOT_YET
 
@@ -42,9 +42,9 @@ MIX = Row(
               query(f"{metric('run_samples')} - {metric('drift_reference_samples')}", may_be_empty=NOT_YET),
               help="Samples since it was taken; drift starts anew when it is replaced.", low=0),
         lines("Mixing", query(metric("stream_autocorrelation"), "neighbours"),
-              query(metric("batch_similarity"), "batches", may_be_empty="told after eight reports"),
+              query(metric("batch_similarity"), "batches", may_be_empty=NOT_YET),
               help="How much closer neighbours in a lane, and samples of a batch, are than others: 0 = well "
-                   "mixed.", steps=[(SORTED_COSINE, RED)]),
+                   "mixed.", steps=[(ALIKE_COSINE, YELLOW), (SORTED_COSINE, RED)]),
     ),
 )  # fmt: skip
 

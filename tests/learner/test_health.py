@@ -223,12 +223,12 @@ def test_batches_of_one_kind_each_are_alike_and_mixed_or_collapsed_ones_are_not(
     centres = sphere(8, seed=1)
     z = torch.nn.functional.normalize(centres.repeat_interleave(64, 0) + 0.3 * sphere(512, seed=2), dim=1)
     past = z.mean(0)
-    one_kind = health.batch_similarity(z[:64], past)
+    one_kind = health.batch_similarity(z[:64].sum(0), 64, past)
     mixed = z[torch.randperm(512, generator=torch.Generator().manual_seed(0))][:64]
     assert one_kind is not None
     assert one_kind > 0.5
     assert health.autocorrelation(z[:64], torch.arange(8).repeat_interleave(8)) == pytest.approx(0, abs=0.02)
-    assert health.batch_similarity(mixed, past) == pytest.approx(0, abs=0.05)
+    assert health.batch_similarity(mixed.sum(0), 64, past) == pytest.approx(0, abs=0.05)
     point = collapsed(64)
-    assert health.batch_similarity(point, point.mean(0)) == pytest.approx(0, abs=1e-3)
-    assert health.batch_similarity(z[:1], past) is None
+    assert health.batch_similarity(point.sum(0), 64, point.mean(0)) == pytest.approx(0, abs=1e-3)
+    assert health.batch_similarity(z[0], 1, past) is None

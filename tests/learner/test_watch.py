@@ -71,6 +71,7 @@ def test_the_same_stream_does_not_drift_and_another_one_does() -> None:
     assert same.novelty_ratio is not None
     assert same.drift_psi < 0.05
     assert same.novelty_ratio < 0.05
+    assert same.batch_similarity == pytest.approx(0, abs=0.05)
     other = looking.look(range(200, 200 + REPORTS), dark=True)
     assert other.drift_psi is not None
     assert other.drift_psi > 0.25
@@ -125,7 +126,7 @@ def test_a_restored_watch_says_what_the_first_one_does() -> None:
 def test_a_trail_needs_some_reports_and_survives_a_restart() -> None:
     trail = FeatureTrail()
     z = torch.nn.functional.normalize(torch.randn(16, 4, generator=torch.Generator().manual_seed(0)), dim=1)
-    assert [trail.similarity(z) for _ in range(TRAIL_LEAST)] == [None] * TRAIL_LEAST
+    assert [trail.similarity(z.sum(0), 16) for _ in range(TRAIL_LEAST)] == [None] * TRAIL_LEAST
     again = FeatureTrail()
     again.load(trail.state())
-    assert trail.similarity(z) == again.similarity(z) is not None
+    assert trail.similarity(z.sum(0), 16) == again.similarity(z.sum(0), 16) is not None

@@ -136,9 +136,9 @@ def corrupt(folder: Path) -> None:
 
 
 def in_order(folder: Path) -> None:
-    """One kind of picture after the other."""
-    by_kind = _by_kind(720)
-    write(folder, [number for kind in KINDS for number in by_kind[kind]])
+    """Six kinds of pictures, some hundred of each, one kind after the other."""
+    by_kind = _by_kind(900)
+    write(folder, [number for kind in KINDS[-6:] for number in by_kind[kind] * 3])
 
 
 def moving(folder: Path) -> None:
@@ -221,7 +221,7 @@ FAULTS = (
     ),
     Fault(
         name="drift", alert="SwavstreamStreamDrift", finding="drift", setting="health.reference_samples",
-        feed=moving, settings=("passes=1",), with_it=_also("PrototypesDying"),
+        feed=moving, settings=("passes=1",), with_it=_also("PrototypesDying", "StreamSorted"),
     ),
 )  # fmt: skip
 FAST = {"collapsed-encoder", "corrupt-input", "redis-away", "starved-lane", "nan"}
