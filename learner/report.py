@@ -105,7 +105,7 @@ class HealthReport:
     stream_autocorrelation: float | None
     """How much closer neighbours in a lane are than other pairs of the batch; 0 = well mixed."""
     batch_similarity: float | None
-    """How much closer samples of a batch are than of different batches, by the frozen copy; 0 = well mixed."""
+    """How much closer samples of a batch are than of different ones, by the frozen copy; 0 = mixed well."""
     queue_staleness_cosine: float | None
     """Cosine of features with those of the same images when the queue's oldest were made; 1 = fresh."""
     reference_samples: int | None

@@ -1,5 +1,6 @@
-"""What only shows over time: drift and novelty against a frozen copy of the network, batches that resemble
-themselves, features that grow old in the queue. Looked at when a health report is due, and only then.
+"""What only shows over time: drift, novelty, batches that are alike, features that grow old in the queue.
+
+Most of it is seen with a frozen copy of the network, and only when a health report is due.
 
 N samples looked at, over all ranks   K prototypes   D embedding size   G groups of prototypes
 """
@@ -166,7 +167,7 @@ class Watch:
         return torch.zeros(self._groups + SCORE_CELLS, dtype=torch.int64)
 
     def _seen(self, views: Views, counts: tuple[int, ...], frozen: SwavModel) -> tuple[Tensor, Tensor]:
-        """[G + cells] int64: samples by group of their prototype, and by their best score; sum of features."""
+        """[G + cells] int64: samples by group of prototypes and by best score; sum of features."""
         images = self._some(views, counts, SAMPLES)[0]
         device, prototypes_KD = self._network.device, frozen.prototypes[0]
         seen = torch.zeros(self._groups + SCORE_CELLS, dtype=torch.int64, device=device)

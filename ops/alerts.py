@@ -2,7 +2,7 @@
 
 Few alerts, each about something that a person must do something about, each with a page in `ops/runbooks/`.
 `page` wakes somebody: nothing is learned, or something is being lost. `ticket` can wait for the morning.
-Thresholds are those of `learner.measure.LIMITS` and `ops.verdicts`. Nothing heavy is imported but through them.
+Thresholds are those of `learner.measure.LIMITS` and `ops.verdicts`.
 """
 
 from collections.abc import Mapping
@@ -19,8 +19,8 @@ DRIFT_MUCH = 0.25
 SORTED_COSINE = 0.2
 """How much closer neighbours in a lane may be than other pairs of their batch."""
 ALIKE_COSINE = 0.08
-"""How much closer samples of a batch may be than samples of different batches: sorted streams of six kinds gave
-0.1 to 0.24, mixed ones stayed within 0.03."""
+"""How much closer samples of a batch may be than samples of different batches: a sorted stream of six kinds
+gave 0.1 to 0.24, mixed ones stayed within 0.03."""
 BAD_SHARE = 0.05
 """Unusable records, of all that were read."""
 
@@ -32,10 +32,8 @@ class Scale:
     factor: float = 1.0
     warm_up_updates: int = WARM_UP_UPDATES
     """Updates before which a loss at ln K is no finding."""
-
-    def seconds(self, seconds: float) -> str:
-        """A number for an expression."""
-        return f"{seconds * self.factor:g}"
+    stalled_s: float = STALLED_S
+    """Seconds without a step; not scaled, since a step takes as long as it takes."""
 
     def span(self, seconds: float) -> str:
         """A duration in Prometheus' notation; at least a millisecond unless it is nothing."""
@@ -108,7 +106,6 @@ def _alert(  # a row of the table
 
 
 def _loop(scale: Scale) -> tuple[Alert, ...]:
-    stalled = scale.seconds(STALLED_S)
     return (
         _alert(
             "MetricsAbsent", "page", 5 * MINUTE, "training",
@@ -117,7 +114,7 @@ def _loop(scale: Scale) -> tuple[Alert, ...]:
         ),
         _alert(
             "LearnerStalled", "page", MINUTE, "training",
-            f"(time() - {PREFIX}last_step_timestamp_seconds > {stalled}) "
+            f"(time() - {PREFIX}last_step_timestamp_seconds > {scale.stalled_s:g}) "
             f"and {PREFIX}learner_waiting == 0 and {PREFIX}stream_lag_records > 0",
             "No step is done although records are unread.",
         ),

@@ -13,7 +13,7 @@ import redis
 from prometheus_client.parser import text_string_to_metric_families
 
 from ops.checkpoint import VALUES
-from ops.doctor import Facts
+from ops.doctor_case import Facts
 from ops.errors import RedisUnavailable
 from ops.metric_table import PREFIX
 from ops.redis_client import URL_VARIABLE, connect
@@ -70,7 +70,7 @@ def gather(run_dir: Path) -> Facts:
         redis_error=error,
         redis_warnings=warnings,
         checkpoint_errors=int(series.get(("checkpoints_total", "error"), 0)),
-        damaged=tuple(sorted(path.name for path in (run_dir / "checkpoints").glob("*damaged*"))),
+        damaged=tuple(sorted(path.name for path in (run_dir / "checkpoints").glob("damaged-*"))),
     )
 
 

@@ -217,7 +217,7 @@ def _panel(panel: Panel) -> dict[str, Any]:
 
 
 def _field(panel: Panel) -> dict[str, Any]:
-    steps = [{"color": panel.base, "value": None}]
+    steps: list[dict[str, str | float | None]] = [{"color": panel.base, "value": None}]
     steps += [{"color": color, "value": value} for value, color in panel.steps]
     field: dict[str, Any] = {"unit": panel.unit, "thresholds": {"mode": "absolute", "steps": steps}}
     if panel.kind == "stat":

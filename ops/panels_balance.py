@@ -103,7 +103,8 @@ USAGE = Row(
 COLLAPSE = Row(
     title="Collapse",
     panels=(
-        lines("Dead and twins", query(_share("dead_prototypes"), "dead"), query(_share("prototype_twins"), "twins"),
+        lines("Dead and twins", query(_share("dead_prototypes"), "dead"), query(_share("prototype_twins"),
+              "twins"),
               help="Of K. Twins are the partial collapse that usage cannot show.", unit="percentunit", low=0,
               steps=[(TWINS_MANY, YELLOW), (DEAD_MANY, RED)]),
         lines("Nearest other prototype", query(metric("prototype_nn_cosine"), "{{stat}}"),
@@ -134,7 +135,8 @@ COLLAPSE = Row(
               unit="percentunit", high=1),
         lines("Age of the queue", query(metric("queue_age_samples"), "{{stat}}", may_be_empty=NO_QUEUE),
               help="Samples seen since a queued feature was made.", low=0),
-        lines("Movement of prototypes", query(metric("prototype_shift_cosine"), "{{stat}}", may_be_empty=NOT_YET),
+        lines("Movement of prototypes", query(metric("prototype_shift_cosine"), "{{stat}}",
+              may_be_empty=NOT_YET),
               help="1 - cosine of each prototype with itself in the frozen copy.", low=0),
     ),
 )  # fmt: skip

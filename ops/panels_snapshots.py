@@ -9,7 +9,8 @@ LATEST = Row(
     title="Newest",
     panels=(
         number("Version", metric("snapshot_version"), "Published last.", may_be_empty=NOT_PUBLISHED),
-        number("Age", f"time() - {metric('last_publish_timestamp_seconds')}", "Since it was published.", unit="s",
+        number("Age", f"time() - {metric('last_publish_timestamp_seconds')}", "Since it was published.",
+              unit="s",
                may_be_empty=NOT_PUBLISHED),
         number("Behind", f"{metric('run_samples')} - {metric('snapshot_samples')}",
                "Samples that the run has seen since.", may_be_empty=NOT_PUBLISHED),
@@ -27,7 +28,8 @@ LATEST = Row(
 PUBLISHING = Row(
     title="Publishing",
     panels=(
-        lines("Version", query(metric("snapshot_version"), may_be_empty=NOT_PUBLISHED), help="Of each learner."),
+        lines("Version", query(metric("snapshot_version"), may_be_empty=NOT_PUBLISHED),
+              help="Of each learner."),
         lines("Results",
               query(f"sum by (result) (increase({metric('snapshots_published_total')}[5m]))", "{{result}}"),
               help="In five minutes. unhealthy: published, but stable stays where it is. error: tried again. "
@@ -38,7 +40,8 @@ PUBLISHING = Row(
               query(f"rate({metric('publish_duration_seconds_sum')}[5m]) / "
                     f"rate({metric('publish_duration_seconds_count')}[5m])", "seconds each"),
               help="Beside the learner, which does not wait for it.", unit="s", low=0),
-        lines("Samples behind", query(f"{metric('run_samples')} - {metric('snapshot_samples')}", "since the last",
+        lines("Samples behind", query(f"{metric('run_samples')} - {metric('snapshot_samples')}",
+              "since the last",
                                       may_be_empty=NOT_PUBLISHED),
               query(metric("snapshot_every_samples"), "interval"),
               help="More than two intervals is stale.", low=0),

@@ -12,7 +12,8 @@ FLOW = Row(
         lines("Unread records", query(metric("stream_lag_records")),
               help="Committed but not yet used. Falling is catching up; growing for long is falling behind.", low=0),
         lines("Records", query(f"sum by (outcome) ({rate('records_total')})", "{{outcome}}"),
-              help="Read, a second, by what became of them; together all that was read.", low=0, stacked=True),
+              help="Read, a second, by what became of them; together all that was read.", low=0,
+              stacked=True),
         lines("Skipped, by reason",
               query(f"sum by (reason) ({rate('records_total', SKIPPED)})", "{{reason}}",
                     may_be_empty="a stream without bad records skips none"),
@@ -23,8 +24,10 @@ FLOW = Row(
                     may_be_empty="a stream without bad records skips none"),
               help="Share of what was read.", unit="percentunit", low=0, steps=[(BAD_SHARE, RED)]),
         lines("Waiting", query(metric("learner_waiting")),
-              help="1 while it waits for records that have not arrived: healthy on a quiet stream.", low=0, high=1),
-        lines("Bytes", query(f"sum by (instance) ({rate('reader_bytes_total')})"), help="Encoded, read a second.",
+              help="1 while it waits for records that have not arrived: healthy on a quiet stream.", low=0,
+              high=1),
+        lines("Bytes", query(f"sum by (instance) ({rate('reader_bytes_total')})"),
+              help="Encoded, read a second.",
               unit="Bps", low=0),
     ),
 )  # fmt: skip
@@ -51,7 +54,8 @@ MIX = Row(
 READERS = Row(
     title="Readers",
     panels=(
-        lines("Where the readers' time goes", query(f"sum by (phase) ({rate('reader_seconds_total')})", "{{phase}}"),
+        lines("Where the readers' time goes", query(f"sum by (phase) ({rate('reader_seconds_total')})",
+              "{{phase}}"),
               help="Over all reader processes; 1 = one of them is busy all the time.", stacked=True, low=0),
         lines("Readers replaced", query(f"increase({metric('reader_restarts_total')}[5m])"),
               help="Reader processes that died, in five minutes.", low=0, steps=[(1, RED)]),

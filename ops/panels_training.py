@@ -49,7 +49,8 @@ OPTIMISER = Row(
         lines("Steps that were not finite", query(f"increase({metric('nan_steps_total')}[5m])"),
               help="Refused: loss or gradient was inf or NaN. Any is a reason to look.", low=0,
               steps=[(1, RED)]),
-        lines("Checkpoints", query(f"sum by (result) (increase({metric('checkpoints_total')}[5m]))", "{{result}}"),
+        lines("Checkpoints", query(f"sum by (result) (increase({metric('checkpoints_total')}[5m]))",
+              "{{result}}"),
               help="In five minutes, by result.", low=0),
         lines("Checkpoint time",
               query(f"rate({metric('checkpoint_duration_seconds_sum')}[5m]) / "

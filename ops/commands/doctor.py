@@ -9,7 +9,7 @@ import click
 from ops.errors import EXIT_FAILED
 
 if TYPE_CHECKING:
-    from ops.doctor import Facts, Finding
+    from ops.doctor_case import Facts, Finding
 
 
 @click.command()

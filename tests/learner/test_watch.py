@@ -52,7 +52,8 @@ class Looking:
         return found
 
     def prototypes(self) -> Tensor:
-        return self.network.model.prototypes[0].detach()
+        prototypes_KD: Tensor = self.network.model.prototypes[0].detach()
+        return prototypes_KD
 
 
 def test_nothing_is_told_before_there_is_a_reference_and_enough_to_compare() -> None:
@@ -103,8 +104,10 @@ def test_features_of_a_network_that_stands_still_do_not_grow_old() -> None:
     still = looking.look(range(4), queue_age=2 * B).queue_staleness_cosine
     assert still == pytest.approx(1, abs=1e-5)
     with torch.no_grad():
-        looking.network.model.head[-1].weight.neg_()
-        looking.network.model.head[-1].bias.neg_()
+        last = looking.network.model.head[-1]
+        assert isinstance(last, torch.nn.Linear)
+        last.weight.neg_()
+        last.bias.neg_()
     moved = looking.look(range(4, 6), queue_age=2 * B).queue_staleness_cosine
     assert moved == pytest.approx(-1, abs=1e-5)
 

@@ -38,7 +38,7 @@ HEALTHY = {
     "snapshot_samples": "250000+7680x{n}",
     "snapshot_every_samples": "50000x{n}",
 }
-"""A learner that is well, with things that are no fault: old errors, some skipped records, a batch left out."""
+"""A learner that is well, with things that are no fault: old errors, a few bad records, batches left out."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -54,6 +54,12 @@ class Planted(Learner):
         return super().step(views, **more)
 
 
+def last_layer(learner: Planted) -> torch.nn.Linear:
+    layer = learner._model.head[-1]
+    assert isinstance(layer, torch.nn.Linear)
+    return layer
+
+
 def nothing(_learner: Planted, views: Views) -> Views:
     return views
 
@@ -61,7 +67,7 @@ def nothing(_learner: Planted, views: Views) -> Views:
 @torch.no_grad()
 def collapse(learner: Planted, views: Views) -> Views:
     """Every image gets the same feature."""
-    last = learner._model.head[-1]
+    last = last_layer(learner)
     last.weight.zero_()
     last.bias.fill_(1.0)
     return views
@@ -78,7 +84,7 @@ def twins(learner: Planted, views: Views) -> Views:
 @torch.no_grad()
 def dying(learner: Planted, views: Views) -> Views:
     """Half of the prototypes stand where no feature comes: it uses half of the dimensions only."""
-    last, prototypes_KD = learner._model.head[-1], learner._model.prototypes[0]
+    last, prototypes_KD = last_layer(learner), learner._model.prototypes[0]
     num, dim = prototypes_KD.shape
     last.weight[dim // 2 :] = 0
     last.bias[dim // 2 :] = 0
@@ -145,7 +151,7 @@ def moving(folder: Path) -> None:
     """All kinds of pictures, and then only three."""
     by_kind = _by_kind(300)
     later = sorted(number for kind in KINDS[:3] for number in by_kind[kind])
-    write(folder, [*(list(range(300)) * 6), *(later * 60)[:4200]])
+    write(folder, [*(list(range(300)) * 4), *(later * 60)[:4200]])
 
 
 def incomplete(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Alerts as promtool judges them: well-formed, fire after the shipped duration, not before, not when healthy."""
+"""Alerts as promtool judges them: they fire after the shipped duration, not before, not when healthy."""
 
 import re
 from importlib import resources
@@ -91,7 +91,9 @@ def test_no_alert_fires_for_a_healthy_learner(tmp_path: Path) -> None:
 def test_a_learner_that_waits_for_records_is_healthy(tmp_path: Path) -> None:
     waits = Case(
         sick={
-            "learner_waiting": "1x{n}", "stream_lag_records": "200x{n}", "last_step_timestamp_seconds": "0x{n}"
+            "learner_waiting": "1x{n}",
+            "stream_lag_records": "200x{n}",
+            "last_step_timestamp_seconds": "0x{n}",
         },
         fires_s=0,
         value="",

@@ -1,4 +1,4 @@
-"""Dashboards against Grafana's own schema, and every expression against a Prometheus that scrapes a real run."""
+"""Dashboards against Grafana's schema, and every expression against a Prometheus that scrapes a real run."""
 
 import json
 import re

@@ -24,9 +24,9 @@ from tests.ops.small_runs import config_of, run
 
 logger = logging.getLogger(__name__)
 
-SCALE = Scale(factor=1 / 300, warm_up_updates=HEALTHY_AFTER)
+SCALE = Scale(factor=1 / 300, warm_up_updates=HEALTHY_AFTER, stalled_s=10)
 HEALTHY = "healthy"
-WAIT_S = 20.0
+WAIT_S = 45.0
 SETTLE_S = 0.5
 """How much longer to look for alerts that should not fire, once the right one has."""
 
@@ -69,7 +69,7 @@ def begin(fault: Fault | None, watched: Watched, folder: Path, monkeypatch: pyte
     class Learner(Planted):
         pass
 
-    Learner.plant, Learner.run_dir = staticmethod(plant), run_dir  # type: ignore[assignment]  # a plain function
+    Learner.plant, Learner.run_dir = staticmethod(plant), run_dir
     monkeypatch.setattr("ops.run.Learner", Learner)
     monkeypatch.setattr(publisher, "RETRY_FIRST_S", 0.1)
     monkeypatch.setattr(publisher, "RETRY_LONGEST_S", 0.3)
