@@ -266,8 +266,8 @@ def autocorrelation(z_ND: Tensor, lane_N: Tensor) -> float | None:
 def batch_similarity(total_D: Tensor, num: int, past_D: Tensor) -> float | None:
     """How much closer samples of one batch are than samples of different batches.
 
-    Mean cosine over pairs of the batch, (|sum z|^2 - N) / (N (N - 1)), minus that of its samples with those of
-    earlier batches.
+    Mean cosine over pairs of the batch, (|sum z|^2 - N) / (N (N - 1)), minus that of its samples with those
+    of earlier batches.
 
     Null (well mixed, and also under full collapse): 0. A sorted or video-like stream, whose whole batches are
     alike, shows here although neighbours are no closer than the rest of their batch. Features must not be

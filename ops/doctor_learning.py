@@ -92,8 +92,8 @@ def not_learning(facts: Facts) -> Finding | None:
         evidence=f"loss is {facts.loss_over_ln_k:.3f} of ln K after {facts.updates:,} updates"
         + (f", code entropy is {code:.3f} of it" if soft else ""),
         setting="swav.epsilon",
-        advice="Lower it (0.05 to 0.03), or the learning rate; take fewer prototypes when batch and queue are "
-        "small.",
+        advice="Lower it (0.05 to 0.03), or the learning rate; take fewer prototypes when batch and queue "
+        "are small.",
         runbook="SwavstreamNotLearning",
     )
 
@@ -153,8 +153,8 @@ def twins(facts: Facts) -> Finding | None:
         cause="Many prototypes are nearly the same vector: partial collapse, which usage does not show.",
         evidence=f"{share:.0%} of the prototypes have a twin",
         setting="swav.freeze_samples",
-        advice="Keep prototypes still at the beginning, or lower swav.epsilon; take fewer swav.prototypes next "
-        "time.",
+        advice="Keep prototypes still at the beginning, or lower swav.epsilon; take fewer swav.prototypes "
+        "next time.",
         runbook="SwavstreamPrototypeTwins",
     )
 

@@ -49,7 +49,8 @@ GLANCE = Row(
                "1 = has learned nothing; falls as views predict each other.",
                unit="percentunit", steps=[(LOSS_SLOW, YELLOW), (LOSS_STUCK, RED)]),
         number("Prototypes in use", metric("usage_perplexity_ratio"),
-               "Perplexity of usage by raw arg-max, of K. Codes are balanced by construction, so they are not "
+               "Perplexity of usage by raw arg-max, of K. Codes are balanced by construction, so they are "
+               "not "
                "what is looked at.",
                unit="percentunit", steps=[(PERPLEXITY_LOW, YELLOW), (PERPLEXITY_GOOD, GREEN)], base=RED),
         number("Dead", _share("dead_prototypes"), "Prototypes that get almost no images, of K.",
@@ -72,7 +73,8 @@ USAGE = Row(
         Panel(
             title="Usage of prototypes", kind="heatmap", width=16, height=10,
             queries=(query(f"sum by (le) ({metric('prototype_usage_ratio_bucket')})"),),
-            help="How many prototypes have which usage, in even shares: 1 is even, the lowest row is unused. A "
+            help="How many prototypes have which usage, in even shares: 1 is even, the lowest row is unused. "
+                 "A "
                  "healthy run is a bright band around 1; a bright lowest row are dead prototypes.",
         ),
         lines("Loss", query(metric("loss"), "loss"), query(f"ln({metric('prototypes')})", "ln K"),
@@ -108,7 +110,8 @@ COLLAPSE = Row(
               help="Of K. Twins are the partial collapse that usage cannot show.", unit="percentunit", low=0,
               steps=[(TWINS_MANY, YELLOW), (DEAD_MANY, RED)]),
         lines("Nearest other prototype", query(metric("prototype_nn_cosine"), "{{stat}}"),
-              help="Cosine of a prototype with its nearest other one. Random directions have about 0.3; near 1 "
+              help="Cosine of a prototype with its nearest other one. Random directions have about 0.3; near "
+                   "1 "
                    "are twins.", high=1),
         lines("Feature spread", query(metric("feature_std_ratio"), "spread"),
               help="Below the line the encoder has collapsed.", unit="percentunit", low=0,
@@ -118,7 +121,7 @@ COLLAPSE = Row(
               help="Directions that the features use, and that tell images apart.", low=0),
         lines("Spectrum", query(metric("embedding_alpha_req"), "alpha-ReQ", may_be_empty=NARROW),
               query(metric("uniformity"), "uniformity"), query(metric("alignment"), "alignment"),
-              help="Decay of the spectrum (about 1 is good); how even features are; how far apart two views."),
+              help="Decay of the spectrum (about 1 is good); evenness of features; distance of two views."),
         lines("Codes and predictions", query(metric("code_entropy_nats"), "codes"),
               query(metric("prediction_entropy_nats"), "predictions"),
               query(f"ln({metric('prototypes')})", "ln K"),
@@ -127,7 +130,7 @@ COLLAPSE = Row(
               help="Two views of an image on one prototype, corrected for chance: 0 also under collapse.",
               unit="percentunit", high=1),
         lines("Sinkhorn residual", query(metric("sinkhorn_marginal_residual")),
-              help="Mass on the wrong prototypes after the last round; rises before steps that are not finite.",
+              help="Mass on the wrong prototypes after the last round; rises before a step that is not finite.",
               low=0, steps=[(RESIDUAL_SOME, YELLOW), (RESIDUAL_MUCH, RED)]),
         lines("Queue", query(metric("queue_fill_ratio"), "full"),
               query(metric("queue_staleness_cosine"), "features against today's", may_be_empty=NO_QUEUE),

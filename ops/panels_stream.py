@@ -10,7 +10,8 @@ FLOW = Row(
     title="Flow",
     panels=(
         lines("Unread records", query(metric("stream_lag_records")),
-              help="Committed but not yet used. Falling is catching up; growing for long is falling behind.", low=0),
+              help="Committed but not yet used. Falling is catching up; growing for long is falling behind.",
+              low=0),
         lines("Records", query(f"sum by (outcome) ({rate('records_total')})", "{{outcome}}"),
               help="Read, a second, by what became of them; together all that was read.", low=0,
               stacked=True),
@@ -36,7 +37,8 @@ MIX = Row(
     title="What arrives",
     panels=(
         lines("Drift", query(metric("drift_psi"), may_be_empty=NOT_YET),
-              help="Shift among groups of prototypes, seen by a frozen copy of the network. 0.1 is some, 0.25 "
+              help="Shift among groups of prototypes, seen by a frozen copy of the network. 0.1 is some, "
+                   "0.25 "
                    "much.", low=0, steps=[(0.1, YELLOW), (DRIFT_MUCH, RED)]),
         lines("Novelty", query(metric("novelty_ratio"), may_be_empty=NOT_YET),
               help="Images that fit no prototype of the frozen copy; 1 % as when it was taken.",

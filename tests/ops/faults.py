@@ -110,11 +110,13 @@ def second_learner(learner: Planted, views: Views) -> Views:
     return views
 
 
-def write(folder: Path, numbers: list[int], *, bad_every: int = 0, seal: bool = True) -> None:
-    """A stream of drawn pictures in this order, shards of 60."""
+def write(
+    folder: Path, numbers: list[int], *, bad_every: int = 0, seal: bool = True, per_shard: int = 60
+) -> None:
+    """A stream of drawn pictures in this order."""
     pictures = {number: encoded(5, number, 24)[0] for number in set(numbers)}
     manifest = Manifest.open(str(folder), create=True)
-    with ShardWriter(manifest, source_id="drawn", config=ShardConfig(max_records=60)) as writer:
+    with ShardWriter(manifest, source_id="drawn", config=ShardConfig(max_records=per_shard)) as writer:
         for place, number in enumerate(numbers):
             payload = pictures[number]
             if bad_every and place % bad_every == bad_every - 1:
@@ -151,7 +153,7 @@ def moving(folder: Path) -> None:
     """All kinds of pictures, and then only three."""
     by_kind = _by_kind(300)
     later = sorted(number for kind in KINDS[:3] for number in by_kind[kind])
-    write(folder, [*(list(range(300)) * 4), *(later * 60)[:4200]])
+    write(folder, [*(list(range(300)) * 4), *(later * 200)[:8400]], per_shard=240)
 
 
 def incomplete(folder: Path) -> None:
