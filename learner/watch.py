@@ -200,9 +200,13 @@ class Watch:
             z_ND = self._network.embeddings(self._probes).cpu()
             self._staleness = float((z_ND.double() * self._probe_z.double()).sum(1).mean())
         images, chosen = self._some(views, counts, PROBES)
-        gathered = gather_rows(self._group, images.to(self._network.device), chosen).cpu()
-        self._probes, self._stamp = gathered.clone(), samples
-        self._probe_z = self._network.embeddings(gathered).cpu()
+        device = self._network.device
+        lane_B = views.lanes(ranks=self._group.world, rank=self._group.rank)[: len(images)]
+        lane_N = gather_rows(self._group, lane_B.to(device), chosen).cpu()
+        gathered = gather_rows(self._group, images.to(device), chosen).cpu()
+        # Lane by lane, so that the state is the same whatever the number of ranks.
+        self._probes, self._stamp = gathered[lane_N.argsort(stable=True)], samples
+        self._probe_z = self._network.embeddings(self._probes).cpu()
 
     def _some(self, views: Views, counts: tuple[int, ...], most: int) -> tuple[Tensor, list[int]]:
         """At most so many images over all ranks: those of this rank, and how many each rank brings."""

@@ -130,7 +130,7 @@ COLLAPSE = Row(
               help="Two views of an image on one prototype, corrected for chance: 0 also under collapse.",
               unit="percentunit", high=1),
         lines("Sinkhorn residual", query(metric("sinkhorn_marginal_residual")),
-              help="Mass on the wrong prototypes after the last round; rises before a step that is not finite.",
+              help="Mass on the wrong prototypes after the last round; rises before steps fail.",
               low=0, steps=[(RESIDUAL_SOME, YELLOW), (RESIDUAL_MUCH, RED)]),
         lines("Queue", query(metric("queue_fill_ratio"), "full"),
               query(metric("queue_staleness_cosine"), "features against today's", may_be_empty=NO_QUEUE),

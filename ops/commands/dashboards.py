@@ -7,7 +7,12 @@ import click
 
 @click.group()
 def command() -> None:
-    """Write dashboards, alert rules and all that brings them up."""
+    """Write dashboards, alert rules and all that brings them up.
+
+    \b
+    Examples:
+        swavstream dashboards export MONITORING/
+    """  # noqa: D301
 
 
 @command.command("export")
