@@ -197,6 +197,9 @@ class HealthConfig:
     """Samples between two computations of the dearer figures (twins, ranks, entropies); >= 1."""
     twin_cosine: float = 0.95
     """Two prototypes closer than this are twins; (0, 1)."""
+    reference_samples: int = 500_000
+    """Samples after which the frozen copy that drift and novelty are seen with is replaced, when the run is
+    well; 0 = none is taken. Drift is seen for about so long, then it is the new normal."""
 
     def __post_init__(self) -> None:
         _check(
@@ -205,6 +208,10 @@ class HealthConfig:
         )
         _check(
             self.interval_samples >= 1, f"health.interval_samples must be >= 1, got {self.interval_samples}"
+        )
+        _check(
+            self.reference_samples >= 0,
+            f"health.reference_samples must be >= 0, got {self.reference_samples}",
         )
         _check(0 < self.twin_cosine < 1, f"health.twin_cosine must be in (0, 1), got {self.twin_cosine}")
 

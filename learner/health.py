@@ -106,6 +106,15 @@ def drift(now_G: Tensor, reference_G: Tensor) -> float:
     return float(((now - reference) * (now / reference).log()).sum())
 
 
+def corrected_drift(now_G: Tensor, reference_G: Tensor) -> float:
+    """`drift` less what chance alone gives: index - (G - 1) (1/N + 1/M), at least 0. Null: 0.
+
+    Then the usual bands of 0.1 and 0.25 mean the same for any number of groups and samples.
+    """
+    chance = (len(now_G) - 1) * (1 / max(1.0, float(now_G.sum())) + 1 / max(1.0, float(reference_G.sum())))
+    return max(0.0, drift(now_G, reference_G) - chance)
+
+
 def nearest_cosines(prototypes_KD: Tensor) -> Tensor:
     """[min(K, 8192)]: cosine of each prototype with its nearest other one.
 
@@ -252,6 +261,28 @@ def autocorrelation(z_ND: Tensor, lane_N: Tensor) -> float | None:
     near = (z_ND[1:] * z_ND[:-1]).sum(1)[neighbours.to(z_ND.device)].mean()
     total = z_ND.sum(0)
     return float(near - (total @ total - z_ND.square().sum()) / (num * (num - 1)))
+
+
+def batch_similarity(total_D: Tensor, num: int, past_D: Tensor) -> float | None:
+    """How much closer samples of one batch are than samples of different batches.
+
+    Mean cosine over pairs of the batch, (|sum z|^2 - N) / (N (N - 1)), minus that of its samples with those
+    of earlier batches.
+
+    Null (well mixed, and also under full collapse): 0. A sorted or video-like stream, whose whole batches are
+    alike, shows here although neighbours are no closer than the rest of their batch. Features must not be
+    centred on their own batch, as batch norm in training does. None below two samples.
+
+    Args:
+        total_D: sum of the batch's features of unit norm.
+        num: N.
+        past_D: mean feature of earlier batches, over a longer time than the stream stays alike.
+    """
+    if num < 2:
+        return None
+    total_D, past_D = total_D.double(), past_D.double()
+    within = (total_D @ total_D - num) / (num * (num - 1))
+    return float(within - total_D @ past_D / num)
 
 
 def _shares(counts_K: Tensor) -> Tensor:

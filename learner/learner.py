@@ -24,6 +24,7 @@ from learner.optim import Updater
 from learner.report import HealthReport, Snapshot, StepReport, require_finite
 from learner.reseed import Arrivals, Reseeder
 from learner.usage import UsageWindow
+from learner.watch import Watch
 
 
 class Learner:
@@ -82,6 +83,7 @@ class Learner:
             group=self._group,
         )
         self._health: HealthReport | None = None
+        self._watch = Watch(self._network, self._group, config.swav.prototypes[0])
 
     def step(self, views: Views, *, accumulate: int = 1, fresh: bool = True) -> StepReport:
         """One update from one batch; with several ranks all call it together, each with its own samples.
@@ -128,17 +130,33 @@ class Learner:
         reseeded = self._reseed(outcome, measured) if fresh else 0
         due = self._health is None or (fresh and self._interval_ended(sum(counts)))
         if due:
-            self._health = health_report(
-                outcome,
-                measured,
-                self.config.health,
-                self._group,
-                samples=self.samples,
-                usage=self._usage[0],
-                queue_ages=self._swav.queue.ages(self.samples) if self._swav.queue.full else None,
-            )
+            self._health = self._look(views, outcome, measured)
         laps.end("health")
         return self._report(measured, rate, due, laps, reseeded)
+
+    def _look(self, views: Views, outcome: Outcome, measured: Measured) -> HealthReport:
+        """The dearer figures of a step; when they are good the drift of the stream is seen from here on."""
+        ages = self._swav.queue.ages(self.samples) if self._swav.queue.full else None
+        watched = self._watch.observe(
+            views,
+            tuple(outcome.counts),
+            samples=self.samples,
+            queue_age=None if ages is None else ages[1],
+            prototypes_KD=outcome.prototypes_H[0],
+        )
+        report = health_report(
+            outcome,
+            measured,
+            self.config.health,
+            self._group,
+            samples=self.samples,
+            usage=self._usage[0],
+            queue_ages=ages,
+            watched=watched,
+        )
+        if judge(report)["verdict"] == "healthy":
+            self._watch.renew(self.samples, every=self.config.health.reference_samples)
+        return report
 
     def _gradients(
         self, views: Views, lane_B: Tensor, parts: Sequence[Tensor], counts: Sequence[int], laps: Laps
@@ -303,6 +321,9 @@ class Learner:
             "health": state.report_to_json(self._health),
             "reseed": reseed["values"],
         }
+        watch = self._watch.state_dict()
+        tensors |= state.under("watch", watch["tensors"])
+        values["watch"] = watch["values"]
         for head, (window, generation_K) in enumerate(zip(self._usage, self._generations, strict=True)):
             usage = window.state_dict()
             tensors |= state.under(f"usage.{head}", usage["tensors"])
@@ -334,3 +355,4 @@ class Learner:
         ages = {"tensors": state.below("reseed", tensors), "values": values.get("reseed", {})}
         self._reseeder.load_state_dict(ages, samples=self.samples)
         self._health = state.report_from_json(values["health"])
+        self._watch.load_state_dict({"tensors": state.below("watch", tensors), "values": values["watch"]})

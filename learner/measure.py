@@ -19,6 +19,7 @@ from learner.config import HealthConfig, SwavConfig
 from learner.report import HealthReport
 from learner.sinkhorn import Codes, marginal_error
 from learner.usage import UsageWindow
+from learner.watch import Watched
 
 HEALTH_SAMPLES = 1024
 """Samples of the batch from which ranks, uniformity and the like are taken; bounds their cost whatever the
@@ -144,6 +145,7 @@ def health_report(
     samples: int,
     usage: UsageWindow,
     queue_ages: tuple[float, int] | None,
+    watched: Watched,
 ) -> HealthReport:
     """The dearer figures; a collective, at the same step on every rank."""
     z_ABD, counts, prior_K = outcome.z_ABD, outcome.counts, outcome.priors_H[0]
@@ -196,6 +198,7 @@ def health_report(
         queue_age_mean_samples=None if queue_ages is None else queue_ages[0],
         queue_age_max_samples=None if queue_ages is None else queue_ages[1],
         stream_autocorrelation=health.autocorrelation(z_ANND[0], lane_N),
+        **dataclasses.asdict(watched),
     )
 
 

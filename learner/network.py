@@ -171,6 +171,29 @@ class Network:
                 rows.append(cosines(z_ND, self.model.prototypes[0]).float().cpu())
             return torch.cat(rows)
 
+    def copy(self) -> SwavModel:
+        """A copy of the model as it is now, in evaluation mode and without gradients."""
+        with torch.random.fork_rng(devices=[]):
+            twin = SwavModel(self._config.model, self._config.swav.prototypes)
+        twin.to(device=self.device, dtype=self.dtype)
+        twin.load_state_dict(self.model.state_dict())
+        twin.to(memory_format=self._memory_format)
+        return twin.eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def embeddings(self, images: Tensor, model: SwavModel | None = None) -> Tensor:
+        """uint8 [N, 3, H, W] -> [N, D] of unit norm on the device, evaluation mode.
+
+        Args:
+            images: at least one.
+            model: a `copy`; None = the live one.
+        """
+        with self._evaluating():
+            used = self.model if model is None else model
+            return torch.cat(
+                [on_the_sphere(used.head(used.encoder(batch))) for batch in self._batches(images)]
+            )
+
     @torch.no_grad()
     def estimate_statistics(self, images: Iterable[Tensor | Sequence[Tensor]]) -> None:
         """Replace the running statistics by their average over these batches of uint8 images."""

@@ -104,6 +104,19 @@ class HealthReport:
     queue_age_max_samples: int | None
     stream_autocorrelation: float | None
     """How much closer neighbours in a lane are than other pairs of the batch; 0 = well mixed."""
+    batch_similarity: float | None
+    """How much closer samples of a batch are than of different ones, by the frozen copy; 0 = mixed well."""
+    queue_staleness_cosine: float | None
+    """Cosine of features with those of the same images when the queue's oldest were made; 1 = fresh."""
+    reference_samples: int | None
+    """Samples seen when the frozen copy was taken that drift and novelty are seen with."""
+    drift_psi: float | None
+    """Population stability index of groups of prototypes against that time, less that of chance; 0 = none."""
+    novelty_ratio: float | None
+    """Share of samples that fit no prototype of that time; 0.01 = as then."""
+    prototype_shift_p50: float | None
+    """Of 1 - cosine of each prototype with itself at that time; 0 = has not moved."""
+    prototype_shift_p99: float | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

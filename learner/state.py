@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from learner.report import HealthReport
 
-VERSION = 1
+VERSION = 2
 """Raised whenever a name, shape or meaning changes; another version is refused."""
 
 

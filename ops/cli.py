@@ -23,10 +23,12 @@ COMMANDS = {
     "learn": "Learn from a stream in one pass; goes on where it was.",
     "anneal": "Make an annealed copy of a run for release; the run itself goes on.",
     "status": "Say how a run stands: running or not, samples, loss, where things are.",
+    "doctor": "Say what is wrong with a run, and which setting to change.",
     "snapshots": "List and show the published snapshots of a run.",
     "evaluate": "Measure the features of a run on labelled streams.",
     "assign": "Give each image of a folder or stream its prototype.",
     "recipes": "List and show the settings that ship with the program.",
+    "dashboards": "Write Grafana dashboards, Prometheus rules and manifests.",
 }
 DEBUG_VARIABLE = "SWAVSTREAM_DEBUG"
 

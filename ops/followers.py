@@ -100,7 +100,10 @@ class Followers:
         if self._exemplars is not None:
             self._exemplars.load(self._pictures)
         self.metrics = Metrics(
-            version=importlib.metadata.version("swavstream"), run=record.uuid, config_hash=config.digest()
+            version=importlib.metadata.version("swavstream"),
+            run=record.uuid,
+            config_hash=config.digest(),
+            snapshot_every_samples=config.snapshot.every_samples,
         )
         self.live = LiveView(
             run=record.uuid,

@@ -12,7 +12,7 @@ from prometheus_client.exposition import choose_encoder
 from learner.health import USAGE_EDGES
 from learner.report import HealthReport, StepReport
 from ops.metric_table import COUNTERS, DURATION_BUCKETS_S, GAUGE_HISTOGRAMS, GAUGES, HISTOGRAMS, PREFIX
-from ops.publisher import PublishResult
+from ops.publisher import RESULTS, PublishResult
 from stream.lanes import LaneStats
 
 STEP_GAUGES: Mapping[str, str] = {
@@ -43,6 +43,11 @@ HEALTH_GAUGES: Mapping[str, str] = {
     "uniformity": "uniformity",
     "alignment": "alignment",
     "stream_autocorrelation": "stream_autocorrelation",
+    "batch_similarity": "batch_similarity",
+    "queue_staleness_cosine": "queue_staleness_cosine",
+    "drift_psi": "drift_psi",
+    "novelty_ratio": "novelty_ratio",
+    "drift_reference_samples": "reference_samples",
 }
 """Gauges that are a field of HealthReport; a field that is None cannot be told and is exported as NaN."""
 
@@ -79,9 +84,18 @@ class Metrics:
         revision: of its source; "" when not known.
         run: uuid of the run.
         config_hash: of its settings.
+        snapshot_every_samples: between two snapshots; 0 = only one at the end.
     """
 
-    def __init__(self, *, version: str, revision: str = "", run: str = "", config_hash: str = "") -> None:
+    def __init__(
+        self,
+        *,
+        version: str,
+        revision: str = "",
+        run: str = "",
+        config_hash: str = "",
+        snapshot_every_samples: int = 0,
+    ) -> None:
         # Without this the library adds a series with the time of its creation to each counter and histogram.
         prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]  # untyped in the library
         self.registry = CollectorRegistry()
@@ -109,8 +123,10 @@ class Metrics:
         self._set("run_info", 1, run, config_hash)
         self.waiting(False)
         self.ready(False)
-        for kind in ("ok", "error"):  # a counter that begins at 0 lets its first rise be seen
+        self._set("snapshot_every_samples", snapshot_every_samples)
+        for kind in ("ok", "error", "damaged"):  # a counter that begins at 0 lets its first rise be seen
             self._counters["checkpoints_total"].labels(kind)
+        for kind in RESULTS:
             self._counters["snapshots_published_total"].labels(kind)
 
     def observe(
@@ -146,6 +162,7 @@ class Metrics:
         self._histograms["step_duration_seconds"].observe(step_s)
         for name, field in STEP_GAUGES.items():
             self._set(name, getattr(report, field))
+        self._set("batch_samples", stats.used)
         self._set("last_step_timestamp_seconds", time.time())
         if report.health is not None:
             self._prototypes = report.health.prototypes
@@ -189,6 +206,7 @@ class Metrics:
         self._histograms["publish_duration_seconds"].observe(result.seconds)
         self._set("snapshot_version", result.version)
         self._set("snapshot_epoch", result.epoch)
+        self._set("snapshot_samples", result.samples)
         self._set("snapshot_bytes", result.blob_bytes)
         self._set("last_publish_timestamp_seconds", result.time)
         if result.abandoned:
@@ -231,6 +249,9 @@ class Metrics:
             ("p50", health.nn_cosine_p50), ("p99", health.nn_cosine_p99), ("max", health.nn_cosine_max),
         ):  # fmt: skip
             self._set("prototype_nn_cosine", cosine, stat)
+        if health.prototype_shift_p50 is not None and health.prototype_shift_p99 is not None:
+            self._set("prototype_shift_cosine", health.prototype_shift_p50, "p50")
+            self._set("prototype_shift_cosine", health.prototype_shift_p99, "p99")
         for name, shares in (
             ("prototype_usage_top_ratio", health.usage_top),
             ("prototype_usage_bottom_ratio", health.usage_bottom),

@@ -7,8 +7,10 @@ import torch
 
 from learner.collective import Group, counts_of_ranks, gather_rows, sum_gradients
 from learner.config import LearnerConfig
+from learner.network import Network
 from learner.report import NonFinite
 from learner.sinkhorn import assign
+from learner.watch import Watch
 from tests.learner.small_run import batch, small_learner, spoiled
 
 Arrays = dict[str, np.ndarray[Any, Any]]
@@ -124,3 +126,23 @@ def sums(group: Group, *, bucket_bytes: int) -> dict[str, Any]:
         "rows": gather_rows(group, rows, counts).numpy(),
         "gradients": [None if p.grad is None else p.grad.numpy() for p in parameters],
     }
+
+
+def watch(group: Group, *, config: LearnerConfig, steps: range) -> list[Any]:
+    """What a frozen copy says of some batches, with probes and a reference."""
+    network = Network(config, seed=0, device=torch.device("cpu"), precision="float64", group=group)
+    looking = Watch(network, group, config.swav.prototypes[0])
+    found = []
+    for step in steps:
+        views = batch(step, ranks=group.world, rank=group.rank)
+        counts = counts_of_ranks(group, views.crops[0].shape[1], network.device)
+        seen = looking.observe(
+            views,
+            counts,
+            samples=step * sum(counts),
+            queue_age=3 * sum(counts),
+            prototypes_KD=network.model.prototypes[0].detach(),
+        )
+        looking.renew(step * sum(counts), every=10**9)
+        found.append((seen.drift_psi, seen.novelty_ratio, seen.queue_staleness_cosine))
+    return found

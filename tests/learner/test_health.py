@@ -204,3 +204,31 @@ def test_codes_look_balanced_under_full_collapse_while_raw_usage_sees_it() -> No
     assert active_codes > 50
     assert health.corrected_perplexity(usage) < 2
     assert health.mean_entropy(result.codes_ABK) / math.log(128) > 0.999
+
+
+def test_drift_less_that_of_chance_is_about_nothing_for_any_number_of_groups() -> None:
+    for groups, samples in ((8, 500), (32, 4096), (64, 10_000)):
+        generator = torch.Generator().manual_seed(groups)
+        now, then = (
+            torch.bincount(torch.randint(0, groups, (samples,), generator=generator), minlength=groups)
+            for _ in range(2)
+        )
+        assert health.corrected_drift(now, then) < 0.02
+        moved = now.clone()
+        moved[: groups // 4] = 1
+        assert health.corrected_drift(moved, then) > 0.25
+
+
+def test_batches_of_one_kind_each_are_alike_and_mixed_or_collapsed_ones_are_not() -> None:
+    centres = sphere(8, seed=1)
+    z = torch.nn.functional.normalize(centres.repeat_interleave(64, 0) + 0.3 * sphere(512, seed=2), dim=1)
+    past = z.mean(0)
+    one_kind = health.batch_similarity(z[:64].sum(0), 64, past)
+    mixed = z[torch.randperm(512, generator=torch.Generator().manual_seed(0))][:64]
+    assert one_kind is not None
+    assert one_kind > 0.5
+    assert health.autocorrelation(z[:64], torch.arange(8).repeat_interleave(8)) == pytest.approx(0, abs=0.02)
+    assert health.batch_similarity(mixed.sum(0), 64, past) == pytest.approx(0, abs=0.05)
+    point = collapsed(64)
+    assert health.batch_similarity(point.sum(0), 64, point.mean(0)) == pytest.approx(0, abs=1e-3)
+    assert health.batch_similarity(z[0], 1, past) is None

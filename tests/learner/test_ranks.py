@@ -219,3 +219,13 @@ def test_one_rank_sums_to_itself() -> None:
     assert answer["sum"].tolist() == answer["given"].tolist() == [1, -2]
     assert answer["counts"] == (2,)
     assert answer["gradients"][1][0, 0] == 1
+
+
+def test_every_rank_sees_the_drift_of_all(crew: Crew) -> None:
+    config = grouped(4)
+    one = rank_jobs.watch(Alone(), config=config, steps=range(40))
+    assert one[-1][0] is not None
+    assert one[-1][2] == pytest.approx(1)
+    for found in crew.run(rank_jobs.watch, 3, config=config, steps=range(40)):
+        assert [row[:2] for row in found] == [row[:2] for row in one]
+        assert found[-1][2] == pytest.approx(one[-1][2])

@@ -103,6 +103,13 @@ def health_report(
         queue_age_mean_samples=None,
         queue_age_max_samples=None,
         stream_autocorrelation=0.01,
+        batch_similarity=0.002,
+        queue_staleness_cosine=None,
+        reference_samples=64,
+        drift_psi=0.01,
+        novelty_ratio=0.01,
+        prototype_shift_p50=0.02,
+        prototype_shift_p99=0.1,
     )
 
 

@@ -1,0 +1,98 @@
+"""All dashboards, and everything that Prometheus and Grafana need, written into a directory.
+
+A new metric needs a line in one of the tables in `ops/panels_*.py`, or its reason in NOT_SHOWN here; a test
+says so by name. Nothing is written that is not generated or copied from this package.
+"""
+
+import json
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ops import alerts
+from ops.grafana import Dashboard, dashboard_json
+from ops.panels_balance import BALANCE
+from ops.panels_snapshots import SNAPSHOTS
+from ops.panels_stream import STREAM
+from ops.panels_training import TRAINING
+
+DASHBOARDS: tuple[Dashboard, ...] = (BALANCE, TRAINING, STREAM, SNAPSHOTS)
+
+NOT_SHOWN: Mapping[str, str] = {}
+"""Metric without prefix: why no panel shows it."""
+
+DATASOURCE_UID = "swavstream-prometheus"
+
+
+def files(*, targets: tuple[str, ...], prometheus: str, runbooks: str) -> dict[str, str]:
+    """Name and content of everything, as `swavstream dashboards export` writes it.
+
+    Args:
+        targets: host:port of each learner that Prometheus asks.
+        prometheus: address at which Grafana finds Prometheus.
+        runbooks: address before the name of a runbook page; alerts carry it.
+    """
+    found = {
+        "prometheus/prometheus.yml": _yaml(_prometheus(targets)),
+        "prometheus/rules/swavstream.rules.yml": _yaml(alerts.rules(runbooks=runbooks)),
+        "grafana/provisioning/datasources/swavstream.yml": _yaml(_datasource(prometheus)),
+        "grafana/provisioning/dashboards/swavstream.yml": _yaml(_provider()),
+    }
+    for dashboard in DASHBOARDS:
+        body = json.dumps(dashboard_json(dashboard), indent=1)
+        found[f"grafana/dashboards/swavstream-{dashboard.name}.json"] = body + "\n"
+    for page in sorted(resources.files("ops").joinpath("runbooks").iterdir(), key=lambda one: one.name):
+        found[f"runbooks/{page.name}"] = page.read_text(encoding="utf-8")
+    for name in ("compose.yaml", "kubernetes.yaml", "Dockerfile"):
+        found[name] = resources.files("ops").joinpath("deploy", name).read_text(encoding="utf-8")
+    return found
+
+
+def export(folder: Path, contents: Mapping[str, str]) -> list[Path]:
+    """Write files below a folder, made when missing; what is there under other names stays."""
+    written = []
+    for name, text in contents.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+        written.append(path)
+    return written
+
+
+def _prometheus(targets: tuple[str, ...]) -> dict[str, Any]:
+    return {
+        "global": {"scrape_interval": "10s", "evaluation_interval": "10s"},
+        "rule_files": ["rules/*.yml"],
+        "scrape_configs": [{"job_name": alerts.JOB, "static_configs": [{"targets": list(targets)}]}],
+    }
+
+
+def _datasource(address: str) -> dict[str, Any]:
+    source = {
+        "name": "Prometheus",
+        "uid": DATASOURCE_UID,
+        "type": "prometheus",
+        "access": "proxy",
+        "url": address,
+        "isDefault": True,
+        "jsonData": {"timeInterval": "10s"},
+    }
+    return {"apiVersion": 1, "datasources": [source]}
+
+
+def _provider() -> dict[str, Any]:
+    provider = {
+        "name": "swavstream",
+        "folder": "swavstream",
+        "type": "file",
+        "allowUiUpdates": False,
+        "options": {"path": "/var/lib/grafana/dashboards"},
+    }
+    return {"apiVersion": 1, "providers": [provider]}
+
+
+def _yaml(body: Mapping[str, Any]) -> str:
+    return yaml.safe_dump(dict(body), sort_keys=False, width=110)

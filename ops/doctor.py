@@ -1,0 +1,38 @@
+"""What is wrong with a run, why, and which setting to change: rules over plain facts.
+
+Each rule is a pure function of `Facts`: a finding, or None. Limits are those of the alerts. The order is that
+of the table at the end: what stops a run, what spoils it, what will; a cause comes before what it causes.
+"""
+
+from collections.abc import Callable
+
+from ops import doctor_learning, doctor_world
+from ops.doctor_case import Facts, Finding
+
+RULES: tuple[Callable[[Facts], Finding | None], ...] = (
+    doctor_world.left,
+    doctor_world.two_learners,
+    doctor_world.stalled,
+    doctor_learning.learning_rate,
+    doctor_learning.not_finite,
+    doctor_learning.collapse,
+    doctor_learning.not_learning,
+    doctor_learning.usage,
+    doctor_learning.dead,
+    doctor_learning.twins,
+    doctor_learning.codes,
+    doctor_world.sorted_stream,
+    doctor_world.drift,
+    doctor_world.bad_records,
+    doctor_world.starved,
+    doctor_world.readers,
+    doctor_world.checkpoints,
+    doctor_world.redis,
+    doctor_world.stale,
+    doctor_world.redis_settings,
+)
+
+
+def examine(facts: Facts) -> list[Finding]:
+    """Everything that is wrong, in the order in which to look at it."""
+    return [finding for rule in RULES if (finding := rule(facts)) is not None]

@@ -1,0 +1,85 @@
+"""What the doctor is given, and what it says. Nothing heavy is imported."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Facts:
+    """What is known of a run; None = not known."""
+
+    status: str = "running"
+    """running, finished, stopped or left; see `ops.standing`."""
+    live: bool = True
+    """The learner itself was asked."""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """All settings, nested."""
+    changes: tuple[Mapping[str, Any], ...] = ()
+    """Lines of changes.jsonl."""
+    kafka: bool = False
+    """The stream is a topic."""
+    samples: int = 0
+    updates: int = 0
+    loss_over_ln_k: float | None = None
+    code_entropy_over_ln_k: float | None = None
+    feature_std_ratio: float | None = None
+    usage_perplexity_ratio: float | None = None
+    usage_window_fill: float | None = None
+    dead_ratio: float | None = None
+    twins_ratio: float | None = None
+    sinkhorn_residual: float | None = None
+    drift_psi: float | None = None
+    novelty_ratio: float | None = None
+    autocorrelation: float | None = None
+    batch_similarity: float | None = None
+    lag: int | None = None
+    waiting: bool = False
+    since_step_s: float | None = None
+    reader_restarts: int = 0
+    used: int = 0
+    skipped: Mapping[str, int] = field(default_factory=dict)
+    """Records that could not be used, by reason."""
+    not_finite: int = 0
+    """Steps that were refused."""
+    publish_errors: int = 0
+    last_publish: str = ""
+    """Result of the latest attempt."""
+    publish_detail: str = ""
+    stale_epochs: int = 0
+    snapshot_samples: int | None = None
+    redis_error: str = ""
+    """Why Redis cannot be reached now; empty = it can, or nobody has asked."""
+    redis_warnings: tuple[str, ...] = ()
+    checkpoint_errors: int = 0
+    damaged: tuple[str, ...] = ()
+    """Checkpoints that were set aside."""
+
+    def setting(self, name: str) -> Any:
+        """A dotted setting; None when it is not there."""
+        place: Any = self.config
+        for part in name.split("."):
+            place = place.get(part) if isinstance(place, Mapping) else None
+        return place
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Finding:
+    """One thing that is wrong."""
+
+    name: str
+    """Stable, short."""
+    cause: str
+    """One sentence."""
+    evidence: str
+    """What was seen."""
+    setting: str
+    """The setting to change first; empty when none helps."""
+    advice: str
+    """What to do."""
+    runbook: str
+    """Name of the page in ops/runbooks; empty = none."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)

@@ -1,0 +1,194 @@
+"""Rules of the doctor on the loop, the stream, and what is kept; each a pure function of the facts."""
+
+from ops.alerts import ALIKE_COSINE, BAD_SHARE, DRIFT_MUCH, SORTED_COSINE
+from ops.doctor_case import Facts, Finding
+from ops.doctor_learning import collapsed
+from ops.verdicts import STALLED_S
+
+
+def two_learners(facts: Facts) -> Finding | None:
+    """Another learner publishes for the run."""
+    if not facts.stale_epochs:
+        return None
+    return Finding(
+        name="two-learners",
+        cause="Two learners work on this run; the newer one publishes, this one is refused.",
+        evidence=f"{facts.stale_epochs} publishes refused with a stale epoch",
+        setting="",
+        advice="End one of them. `swavstream snapshots list RUN` shows who publishes.",
+        runbook="SwavstreamTwoLearners",
+    )
+
+
+def stalled(facts: Facts) -> Finding | None:
+    """No step although records are unread."""
+    since = facts.since_step_s
+    if since is None or since <= STALLED_S or facts.waiting or not facts.lag:
+        return None
+    return Finding(
+        name="stalled",
+        cause="No step is done although records are unread: a reader, a rank or a disk hangs.",
+        evidence=f"{since:.0f} s since the last step, {facts.lag:,} unread records",
+        setting="workers",
+        advice="Look at storage and at the other ranks; end the learner and run the same command again.",
+        runbook="SwavstreamLearnerStalled",
+    )
+
+
+def sorted_stream(facts: Facts) -> Finding | None:
+    """Neighbours or batches are alike, without a collapse."""
+    alike = {
+        "batches": (facts.batch_similarity, ALIKE_COSINE),
+        "neighbours": (facts.autocorrelation, SORTED_COSINE),
+    }
+    seen = [f"{name} {value:.2f}" for name, (value, most) in alike.items() if value and value > most]
+    if not seen or collapsed(facts):
+        return None
+    return Finding(
+        name="sorted",
+        cause="Images that arrive together are alike: the stream is sorted, or from a video.",
+        evidence=f"closer than others by cosine: {', '.join(seen)}",
+        setting="window",
+        advice="Begin a new run with a larger window, or write smaller shards from several sources at once.",
+        runbook="SwavstreamStreamSorted",
+    )
+
+
+def drift(facts: Facts) -> Finding | None:
+    """The stream is another than before."""
+    if facts.drift_psi is None or facts.drift_psi <= DRIFT_MUCH:
+        return None
+    new = "" if facts.novelty_ratio is None else f", novelty {facts.novelty_ratio:.1%}"
+    return Finding(
+        name="drift",
+        cause="The stream has moved to other images than before.",
+        evidence=f"stability index {facts.drift_psi:.2f}{new}",
+        setting="health.reference_samples",
+        advice="Wanted: nothing, it is the new normal after so many samples. Not wanted: see the sources.",
+        runbook="SwavstreamStreamDrift",
+    )
+
+
+def bad_records(facts: Facts) -> Finding | None:
+    """Many records are skipped."""
+    bad = {reason: count for reason, count in facts.skipped.items() if reason != "non_finite"}
+    read = facts.used + sum(bad.values())
+    if not read or sum(bad.values()) / read <= BAD_SHARE:
+        return None
+    worst = max(bad, key=lambda reason: bad[reason])
+    return Finding(
+        name="bad-records",
+        cause="Many records cannot be used.",
+        evidence=f"{sum(bad.values()):,} of {read:,} skipped, mostly {worst}",
+        setting="reader.max_pixels" if worst == "too_large" else "reader.max_bad_fraction",
+        advice="Look at the newest source; the run stops by itself above reader.max_bad_fraction.",
+        runbook="SwavstreamBadRecords",
+    )
+
+
+def starved(facts: Facts) -> Finding | None:
+    """It waits although a step's records are there."""
+    batch = facts.setting("batch")
+    if not facts.waiting or facts.lag is None or not batch or facts.lag < 2 * batch:
+        return None
+    lane = "a partition has none" if facts.kafka else "the window of commits is not complete"
+    return Finding(
+        name="starved",
+        cause=f"The learner waits although enough records are unread: {lane}.",
+        evidence=f"{facts.lag:,} unread, a step needs {batch}",
+        setting="" if facts.kafka else "window",
+        advice="Let the producer spread over all partitions."
+        if facts.kafka
+        else "Go on ingesting, seal the stream when no more comes, or begin a new run with a smaller window.",
+        runbook="SwavstreamStarved",
+    )
+
+
+def readers(facts: Facts) -> Finding | None:
+    """Reader processes die."""
+    if facts.reader_restarts <= 2:
+        return None
+    return Finding(
+        name="readers",
+        cause="Reader processes die again and again.",
+        evidence=f"{facts.reader_restarts} were replaced",
+        setting="workers",
+        advice="Nearly always memory: fewer workers, a smaller reader.prefetch or reader.max_pixels.",
+        runbook="SwavstreamReadersDying",
+    )
+
+
+def redis(facts: Facts) -> Finding | None:
+    """Snapshots cannot be sent."""
+    failing = facts.last_publish == "error"
+    if not facts.redis_error and not failing:
+        return None
+    return Finding(
+        name="redis",
+        cause="Redis is away, or does not take snapshots; the learner goes on without.",
+        evidence=facts.redis_error or f"{facts.publish_errors} failed publishes: {facts.publish_detail}",
+        setting="snapshot.url",
+        advice="Start the server, or correct the address there or in SWAVSTREAM_REDIS_URL.",
+        runbook="SwavstreamSnapshotsFailing",
+    )
+
+
+def stale(facts: Facts) -> Finding | None:
+    """Snapshots come too late, and nothing else explains it."""
+    every = facts.setting("snapshot.every_samples") or 0
+    behind = facts.samples - (facts.snapshot_samples or 0)
+    known = facts.live and not facts.redis_error and facts.last_publish != "error" and not facts.stale_epochs
+    if not known or not every or behind <= 2 * every:
+        return None
+    return Finding(
+        name="snapshots-late",
+        cause="Snapshots are made faster than they can be sent.",
+        evidence=f"the newest is {behind:,} samples old, {every:,} are set",
+        setting="snapshot.every_samples",
+        advice="Raise it.",
+        runbook="SwavstreamSnapshotStale",
+    )
+
+
+def redis_settings(facts: Facts) -> Finding | None:
+    """The server may drop what it holds."""
+    if not facts.redis_warnings:
+        return None
+    return Finding(
+        name="redis-settings",
+        cause="Redis may lose snapshots.",
+        evidence="; ".join(facts.redis_warnings),
+        setting="",
+        advice="Change the server's settings as it says.",
+        runbook="SwavstreamSnapshotsFailing",
+    )
+
+
+def checkpoints(facts: Facts) -> Finding | None:
+    """Checkpoints fail."""
+    if not facts.checkpoint_errors and not facts.damaged:
+        return None
+    seen = [f"{facts.checkpoint_errors} could not be written"] if facts.checkpoint_errors else []
+    seen += [f"damaged: {', '.join(facts.damaged)}"] if facts.damaged else []
+    return Finding(
+        name="checkpoints",
+        cause="Checkpoints are failing: a kill now would cost all since the last good one.",
+        evidence="; ".join(seen),
+        setting="checkpoint.keep",
+        advice="Look at the disk: make room, or keep fewer.",
+        runbook="SwavstreamCheckpointFailing",
+    )
+
+
+def left(facts: Facts) -> Finding | None:
+    """It was killed, or ended with an error."""
+    if facts.status != "left":
+        return None
+    return Finding(
+        name="left",
+        cause="Nobody works on this run and it has not come to an end: killed, or an error.",
+        evidence=f"no summary, {facts.samples:,} samples at its last checkpoint",
+        setting="",
+        advice="Run the same `swavstream learn` command again: it goes on from there.",
+        runbook="SwavstreamMetricsAbsent",
+    )

@@ -1,0 +1,189 @@
+"""Dashboards against Grafana's schema, and every expression against a Prometheus that scrapes a real run."""
+
+import json
+import re
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import kubernetes_validate
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from ops import alerts
+from ops.alerts import Scale
+from ops.cli import cli
+from ops.dashboards import DASHBOARDS, NOT_SHOWN, files
+from ops.grafana import COLUMNS, Dashboard, Panel, dashboard_json
+from ops.metric_table import METRICS, PREFIX
+from ops.signals import StopRequest
+from tests.ops.prometheus import Prometheus, free_port, promtool, running
+from tests.ops.small_runs import config_of, run, write_stream
+
+SCHEMAS = Path(__file__).parent / "schemas"
+PANELS = [(board, panel) for board in DASHBOARDS for panel in board.panels]
+EXPORTED = files(targets=("learner:9464",), prometheus="http://prometheus:9090", runbooks="runbooks/")
+
+
+def schema(name: str) -> dict[str, Any]:
+    body: dict[str, Any] = json.loads((SCHEMAS / f"{name}.json").read_text())
+    return body
+
+
+def check(body: Any, against: dict[str, Any]) -> None:
+    """All of them are of draft 7, or use nothing that came after it."""
+    jsonschema.Draft7Validator(against).validate(body)
+
+
+def part(name: str, kind: str) -> dict[str, Any]:
+    """The schema of one definition within a file."""
+    return {**schema(name), "$ref": f"#/definitions/{kind}"}
+
+
+def named_in(expression: str) -> set[str]:
+    """Metrics of ours that an expression reads, as the table names them."""
+    found = set(re.findall(rf"\b{PREFIX}([a-z_]+)", expression))
+    known = {metric.name for metric in METRICS}
+    return {name if name in known else re.sub(r"_(bucket|sum|count)$", "", name) for name in found}
+
+
+def expressions() -> list[str]:
+    return [query.expression for _, panel in PANELS for query in panel.queries]
+
+
+@pytest.mark.parametrize("board", DASHBOARDS, ids=lambda board: board.name)
+def test_a_dashboard_and_its_panels_fit_the_schema_of_grafana(board: Dashboard) -> None:
+    body = dashboard_json(board)
+    check({**body, "panels": []}, schema("grafana-dashboard"))
+    for panel in body["panels"]:
+        if panel["type"] == "row":
+            check(panel, part("grafana-dashboard", "RowPanel"))
+        else:
+            check(panel, part("grafana-dashboard", "Panel"))
+            check(panel["options"], schema(f"grafana-{panel['type']}"))
+
+
+@pytest.mark.parametrize("board", DASHBOARDS, ids=lambda board: board.name)
+def test_panels_are_numbered_do_not_overlap_and_stay_within_the_width(board: Dashboard) -> None:
+    placed = dashboard_json(board)["panels"]
+    assert len({panel["id"] for panel in placed}) == len(placed)
+    taken: set[tuple[int, int]] = set()
+    for panel in placed:
+        place = panel["gridPos"]
+        assert place["x"] + place["w"] <= COLUMNS
+        cells = {(place["x"] + x, place["y"] + y) for x in range(place["w"]) for y in range(place["h"])}
+        assert not cells & taken, panel["title"]
+        taken |= cells
+
+
+def test_titles_within_a_dashboard_and_addresses_are_their_own() -> None:
+    assert len({board.name for board in DASHBOARDS}) == len(DASHBOARDS)
+    for board in DASHBOARDS:
+        for row in board.rows:
+            assert len({panel.title for panel in row.panels}) == len(row.panels)
+    assert {alert.dashboard for alert in alerts.alerts(Scale())} <= {board.name for board in DASHBOARDS}
+
+
+def test_expressions_name_metrics_of_the_table_only() -> None:
+    known = {metric.name for metric in METRICS}
+    for expression in expressions():
+        assert named_in(expression) <= known, expression
+
+
+def test_no_metric_is_without_a_panel_or_a_reason() -> None:
+    shown = set().union(*(named_in(expression) for expression in expressions()))
+    for metric in METRICS:
+        assert metric.name in shown or metric.name in NOT_SHOWN, (
+            f"no panel shows {metric.name}: add a line to a table in ops/panels_*.py, "
+            "or its reason to NOT_SHOWN in ops/dashboards.py"
+        )
+    assert not NOT_SHOWN.keys() & shown
+
+
+@pytest.fixture(scope="module")
+def scraped(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Iterator[Prometheus]:
+    """A Prometheus that has scraped a small run for some seconds; both still go on."""
+    folder = tmp_path_factory.mktemp("scraped")
+    port = free_port()
+    stop = StopRequest()
+    # 40 of 1,000 pictures cannot be read; the stream stays open, so the learner waits at its end.
+    stream = write_stream(folder / "stream", 1000, seal=False, bad_every=25)
+    config = config_of(
+        f"server.port={port}", "snapshot.every_samples=128", "health.interval_samples=32",
+        "swav.queue_samples=128",
+    )  # fmt: skip
+    learner = threading.Thread(
+        target=run, args=(stream, folder / "run", config), kwargs={"stop": stop}, daemon=True
+    )
+    rules = alerts.rules(Scale(factor=1 / 300))
+    with running(folder / "prometheus", targets={"learner": port}, rules=rules) as server:
+        learner.start()
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and not server.query(f"{PREFIX}learner_waiting == 1"):
+            time.sleep(0.2)
+        time.sleep(0.6)  # two scrapes more
+        yield server
+        stop.ask()
+        learner.join(30)
+
+
+@pytest.mark.parametrize(("board", "panel"), PANELS, ids=[f"{b.name}-{p.title}" for b, p in PANELS])
+def test_every_panel_shows_data_of_a_real_run(scraped: Prometheus, board: Dashboard, panel: Panel) -> None:
+    for query in panel.queries:
+        expression = query.expression.replace("$__rate_interval", "60s").replace("$instance", ".*")
+        found = scraped.query(expression)
+        assert found or query.may_be_empty, f"{board.title} / {panel.title}: no data for {expression}"
+
+
+def test_recorded_series_have_data_and_alerts_are_loaded(scraped: Prometheus) -> None:
+    for name in alerts.recordings(Scale()):
+        assert scraped.query(name), name
+    assert scraped.query("up == 1")
+
+
+def test_export_writes_what_promtool_accepts_and_grafana_provisions(tmp_path: Path) -> None:
+    done = CliRunner().invoke(cli, ["dashboards", "export", str(tmp_path / "out"), "--target", "gpu1:9464"])
+    assert done.exit_code == 0, done.output
+    written = {str(Path(line).relative_to(tmp_path / "out")) for line in done.output.splitlines()}
+    assert written == EXPORTED.keys()
+    checked = promtool("check", "config", tmp_path / "out/prometheus/prometheus.yml")
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    assert "gpu1:9464" in (tmp_path / "out/prometheus/prometheus.yml").read_text()
+
+
+def test_a_target_without_a_port_is_refused(tmp_path: Path) -> None:
+    done = CliRunner().invoke(cli, ["dashboards", "export", str(tmp_path), "--target", "gpu1"])
+    assert done.exit_code == 2
+    assert "HOST:PORT" in done.output
+
+
+def test_the_compose_file_fits_the_schema_and_its_mounts_are_exported() -> None:
+    body = yaml.safe_load(EXPORTED["compose.yaml"])
+    check(body, schema("compose-spec"))
+    assert set(body["services"]) == {"learner", "redis", "kafka", "prometheus", "grafana"}
+    for service in body["services"].values():
+        for mount in service.get("volumes", []):
+            place = mount.split(":")[0]
+            if place.startswith("./"):
+                assert any(name.startswith(place[2:]) for name in EXPORTED), place
+
+
+def test_every_object_of_the_kubernetes_manifest_fits_the_schema() -> None:
+    objects = list(yaml.safe_load_all(EXPORTED["kubernetes.yaml"]))
+    assert [one["kind"] for one in objects] == ["Service", "Job", "Service", "StatefulSet"]
+    for one in objects:
+        kubernetes_validate.validate(one, "1.32", strict=True)
+
+
+def test_what_the_manifests_tell_the_learner_is_understood() -> None:
+    compose = yaml.safe_load(EXPORTED["compose.yaml"])["services"]["learner"]["command"]
+    job = list(yaml.safe_load_all(EXPORTED["kubernetes.yaml"]))[1]
+    torchrun = job["spec"]["template"]["spec"]["containers"][0]["args"]
+    for words in (compose, torchrun[torchrun.index("learn") :]):
+        settings = [words[index + 1] for index, word in enumerate(words) if word == "--set"]
+        assert config_of(*settings).server.port == 9464
+        assert words[:2] == ["learn", "/stream"]

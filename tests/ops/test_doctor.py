@@ -1,0 +1,149 @@
+"""What the doctor says of constructed facts, and of runs that are not live."""
+
+import json
+import re
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from ops.cli import cli
+from ops.config import RunConfig
+from ops.doctor import RULES, examine
+from ops.doctor_case import Facts
+from ops.doctor_facts import gather
+from ops.errors import RunNotFound
+from ops.outcome import Summary
+from ops.rundir import append_line
+from ops.settings import dotted_names
+from tests.ops.small_runs import config_of
+
+CONFIG = config_of("snapshot.every_samples=640").to_dict()
+WELL: dict[str, Any] = {
+    "config": CONFIG, "samples": 10_000, "updates": 400, "loss_over_ln_k": 0.7, "code_entropy_over_ln_k": 0.4,
+    "feature_std_ratio": 0.8, "usage_perplexity_ratio": 0.9, "usage_window_fill": 1.0, "dead_ratio": 0.02,
+    "twins_ratio": 0.0, "sinkhorn_residual": 0.2, "drift_psi": 0.01, "novelty_ratio": 0.01,
+    "autocorrelation": 0.02, "batch_similarity": 0.01, "lag": 10, "since_step_s": 0.2, "used": 10_000,
+    "skipped": {"truncated": 20}, "snapshot_samples": 9_600,
+}  # fmt: skip
+
+
+def found(**change: Any) -> list[str]:
+    return [finding.name for finding in examine(Facts(**{**WELL, **change}))]
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ({"status": "left", "live": False}, "left"),
+        ({"stale_epochs": 2}, "two-learners"),
+        ({"since_step_s": 500.0}, "stalled"),
+        ({"loss_over_ln_k": 1.6}, "learning-rate"),
+        ({"not_finite": 3}, "not-finite"),
+        ({"feature_std_ratio": 0.01, "loss_over_ln_k": 1.0, "dead_ratio": 0.9}, "collapse"),
+        ({"loss_over_ln_k": 0.999}, "not-learning"),
+        ({"usage_perplexity_ratio": 0.02}, "usage"),
+        ({"dead_ratio": 0.4}, "dead-prototypes"),
+        ({"twins_ratio": 0.3}, "twins"),
+        ({"sinkhorn_residual": 1.1}, "codes"),
+        ({"batch_similarity": 0.3}, "sorted"),
+        ({"autocorrelation": 0.5}, "sorted"),
+        ({"drift_psi": 0.6}, "drift"),
+        ({"skipped": {"truncated": 4000, "non_finite": 64}}, "bad-records"),
+        ({"waiting": True, "lag": 500}, "starved"),
+        ({"reader_restarts": 5}, "readers"),
+        ({"checkpoint_errors": 1}, "checkpoints"),
+        ({"redis_error": "Redis does not answer"}, "redis"),
+        ({"last_publish": "error", "publish_errors": 4}, "redis"),
+        ({"snapshot_samples": 640}, "snapshots-late"),
+        ({"redis_warnings": ("maxmemory-policy is allkeys-lru",)}, "redis-settings"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_each_fault_is_found_alone(change: Mapping[str, Any], name: str) -> None:
+    assert found(**change) == [name]
+
+
+def test_nothing_is_found_where_all_is_well_or_nothing_is_known() -> None:
+    assert found() == []
+    assert examine(Facts()) == []
+
+
+def test_what_is_no_fault_yet_is_not_told() -> None:
+    assert found(loss_over_ln_k=1.0, updates=20) == []
+    assert found(dead_ratio=0.6, usage_perplexity_ratio=0.05, usage_window_fill=0.2) == []
+    assert found(since_step_s=5000.0, waiting=True) == []
+    assert found(since_step_s=5000.0, lag=0) == []
+    assert found(skipped={"non_finite": 5000}) == []
+
+
+def test_a_rate_that_was_raised_or_is_wild_explains_a_collapse() -> None:
+    raised = {"setting": "optim.learning_rate", "old": 0.001, "new": 0.01, "samples": 640}
+    assert found(feature_std_ratio=0.01, changes=(raised,)) == ["learning-rate", "collapse"]
+    wild = config_of("optim.learning_rate=10").to_dict()
+    assert found(not_finite=1, config=wild) == ["learning-rate", "not-finite"]
+    assert found(config=wild) == []
+
+
+def test_dead_prototypes_of_a_short_queue_are_told_to_lengthen_it() -> None:
+    short = config_of("swav.prototypes=200", "swav.queue_samples=64").to_dict()
+    (finding,) = examine(Facts(**{**WELL, "config": short, "dead_ratio": 0.5}))
+    assert finding.setting == "swav.queue_samples"
+
+
+def test_a_lane_of_kafka_without_records_is_not_a_matter_of_the_window() -> None:
+    (finding,) = examine(Facts(**{**WELL, "waiting": True, "lag": 500, "kafka": True}))
+    assert finding.setting == ""
+    assert "partition" in finding.cause
+
+
+def test_settings_and_pages_that_are_named_exist() -> None:
+    known = set(dotted_names(RunConfig))
+    pages = {page.name for page in resources.files("ops").joinpath("runbooks").iterdir()}
+    sick = Facts(
+        status="left", live=True, config=CONFIG, updates=400, loss_over_ln_k=1.5, feature_std_ratio=0.5,
+        usage_perplexity_ratio=0.01, usage_window_fill=1.0, dead_ratio=0.9, twins_ratio=0.9,
+        sinkhorn_residual=1.5, drift_psi=1.0, batch_similarity=0.9, lag=5000, waiting=True,
+        reader_restarts=9, used=10, skipped={"truncated": 10}, not_finite=1, stale_epochs=1,
+        redis_error="away", redis_warnings=("x",), checkpoint_errors=1,
+    )  # fmt: skip
+    findings = examine(sick)
+    assert len(findings) >= len(RULES) - 4
+    for finding in findings:
+        assert finding.setting == "" or finding.setting in known
+        assert f"{finding.runbook}.md" in pages
+        for word in re.findall(
+            r"\b(?:optim|swav|reader|health|snapshot|checkpoint)\.[a-z_]+", finding.advice
+        ):
+            assert word in known
+
+
+def test_a_finished_run_is_examined_from_its_files(whole_run: tuple[Path, Summary]) -> None:
+    facts = gather(whole_run[0])
+    assert (facts.status, facts.live, facts.samples) == ("finished", False, whole_run[1].samples)
+    assert facts.twins_ratio is not None
+    assert facts.loss_over_ln_k is not None
+
+
+def test_the_command_prints_findings_for_people_and_programs(
+    tmp_path: Path, whole_run: tuple[Path, Summary]
+) -> None:
+    place = tmp_path / "run"
+    place.mkdir()
+    for name in ("run.json", "summary.json", "history.jsonl"):
+        (place / name).write_bytes((whole_run[0] / name).read_bytes())
+    append_line(place / "nonfinite.jsonl", {"what": "loss", "value": "nan"})
+    told = CliRunner().invoke(cli, ["doctor", str(place)], standalone_mode=False)
+    assert told.return_value == 1
+    assert "1 steps refused, see nonfinite.jsonl" in told.output
+    assert "setting  on_nonfinite" in told.output
+    asked = CliRunner().invoke(cli, ["doctor", str(place), "--json"], standalone_mode=False)
+    assert "not-finite" in {row["name"] for row in json.loads(asked.output)["findings"]}
+
+
+def test_a_directory_without_a_run_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(RunNotFound):
+        gather(tmp_path)

@@ -1,0 +1,153 @@
+"""One failure at a time in a real run, watched by a real Prometheus: the right alert, no other, the cause.
+
+Time runs 300 times faster in the rules; what fires after which time as shipped is in `test_alerts.py`.
+"""
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from ops import alerts, publisher
+from ops.alerts import Scale
+from ops.cli import cli
+from ops.signals import StopRequest
+from tests.ops.faults import FAST, FAULTS, HEALTHY_AFTER, SETTINGS, Fault, Planted, mixed, nothing
+from tests.ops.prometheus import Prometheus, free_port, running
+from tests.ops.small_runs import config_of, run
+
+logger = logging.getLogger(__name__)
+
+SCALE = Scale(factor=1 / 300, warm_up_updates=HEALTHY_AFTER, stalled_s=10)
+HEALTHY = "healthy"
+WAIT_S = 45.0
+HEALTHY_S = 10.0
+"""Length of the healthy run; the slowest alert takes six seconds."""
+SETTLE_S = 0.5
+"""How much longer to look for alerts that should not fire, once the right one has."""
+
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.timeout(150)]
+
+
+@dataclass
+class Watched:
+    """A running Prometheus, and the port that each run is to have."""
+
+    server: Prometheus
+    ports: dict[str, int]
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
+    ports = {name: free_port() for name in (HEALTHY, *(fault.name for fault in FAULTS))}
+    folder = tmp_path_factory.mktemp("prometheus")
+    with running(folder, targets=ports, rules=alerts.rules(SCALE)) as server:
+        yield Watched(server, ports)
+
+
+@dataclass
+class Life:
+    """A run in a thread, and the alerts that fired meanwhile, with the second of each."""
+
+    run_dir: Path
+    thread: threading.Thread
+    stop: StopRequest
+    fired: dict[str, float] = field(default_factory=dict)
+    failed: list[BaseException] = field(default_factory=list)
+
+
+def begin(fault: Fault | None, watched: Watched, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Life:
+    """Write the stream and start the run."""
+    name = fault.name if fault else HEALTHY
+    (fault.feed if fault else mixed)(folder / "stream")
+    plant, run_dir = (fault.plant if fault else nothing), folder / "run"
+
+    class Learner(Planted):
+        pass
+
+    Learner.plant, Learner.run_dir = staticmethod(plant), run_dir
+    monkeypatch.setattr("ops.run.Learner", Learner)
+    monkeypatch.setattr(publisher, "RETRY_FIRST_S", 0.1)
+    monkeypatch.setattr(publisher, "RETRY_LONGEST_S", 0.3)
+    monkeypatch.setattr("ops.followers.PUBLISH_S", 1.0)
+    own = fault.settings if fault else ()
+    config = config_of(*SETTINGS, f"server.port={watched.ports[name]}", *own)
+    stop = StopRequest()
+    life = Life(run_dir, threading.Thread(), stop)
+
+    def work() -> None:
+        try:
+            run(str(folder / "stream"), run_dir, config, stop=stop)
+        except BaseException as error:  # noqa: BLE001  carried to the test, whose failure it is
+            life.failed.append(error)
+
+    life.thread = threading.Thread(target=work, daemon=True)
+    life.thread.start()
+    deadline = time.monotonic() + WAIT_S
+    while time.monotonic() < deadline and not watched.server.query(f'up{{instance="{name}"}} == 1'):
+        time.sleep(0.05)
+    time.sleep(2 * 0.2)  # until the alert that it was not there has been taken back
+    return life
+
+
+def look(life: Life, name: str, watched: Watched, began: float) -> None:
+    """Note which alerts fire now."""
+    for found in watched.server.query(f'ALERTS{{instance="{name}",alertstate="firing"}}'):
+        life.fired.setdefault(found["metric"]["alertname"], time.monotonic() - began)
+    time.sleep(0.1)
+
+
+def doctor(run_dir: Path) -> tuple[int, dict[str, str]]:
+    """Exit code, and the setting of each finding by its name."""
+    done = CliRunner().invoke(cli, ["doctor", str(run_dir), "--json"], standalone_mode=False)
+    body = json.loads(done.output)
+    assert isinstance(done.return_value, int)
+    return done.return_value, {row["name"]: row["setting"] for row in body["findings"]}
+
+
+def test_a_healthy_run_fires_nothing_for_its_whole_length(
+    watched: Watched, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    life = begin(None, watched, tmp_path, monkeypatch)
+    began = time.monotonic()
+    examined = None
+    while life.thread.is_alive():
+        look(life, HEALTHY, watched, began)
+        if examined is None and time.monotonic() > began + HEALTHY_S:
+            examined = doctor(life.run_dir)
+            life.stop.ask()
+    assert not life.failed
+    assert life.fired == {}
+    assert examined == (0, {})
+    assert doctor(life.run_dir) == (0, {}), "from its files alone"
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [pytest.param(f, id=f.name, marks=[] if f.name in FAST else pytest.mark.slow) for f in FAULTS],
+)
+def test_a_planted_fault_is_found_named_and_not_taken_for_another(
+    fault: Fault, watched: Watched, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    life = begin(fault, watched, tmp_path, monkeypatch)
+    began = time.monotonic()
+    while life.thread.is_alive() and fault.alert not in life.fired and time.monotonic() < began + WAIT_S:
+        look(life, fault.name, watched, began)
+    found = time.monotonic()
+    while time.monotonic() < found + SETTLE_S:
+        look(life, fault.name, watched, began)
+    code, findings = doctor(life.run_dir)
+    life.stop.ask()
+    life.thread.join(60)
+    logger.info("%-18s %s doctor: %s", fault.name, {n: round(s, 1) for n, s in life.fired.items()}, findings)
+    assert not life.failed
+    assert fault.alert in life.fired
+    assert life.fired.keys() - {fault.alert} <= fault.with_it
+    assert code == 1
+    assert findings[fault.finding] == fault.setting
