@@ -12,6 +12,7 @@ from itertools import groupby, islice
 from stream.lanes import Position, Source
 from stream.pool import Pool
 from stream.reader import Answer, Chunk, Failed, Question, Short, Spent, Wanted, outlook_from
+from stream.slabs import Frame
 
 _SAMPLES_OF_A_QUESTION = 32
 """So many small images make a question long enough (about 5 ms at 32 pixels) that asking costs little."""
@@ -32,6 +33,8 @@ class _Head:
     """The next chunk is worth asking for once so many records may be read."""
     starved: bool = False
     ended: bool = False
+    newest: float = 0.0
+    """When the newest record of its last chunk was put on the stream; 0 = not known."""
     failure: Failed | Spent | None = None
     """Why the next chunk can never be had."""
 
@@ -128,7 +131,7 @@ class Lookahead:
             head.asked = False
             if isinstance(result, Chunk):
                 self._chunks.setdefault(head.step, {})[result.after.lane] = result
-                head.position, head.needs = result.after, 0
+                head.position, head.needs, head.newest = result.after, 0, result.newest
                 head.step += 1
             elif isinstance(result, Short):
                 head.needs, head.ended = result.needs, result.ended
@@ -164,6 +167,18 @@ class Lookahead:
         del self._chunks[self._step]
         self._step += 1
         self.ask()
+
+    def lanes(self) -> list[int]:
+        """Lane of each chunk of the current step, as `batch` lays them out."""
+        return list(self._lanes)
+
+    def batch(self, frames: Sequence[Frame]) -> Frame:
+        """The frame of the current step."""
+        return frames[self.frame]
+
+    def fetched(self) -> dict[int, tuple[Position, float]]:
+        """For each lane, the position that reading ahead has come to, and the time of its newest record."""
+        return {lane: (head.position, head.newest) for lane, head in self._heads.items()}
 
     def _submit(self, heads: Sequence[_Head]) -> None:
         wanted = tuple(

@@ -22,8 +22,8 @@ from stream.lanes import Entry, LaneStats, Outlook, Position, Source
 from stream.record import Record
 from stream.slabs import KEY_BYTES, Frame
 
-BAD_PLACES = 5
-"""So many places of unusable records are remembered of a chunk, for messages."""
+BAD_PLACES = 10_000
+"""So many places of unusable records are remembered of a chunk; the budget is spent before."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,6 +66,8 @@ class Chunk:
     after: Position
     stats: LaneStats
     bad: tuple[BadPlace, ...]
+    newest: float = 0.0
+    """When the newest of its records was put on the stream, seconds since 1970; 0 = not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,19 +197,21 @@ def read_chunk(
     clock = time.perf_counter()
     for entry, after in source.read(position, pass_number):
         layout.read_s += time.perf_counter() - clock
-        layout.read += 1
+        layout.read += entry.count
+        layout.newest = max(layout.newest, entry.time)
         layout.num_bytes += entry.size
         try:
             layout.add(entry, lane=position.lane, seq=position.seq + layout.used)
         except BadRecord as error:
             layout.skip(entry, position.lane, error.reason)
-            bad = layout.read - layout.used
+            bad = layout.stats().seen - layout.used
             # The other chunks of this step can only add good records up to a whole batch.
             if plan.over_budget(bad + plan.columns, bad):
                 return Spent(layout.stats(), tuple(layout.bad))
         if layout.used == plan.chunk:
             layout.finish()
-            return Chunk(replace(after, seq=position.seq + plan.chunk), layout.stats(), tuple(layout.bad))
+            after = replace(after, seq=position.seq + plan.chunk)
+            return Chunk(after, layout.stats(), tuple(layout.bad), layout.newest)
         clock = time.perf_counter()
     known = max(layout.read, outlook.available)
     return Short(position.lane, known + plan.chunk - layout.used, outlook.ended)
@@ -236,6 +240,7 @@ class Layout:
     read_s: float = 0.0
     decode_s: float = 0.0
     crop_s: float = 0.0
+    newest: float = 0.0
     skipped: dict[str, int] = field(default_factory=dict)
     bad: list[BadPlace] = field(default_factory=list)
     floats: list[NDArray[np.float64]] = field(default_factory=list)
@@ -274,7 +279,7 @@ class Layout:
 
     def skip(self, entry: Entry, lane: int, reason: str) -> None:
         """Count a record that cannot be used."""
-        self.skipped[reason] = self.skipped.get(reason, 0) + 1
+        self.skipped[reason] = self.skipped.get(reason, 0) + entry.count
         if len(self.bad) < BAD_PLACES:
             self.bad.append(BadPlace(lane, entry.unit, entry.index, reason))
 
