@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from stream.config import ShardConfig
+from stream.config import KafkaConfig, ShardConfig, TopicWriterConfig
 
 LABELS_FROM = ("", "parent")
 REENCODE = ("auto", "always", "never")
@@ -40,6 +40,10 @@ class IngestConfig:
     """Memory that one decoding process may take beyond what it starts with, bytes; > 0. Needs workers."""
     shard: ShardConfig = field(default_factory=ShardConfig)
     """When a shard is closed."""
+    kafka: KafkaConfig = field(default_factory=KafkaConfig)
+    """How a Kafka cluster is reached, where DEST is a topic."""
+    topic: TopicWriterConfig = field(default_factory=TopicWriterConfig)
+    """How records are sent to a topic."""
 
     def __post_init__(self) -> None:
         if self.short_side < 0:

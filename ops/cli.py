@@ -18,7 +18,7 @@ from stream.errors import StreamDamaged, StreamError, StreamMismatch, TooManyBad
 # Name -> one line of help, so that `swavstream --help` imports none of the commands.
 COMMANDS = {
     "demo": "Watch it work: drawn images become shards, prototypes, metrics and a contact sheet.",
-    "ingest": "Bring images onto a stream: folders and tars become committed shards.",
+    "ingest": "Bring images onto a stream: folders and tars become committed shards, or Kafka messages.",
     "seal": "Give an open stream its end.",
     "stream": "Look at a stream: records, shards, whether it is sealed.",
     "learn": "Learn from a stream in one pass; goes on where it was.",

@@ -9,7 +9,7 @@ import importlib.metadata
 import logging
 import os
 import socket
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -31,8 +31,9 @@ from ops.redis_client import connect, redis_url
 from ops.rundir import RunRecord, write_json
 from ops.server import Server
 from ops.snapshots import SnapshotStore
-from stream.lanes import LaneStats
+from stream.lanes import LaneLag, LaneStats
 from stream.loader import Batch
+from stream.topic_follower import TopicFollower
 
 logger = logging.getLogger(__name__)
 
@@ -118,6 +119,7 @@ class Followers:
             self.live.remember(entry)
         self._stack = contextlib.ExitStack()
         self._publisher: Publisher | None = None
+        self._carrier: TopicFollower | None = None
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:
@@ -164,6 +166,12 @@ class Followers:
         self._publisher.start()
         self._stack.callback(self.finish, 0.5)
 
+    def follow(self, carrier: TopicFollower | None) -> None:
+        """Also tell a Kafka cluster how far the run has come, and what it could not use."""
+        self._carrier = carrier
+        if carrier is not None:
+            self._stack.callback(carrier.close)
+
     def observe(self, report: StepReport, batch: Batch, pace: Pace) -> None:
         """A step was done: the report of its arriving batch, with the seconds and updates of the whole."""
         self._samples = report.samples
@@ -177,6 +185,10 @@ class Followers:
             save_s=pace.save_s,
             replays=pace.replays,
         )
+        if self._carrier is not None:
+            lanes = set(batch.lane_B.tolist())
+            self._carrier.used([p for p in batch.cursor.positions if p.lane in lanes], batch.bad)
+            self.metrics.dead_letters(self._carrier.sent, self._carrier.dropped)
         self.metrics.lag(pace.lag)
         self.metrics.reader_restarts(pace.restarts)
         self.live.observe(
@@ -202,6 +214,11 @@ class Followers:
         """Records committed but not yet used; also while the loop waits."""
         self.metrics.lag(records)
         self.live.lag(records)
+
+    def lanes(self, lags: Sequence[LaneLag]) -> None:
+        """How far each lane is behind; also while the loop waits."""
+        self.metrics.lanes(lags)
+        self.live.lanes(lags)
 
     def usage(self, usage_K: np.ndarray[Any, np.dtype[np.float32]]) -> None:
         """The shares of all prototypes; when a step brought a health report."""

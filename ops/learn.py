@@ -19,10 +19,10 @@ from ops.ranks import World
 from ops.run import Run
 from ops.rundir import RunRecord, read_lines
 from ops.signals import StopRequest
+from ops.source_spec import follower_of, pinned, reading_mode, sealed_samples, source_spec
 from stream.errors import StreamError, StreamNotFound
-from stream.lanes import Cursor
+from stream.lanes import Cursor, Source, SourceSpec
 from stream.loader import start_cursor
-from stream.shard_source import ShardSource, ShardSpec
 
 # Seconds between two looks for a stream that does not exist yet.
 LOOK_S = 0.5
@@ -33,6 +33,7 @@ def learn(
     run_dir: Path,
     config: RunConfig,
     *,
+    until: str = "",
     wait: bool = False,
     stop: StopRequest | None = None,
     out: TextIO | None = None,
@@ -45,6 +46,7 @@ def learn(
         stream: directory or URL of the stream.
         run_dir: the run directory; made when missing.
         config: all settings.
+        until: where a Kafka topic ends for a run that begins: now, an offset, a time; empty = it stays open.
         wait: wait for a stream that does not exist yet.
         stop: asks the run to end; None takes Ctrl-C and SIGTERM over.
         out: where progress is written; None is stderr.
@@ -75,11 +77,11 @@ def learn(
         damaged: list[str] = []
         saved = load_newest(run_dir, set_aside=True, on_damaged=damaged.append)
         _check(saved, record, run_dir)
-        spec = ShardSpec(url=stream, lanes=config.lanes, window=config.window, seed=config.seed)
+        spec = source_spec(stream, config, until=until, cursor=saved.cursor if saved else None)
         source = _open(spec, wait=wait)
         if source is not None:
             stack.callback(source.close)
-        total = record.total_samples or _length(source, config)
+        total = record.total_samples or _length(source, spec, config)
         followers = stack.enter_context(_followers(run_dir, record, config, saved=saved, total=total))
         for name in damaged:
             followers.checkpointed("damaged", detail=name)
@@ -92,11 +94,12 @@ def learn(
                 return _never_began(run_dir, saved, config)
             stack.callback(source.close)
         start = start_cursor(source, seed=config.seed, chunk=config.chunk, window=config.window)
-        total = _length(source, config)
+        spec, total = pinned(spec, start), _length(source, spec, config)
         source.close()
         record = bind(run_dir, record, stream=stream, source=start.source, total_samples=total)
         opened = Opened(run_dir=run_dir, record=record, config=config, start=start, saved=saved)
         opened = with_changes(opened, stream=stream, changed=changed)
+        followers.follow(follower_of(stream, config, record))
         run = Run(opened, spec=spec, followers=followers, stop=stop, line=line, world=World())
         write_changes(opened)
         (run_dir / "summary.json").unlink(missing_ok=True)
@@ -166,7 +169,7 @@ def _check(saved: Checkpoint | None, record: RunRecord, run_dir: Path) -> None:
         )
 
 
-def _open(spec: ShardSpec, *, wait: bool) -> ShardSource | None:
+def _open(spec: SourceSpec, *, wait: bool) -> Source | None:
     try:
         return spec.open()
     except StreamNotFound:
@@ -175,9 +178,7 @@ def _open(spec: ShardSpec, *, wait: bool) -> ShardSource | None:
         raise
 
 
-def _await(
-    spec: ShardSpec, stop: StopRequest, followers: Followers, line: ProgressLine
-) -> ShardSource | None:
+def _await(spec: SourceSpec, stop: StopRequest, followers: Followers, line: ProgressLine) -> Source | None:
     """Wait until the stream is there; None when somebody asked to stop first."""
     while not stop.wait(LOOK_S):
         followers.waiting(True, f"no stream at {spec.url} yet")
@@ -190,21 +191,12 @@ def _await(
     return None
 
 
-def _length(source: ShardSource | None, config: RunConfig) -> int | None:
-    """Samples of the whole run when the stream has its end: what the shortest lane fills, in every pass.
-
-    Raises:
-        ConfigError: not even one batch.
-    """
-    if source is None or not source.sealed():
+def _length(source: Source | None, spec: SourceSpec, config: RunConfig) -> int | None:
+    """Samples of the whole run when the stream has its end; see `sealed_samples`."""
+    if source is None:
         return None
-    steps = source.records // config.lanes // config.chunk
-    if steps == 0:
-        raise ConfigError(
-            f"the stream is sealed with {source.records} records, fewer than one batch of {config.batch}: "
-            "nothing could be learned; lower batch and lanes"
-        )
-    return steps * config.batch * config.passes
+    start = start_cursor(source, seed=config.seed, chunk=config.chunk, window=config.window)
+    return sealed_samples(source, start, reading_mode(config, pinned(spec, start)), config)
 
 
 def _never_began(run_dir: Path, saved: Checkpoint | None, config: RunConfig) -> Summary:

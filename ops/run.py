@@ -27,6 +27,7 @@ from ops.progress import ProgressLine
 from ops.ranks import World
 from ops.rundir import write_json
 from ops.signals import StopRequest
+from ops.source_spec import reading_mode
 from stream.lanes import SourceSpec
 from stream.loader import Batch, Loader
 from stream.replay_loader import ReplayLoader
@@ -215,6 +216,7 @@ class Run:
             passes=config.passes,
             pin_memory=device_of(config).type == "cuda",
             should_stop=self._turn,
+            mode=reading_mode(config, self._spec),
         )
         return self._loader
 
@@ -233,6 +235,7 @@ class Run:
         if now >= self._next_lag:
             self._lag, self._next_lag = loader.lag(), now + LAG_S
             self.followers.lag(self._lag)
+            self.followers.lanes(loader.lane_lags())
 
     def _timed(self, loader: Loader) -> Iterator[Batch]:
         """The loader's batches, noting what waiting for each took."""

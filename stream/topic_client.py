@@ -6,10 +6,11 @@ a thread of its own from the moment it is made: make it in the process that uses
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from kafka import KafkaAdminClient, KafkaConsumer, errors
 from kafka.admin import ConfigResource, ConfigResourceType
@@ -17,6 +18,8 @@ from kafka.admin import ConfigResource, ConfigResourceType
 from stream.config import KafkaConfig, TopicWriterConfig
 from stream.errors import StreamError, StreamNotFound
 from stream.topic_address import TopicAddress
+
+Answer = TypeVar("Answer")
 
 PASSWORD_VARIABLE = "SWAVSTREAM_KAFKA_PASSWORD"  # noqa: S105  a name, no password
 KEY_PASSWORD_VARIABLE = "SWAVSTREAM_KAFKA_KEY_PASSWORD"  # noqa: S105
@@ -194,6 +197,22 @@ def create_topic(
         with contextlib.suppress(errors.TopicAlreadyExistsError):
             admin.create_topics({address.topic: wanted})
         admin.wait_for_topics([address.topic])
+
+
+def patiently(ask: Callable[[], Answer], *, seconds: float) -> Answer:
+    """Ask again while the cluster says that it will answer later, for example before it has ever had a group.
+
+    Raises:
+        KafkaError: it still cannot, or refuses.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return ask()
+        except errors.RetriableError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 from kafka import KafkaConsumer, TopicPartition, errors
 
@@ -21,7 +21,6 @@ from stream.topic_address import TopicAddress
 from stream.topic_client import explained, open_consumer
 
 logger = logging.getLogger(__name__)
-Answer = TypeVar("Answer")
 
 POLL_MS = 1000
 LOOK_MS = 3000
