@@ -18,6 +18,7 @@ from kafka.admin import ConfigResource, ConfigResourceType
 from stream.config import KafkaConfig, TopicWriterConfig
 from stream.errors import StreamError, StreamNotFound
 from stream.topic_address import TopicAddress
+from stream.topic_library import listener
 
 Answer = TypeVar("Answer")
 
@@ -68,6 +69,7 @@ def client_options(address: TopicAddress, config: KafkaConfig) -> dict[str, Any]
     Raises:
         StreamError: a secret that is asked for is nowhere, or cannot be read.
     """
+    listener()
     options: dict[str, Any] = {
         "bootstrap_servers": list(address.servers),
         "client_id": "swavstream",
@@ -220,16 +222,22 @@ def explained(address: TopicAddress) -> Iterator[None]:
     """What goes wrong with a cluster as a StreamError that says where."""
     try:
         yield
-    except errors.SaslAuthenticationFailedError as error:
-        raise StreamError(
-            f"Kafka at {address.place} refuses the user or password: see kafka.username, and "
-            f"{PASSWORD_VARIABLE} or kafka.password_file"
-        ) from error
     except errors.AuthorizationError as error:
         raise StreamError(
             f"Kafka at {address.place} does not permit this for topic {address.topic!r}: {error}"
         ) from error
     except errors.KafkaError as error:
+        refusal = listener().refusal()
+        if "Authentication" in refusal or isinstance(error, errors.SaslAuthenticationFailedError):
+            raise StreamError(
+                f"Kafka at {address.place} refuses the user or password: see kafka.username, and "
+                f"{PASSWORD_VARIABLE} or kafka.password_file"
+            ) from error
+        if refusal:
+            raise StreamError(
+                f"no secure line to Kafka at {address.place} ({refusal[-200:]}): see kafka.ca_file, "
+                "kafka.mechanism and kafka.check_hostname"
+            ) from error
         raise StreamError(
             f"Kafka at {address.place}, topic {address.topic!r}: {_told(error)}. Is the cluster up, and "
             "kafka.security as it wants?"

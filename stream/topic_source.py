@@ -7,6 +7,7 @@ end for this run, so the order never depends on when somebody looked. A position
 and last offset and how many of its messages are used.
 """
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -100,10 +101,13 @@ class TopicSource:
         self._facts = look_at(self.address, spec.kafka)
         self._check(self._facts)
         self._fetcher = TopicFetcher(self.address, spec.kafka)
-        self._starts = self._known(self._fetcher.starts)
-        self._ends = self._known(self._fetcher.ends)
         self._added = 0
-        self._bounds = spec.bounds or self._begin()
+        with contextlib.ExitStack() as opened:
+            opened.callback(self._fetcher.close)
+            self._starts = self._known(self._fetcher.starts)
+            self._ends = self._known(self._fetcher.ends)
+            self._bounds = spec.bounds or self._begin()
+            opened.pop_all()
 
     def identity(self) -> dict[str, str]:
         """What a cursor is bound to: cluster and topic by their uuids."""
