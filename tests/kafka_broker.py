@@ -70,6 +70,9 @@ transaction.state.log.min.isr=1
 share.coordinator.state.topic.replication.factor=1
 share.coordinator.state.topic.min.isr=1
 group.initial.rebalance.delay.ms=0
+# A killed broker is let in again when its last session is over.
+broker.session.timeout.ms=1500
+broker.heartbeat.interval.ms=300
 """
 # Small and quick to start rather than fast.
 JVM = ("-Xms128m", "-Xmx384m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xshare:auto")

@@ -186,7 +186,7 @@ def test_partitions_that_are_added_later_are_named_and_not_read(
     spec, cursor = begin(spec_of(url, 2))
     source = spec.open()
     with admin(url) as client:
-        client.create_partitions({read_address(url).topic: {"count": 4}})
+        client.create_partitions({read_address(url).topic: 4})
     deadline = time.monotonic() + 20
     while not source.added and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -226,7 +226,7 @@ def test_records_that_are_gone_stop_a_run_by_name(kafka: Broker) -> None:
     url = filled(kafka, 1, 20)
     spec, cursor = begin(spec_of(url, 1))
     cut_before(url, 6)
-    with pytest.raises(StreamDamaged, match=r"6 messages .* retention.ms .* kafka.on_gap=skip"):
+    with pytest.raises(StreamDamaged, match=r"6 messages .*retention\.ms .*kafka\.on_gap=skip"):
         load(spec, cursor)
 
 
@@ -317,7 +317,7 @@ def test_poison_is_skipped_by_reason_and_its_places_are_told(kafka: Broker) -> N
     batches = load(spec, cursor)
     told = {place.index: place.reason for batch in batches for place in batch.bad}
     assert told == {
-        8: "undecodable", 9: "unknown_format", 10: "bad_checksum", 11: "too_large", 12: "empty",
+        8: "not_an_image", 9: "unknown_format", 10: "bad_checksum", 11: "too_large", 12: "empty",
     }  # fmt: skip
     assert sum(batch.stats.used for batch in batches) == 16
     assert sum(batches[-1].cursor.skipped.values()) == 5
@@ -380,7 +380,7 @@ def test_a_lane_without_records_does_not_stop_the_others_in_available_mode(kafka
 
 def test_available_mode_uses_every_record_once_over_crashes_and_ranks(kafka: Broker) -> None:
     url = made(kafka, 3)
-    fill(url, 3, [n for n in range(120) if n % 3 != 1 or n < 30])  # 40, 10 and 40 records
+    fill(url, 3, [n for n in range(120) if n % 3 != 1 or n < 90])  # 40, 30 and 40 records
     spec, cursor = begin(spec_of(url, 3, window=4), chunk=5)
     got: list[tuple[int, int]] = []
     for ranks, steps in ((1, 1), (3, 1), (2, 1), (1, 99)):
@@ -401,8 +401,8 @@ def test_available_mode_uses_every_record_once_over_crashes_and_ranks(kafka: Bro
         cursor = merged(cursor, [loader.cursor for loader in loaders])
         for loader in loaders:
             loader.close()
-    assert len(got) == len(set(got)) == 90 == cursor.samples
-    assert cursor.left_over == 0
+    assert len(got) == len(set(got)) == 105 == cursor.samples
+    assert cursor.left_over == 5
 
 
 def test_lag_is_told_by_lane_in_records_and_seconds(kafka: Broker) -> None:
@@ -437,7 +437,8 @@ def test_brokers_that_stay_away_are_an_error_after_the_patience_that_was_set(
 def test_the_broker_may_be_restarted_while_a_topic_is_read(kafka: Broker, tmp_path: Path) -> None:
     kafka.own()
     url = filled(kafka, 2, 80)
-    spec, cursor = begin(spec_of(url, 2, window=1))
+    # Fetches of a record or two, so that most are made after the restart.
+    spec, cursor = begin(spec_of(url, 2, window=1, kafka=KafkaConfig(fetch_bytes=1000)))
     with Loader(spec, cursor=cursor, crops=KINDS, config=CONFIG, workers=1) as loader:
         first = [next(loader) for _ in range(2)]
         kafka.stop(kill=True)
