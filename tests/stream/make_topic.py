@@ -79,8 +79,11 @@ def messages(url: str) -> list[Any]:
     found: list[Any] = []
     with contextlib.closing(
         KafkaConsumer(
-            bootstrap_servers=list(address.servers), group_id=None, enable_auto_commit=False,
-            auto_offset_reset="none", isolation_level="read_committed",
+            bootstrap_servers=list(address.servers),
+            group_id=None,
+            enable_auto_commit=False,
+            auto_offset_reset="none",
+            isolation_level="read_committed",
         )  # fmt: skip
     ) as consumer:
         for partition in sorted(consumer.partitions_for_topic(address.topic)):

@@ -15,7 +15,9 @@ from tests.stream.make_topic import made, messages
 
 
 def test_an_address_names_brokers_and_a_topic() -> None:
-    assert read_address("kafka://one:1,[::1]:2/pictures.1") == TopicAddress(("one:1", "[::1]:2"), "pictures.1")
+    assert read_address("kafka://one:1,[::1]:2/pictures.1") == TopicAddress(
+        ("one:1", "[::1]:2"), "pictures.1"
+    )
     assert read_address("kafka://one/t").servers == ("one:9092",)
     assert is_topic("kafka://one/t")
     assert not is_topic("/data/stream")
@@ -50,7 +52,7 @@ def test_settings_that_do_not_fit_are_refused(settings: dict[str, object], said:
 
 def test_a_secret_shows_itself_to_nobody() -> None:
     secret = Secret("hunter2")
-    assert "hunter2" not in f"{secret!r} {({'password': secret})} {[secret]}"
+    assert "hunter2" not in f"{secret!r} { ({'password': secret}) } {[secret]}"
     assert secret.encode() == b"hunter2"
 
 

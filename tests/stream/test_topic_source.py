@@ -261,7 +261,12 @@ def test_a_log_that_ends_before_the_cursor_is_refused(sixty: str) -> None:
 
 @pytest.mark.parametrize(
     "position",
-    [Position(lane=3), Position(lane=0, idx=2), Position(lane=0, base=0, end=3, idx=9), Position(lane=0, base=-4)],
+    [
+        Position(lane=3),
+        Position(lane=0, idx=2),
+        Position(lane=0, base=0, end=3, idx=9),
+        Position(lane=0, base=-4),
+    ],
 )
 def test_a_position_of_another_reading_is_refused(sixty: str, position: Position) -> None:
     source = spec_of(sixty, LANES).open()
@@ -340,7 +345,11 @@ def test_a_batch_that_fails_the_check_of_kafka_costs_only_what_was_damaged(kafka
         for number in range(12):
             key, headers = encode_message(record_of(number))
             client.send(
-                read_address(url).topic, key=key, value=record_of(number).payload, headers=headers, partition=0
+                read_address(url).topic,
+                key=key,
+                value=record_of(number).payload,
+                headers=headers,
+                partition=0,
             )
     damage(kafka, url, record_of(5).payload)
     began = time.monotonic()
@@ -361,7 +370,12 @@ def test_of_a_strangers_batch_that_fails_the_check_nothing_is_trusted(kafka: Bro
         client.send(topic, value=record_of(3).payload, partition=0)
     damage(kafka, url, record_of(1).payload)
     source = spec_of(url, 1).open()
-    assert sorted(read_all(source, 0)) == [(0, "bad_checksum"), (1, "bad_checksum"), (2, "bad_checksum"), (3, "")]
+    assert sorted(read_all(source, 0)) == [
+        (0, "bad_checksum"),
+        (1, "bad_checksum"),
+        (2, "bad_checksum"),
+        (3, ""),
+    ]
     source.close()
 
 
@@ -386,8 +400,14 @@ def test_available_mode_uses_every_record_once_over_crashes_and_ranks(kafka: Bro
     for ranks, steps in ((1, 1), (3, 1), (2, 1), (1, 99)):
         loaders = [
             Loader(
-                spec, cursor=cursor, crops=KINDS, config=CONFIG, workers=0,
-                ranks=ranks, rank=rank, mode=AVAILABLE,
+                spec,
+                cursor=cursor,
+                crops=KINDS,
+                config=CONFIG,
+                workers=0,
+                ranks=ranks,
+                rank=rank,
+                mode=AVAILABLE,
             )  # fmt: skip
             for rank in range(ranks)
         ]
