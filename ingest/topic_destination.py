@@ -166,8 +166,8 @@ class TopicDestination:
             self.flush()
             if any(self._there.values()):
                 logger.warning(
-                    "%d records that an earlier start has sent were not found in the source again: they stay on "
-                    "%s and are not counted here",
+                    "%d records that an earlier start has sent were not found in the source again: they "
+                    "stay on %s and are not counted here",
                     sum(self._there.values()), self.url,
                 )  # fmt: skip
                 self._there.clear()
@@ -203,8 +203,8 @@ class TopicDestination:
         largest = min(LARGEST_REENCODED, config.max_bytes) if shrunk else config.max_bytes
         if limit < largest:
             logger.warning(
-                "topic %s takes messages up to %s bytes, records may have up to %s: larger ones will be skipped "
-                "as above_topic_limit. Raise max.message.bytes of the topic, or lower max_bytes",
+                "topic %s takes messages up to %s bytes, records may have up to %s: larger ones will be "
+                "skipped as above_topic_limit. Raise max.message.bytes of the topic, or lower max_bytes",
                 self._address.topic, f"{limit:,}", f"{largest:,}",
             )  # fmt: skip
 

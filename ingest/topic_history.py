@@ -80,8 +80,8 @@ def stamp_of(message: Message, ingest: str) -> Stamp | None:
         )
     except (KeyError, ValueError, TypeError) as error:
         raise StreamDamaged(
-            f"the record at offset {message.offset} is of this ingest, but its headers cannot be read ({error}): "
-            "give this ingest another --name, or another topic"
+            f"the record at offset {message.offset} is of this ingest, but its headers cannot be read "
+            f"({error}): give this ingest another --name, or another topic"
         ) from error
 
 
@@ -118,18 +118,18 @@ class TopicHistory:
         """How far the ingest has come. May block on the network. Raises StreamError."""
         ends = self._settled_ends()
         lows = dict(ends)
-        for partition in lows:
-            lows[partition] = self._back(partition, lows[partition], below=None)
+        for partition, end in ends.items():
+            lows[partition] = self._back(partition, end, below=None)
         acked = max((stamp.acked for stamp in self._found.values()), default=0)
-        for partition in lows:
-            lows[partition] = self._back(partition, lows[partition], below=acked)
+        for partition, low in lows.items():
+            self._back(partition, low, below=acked)
         number = acked
         while number in self._found:
             number += 1
         if number and number - 1 not in self._found:
             raise StreamError(
-                f"record {number - 1} of this ingest was sent and is gone from the topic, with the place in the "
-                "source that it held (retention?): give this ingest another --name to begin anew"
+                f"record {number - 1} of this ingest was sent and is gone from the topic, with the place in "
+                "the source that it held (retention?): give this ingest another --name to begin anew"
             )
         return Past(
             last=self._found[number - 1] if number else None,

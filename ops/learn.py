@@ -89,7 +89,7 @@ def learn(
         if followers.url:
             line.note(f"live page {followers.url}  metrics {followers.url}metrics")
         if source is None:
-            source = _await(spec, stop, followers, line)
+            source = _await(stream, spec, stop, followers, line)
             if source is None:
                 return _never_began(run_dir, saved, config)
             stack.callback(source.close)
@@ -178,12 +178,14 @@ def _open(spec: SourceSpec, *, wait: bool) -> Source | None:
         raise
 
 
-def _await(spec: SourceSpec, stop: StopRequest, followers: Followers, line: ProgressLine) -> Source | None:
+def _await(
+    url: str, spec: SourceSpec, stop: StopRequest, followers: Followers, line: ProgressLine
+) -> Source | None:
     """Wait until the stream is there; None when somebody asked to stop first."""
     while not stop.wait(LOOK_S):
-        followers.waiting(True, f"no stream at {spec.url} yet")
+        followers.waiting(True, f"no stream at {url} yet")
         if line.due(0):
-            line.say(f"waiting for a stream at {spec.url}")
+            line.say(f"waiting for a stream at {url}")
         source = _open(spec, wait=True)
         if source is not None:
             return source

@@ -118,7 +118,7 @@ GAUGES = _table(
     (
         "lane_lag_seconds",
         "seconds",
-        "Age of the newest record of a lane that was learned from, or read ahead; 0 when all were (Kafka only).",
+        "Age of the newest record of a lane that was learned from or read ahead; 0 = all were (Kafka only).",
         "stage lane",
         "trained, fetched; 0 to lanes - 1, at most 255",
     ),

@@ -56,7 +56,7 @@ def pinned(spec: SourceSpec, start: Cursor) -> SourceSpec:
 
 
 def reading_mode(config: RunConfig, spec: SourceSpec) -> str:
-    """How lanes make a step, where the settings leave it open: as they come on a live topic, else in order."""
+    """How lanes make a step; where settings leave it open, as they come on a live topic, else in order."""
     if config.mode != "auto":
         return config.mode
     live = isinstance(spec, TopicSpec) and all(end == OPEN for _, end in spec.bounds)
@@ -64,7 +64,7 @@ def reading_mode(config: RunConfig, spec: SourceSpec) -> str:
 
 
 def sealed_samples(source: Source | None, start: Cursor | None, mode: str, config: RunConfig) -> int | None:
-    """Samples of the whole run when the stream has its end: the whole steps that its lanes fill, in every pass.
+    """Samples of the whole run when the stream has its end: whole steps that lanes fill, in every pass.
 
     Raises:
         ConfigError: not even one batch.

@@ -12,7 +12,7 @@ from itertools import islice
 import torch
 
 from stream.lanes import Position
-from stream.lookahead import Lookahead
+from stream.lookahead import Head, Lookahead
 from stream.reader import Answer, Chunk, Failed, Question, Short, Spent, Wanted
 from stream.slabs import Frame
 
@@ -40,7 +40,7 @@ class AvailableLookahead(Lookahead):
         """Ask for a chunk of each lane that has records, as far as there is memory. Does not wait."""
         if any(head.starved for head in self._heads.values()):
             self.look()
-        heads = []
+        heads: list[Head] = []
         for _ in range(len(self._turns)):
             if len(heads) == len(self._free):
                 break

@@ -1,4 +1,4 @@
-"""Settings of reading a stream: which crops are cut, how far readers run ahead, what is read again, and Kafka."""
+"""Settings of reading a stream: crops, how far readers run ahead, what is read again; shards and Kafka."""
 
 from dataclasses import dataclass
 

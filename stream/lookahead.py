@@ -21,7 +21,7 @@ _QUESTIONS_A_READER = 2
 
 
 @dataclass(slots=True)
-class _Head:
+class Head:
     """Where asking for one lane stands."""
 
     position: Position
@@ -72,7 +72,7 @@ class Lookahead:
         self._pass_number = 0
         self._step = 0
         self._chunks: dict[int, dict[int, Chunk]] = {}
-        self._heads: dict[int, _Head] = {}
+        self._heads: dict[int, Head] = {}
         self._next_look = 0.0
 
     @property
@@ -92,7 +92,7 @@ class Lookahead:
         self._chunks.clear()
         self._pass_number = pass_number
         self._heads = {
-            position.lane: _Head(position, number * self._chunk, self._step)
+            position.lane: Head(position, number * self._chunk, self._step)
             for number, position in enumerate(positions)
         }
 
@@ -180,7 +180,7 @@ class Lookahead:
         """For each lane, the position that reading ahead has come to, and the time of its newest record."""
         return {lane: (head.position, head.newest) for lane, head in self._heads.items()}
 
-    def _submit(self, heads: Sequence[_Head]) -> None:
+    def _submit(self, heads: Sequence[Head]) -> None:
         wanted = tuple(
             Wanted(head.position, self._pass_number, head.step % self._num_frames, head.column)
             for head in heads
@@ -191,7 +191,7 @@ class Lookahead:
         self._asked[self._ticket] = wanted
         self._pool.submit(Question(self._ticket, wanted))
 
-    def _available(self, head: _Head) -> bool:
+    def _available(self, head: Head) -> bool:
         outlook = outlook_from(self._source, head.position, self._pass_number)
         enough = outlook.available >= max(head.needs, self._chunk)
         head.ended = outlook.ended and not enough

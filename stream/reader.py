@@ -210,8 +210,8 @@ def read_chunk(
                 return Spent(layout.stats(), tuple(layout.bad))
         if layout.used == plan.chunk:
             layout.finish()
-            after = replace(after, seq=position.seq + plan.chunk)
-            return Chunk(after, layout.stats(), tuple(layout.bad), layout.newest)
+            end = replace(after, seq=position.seq + plan.chunk)
+            return Chunk(end, layout.stats(), tuple(layout.bad), layout.newest)
         clock = time.perf_counter()
     known = max(layout.read, outlook.available)
     return Short(position.lane, known + plan.chunk - layout.used, outlook.ended)

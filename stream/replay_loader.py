@@ -78,8 +78,8 @@ class ReplayLoader(Loader):
     ) -> None:
         if replay.updates > 1 and options.get("mode") == AVAILABLE:
             raise ValueError(
-                "replay.updates > 1 needs mode = strict: what a replay is drawn from is a function of the data "
-                "only when every lane gives one chunk a step"
+                "replay.updates > 1 needs mode = strict: what a replay is drawn from is a function of the "
+                "data only when every lane gives one chunk a step"
             )
         num_steps = replay.window_steps(cursor.lanes * cursor.chunk)
         self._updates = replay.updates

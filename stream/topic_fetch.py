@@ -134,9 +134,9 @@ class TopicFetcher:
                 self._shrink(partition)
             elif time.monotonic() - began > self._config.patience_s:
                 raise StreamError(
-                    f"Kafka at {self._address.place} gives nothing of topic {self._address.topic!r}, partition "
-                    f"{partition}, offset {before}, for {self._config.patience_s:.0f} s (kafka.patience_s): "
-                    "are its brokers up?"
+                    f"Kafka at {self._address.place} gives nothing of topic {self._address.topic!r}, "
+                    f"partition {partition}, offset {before}, for {self._config.patience_s:.0f} s "
+                    "(kafka.patience_s): are its brokers up?"
                 )
         found = [message for message in kept.messages[:count] if message.offset < stop]
         return found, found[-1].offset + 1 if len(found) == count else stop

@@ -82,7 +82,7 @@ class _Block(NamedTuple):
 class _Lost(NamedTuple):
     """Messages that are gone."""
 
-    count: int
+    messages: int
     go_on: int
     """Offset at which the lane goes on."""
 
@@ -177,7 +177,7 @@ class TopicSource:
             if isinstance(found, _Lost):
                 base, end, idx = found.go_on, -1, 0
                 after = Position(lane=lane, unit=unit, base=base, seq=position.seq)
-                yield Entry(unit=lane, index=base, record=None, reason=LOST, count=found.count), after
+                yield Entry(unit=lane, index=base, record=None, reason=LOST, count=found.messages), after
                 continue
             messages = found.messages
             if idx > len(messages):
@@ -223,19 +223,22 @@ class TopicSource:
         self._fetcher.close()
 
     def _entry(self, lane: int, message: Message) -> Entry:
-        place = {"unit": lane, "index": message.offset, "size": message.size, "time": message.time}
-        if message.broken:
-            return Entry(**place, record=None, reason="bad_checksum")
-        try:
-            record = decode_message(
-                message.value,
-                message.headers,
-                max_bytes=self._spec.max_record_bytes,
-                verify=self._spec.verify,
-            )
-        except BadRecord as error:
-            return Entry(**place, record=None, reason=error.reason)
-        return Entry(**place, record=record)
+        record, reason = None, "bad_checksum"
+        if not message.broken:
+            limit, verify = self._spec.max_record_bytes, self._spec.verify
+            try:
+                record = decode_message(message.value, message.headers, max_bytes=limit, verify=verify)
+                reason = ""
+            except BadRecord as error:
+                reason = error.reason
+        return Entry(
+            unit=lane,
+            index=message.offset,
+            record=record,
+            reason=reason,
+            size=message.size,
+            time=message.time,
+        )
 
     def _block(self, lane: int, base: int, end: int, idx: int) -> _Block | _Lost | None:
         """The block at `base`, what is gone there, or None when it is not full yet."""
@@ -276,9 +279,9 @@ class TopicSource:
             count, go_on = max(count - (go_on - stop), 0), stop
         if self._spec.kafka.on_gap == "stop":
             raise StreamDamaged(
-                f"{count} messages of {self.address}, partition {lane}, offset {base} and on, are gone before "
-                f"they were read: the partition begins at {start} now. Keep messages longer (retention.ms of "
-                "the topic), or go on without them: --set kafka.on_gap=skip counts them as lost"
+                f"{count} messages of {self.address}, partition {lane}, offset {base} and on, are gone "
+                f"before they were read: the partition begins at {start} now. Keep messages longer "
+                "(retention.ms of the topic), or go on without them: --set kafka.on_gap=skip counts them as lost"
             )
         logger.warning("%d messages of partition %d, from offset %d on, are gone: skipped", count, lane, base)
         return _Lost(count, go_on)
@@ -307,9 +310,9 @@ class TopicSource:
 
     def _cut_off(self, lane: int, offset: int) -> StreamDamaged:
         return StreamDamaged(
-            f"partition {lane} of {self.address} ends at offset {self._ends[lane]}, before {offset}, where this "
-            "run stands: its log was cut off (a leader without the newest messages was elected), or the topic "
-            "is another one. Begin a new run, or go back to a checkpoint from before"
+            f"partition {lane} of {self.address} ends at offset {self._ends[lane]}, before {offset}, where "
+            "this run stands: its log was cut off (a leader without the newest messages was elected), or the "
+            "topic is another one. Begin a new run, or go back to a checkpoint from before"
         )
 
     def _misfit(self, position: Position) -> StreamMismatch:
@@ -323,8 +326,8 @@ class TopicSource:
         lanes, found = self._spec.lanes, facts.partitions
         if found < lanes or (found > lanes and not self._spec.bounds):
             raise StreamMismatch(
-                f"{self.address} has {found} partitions, and a partition is a lane, but lanes is {lanes}: give "
-                f"--set lanes={found}, and a batch that is a multiple of it"
+                f"{self.address} has {found} partitions, and a partition is a lane, but lanes is {lanes}: "
+                f"give --set lanes={found}, and a batch that is a multiple of it"
             )
         if facts.compacted and self._spec.kafka.on_gap == "stop":
             raise StreamDamaged(

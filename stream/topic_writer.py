@@ -99,8 +99,8 @@ class TopicWriter:
             raise BadRecord(
                 ABOVE_LIMIT,
                 f"{record.source or record.sha256[:16]} is {size:,} bytes with its headers, topic "
-                f"{self._address.topic} takes {self.max_message_bytes:,}: raise max.message.bytes of the topic, "
-                "or lower short_side or quality",
+                f"{self._address.topic} takes {self.max_message_bytes:,}: raise max.message.bytes of the "
+                "topic, or lower short_side or quality",
             )
         self._await(lambda: self._waiting_bytes + size <= self._config.budget_bytes or not self._sent)
         sent = _Sent(size)
@@ -167,9 +167,9 @@ class TopicWriter:
                     began, safe = time.monotonic(), self._safe
                 elif time.monotonic() - began > self._kafka.patience_s:
                     raise StreamError(
-                        f"Kafka at {self._address.place} acknowledges nothing of topic {self._address.topic!r} "
-                        f"for {self._kafka.patience_s:.0f} s (kafka.patience_s): are its brokers up, and "
-                        "min.insync.replicas of them in sync?"
+                        f"Kafka at {self._address.place} acknowledges nothing of topic "
+                        f"{self._address.topic!r} for {self._kafka.patience_s:.0f} s (kafka.patience_s): are its "
+                        "brokers up, and min.insync.replicas of them in sync?"
                     )
                 self._changed.wait(_WAIT_S)
         self._check()

@@ -1,10 +1,10 @@
 """A real Apache Kafka for the tests: a cluster that a variable names, or one node that is started here.
 
-SWAVSTREAM_TEST_KAFKA=host:port uses that cluster (topics with random names are left behind on it). Else Java 17
-and Maven are needed: the broker comes from Maven Central once, into ~/.cache/swavstream/kafka-VERSION, and one
-KRaft node is started for each test session (about 5 s). By hand:
+SWAVSTREAM_TEST_KAFKA=host:port uses that cluster (topics with random names are left behind on it). Else Java
+17 and Maven are needed: the broker comes from Maven Central once, into ~/.cache/swavstream/kafka-VERSION, and
+one KRaft node is started for each test session (about 5 s). By hand:
 
-    mvn -q -B dependency:copy-dependencies -DincludeScope=runtime -DoutputDirectory=LIBS   # pom.xml: POM below
+    mvn -q -B dependency:copy-dependencies -DincludeScope=runtime -DoutputDirectory=LIBS   # with POM below
     java -cp 'LIBS/*' kafka.tools.StorageTool format --standalone -t UUID -c server.properties
     java -cp 'LIBS/*' kafka.Kafka server.properties                                      # PROPERTIES below
 """
@@ -77,6 +77,12 @@ broker.heartbeat.interval.ms=300
 # Small and quick to start rather than fast.
 JVM = ("-Xms128m", "-Xmx384m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xshare:auto")
 
+_CERTIFICATE = (
+    "openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=test",
+    "-addext", "subjectAltName=IP:127.0.0.1",
+)  # fmt: skip
+_FETCH = ("mvn", "-q", "-B", "dependency:copy-dependencies", "-DincludeScope=runtime")
+
 
 class Broker:
     """One Kafka; `folder` is None for a cluster that is not ours to stop or to damage."""
@@ -108,8 +114,7 @@ class Broker:
                 one.bind(("127.0.0.1", 0))
             plain, secure, controller = (one.getsockname()[1] for one in sockets)
         subprocess.run(
-            ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=test"]
-            + ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", "key.pem", "-out", "ca.pem"],
+            [*_CERTIFICATE, "-keyout", "key.pem", "-out", "ca.pem"],
             cwd=folder,
             check=True,
             capture_output=True,
@@ -151,6 +156,11 @@ class Broker:
                 self._process.kill()
                 self._process.wait()
             self._process = None
+
+    def restart(self) -> None:
+        """Kill it, and start it again."""
+        self.stop(kill=True)
+        self.start()
 
     @contextlib.contextmanager
     def frozen(self) -> Iterator[None]:
@@ -208,8 +218,7 @@ def _libraries() -> Path:
         with tempfile.TemporaryDirectory(dir=cache) as aside:
             (Path(aside) / "pom.xml").write_text(POM)
             fetched = subprocess.run(
-                ["mvn", "-q", "-B", "dependency:copy-dependencies", "-DincludeScope=runtime"]
-                + ["-DoutputDirectory=libs"],
+                [*_FETCH, "-DoutputDirectory=libs"],
                 cwd=aside,
                 capture_output=True,
                 text=True,

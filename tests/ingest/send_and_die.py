@@ -1,4 +1,4 @@
-"""Program: an ingest into a topic that is killed again and again. Arguments: folder, topic's URL, kills, seed.
+"""Program: an ingest into a topic that is killed again and again. Arguments: folder, URL, kills, seed.
 
 One warm parent forks an ingest, lets it go on from what it finds on the topic, kills it with SIGKILL after a
 random time, and so on; the last one is left to finish, and its accounts are printed.
@@ -33,7 +33,8 @@ def send(folder: str, url: str, pause_s: float) -> None:
     source = open_source(folder)
     destination = TopicDestination(url, source.source_id, config)
     report = run_ingest(source, url, config, destination=destination, stop=pause)
-    print(json.dumps(asdict(report)), flush=True)
+    sys.stdout.write(json.dumps(asdict(report)) + "\n")
+    sys.stdout.flush()
 
 
 def main(folder: str, url: str, kills: int, seed: int) -> None:

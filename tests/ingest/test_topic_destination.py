@@ -14,6 +14,7 @@ from ingest.topic_destination import TopicDestination
 from ingest.worker import IngestReport, run_ingest
 from stream.config import KafkaConfig, TopicWriterConfig
 from stream.errors import StreamError, StreamNotFound
+from stream.topic_address import read_address
 from stream.topic_record import decode_message
 from tests.ingest import made
 from tests.kafka_broker import Broker
@@ -119,7 +120,7 @@ def test_records_behind_a_hole_are_not_sent_again(kafka: Broker, tmp_path: Path)
                     for name, value in message.headers
                 ]  # fmt: skip
                 client.send(
-                    make_topic.read_address(url).topic,
+                    read_address(url).topic,
                     key=message.key, value=message.value, headers=headers, partition=message.partition,
                 )  # fmt: skip
     report = ingest(folder, url)
@@ -158,7 +159,7 @@ def test_an_ingest_that_is_killed_twenty_times_loses_and_repeats_nothing(
 def test_the_broker_may_be_restarted_while_records_are_sent(kafka: Broker, tmp_path: Path) -> None:
     kafka.own()
     folder, url = made.folder_of(tmp_path / "in", 0, 200), topic(kafka)
-    restart = threading.Timer(0.2, lambda: (kafka.stop(kill=True), kafka.start()))
+    restart = threading.Timer(0.2, kafka.restart)
     config = made.settings(topic=TopicWriterConfig(batch_bytes=4000, linger_s=0.0, budget_bytes=20_000))
     source = open_source(str(folder))
     destination = TopicDestination(url, source.source_id, config)

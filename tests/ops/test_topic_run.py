@@ -18,6 +18,7 @@ from ops.standing import look
 from stream.errors import StreamMismatch
 from stream.lanes import Cursor
 from stream.topic_address import read_address
+from stream.topic_source import TopicSpec
 from tests.kafka_broker import Broker
 from tests.ops import small_runs
 from tests.stream.make_topic import admin, fill, filled, made, messages, producer
@@ -81,7 +82,7 @@ def test_a_live_topic_is_read_as_records_come_until_somebody_stops(kafka: Broker
 def test_the_broker_may_be_restarted_in_the_middle_of_a_run(kafka: Broker, tmp_path: Path) -> None:
     kafka.own()
     url = filled(kafka, LANES, 320)
-    restart = threading.Timer(0.5, lambda: (kafka.stop(kill=True), kafka.start()))
+    restart = threading.Timer(0.5, kafka.restart)
     restart.start()
     summary = small_runs.run(
         url, tmp_path / "run", config_of("kafka.fetch_bytes=1000"), until="now", stop=StopRequest()
@@ -171,7 +172,9 @@ def test_an_end_is_for_topics_and_must_be_one() -> None:
 
 def test_live_topics_are_read_as_they_come_and_all_else_in_order() -> None:
     config = config_of()
-    live = replace(source_spec("kafka://host:1/t", config), bounds=((0, -1),) * LANES)  # type: ignore[type-var]
+    topic = source_spec("kafka://host:1/t", config)
+    assert isinstance(topic, TopicSpec)
+    live = replace(topic, bounds=((0, -1),) * LANES)
     sealed = replace(live, bounds=((0, 9),) * LANES)
     shards = source_spec("/data/shards", config)
     assert [reading_mode(config, spec) for spec in (live, sealed, shards)] == [

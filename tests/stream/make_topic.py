@@ -84,7 +84,7 @@ def messages(url: str) -> list[Any]:
             enable_auto_commit=False,
             auto_offset_reset="none",
             isolation_level="read_committed",
-        )  # fmt: skip
+        )
     ) as consumer:
         for partition in sorted(consumer.partitions_for_topic(address.topic)):
             topic = TopicPartition(address.topic, partition)

@@ -30,7 +30,7 @@ def test_what_is_no_address_is_refused(url: str) -> None:
 
 
 def test_a_password_in_an_address_is_refused_and_not_repeated() -> None:
-    with pytest.raises(ValueError, match="kafka.username") as caught:
+    with pytest.raises(ValueError, match=r"kafka\.username") as caught:
         read_address("kafka://me:hunter2@host:1/t")
     assert "hunter2" not in str(caught.value)
 
@@ -86,7 +86,7 @@ def test_a_specification_holds_no_secret(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # the library leaves a socket
 def test_brokers_that_are_not_there_are_an_error_that_names_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stream.topic_client.BOOTSTRAP_MS", 300)
-    with pytest.raises(StreamError, match="127.0.0.1:9, topic 't'"):
+    with pytest.raises(StreamError, match=r"127\.0\.0\.1:9, topic 't'"):
         look_at(read_address("kafka://127.0.0.1:9/t"), KafkaConfig())
     gc.collect()
 

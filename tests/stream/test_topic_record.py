@@ -17,9 +17,9 @@ def changed(headers: Headers, **values: bytes) -> Headers:
     return [(name, values.get(name, value)) for name, value in headers]
 
 
-def reason(value: bytes | None, headers: Headers, **options: int) -> str:
+def reason(value: bytes | None, headers: Headers, max_bytes: int = 10**6) -> str:
     with pytest.raises(BadRecord) as caught:
-        back(value, headers, **options)
+        back(value, headers, max_bytes=max_bytes)
     return caught.value.reason
 
 
