@@ -11,7 +11,7 @@ from stream.loader import AVAILABLE, STRICT
 from stream.shard_source import ShardSpec
 from stream.topic_address import is_topic, read_address
 from stream.topic_follower import TopicFollower
-from stream.topic_source import OPEN, TopicSpec
+from stream.topic_spec import OPEN, TopicSpec
 from stream.topic_until import check
 
 

@@ -13,13 +13,10 @@ RECENT_S = 60.0
 
 
 class Listener(logging.Handler):
-    """Keeps the last refusal, and passes messages on when they are asked for (root logger at INFO).
-
-    Never those of level DEBUG: there the library writes out what it sends, passwords among it.
-    """
+    """Keeps the last refusal, and passes messages on when they are asked for (root logger at INFO)."""
 
     def __init__(self) -> None:
-        super().__init__(logging.INFO)
+        super().__init__()
         self._refusal = ""
         self._at = 0.0
 
@@ -46,4 +43,5 @@ def listener() -> Listener:
     handler = Listener()
     library.addHandler(handler)
     library.propagate = False
+    library.setLevel(logging.INFO)  # at DEBUG it writes out what it sends, passwords among it
     return handler

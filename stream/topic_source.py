@@ -11,60 +11,18 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from stream.config import KafkaConfig
-from stream.errors import BadRecord, StreamDamaged, StreamMismatch
+from stream.errors import StreamDamaged, StreamMismatch
 from stream.lanes import LOST, Bounds, Entry, Outlook, Position
-from stream.order import LARGEST_SEED, record_order
+from stream.order import record_order
 from stream.topic_address import TopicAddress, read_address
-from stream.topic_client import TopicFacts, look_at
+from stream.topic_client import look_at
 from stream.topic_fetch import Gone, Message, TopicFetcher
-from stream.topic_record import decode_message
+from stream.topic_spec import OPEN, TopicSpec
 from stream.topic_until import resolve
 
 logger = logging.getLogger(__name__)
-
-OPEN = -1
-"""End of a lane that has none."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TopicSpec:
-    """Where a topic is and how it is read; small and picklable, without secrets (lanes.SourceSpec)."""
-
-    url: str
-    """kafka://HOST:PORT/TOPIC."""
-    lanes: int
-    """V, the number of partitions when the run began; >= 1."""
-    window: int
-    """Messages of a block, which are shuffled; >= 1. 1 gives the least delay."""
-    seed: int
-    """Of the order; 0 .. 2^63-1."""
-    kafka: KafkaConfig = field(default_factory=KafkaConfig)
-    until: str = ""
-    """Where the topic ends for a run that begins now: now, an offset or a time; empty = it stays open."""
-    bounds: Bounds = ()
-    """First and end offset of each lane, once they are known; an end of -1 is none."""
-    verify: bool = True
-    """Compare the SHA-256 of each image with what its message states."""
-    max_record_bytes: int = 128 * 1024 * 1024
-    """Larger images are skipped with reason too_large; >= 1."""
-
-    def __post_init__(self) -> None:
-        for name in ("lanes", "window", "max_record_bytes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
-        if not 0 <= self.seed <= LARGEST_SEED:
-            raise ValueError(f"seed must be in 0..2^63-1, got {self.seed}")
-        if self.bounds and len(self.bounds) != self.lanes:
-            raise ValueError(f"{self.lanes} lanes need as many bounds, got {len(self.bounds)}")
-        read_address(self.url)
-
-    def open(self) -> "TopicSource":
-        """Open the topic in this process. Raises StreamNotFound, StreamMismatch, StreamError."""
-        return TopicSource(self)
 
 
 class _Block(NamedTuple):
@@ -99,7 +57,7 @@ class TopicSource:
         self.address: TopicAddress = read_address(spec.url)
         self._spec = spec
         self._facts = look_at(self.address, spec.kafka)
-        self._check(self._facts)
+        spec.check(self._facts)
         self._fetcher = TopicFetcher(self.address, spec.kafka)
         self._added = 0
         with contextlib.ExitStack() as opened:
@@ -197,7 +155,7 @@ class TopicSource:
                     seq=position.seq,
                     end=-1 if whole else found.end,
                 )
-                yield self._entry(lane, messages[place]), after
+                yield self._spec.entry(lane, messages[place]), after
             base, end, idx, unit = found.end + 1, -1, 0, max(unit_after, 0)
 
     def entry(self, unit: int, index: int) -> Entry:
@@ -216,29 +174,11 @@ class TopicSource:
                 f"offset {index} of partition {unit} of {self.address} was used before and is gone: keep "
                 "messages longer (retention.ms of the topic) than the replay window lasts"
             )
-        return self._entry(unit, message)
+        return self._spec.entry(unit, message)
 
     def close(self) -> None:
         """Let go of connections. May be called twice."""
         self._fetcher.close()
-
-    def _entry(self, lane: int, message: Message) -> Entry:
-        record, reason = None, "bad_checksum"
-        if not message.broken:
-            limit, verify = self._spec.max_record_bytes, self._spec.verify
-            try:
-                record = decode_message(message.value, message.headers, max_bytes=limit, verify=verify)
-                reason = ""
-            except BadRecord as error:
-                reason = error.reason
-        return Entry(
-            unit=lane,
-            index=message.offset,
-            record=record,
-            reason=reason,
-            size=message.size,
-            time=message.time,
-        )
 
     def _block(self, lane: int, base: int, end: int, idx: int) -> _Block | _Lost | None:
         """The block at `base`, what is gone there, or None when it is not full yet."""
@@ -281,7 +221,7 @@ class TopicSource:
             raise StreamDamaged(
                 f"{count} messages of {self.address}, partition {lane}, offset {base} and on, are gone "
                 f"before they were read: the partition begins at {start} now. Keep messages longer "
-                "(retention.ms of the topic), or go on without them: --set kafka.on_gap=skip counts them as lost"
+                "(retention.ms of the topic), or go on without them: --set kafka.on_gap=skip counts them"
             )
         logger.warning("%d messages of partition %d, from offset %d on, are gone: skipped", count, lane, base)
         return _Lost(count, go_on)
@@ -320,21 +260,6 @@ class TopicSource:
             f"{position} is no place in {self.address}, read by {self.lanes} lanes in blocks of "
             f"{self._spec.window}: the cursor is of another topic, number of lanes or window"
         )
-
-    def _check(self, facts: TopicFacts) -> None:
-        """Refuse a topic that cannot be read as these lanes."""
-        lanes, found = self._spec.lanes, facts.partitions
-        if found < lanes or (found > lanes and not self._spec.bounds):
-            raise StreamMismatch(
-                f"{self.address} has {found} partitions, and a partition is a lane, but lanes is {lanes}: "
-                f"give --set lanes={found}, and a batch that is a multiple of it"
-            )
-        if facts.compacted and self._spec.kafka.on_gap == "stop":
-            raise StreamDamaged(
-                f"{self.address} is compacted (cleanup.policy={facts.settings['cleanup.policy']}): messages "
-                "leave its middle unread and uncounted. Set cleanup.policy=delete, or allow it with --set "
-                "kafka.on_gap=skip"
-            )
 
     def _begin(self) -> Bounds:
         ends = resolve(self._spec.until, self._fetcher, self._starts, self._ends)

@@ -168,8 +168,8 @@ class TopicWriter:
                 elif time.monotonic() - began > self._kafka.patience_s:
                     raise StreamError(
                         f"Kafka at {self._address.place} acknowledges nothing of topic "
-                        f"{self._address.topic!r} for {self._kafka.patience_s:.0f} s (kafka.patience_s): are its "
-                        "brokers up, and min.insync.replicas of them in sync?"
+                        f"{self._address.topic!r} for {self._kafka.patience_s:.0f} s (kafka.patience_s): are "
+                        "its brokers up, and min.insync.replicas of them in sync?"
                     )
                 self._changed.wait(_WAIT_S)
         self._check()

@@ -90,6 +90,7 @@ class Broker:
     def __init__(self, server: str, *, folder: Path | None = None, libs: Path | None = None) -> None:
         self.server = server
         self.secure = ""
+        self.disturbed = False
         self.folder, self._libs = folder, libs
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -148,6 +149,7 @@ class Broker:
 
     def stop(self, *, kill: bool = False) -> None:
         """End it, orderly or not; what it was given stays in its folder."""
+        self.disturbed = True
         if self._process is not None:
             self._process.send_signal(signal.SIGKILL if kill else signal.SIGTERM)
             try:
@@ -167,6 +169,7 @@ class Broker:
         """The broker answers nobody for a while, and loses nothing."""
         self.own()
         assert self._process is not None
+        self.disturbed = True
         self._process.send_signal(signal.SIGSTOP)
         try:
             yield
@@ -182,7 +185,10 @@ class Broker:
 def kafka(kafka_of_session: Broker) -> Iterator[Broker]:
     """A Kafka for the whole session; tests use topics of their own."""
     yield kafka_of_session
+    if not kafka_of_session.disturbed:
+        return
     # The client library leaves the socket of each attempt to reconnect to the garbage collector.
+    kafka_of_session.disturbed = False
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
         gc.collect()

@@ -18,7 +18,7 @@ from ops.standing import look
 from stream.errors import StreamMismatch
 from stream.lanes import Cursor
 from stream.topic_address import read_address
-from stream.topic_source import TopicSpec
+from stream.topic_spec import TopicSpec
 from tests.kafka_broker import Broker
 from tests.ops import small_runs
 from tests.stream.make_topic import admin, fill, filled, made, messages, producer

@@ -12,7 +12,7 @@ from stream.record import Record, media_type_of
 from stream.topic_address import read_address
 from stream.topic_client import create_topic
 from stream.topic_record import encode_message
-from stream.topic_source import TopicSpec
+from stream.topic_spec import TopicSpec
 from tests.kafka_broker import Broker
 from tests.stream.fake_source import picture
 

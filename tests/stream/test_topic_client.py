@@ -9,7 +9,7 @@ from stream.config import KafkaConfig, TopicWriterConfig
 from stream.errors import StreamError, StreamNotFound
 from stream.topic_address import TopicAddress, is_topic, read_address
 from stream.topic_client import PASSWORD_VARIABLE, Secret, client_options, create_topic, look_at
-from stream.topic_source import TopicSpec
+from stream.topic_spec import TopicSpec
 from tests.kafka_broker import PASSWORD, USER, Broker
 from tests.stream.make_topic import made, messages
 
@@ -136,7 +136,7 @@ def test_a_wrong_password_is_one_clear_error(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("stream.topic_client.BOOTSTRAP_MS", 1000)
+    monkeypatch.setattr("stream.topic_client.BOOTSTRAP_MS", 4000)
     address = TopicAddress((kafka.secure,), "any")
     with pytest.raises(StreamError, match="user or password") as caught:
         look_at(address, secure(kafka, tmp_path, "hunter2"))

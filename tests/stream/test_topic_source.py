@@ -15,7 +15,7 @@ from stream.loader import AVAILABLE, Batch, Loader, Readiness, start_cursor
 from stream.order import record_order
 from stream.topic_address import read_address
 from stream.topic_record import encode_message
-from stream.topic_source import TopicSpec
+from stream.topic_spec import TopicSpec
 from tests.kafka_broker import Broker
 from tests.stream.make_topic import admin, fill, filled, made, producer, record_of, spec_of
 from tests.stream.test_loader import KINDS, content
@@ -441,8 +441,9 @@ def test_lag_is_told_by_lane_in_records_and_seconds(kafka: Broker) -> None:
 
 
 def test_brokers_that_stay_away_are_an_error_after_the_patience_that_was_set(
-    kafka: Broker, caplog: pytest.LogCaptureFixture
+    kafka: Broker, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("stream.topic_fetch.LOOK_MS", 300)
     url = filled(kafka, 1, 8)
     source = spec_of(url, 1, kafka=KafkaConfig(patience_s=1.0)).open()
     with kafka.frozen(), caplog.at_level(logging.WARNING), pytest.raises(StreamError, match="up"):  # noqa: PT012
