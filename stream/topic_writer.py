@@ -130,8 +130,13 @@ class TopicWriter:
 
     def close(self, *, timeout_s: float = 0.0) -> None:
         """Let go; what is not safe yet is given up. May be called twice."""
-        with contextlib.suppress(errors.KafkaError):
+        try:
             self._producer.close(timeout=timeout_s)
+        except errors.KafkaError:
+            # The library leaves off closing when it cannot flush, and would go on sending behind our back.
+            self._producer._sender.force_close()
+            with contextlib.suppress(errors.KafkaError):
+                self._producer.close(timeout=1.0)
 
     def _arrived(self, sent: _Sent, _metadata: object) -> None:
         # In the client's thread.
