@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from stream.config import RetentionConfig, ShardConfig
+from stream.config import KafkaConfig, RetentionConfig, ShardConfig, TopicWriterConfig
 
 LABELS_FROM = ("", "parent")
 REENCODE = ("auto", "always", "never")
@@ -42,6 +42,10 @@ class IngestConfig:
     """When a shard is closed."""
     retention: RetentionConfig = field(default_factory=RetentionConfig)
     """When old shards leave, and when to wait for those who read."""
+    kafka: KafkaConfig = field(default_factory=KafkaConfig)
+    """How a Kafka cluster is reached, where DEST is a topic."""
+    topic: TopicWriterConfig = field(default_factory=TopicWriterConfig)
+    """How records are sent to a topic."""
 
     def __post_init__(self) -> None:
         if self.short_side < 0:

@@ -1,4 +1,4 @@
-"""Where records go. Today a stream of shards; a topic can stand in its place."""
+"""Where records go: a stream of shards; topic_destination.py has the Kafka topic."""
 
 import contextlib
 import errno
@@ -52,6 +52,11 @@ class Destination(Protocol):
         """Shards made safe by this object."""
         ...
 
+    @property
+    def pending(self) -> Accounts:
+        """Of what was written, that which may still be lost and so is not to be told of as written."""
+        ...
+
     def resume(self) -> Resume:
         """What earlier runs on this source have made safe."""
         ...
@@ -66,7 +71,11 @@ class Destination(Protocol):
         ...
 
     def write(self, record: Record, position: Any) -> None:
-        """Add a record; `position` is the place in the source after it."""
+        """Add a record; `position` is the place in the source after it.
+
+        Raises:
+            BadRecord: it cannot be stored here; nothing was written.
+        """
         ...
 
     def skip(self, reason: str, position: Any) -> None:
@@ -135,6 +144,11 @@ class ShardDestination:
     def shards(self) -> int:
         """See Destination."""
         return self._adopted + (self._writer.shards if self._writer else 0)
+
+    @property
+    def pending(self) -> Accounts:
+        """See Destination. An open shard is told of as written: it is committed before an ingest ends."""
+        return Accounts()
 
     def resume(self) -> Resume:
         """See Destination."""

@@ -35,6 +35,7 @@ REASONS: Mapping[str, str] = {
     "decode_timeout": "decoding took longer than `timeout_s`",
     "decoder_crashed": "the decoder brought its process down",
     "duplicate": "the stream has the same content already",
+    "above_topic_limit": "the record is larger than `max.message.bytes` of the Kafka topic",
     # of a file
     "unreadable": "the file cannot be read",
     "not_a_file": "a folder, pipe or device under the name of an image",

@@ -5,6 +5,7 @@ killed at any moment goes on from there: nothing twice, nothing missing. What is
 lost labels, shards) rides in the same position.
 """
 
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -22,6 +23,8 @@ from stream.commits import Accounts
 from stream.errors import BadRecord, StreamSealed
 from stream.record import Record
 from stream.store import local_path
+
+logger = logging.getLogger(__name__)
 
 PROGRESS_S = 0.5
 HELD_UP_S = 0.1
@@ -127,12 +130,12 @@ class _State:
         }
 
     def report(self, status: str, into: Destination, source: Source) -> IngestReport:
-        accounts = self.accounts
+        accounts, pending = self.accounts, into.pending
         return IngestReport(
-            found=accounts.found,
-            written=accounts.written,
+            found=accounts.found - pending.written,
+            written=accounts.written - pending.written,
             skipped=dict(sorted(accounts.skipped.items())),
-            bytes=accounts.bytes,
+            bytes=accounts.bytes - pending.bytes,
             shards=self.shards_before + into.shards,
             seconds=round(self.seconds, 3),
             status=status,
@@ -154,6 +157,7 @@ class _Ingest:
         self._config = config
         self._reference = reference
         self._told = 0.0
+        self._warned: set[str] = set()
 
     def run(self, progress: Callable[[IngestReport], None] | None, stop: Callable[[], bool] | None) -> str:
         """Take everything behind the place; the status."""
@@ -200,10 +204,24 @@ class _Ingest:
         elif not self._config.keep_duplicates and not into.is_new(result.sha256):
             self._skip("duplicate", found)
         else:
-            if found.labels.bad:
-                state.labels_lost["bad_label"] += 1
-            into.write(_record(found, result), state.position(found.position, into.shards))
-            state.accounts += Accounts(written=1, bytes=len(result.payload))
+            self._write(found, result)
+
+    def _write(self, found: Found, image: Prepared) -> None:
+        state, into = self._state, self._into
+        if found.labels.bad:
+            state.labels_lost["bad_label"] += 1
+        try:
+            into.write(_record(found, image), state.position(found.position, into.shards))
+        except BadRecord as bad:  # this destination does not take it
+            self._warn_once(bad)
+            self._skip(bad.reason, found)
+        else:
+            state.accounts += Accounts(written=1, bytes=len(image.payload))
+
+    def _warn_once(self, bad: BadRecord) -> None:
+        if bad.reason not in self._warned:
+            self._warned.add(bad.reason)
+            logger.warning("%s; it is skipped, and others like it", bad)
 
     def _skip(self, reason: str, found: Found) -> None:
         self._into.skip(reason, self._state.position(found.position, self._into.shards))

@@ -20,8 +20,8 @@ from ops.errors import ConfigError, RunMismatch, RunNotFound
 from ops.lock import RunLock
 from ops.outcome import Progress
 from ops.rundir import RunRecord, read_run, write_run
+from ops.source_spec import reading_mode, sealed_steps, source_spec
 from stream.lanes import Cursor
-from stream.shard_source import ShardSpec
 
 KIND = "anneal"
 SHARE = 0.2
@@ -162,12 +162,12 @@ def _whole(samples: int, batch: int) -> int:
 
 def _left(stream: str, config: RunConfig, cursor: Cursor) -> int | None:
     """Samples that a sealed stream still fills, in all passes, if no record is unusable; None while open."""
-    spec = ShardSpec(url=stream, lanes=config.lanes, window=config.window, seed=config.seed)
+    spec = source_spec(stream, config, cursor=cursor)
     source = spec.open()
     try:
-        if not source.sealed():
+        whole = sealed_steps(source, cursor, reading_mode(config, spec), config)
+        if whole is None:
             return None
-        whole = source.records(cursor.begin) // config.lanes // config.chunk
         if cursor.pass_number >= config.passes:
             return 0
         outlooks = [source.outlook(position, cursor.pass_number) for position in cursor.positions]

@@ -17,7 +17,7 @@ from ops.exit_codes import exit_code_of
 # Name -> one line of help, so that `swavstream --help` imports none of the commands.
 COMMANDS = {
     "demo": "Watch it work: drawn images become shards, prototypes, metrics and a contact sheet.",
-    "ingest": "Bring images onto a stream: folders and tars become committed shards.",
+    "ingest": "Bring images onto a stream: folders and tars become committed shards, or Kafka messages.",
     "seal": "Give an open stream its end.",
     "stream": "Look at a stream, let its old shards go, see whether it is whole.",
     "learn": "Learn from a stream in one pass; goes on where it was.",

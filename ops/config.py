@@ -20,7 +20,7 @@ from learner.config import (
 )
 from ops import settings
 from ops.errors import ConfigError
-from stream.config import CropConfig, ReaderConfig, ReplayConfig
+from stream.config import CropConfig, KafkaConfig, ReaderConfig, ReplayConfig
 
 PAPER_CROPS = (
     CropConfig(count=2, size=224, scale_min=0.14, scale_max=1.0),
@@ -112,11 +112,15 @@ class RunConfig:
     """Reader processes of each rank; 0 = read in the learner's own process."""
     accumulate: int = 1
     """Pieces that a step is computed in to save memory; codes are always over the whole batch."""
+    mode: str = "auto"
+    """strict: each lane gives one chunk a step. available: chunks come from lanes that are ready. auto:
+    available for a Kafka topic that is open, strict else."""
     on_nonfinite: str = "stop"
     """When loss or gradient is not finite twice at one place: stop, or skip the batch (counted, kept)."""
     crops: tuple[CropConfig, ...] = PAPER_CROPS
     """Kinds of views; the first kind gives the views that are assigned."""
     reader: ReaderConfig = field(default_factory=ReaderConfig)
+    kafka: KafkaConfig = field(default_factory=KafkaConfig)
     replay: ReplayConfig = field(default_factory=ReplayConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     swav: SwavConfig = field(default_factory=SwavConfig)
@@ -139,6 +143,10 @@ class RunConfig:
             raise ConfigError(f"device must be auto, cpu, cuda or cuda:N, got {self.device!r}")
         if self.on_nonfinite not in {"stop", "skip"}:
             raise ConfigError(f"on_nonfinite must be stop or skip, got {self.on_nonfinite!r}")
+        if self.mode not in {"auto", "strict", "available"}:
+            raise ConfigError(f"mode must be auto, strict or available, got {self.mode!r}")
+        if self.mode == "available" and self.replay.updates > 1:
+            raise ConfigError("mode = available cannot replay: set mode = strict, or replay.updates = 1")
         if self.batch % self.lanes:
             raise ConfigError(_what_fits(self.batch, self.lanes))
         self.replay.window_steps(self.batch)

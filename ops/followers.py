@@ -9,7 +9,7 @@ import importlib.metadata
 import logging
 import os
 import socket
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -32,7 +32,7 @@ from ops.registration import Registration
 from ops.rundir import RunRecord, read_json, write_json
 from ops.server import Server
 from ops.snapshots import SnapshotStore
-from stream.lanes import LaneStats
+from stream.lanes import LaneLag, LaneStats
 from stream.loader import Batch
 
 logger = logging.getLogger(__name__)
@@ -57,6 +57,10 @@ class Pace:
     """Records committed but not yet used, as of the last look."""
     restarts: int
     """Reader processes replaced so far."""
+    lanes: Sequence[LaneLag] = ()
+    """How far each lane is behind, as of the last look."""
+    dead_letters: tuple[int, int] = (0, 0)
+    """Sent and dropped so far, by this rank."""
 
 
 class Followers:
@@ -192,6 +196,8 @@ class Followers:
             save_s=pace.save_s,
             replays=pace.replays,
         )
+        self.metrics.dead_letters(*pace.dead_letters)
+        self.lanes(pace.lanes)
         self.metrics.lag(pace.lag)
         self.metrics.reader_restarts(pace.restarts)
         self.live.observe(
@@ -218,6 +224,11 @@ class Followers:
         """Records committed but not yet used; also while the loop waits."""
         self.metrics.lag(records)
         self.live.lag(records)
+
+    def lanes(self, lags: Sequence[LaneLag]) -> None:
+        """How far each lane is behind; also while the loop waits."""
+        self.metrics.lanes(lags)
+        self.live.lanes(lags)
 
     def usage(self, usage_K: np.ndarray[Any, np.dtype[np.float32]]) -> None:
         """The shares of all prototypes; when a step brought a health report."""

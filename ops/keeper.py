@@ -95,6 +95,7 @@ class Keeper:
         self.followers.waiting(waiting.records)
         if waiting.records:
             self.followers.lag(waiting.lag)
+            self.followers.lanes(waiting.lanes)
             if self.line.due(samples):
                 self.line.say(f"{samples:,} samples  waiting for records")
 

@@ -35,20 +35,22 @@ from ops.ranks import World
 from ops.run import Run, device_of
 from ops.rundir import RunRecord, read_lines
 from ops.signals import StopRequest
+from ops.source_spec import follower_of, pinned, reading_mode, sealed_steps, source_spec
 from stream.errors import StreamError, StreamNotFound
-from stream.lanes import Cursor
+from stream.lanes import Cursor, Source, SourceSpec
 from stream.loader import start_cursor
-from stream.shard_source import ShardSource, ShardSpec
+from stream.shard_source import ShardSource
 
 # Seconds between two looks for a stream that does not exist yet.
 LOOK_S = 0.5
 
 
-def learn(
+def learn(  # noqa: PLR0913  what the command line may say of a run
     stream: str,
     run_dir: Path,
     config: RunConfig,
     *,
+    until: str = "",
     wait: bool = False,
     init_from: str | None = None,
     accept_bad_until: str = "",
@@ -63,6 +65,7 @@ def learn(
         stream: directory or URL of the stream.
         run_dir: the run directory; made when missing.
         config: all settings.
+        until: where a Kafka topic ends for a run that begins: now, an offset, a time; empty = it stays open.
         wait: wait for a stream that does not exist yet.
         init_from: the first weights of a new run, see `ops.initial.read`; None draws them.
         accept_bad_until: go past a spent budget of unusable records: see `opening.accepting`.
@@ -95,6 +98,7 @@ def learn(
                 wait=wait,
                 init_from=init_from,
                 accept_bad_until=accept_bad_until,
+                until=until,
             )
             began = _begin(stack, asked, stop=stop, out=out, world=world)
         else:
@@ -106,8 +110,11 @@ def learn(
         if isinstance(opened, Summary):
             return opened
         opened = replace(opened, saved=checkpoint_for_all(world, opened.saved))
-        spec = _spec(opened.record.stream, opened.config)
-        run = Run(opened, spec=spec, stop=stop, world=world, keeper=keeper)
+        spec = source_spec(opened.record.stream, opened.config, cursor=opened.cursor)
+        carrier = follower_of(opened.record.stream, opened.config, opened.record)
+        if carrier is not None:
+            stack.callback(carrier.close)
+        run = Run(opened, spec=spec, stop=stop, world=world, keeper=keeper, carrier=carrier)
         if keeper is not None:
             write_changes(opened)
             (run_dir / "summary.json").unlink(missing_ok=True)
@@ -131,6 +138,7 @@ class _Asked:
     wait: bool
     init_from: str | None
     accept_bad_until: str
+    until: str
 
 
 def _begin(
@@ -164,11 +172,11 @@ def _open_run(stack: contextlib.ExitStack, asked: _Asked, *, stop: StopRequest, 
     saved = load_newest(run_dir, set_aside=True, on_damaged=damaged.append)
     _check(saved, record, run_dir)
     record = initial.begin(run_dir, record, config, asked.init_from, saved=saved is not None)
-    spec = _spec(stream, config)
+    spec = source_spec(stream, config, until=asked.until, cursor=saved.cursor if saved else None)
     source = _open(spec, wait=asked.wait)
     if source is not None:
         stack.callback(source.close)
-    total = config.length(record.total_samples or _length(source, config, saved))
+    total = config.length(record.total_samples or _length(source, spec, config, saved))
     followers = stack.enter_context(_followers(run_dir, record, config, saved=saved, total=total))
     for name in damaged:
         followers.checkpointed("damaged", detail=name)
@@ -176,23 +184,18 @@ def _open_run(stack: contextlib.ExitStack, asked: _Asked, *, stop: StopRequest, 
     if followers.url:
         line.note(f"live page {followers.url}  metrics {followers.url}metrics")
     if source is None:
-        source = _await(spec, stop, followers, line)
+        source = _await(stream, spec, stop, followers, line)
         if source is None:
             return _never_began(run_dir, saved, config), None
         stack.callback(source.close)
-    begin = source.begin
-    start = start_cursor(source, seed=config.seed, chunk=config.chunk, window=config.window, begin=begin)
-    total = _length(source, config, saved)
+    start = _start(source, config)
+    total = _length(source, spec, config, saved)
     record = bind(run_dir, record, stream=stream, source=start.source, total_samples=total)
     opened = Opened(run_dir=run_dir, record=record, config=config, start=start, saved=saved)
     opened, changed = accepting(opened, asked.accept_bad_until, source=source, changed=changed)
     source.close()
     opened = with_changes(opened, stream=stream, changed=changed)
     return opened, Keeper(opened, followers=followers, line=line)
-
-
-def _spec(stream: str, config: RunConfig) -> ShardSpec:
-    return ShardSpec(url=stream, lanes=config.lanes, window=config.window, seed=config.seed)
 
 
 def _followers(
@@ -262,7 +265,7 @@ def _check(saved: Checkpoint | None, record: RunRecord, run_dir: Path) -> None:
         )
 
 
-def _open(spec: ShardSpec, *, wait: bool) -> ShardSource | None:
+def _open(spec: SourceSpec, *, wait: bool) -> Source | None:
     try:
         return spec.open()
     except StreamNotFound:
@@ -272,13 +275,13 @@ def _open(spec: ShardSpec, *, wait: bool) -> ShardSource | None:
 
 
 def _await(
-    spec: ShardSpec, stop: StopRequest, followers: Followers, line: ProgressLine
-) -> ShardSource | None:
+    url: str, spec: SourceSpec, stop: StopRequest, followers: Followers, line: ProgressLine
+) -> Source | None:
     """Wait until the stream is there; None when somebody asked to stop first."""
     while not stop.wait(LOOK_S):
-        followers.waiting(True, f"no stream at {spec.url} yet")
+        followers.waiting(True, f"no stream at {url} yet")
         if line.due(0):
-            line.say(f"waiting for a stream at {spec.url}")
+            line.say(f"waiting for a stream at {url}")
         source = _open(spec, wait=True)
         if source is not None:
             return source
@@ -286,22 +289,21 @@ def _await(
     return None
 
 
-def _length(source: ShardSource | None, config: RunConfig, saved: Checkpoint | None) -> int | None:
-    """Samples of the whole run when the stream has its end: what the shortest lane fills, in every pass.
-
-    Raises:
-        ConfigError: not even one batch.
-    """
-    if source is None or not source.sealed():
+def _length(
+    source: Source | None, spec: SourceSpec, config: RunConfig, saved: Checkpoint | None
+) -> int | None:
+    """Samples of the whole run when the stream has its end; see `sealed_steps`."""
+    if source is None:
         return None
-    records = source.records(saved.cursor.begin if saved else source.begin)
-    steps = records // config.lanes // config.chunk
-    if steps == 0:
-        raise ConfigError(
-            f"the stream is sealed with {records} records, fewer than one batch of {config.batch}: "
-            "nothing could be learned; lower batch and lanes"
-        )
-    return steps * config.batch * config.passes
+    start = saved.cursor if saved is not None else _start(source, config)
+    steps = sealed_steps(source, start, reading_mode(config, pinned(spec, start)), config)
+    return None if steps is None else steps * config.batch * config.passes
+
+
+def _start(source: Source, config: RunConfig) -> Cursor:
+    """The cursor of a run that begins now."""
+    begin = source.begin if isinstance(source, ShardSource) else 0
+    return start_cursor(source, seed=config.seed, chunk=config.chunk, window=config.window, begin=begin)
 
 
 def _never_began(run_dir: Path, saved: Checkpoint | None, config: RunConfig) -> Summary:

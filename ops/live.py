@@ -22,7 +22,7 @@ from ops.exemplars import Exemplars
 from ops.live_figures import figures_of
 from ops.live_history import LiveHistory
 from ops.publisher import PublishResult
-from stream.lanes import LaneStats, add_counts
+from stream.lanes import LaneLag, LaneStats, add_counts
 
 RATE_S = 30.0
 """The rate is taken over about so many seconds."""
@@ -94,6 +94,7 @@ class LiveView:
         self._last_step: float | None = None
         self._step_s = 0.0
         self._lag: int | None = None
+        self._lanes: list[dict[str, Any]] = []
         self._restarts = 0
 
     def observe(
@@ -143,6 +144,12 @@ class LiveView:
         """Records committed but not yet used; also while the loop waits."""
         with self._lock:
             self._lag = records
+
+    def lanes(self, lags: Sequence[LaneLag]) -> None:
+        """How far each lane is behind; also while the loop waits."""
+        rows = [asdict(lag) for lag in lags]
+        with self._lock:
+            self._lanes = rows
 
     def skipped(self, counts: Mapping[str, int]) -> None:
         """All records skipped by the run, by reason: after it went back, or left a batch out."""
@@ -226,6 +233,7 @@ class LiveView:
                 "reason": self._reason,
                 "rate": 0.0 if self._state == "waiting" else self._rate(),
                 "lag": self._lag,
+                "lanes": self._lanes,
                 "since_step_s": since,
                 "step_s": self._step_s,
                 "skipped": dict(self._skipped),

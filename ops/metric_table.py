@@ -9,6 +9,9 @@ from dataclasses import dataclass
 
 PREFIX = "swavstream_"
 
+LANES_SHOWN = 256
+"""So many lanes have series of their own."""
+
 DURATION_BUCKETS_S = (0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 60.0)
 
 
@@ -90,6 +93,13 @@ COUNTERS = _table(
         "prototypes",
         "Prototypes that began anew because no sample came to them; 0 unless reseed.after_samples is set.",
     ),
+    (
+        "dead_letters_total",
+        "records",
+        "Records that could not be used and were told of in the dead-letter topic (Kafka only).",
+        "result",
+        "sent, dropped",
+    ),
     ("nan_steps_total", "steps", "Steps whose loss or gradient was not finite; no update was made."),
 )
 
@@ -104,6 +114,20 @@ GAUGES = _table(
     ("learner_waiting", "bool", "1 while the learner waits for records that have not arrived."),
     ("learner_ready", "bool", "1 from the first step until the run is stopping."),
     ("stream_lag_records", "records", "Records committed but not yet used."),
+    (
+        "lane_lag_records",
+        "records",
+        "Records of a lane not yet learned from, or not yet read ahead.",
+        "stage lane",
+        "trained, fetched; 0 to lanes - 1, at most 255",
+    ),
+    (
+        "lane_lag_seconds",
+        "seconds",
+        "Age of the newest record of a lane that was learned from or read ahead; 0 = all were (Kafka only).",
+        "stage lane",
+        "trained, fetched; 0 to lanes - 1, at most 255",
+    ),
     ("loss", "nats", "Swapped prediction loss."),
     ("loss_over_ln_k_ratio", "ratio", "Loss against ln K; 1 = has learned nothing."),
     ("learning_rate", "1", "Learning rate of the last update."),

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
@@ -11,9 +11,17 @@ from prometheus_client.exposition import choose_encoder
 
 from learner.health import USAGE_EDGES
 from learner.report import HealthReport, StepReport
-from ops.metric_table import COUNTERS, DURATION_BUCKETS_S, GAUGE_HISTOGRAMS, GAUGES, HISTOGRAMS, PREFIX
+from ops.metric_table import (
+    COUNTERS,
+    DURATION_BUCKETS_S,
+    GAUGE_HISTOGRAMS,
+    GAUGES,
+    HISTOGRAMS,
+    LANES_SHOWN,
+    PREFIX,
+)
 from ops.publisher import RESULTS, PublishResult
-from stream.lanes import LaneStats
+from stream.lanes import LaneLag, LaneStats
 
 STEP_GAUGES: Mapping[str, str] = {
     "loss": "loss",
@@ -117,6 +125,7 @@ class Metrics:
         }
         self._shown: set[str] = set()
         self._restarts = 0
+        self._letters: dict[str, int] = {}
         self._prototypes = 0
         self._lock = threading.Lock()
         self._set("build_info", 1, version, revision)
@@ -173,6 +182,27 @@ class Metrics:
     def lag(self, records: int) -> None:
         """Records committed but not yet used."""
         self._set("stream_lag_records", records)
+
+    def lanes(self, lags: Sequence[LaneLag]) -> None:
+        """How far each lane is behind; of the first lanes only, so that the number of series is bounded."""
+        for lag in lags:
+            if lag.lane >= LANES_SHOWN:
+                continue
+            for stage, records, seconds in (
+                ("trained", lag.trained_records, lag.trained_s),
+                ("fetched", lag.fetched_records, lag.fetched_s),
+            ):
+                self._set("lane_lag_records", records, stage, str(lag.lane))
+                if seconds is not None:
+                    self._set("lane_lag_seconds", seconds, stage, str(lag.lane))
+
+    def dead_letters(self, sent: int, dropped: int) -> None:
+        """Dead letters since the learner started, as the follower counts them."""
+        for result, total in (("sent", sent), ("dropped", dropped)):
+            with self._lock:
+                before = self._letters.get(result, 0)
+                self._letters[result] = max(total, before)
+            self._counters["dead_letters_total"].labels(result).inc(max(0, total - before))
 
     def waiting(self, yes: bool) -> None:
         """Whether the learner waits for records that have not arrived."""

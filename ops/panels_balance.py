@@ -109,6 +109,9 @@ COLLAPSE = Row(
               "twins"),
               help="Of K. Twins are the partial collapse that usage cannot show.", unit="percentunit", low=0,
               steps=[(TWINS_MANY, YELLOW), (DEAD_MANY, RED)]),
+        lines("Re-seeded", query(f"increase({metric('prototypes_reseeded_total')}[5m])"),
+              help="Prototypes that began anew because no sample came to them, in five minutes; 0 unless "
+                   "reseed.after_samples is set.", low=0),
         lines("Nearest other prototype", query(metric("prototype_nn_cosine"), "{{stat}}"),
               help="Cosine of a prototype with its nearest other one. Random directions have about 0.3; near "
                    "1 "

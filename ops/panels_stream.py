@@ -5,6 +5,7 @@ from ops.grafana import RED, YELLOW, Dashboard, Row, lines, metric, query, rate
 from ops.panels_balance import NOT_YET
 
 SKIPPED = 'outcome="skipped"'
+LEARNED = 'stage="trained"'
 
 FLOW = Row(
     title="Flow",
@@ -24,6 +25,17 @@ FLOW = Row(
                     f"sum by (instance) ({rate('records_total')})",
                     may_be_empty="a stream without bad records skips none"),
               help="Share of what was read.", unit="percentunit", low=0, steps=[(BAD_SHARE, RED)]),
+        lines("Lanes farthest behind",
+              query(f"topk(5, {metric('lane_lag_records', LEARNED)})", "lane {{lane}}"),
+              help="Records of a lane not learned from yet. One far above the others is read too slowly.",
+              low=0),
+        lines("Lag in seconds",
+              query(f"max by (stage) ({metric('lane_lag_seconds')})", "{{stage}}",
+                    may_be_empty="only Kafka tells when a record came"),
+              help="Age of the newest record that the farthest lane got to.", unit="s", low=0),
+        lines("Dead letters", query(f"sum by (result) ({rate('dead_letters_total')})", "{{result}}"),
+              help="Records that could not be used and were told of in a topic, a second; Kafka only.",
+              low=0),
         lines("Waiting", query(metric("learner_waiting")),
               help="1 while it waits for records that have not arrived: healthy on a quiet stream.", low=0,
               high=1),

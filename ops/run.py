@@ -27,11 +27,13 @@ from ops.opening import Opened, checkpoint_for_all
 from ops.outcome import FINISHED, STOPPED, Progress, Summary, summarise
 from ops.ranks import World
 from ops.signals import StopRequest
+from ops.source_spec import reading_mode
 from ops.steps import Patience, Steps, Stop, Waiting
 from stream.errors import TooManyBadRecords
 from stream.lanes import Cursor, SourceSpec, joined
 from stream.loader import Batch
 from stream.replay_loader import ReplayLoader
+from stream.topic_follower import TopicFollower
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +53,7 @@ class Run:
         stop: StopRequest,
         world: World,
         keeper: Keeper | None,
+        carrier: TopicFollower | None = None,
     ) -> None:
         """Make the learner as it was saved, or new.
 
@@ -60,6 +63,7 @@ class Run:
             stop: who asks the run to end.
             world: the ranks.
             keeper: of the run directory; None on all ranks but the first.
+            carrier: of this rank's lanes of a topic; None for shards.
 
         Raises:
             ConfigError: settings that the learner cannot have.
@@ -68,6 +72,7 @@ class Run:
         self.run_dir, self.record, self.config = opened.run_dir, opened.record, opened.config
         self.stop = stop
         self._spec, self._start, self._world, self._keeper = spec, opened.start, world, keeper
+        self._carrier = carrier
         self._not_finite = NonFiniteLog(self.run_dir, world=world)
         self._began = time.monotonic()
         self._restore(opened.saved)
@@ -248,6 +253,7 @@ class Run:
             rank=self._world.rank,
             passes=config.passes,
             pin_memory=device_of(config, self._world.local_rank).type == "cuda",
+            mode=reading_mode(config, self._spec),
         )
 
     def _in_step(self, loader: ReplayLoader) -> Steps:
@@ -301,6 +307,9 @@ class Run:
     def _observe(self, batch: Batch, report: StepReport, steps: Steps) -> None:
         now = time.monotonic()
         step_s, self._step_ended = now - self._step_ended, now
+        if self._carrier is not None:
+            lanes = set(batch.lane_B.tolist())
+            self._carrier.used([p for p in batch.cursor.positions if p.lane in lanes], batch.bad)
         if self._keeper is None:
             return
         pace = Pace(
@@ -309,6 +318,8 @@ class Run:
             replays=self.config.replay.updates - 1,
             lag=steps.lag,
             restarts=steps.restarts,
+            lanes=steps.lanes,
+            dead_letters=(self._carrier.sent, self._carrier.dropped) if self._carrier else (0, 0),
         )
         self._keeper.observe(
             report,

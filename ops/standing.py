@@ -4,7 +4,7 @@ import http.client
 import json
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,10 @@ from ops.outcome import read_summary
 from ops.rundir import newest_saved, read_json, read_lines, read_run
 
 ANSWER_S = 3.0
+WORST_LANES = 8
 RUNNING, LEFT = "running", "left"
 # What a live run is asked for; see `ops.live.LiveView.status`.
-LIVE = ("samples", "loss", "loss_over_ln_k", "usage_perplexity", "rate", "lag", "verdict", "skipped")
+LIVE = ("samples", "loss", "loss_over_ln_k", "usage_perplexity", "rate", "lag", "verdict", "skipped", "lanes")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,10 +61,26 @@ class Standing:
             lines.append(f"  usage      {figures['usage_perplexity']:.1f} prototypes")
         if self.live:
             lines.append(f"  rate       {figures.get('rate', 0.0):,.0f} samples/s, lag {figures.get('lag')}")
+            lines += lag_lines(figures.get("lanes") or [])
             lines.append(f"  verdict    {figures.get('verdict')}")
             lines.append(f"  live page  {self.url}")
         lines.append(f"  checkpoint {self.checkpoint or 'none yet'}")
         return "\n".join(lines)
+
+
+def lag_lines(lanes: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The lanes that are farthest behind, for people; none when no lane is."""
+    behind = [lane for lane in lanes if lane["trained_records"]]
+    worst = sorted(behind, key=lambda lane: (-lane["trained_records"], lane["lane"]))[:WORST_LANES]
+    return [
+        f"  lane {lane['lane']:<5} {lane['trained_records']:,} records behind in learning"
+        f"{_age(lane['trained_s'])}, {lane['fetched_records']:,} in reading ahead{_age(lane['fetched_s'])}"
+        for lane in worst
+    ]
+
+
+def _age(seconds: float | None) -> str:
+    return "" if seconds is None else f" ({seconds:,.0f} s)"
 
 
 def look(run_dir: Path) -> Standing:

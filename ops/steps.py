@@ -7,13 +7,13 @@ agreeing costs no time when readers keep up. A rank alone goes through the same 
 
 import enum
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 
 from ops.errors import RankFailed, RankLost, Starved
 from ops.ranks import Rows, World
 from stream.errors import StreamError
-from stream.lanes import LaneStats, add_counts
+from stream.lanes import LaneLag, LaneStats, add_counts
 from stream.loader import TURN_S, Batch, Readiness
 from stream.replay_loader import ReplayLoader
 
@@ -47,6 +47,8 @@ class Waiting:
     """Some rank waits for records to arrive, and not only for its readers."""
     lag: int
     """Records committed and not used, of all ranks."""
+    lanes: Sequence[LaneLag]
+    """How far each lane is behind."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,6 +75,8 @@ class _Row:
     restarts: int
     name: int
     """1: the first rank wants to know which lanes are starving."""
+    tell: int
+    """1: the first rank wants to know how far each lane is behind."""
     read: int = 0
     used: int = 0
     bytes: int = 0
@@ -120,6 +124,8 @@ class Steps:
         """How the ranks were asked to stop, once they were."""
         self.lag = 0
         """Records committed and not used, of all ranks, as of the last vote."""
+        self.lanes: list[LaneLag] = []
+        """How far each lane is behind, of all ranks, as of the last look."""
         self.restarts = 0
         """Reader processes replaced so far, of all ranks."""
         self._world, self._asked, self._on_wait, self._warn = world, stop, on_wait, warn
@@ -128,7 +134,7 @@ class Steps:
         self.error: StreamError | OSError | None = None
         """Why this rank cannot go on; all ranks know of it."""
         self._ahead: Callable[[], Rows] | None = None
-        self._lag_here, self._next_lag = 0, 0.0
+        self._lag_here, self._next_lag, self._tell = 0, 0.0, 0
         self._waits_since = 0.0
         self._named_at = 0.0
 
@@ -175,7 +181,7 @@ class Steps:
             if state is State.FAILED:
                 self._fail(rows)
             self._name_the_late(rows)
-            self._on_wait(Waiting(records=any(row.starving for row in rows), lag=self.lag))
+            self._on_wait(Waiting(records=any(row.starving for row in rows), lag=self.lag, lanes=self.lanes))
             self._say(TURN_S)
 
     def _say_ahead(self) -> None:
@@ -189,6 +195,7 @@ class Steps:
         try:
             if now >= self._next_lag:  # it looks at each lane, so not at every step
                 self._lag_here, self._next_lag = self.loader.lag(), now + LAG_S
+                self._tell = int(self._world.lead)
             if self.loader.replays_left:
                 if self.loader.replay_ready(timeout_s):
                     state, stats = State.READY, self.loader.upcoming_replay
@@ -206,6 +213,7 @@ class Steps:
             lag=self._lag_here,
             restarts=self.loader.worker_restarts,
             name=int(self._world.lead and now - self._named_at >= self._patience.warn_s),
+            tell=self._tell,
             read=stats.read,
             used=stats.used,
             bytes=stats.bytes,
@@ -227,6 +235,10 @@ class Steps:
         self.lag = sum(row.lag for row in rows)
         self.restarts = sum(row.restarts for row in rows)
         self.stop = min(row.stop for row in rows)
+        if rows[0].tell:
+            self._tell = 0
+            own = [asdict(lag) for lag in self.loader.lane_lags()]
+            self.lanes = [LaneLag(**lag) for told in self._world.gather(own) for lag in told]
         return rows
 
     def _account(self, rows: list[_Row]) -> LaneStats:

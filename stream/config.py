@@ -1,4 +1,4 @@
-"""Settings of reading a stream: which crops are cut, how far readers run ahead, what is read again."""
+"""Settings of reading a stream: crops, how far readers run ahead, what is read again; shards and Kafka."""
 
 import math
 from dataclasses import dataclass
@@ -140,3 +140,97 @@ class RetentionConfig:
             raise ValueError(f"retention.keep_bytes must be >= 0, got {self.keep_bytes}")
         if self.max_ahead < 0:
             raise ValueError(f"retention.max_ahead must be >= 0 records, got {self.max_ahead}")
+
+
+SECURITY = ("plaintext", "tls", "sasl", "sasl_tls")
+MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
+ON_GAP = ("stop", "skip")
+NONE = "-"
+"""In place of a name: there shall be none."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KafkaConfig:
+    """How a Kafka cluster is reached, and what is done about what it no longer has.
+
+    No secret stands here: settings are written to disk. Passwords come from a file, or from the environment
+    variables SWAVSTREAM_KAFKA_PASSWORD and SWAVSTREAM_KAFKA_KEY_PASSWORD.
+    """
+
+    security: str = "plaintext"
+    """plaintext, tls, sasl (a password over an open line), or sasl_tls."""
+    mechanism: str = "SCRAM-SHA-512"
+    """Of SASL: PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512."""
+    username: str = ""
+    """Of SASL."""
+    password_file: str = ""
+    """File that holds the SASL password; empty = the environment variable."""
+    ca_file: str = ""
+    """Certificates (PEM) that the brokers' own are checked against; empty = the system's."""
+    cert_file: str = ""
+    """Certificate (PEM) that this client shows; empty shows none."""
+    key_file: str = ""
+    """Its key (PEM)."""
+    key_password_file: str = ""
+    """File that holds the password of `key_file`; empty = the environment variable, if set."""
+    check_hostname: bool = True
+    """Whether a broker's certificate must carry its name."""
+    on_gap: str = "stop"
+    """Records that were not read yet and are gone (retention, truncation, compaction): stop, or skip them,
+    counted as `lost`."""
+    dead_letters: str = ""
+    """Topic that is told of records that cannot be used; empty = the topic's name with .dead; - = none."""
+    group: str = ""
+    """Consumer group that progress is committed to, for tools that show lag; it is never read. Empty = one
+    named after the run; - = none."""
+    fetch_bytes: int = 1024 * 1024
+    """Bytes that one fetch brings of one partition; >= 1. A larger record is fetched all the same."""
+    buffer_bytes: int = 128 * 1024 * 1024
+    """Fetched records that one reader process keeps; >= 1. What one block takes is kept in any case."""
+    patience_s: float = 120.0
+    """Seconds that brokers may be away before reading or writing fails; > 0."""
+
+    def __post_init__(self) -> None:
+        _one_of("kafka.security", self.security, SECURITY)
+        _one_of("kafka.mechanism", self.mechanism, MECHANISMS)
+        _one_of("kafka.on_gap", self.on_gap, ON_GAP)
+        for name in ("fetch_bytes", "buffer_bytes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"kafka.{name} must be >= 1, got {getattr(self, name)}")
+        if not self.patience_s > 0:
+            raise ValueError(f"kafka.patience_s must be > 0 seconds, got {self.patience_s}")
+        if self.security.startswith("sasl") and not self.username:
+            raise ValueError(f"kafka.security = {self.security} needs kafka.username")
+        if bool(self.cert_file) != bool(self.key_file):
+            raise ValueError("kafka.cert_file and kafka.key_file go together: give both or none")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TopicWriterConfig:
+    """How records are sent to a Kafka topic."""
+
+    batch_bytes: int = 1024 * 1024
+    """Records of one partition that are sent at once; >= 1. The idempotent producer has one batch of a
+    partition on its way at a time, so that small ones mean one record a round trip."""
+    linger_s: float = 0.05
+    """Seconds that a record waits for others to be sent with; >= 0."""
+    budget_bytes: int = 128 * 1024 * 1024
+    """Records sent and not yet acknowledged; beyond it writing waits; >= 1."""
+    max_message_bytes: int = 8 * 1024 * 1024
+    """`max.message.bytes` of topics that are created; >= 1."""
+    replication: int = -1
+    """Copies of each partition of topics that are created; -1 = as the brokers do by default."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_bytes", "budget_bytes", "max_message_bytes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"topic.{name} must be >= 1, got {getattr(self, name)}")
+        if not self.linger_s >= 0:
+            raise ValueError(f"topic.linger_s must be >= 0 seconds, got {self.linger_s}")
+        if self.replication == 0 or self.replication < -1:
+            raise ValueError(f"topic.replication must be -1 or >= 1, got {self.replication}")
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")

@@ -14,6 +14,10 @@ from stream.errors import StreamDamaged
 from stream.record import Record
 
 CURSOR_VERSION = 1
+LOST = "lost"
+"""Reason of records that were gone before they were read; they say nothing about the quality of the input."""
+Bounds = tuple[tuple[int, int], ...]
+"""First and end offset of each lane of a topic, an end of -1 being none; empty for shards."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,6 +56,11 @@ class LaneStats:
     """Seconds of a reader spent decoding."""
     crop_s: float = 0.0
     """Seconds of a reader spent cutting crops."""
+
+    @property
+    def seen(self) -> int:
+        """Records that were there to be read: all but those that were lost."""
+        return self.read - self.skipped.get(LOST, 0)
 
     def __add__(self, other: "LaneStats") -> "LaneStats":
         return LaneStats(
@@ -118,6 +127,8 @@ class Cursor:
     """Until the run has read so many records, unusable ones spend no budget."""
     deadly: tuple[tuple[int, int], ...] = ()
     """Unit and index of each record that was left out because it kills its decoder, ascending."""
+    bounds: Bounds = ()
+    """Where the lanes of a topic begin and end for this run; empty for shards."""
 
     def __post_init__(self) -> None:
         for positions in (self.positions, self.replay.positions if self.replay else self.positions):
@@ -126,6 +137,15 @@ class Cursor:
                     f"a cursor of {self.lanes} lanes needs exactly one position a lane, in order; got "
                     f"{len(positions)} positions"
                 )
+        if self.bounds and len(self.bounds) != self.lanes:
+            raise ValueError(f"a cursor of {self.lanes} lanes has {len(self.bounds)} bounds")
+
+    def first_positions(self) -> tuple[Position, ...]:
+        """Where a pass begins; `seq` goes on."""
+        starts = [start for start, _ in self.bounds] or [0] * self.lanes
+        return tuple(
+            Position(lane=p.lane, unit=self.begin, base=starts[p.lane], seq=p.seq) for p in self.positions
+        )
 
     @property
     def read(self) -> int:
@@ -159,6 +179,8 @@ class Cursor:
                 body[name] = getattr(self, name)
         if self.deadly:
             body["deadly"] = [list(place) for place in self.deadly]
+        if self.bounds:
+            body["bounds"] = [list(bound) for bound in self.bounds]
         if self.replay is not None:
             body["replay"] = {
                 "pass_number": self.replay.pass_number,
@@ -183,6 +205,7 @@ class Cursor:
             positions = _positions(body.pop("positions"))
             recent = tuple((_whole(read), _whole(bad)) for read, bad in body.pop("recent", ()))
             deadly = tuple((_whole(unit), _whole(index)) for unit, index in body.pop("deadly", ()))
+            bounds = tuple((_whole(start), _whole(end, least=-1)) for start, end in body.pop("bounds", ()))
             replay = body.pop("replay", None)
             if replay is not None:
                 replay = WindowStart(
@@ -198,7 +221,9 @@ class Cursor:
                     body[name] = {_text(reason): _whole(count) for reason, count in value.items()}
                 else:
                     _whole(value)
-            return cls(positions=positions, recent=recent, replay=replay, deadly=deadly, **body)
+            return cls(
+                positions=positions, recent=recent, replay=replay, deadly=deadly, bounds=bounds, **body
+            )
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise StreamDamaged(f"cursor cannot be read: {error!r}") from error
 
@@ -270,6 +295,10 @@ class Entry:
     """Why it cannot be used; empty when it can."""
     size: int = 0
     """Encoded bytes read for it."""
+    count: int = 1
+    """Records that it stands for: more than one only when they are lost."""
+    time: float = 0.0
+    """When the record was put on the stream, seconds since 1970; 0 = not known."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -282,6 +311,21 @@ class Outlook:
     """No further record will ever come (the stream is sealed and its end is known)."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LaneLag:
+    """How far one lane is behind the end of the stream, or of the run."""
+
+    lane: int
+    trained_records: int
+    """Records not learned from yet."""
+    trained_s: float | None
+    """Age of the newest record learned from; 0 when all were, None when it is not known."""
+    fetched_records: int
+    """Records not read ahead yet."""
+    fetched_s: float | None
+    """Age of the newest record read ahead; as above."""
+
+
 class Source(Protocol):
     """A stream being read, lane by lane; one object per process, not thread-safe.
 
@@ -292,6 +336,10 @@ class Source(Protocol):
 
     def identity(self) -> dict[str, str]:
         """What the cursor is bound to: kind and uuid, never an address; equal for every reader."""
+        ...
+
+    def bounds(self) -> Bounds:
+        """Where lanes begin and end for a run; empty where that follows from the stream."""
         ...
 
     def refresh(self) -> bool:

@@ -16,14 +16,16 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from stream.available import AvailableLookahead
 from stream.config import CropConfig, ReaderConfig
 from stream.errors import StreamMismatch, StreamPruned, TooManyBadRecords
-from stream.lanes import Cursor, LaneStats, Position, Source, SourceSpec, owned_lanes
+from stream.lanes import Cursor, LaneLag, LaneStats, Position, Source, SourceSpec, owned_lanes
 from stream.lookahead import Lookahead
 from stream.pool import InlinePool, Pool, ProcessPool
 from stream.reader import Answer, BadPlace, ReadPlan, Spent, outlook_from
 from stream.slabs import Frame, FrameLayout, Slab
 
+STRICT, AVAILABLE = "strict", "available"
 TURN_S = 0.1
 """Longest time between two looks at `should_stop`."""
 
@@ -46,6 +48,8 @@ class Batch:
     """Hex SHA-256 of each record, empty where it states none."""
     thumbs: Tensor | None
     """[B, 3, T, T] uint8: the whole image squeezed; None when the thumbnail size is 0."""
+    bad: tuple[BadPlace, ...]
+    """Where the records lie that could not be used for this batch."""
     cursor: Cursor
     """After this batch. With several ranks only this rank's lanes have moved (`stream.lanes.joined`)."""
     stats: LaneStats
@@ -85,6 +89,7 @@ class Loader:
         passes: over a sealed stream; >= 1.
         pin_memory: give batches in page-locked memory, for copying to a CUDA device.
         should_stop: asked at least every 0.1 s while iterating waits.
+        mode: strict: each lane gives one chunk a step. available: as many chunks from lanes that are ready.
         more_frames: memory for so many further batches, beyond those of looking ahead.
 
     Raises:
@@ -107,8 +112,11 @@ class Loader:
         passes: int = 1,
         pin_memory: bool = False,
         should_stop: Callable[[], bool] = lambda: False,
+        mode: str = STRICT,
         more_frames: int = 0,
     ) -> None:
+        if mode not in {STRICT, AVAILABLE}:
+            raise ValueError(f"mode must be {STRICT} or {AVAILABLE}, got {mode!r}")
         if workers < 0 or passes < 1 or not crops:
             raise ValueError(
                 f"workers must be >= 0, passes >= 1, crops not empty; got {workers}, {passes}, {tuple(crops)}"
@@ -132,7 +140,9 @@ class Loader:
             self._pool = self._readers(spec, workers)
             opened.callback(self._pool.close)
             self._opened = opened.pop_all()
-        self._ahead = Lookahead(
+        self._newest: dict[int, float] = {}
+        kind = AvailableLookahead if mode == AVAILABLE else Lookahead
+        self._ahead = kind(
             self._source,
             self._pool,
             lanes=self._lanes,
@@ -191,6 +201,25 @@ class Loader:
         self._ahead.look()
         return 0 if self.finished else self._source.unread(self._positions(), self.cursor.pass_number)
 
+    def lane_lags(self) -> tuple[LaneLag, ...]:
+        """How far each lane of this rank is behind, in learning and in reading ahead. Quick: no I/O."""
+        positions = {position.lane: position for position in self._positions()}
+        pass_number, now = self.cursor.pass_number, time.time()
+        found = []
+        for lane, (ahead, newest) in self._ahead.fetched().items():
+            trained = 0 if self.finished else self._source.unread((positions[lane],), pass_number)
+            fetched = 0 if self.finished else self._source.unread((ahead,), pass_number)
+            found.append(
+                LaneLag(
+                    lane=lane,
+                    trained_records=trained,
+                    trained_s=_behind(trained, self._newest.get(lane, 0.0), now),
+                    fetched_records=fetched,
+                    fetched_s=_behind(fetched, newest, now),
+                )
+            )
+        return tuple(found)
+
     def ready(self, timeout_s: float) -> Readiness:
         """What the next step can be; blocks so long at most until that is known.
 
@@ -233,15 +262,16 @@ class Loader:
         cursor = self.cursor.advanced((chunk.after for chunk in chunks), stats)
         # What was accepted beforehand is forgotten too: the budget begins anew behind it.
         accepted = self.cursor.read < cursor.accept_until
-        newest = () if accepted else (*cursor.recent, (stats.read, stats.read - stats.used))
+        newest = () if accepted else (*cursor.recent, (stats.seen, stats.seen - stats.used))
         recent = _newest(newest, self._plan.bad_window)
+        bad = tuple(place for chunk in chunks for place in chunk.bad)
         if self._plan.over_budget(sum(read for read, _ in recent), sum(bad for _, bad in recent)):
-            raise self._too_many_bad(stats, [place for chunk in chunks for place in chunk.bad])
-        frame = self._frames[self._ahead.frame]
+            raise self._too_many_bad(stats, bad)
+        frame = self._ahead.batch(self._frames)
         deadly = {*cursor.deadly, *(place for chunk in chunks for place in chunk.deadly)}
-        cursor = replace(cursor, recent=recent, deadly=tuple(sorted(deadly)))
-        self.cursor = self._moved(cursor, frame)
-        batch = self._batch(frame, stats)
+        self.cursor = self._moved(replace(cursor, recent=recent, deadly=tuple(sorted(deadly))), frame)
+        batch = self._batch(frame, stats, lanes=self._ahead.lanes(), bad=bad)
+        self._newest |= {chunk.after.lane: chunk.newest for chunk in chunks}
         self._ahead.advance()
         return batch
 
@@ -262,9 +292,7 @@ class Loader:
             self.cursor,
             pass_number=self.cursor.pass_number + 1,
             left_over=self.cursor.left_over + left_over,
-            positions=tuple(
-                Position(lane=p.lane, unit=self.cursor.begin, seq=p.seq) for p in self.cursor.positions
-            ),
+            positions=self.cursor.first_positions(),
         )
         self._ahead.begin(self._positions(), self.cursor.pass_number)
 
@@ -336,15 +364,24 @@ class Loader:
             f"has now (this run has read {self.cursor.read:,} records)"
         )
 
-    def _batch(self, frame: Frame, stats: LaneStats, *, thumbs: bool = True) -> Batch:
+    def _batch(
+        self,
+        frame: Frame,
+        stats: LaneStats,
+        *,
+        lanes: Sequence[int] | None = None,
+        thumbs: bool = True,
+        bad: tuple[BadPlace, ...] = (),
+    ) -> Batch:
         return Batch(
             crops=tuple(self._own(kind) for kind in frame.crops),
             uniforms=self._own(frame.uniforms),
-            lane_B=torch.tensor(self._lanes).repeat_interleave(self._plan.chunk),
+            lane_B=torch.tensor(lanes or self._lanes).repeat_interleave(self._plan.chunk),
             seq_B=frame.seq_B.clone(),
             refs_B2=frame.refs_B2.clone(),
             keys=tuple(bytes(row).rstrip(b"\0").decode("ascii") for row in frame.keys.numpy()),
             thumbs=frame.thumbs.clone() if thumbs and self._plan.thumbnail_px else None,
+            bad=bad,
             cursor=self.cursor,
             stats=stats,
         )
@@ -355,17 +392,26 @@ class Loader:
         return own.copy_(shared)
 
 
+def _behind(records: int, newest: float, now: float) -> float | None:
+    """Seconds since the newest record that a lane got to was put on the stream; 0 when it has all."""
+    if records == 0:
+        return 0.0
+    return max(now - newest, 0.0) if newest else None
+
+
 def start_cursor(source: Source, *, seed: int, chunk: int, window: int, begin: int = 0) -> Cursor:
     """The cursor of a run that begins: the first record of every lane, from the unit `begin` on."""
-    return Cursor(
+    empty = Cursor(
         source=source.identity(),
         seed=seed,
         lanes=source.lanes,
         chunk=chunk,
         window=window,
         begin=begin,
-        positions=tuple(Position(lane=lane, unit=begin) for lane in range(source.lanes)),
+        positions=tuple(Position(lane=lane) for lane in range(source.lanes)),
+        bounds=source.bounds(),
     )
+    return replace(empty, positions=empty.first_positions())
 
 
 def _plan(cursor: Cursor, crops: tuple[CropConfig, ...], config: ReaderConfig, lanes: int) -> ReadPlan:

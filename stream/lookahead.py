@@ -12,6 +12,7 @@ from itertools import groupby, islice
 from stream.lanes import Position, Source
 from stream.pool import Pool
 from stream.reader import Answer, Chunk, Failed, Question, Short, Spent, Wanted, outlook_from
+from stream.slabs import Frame
 
 _SAMPLES_OF_A_QUESTION = 32
 """So many small images make a question long enough (about 5 ms at 32 pixels) that asking costs little."""
@@ -20,7 +21,7 @@ _QUESTIONS_A_READER = 2
 
 
 @dataclass(slots=True)
-class _Head:
+class Head:
     """Where asking for one lane stands."""
 
     position: Position
@@ -32,6 +33,8 @@ class _Head:
     """The next chunk is worth asking for once so many records may be read."""
     starved: bool = False
     ended: bool = False
+    newest: float = 0.0
+    """When the newest record of its last chunk was put on the stream; 0 = not known."""
     failure: Failed | Spent | None = None
     """Why the next chunk can never be had."""
 
@@ -69,7 +72,7 @@ class Lookahead:
         self._pass_number = 0
         self._step = 0
         self._chunks: dict[int, dict[int, Chunk]] = {}
-        self._heads: dict[int, _Head] = {}
+        self._heads: dict[int, Head] = {}
         self._next_look = 0.0
 
     @property
@@ -89,7 +92,7 @@ class Lookahead:
         self._chunks.clear()
         self._pass_number = pass_number
         self._heads = {
-            position.lane: _Head(position, number * self._chunk, self._step)
+            position.lane: Head(position, number * self._chunk, self._step)
             for number, position in enumerate(positions)
         }
 
@@ -128,7 +131,7 @@ class Lookahead:
             head.asked = False
             if isinstance(result, Chunk):
                 self._chunks.setdefault(head.step, {})[result.after.lane] = result
-                head.position, head.needs = result.after, 0
+                head.position, head.needs, head.newest = result.after, 0, result.newest
                 head.step += 1
             elif isinstance(result, Short):
                 head.needs, head.ended = result.needs, result.ended
@@ -165,7 +168,19 @@ class Lookahead:
         self._step += 1
         self.ask()
 
-    def _submit(self, heads: Sequence[_Head]) -> None:
+    def lanes(self) -> list[int]:
+        """Lane of each chunk of the current step, as `batch` lays them out."""
+        return list(self._lanes)
+
+    def batch(self, frames: Sequence[Frame]) -> Frame:
+        """The frame of the current step."""
+        return frames[self.frame]
+
+    def fetched(self) -> dict[int, tuple[Position, float]]:
+        """For each lane, the position that reading ahead has come to, and the time of its newest record."""
+        return {lane: (head.position, head.newest) for lane, head in self._heads.items()}
+
+    def _submit(self, heads: Sequence[Head]) -> None:
         wanted = tuple(
             Wanted(head.position, self._pass_number, head.step % self._num_frames, head.column)
             for head in heads
@@ -176,7 +191,7 @@ class Lookahead:
         self._asked[self._ticket] = wanted
         self._pool.submit(Question(self._ticket, wanted))
 
-    def _available(self, head: _Head) -> bool:
+    def _available(self, head: Head) -> bool:
         outlook = outlook_from(self._source, head.position, self._pass_number)
         enough = outlook.available >= max(head.needs, self._chunk)
         head.ended = outlook.ended and not enough

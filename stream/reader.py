@@ -23,8 +23,8 @@ from stream.marks import Mark, Place
 from stream.record import Record
 from stream.slabs import KEY_BYTES, Frame
 
-BAD_PLACES = 5
-"""So many places of unusable records are remembered of a chunk, for messages."""
+BAD_PLACES = 10_000
+"""So many places of unusable records are remembered of a chunk; the budget is spent before."""
 KILLS_DECODER = "kills_decoder"
 """Reason of a record in whose decoder one reader after the other died."""
 
@@ -77,6 +77,8 @@ class Chunk:
     bad: tuple[BadPlace, ...]
     deadly: tuple[Place, ...] = ()
     """Records that were left out because they kill their decoder."""
+    newest: float = 0.0
+    """When the newest of its records was put on the stream, seconds since 1970; 0 = not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,13 +212,14 @@ def read_chunk(
     clock = time.perf_counter()
     for entry, after in source.read(position, pass_number):
         layout.read_s += time.perf_counter() - clock
-        layout.read += 1
+        layout.read += entry.count
+        layout.newest = max(layout.newest, entry.time)
         layout.num_bytes += entry.size
         try:
             layout.add(entry, lane=position.lane, seq=position.seq + layout.used)
         except BadRecord as error:
             layout.skip(entry, position.lane, error.reason)
-            bad = layout.read - layout.used
+            bad = layout.stats().seen - layout.used
             # The other chunks of this step can only add good records up to a whole batch.
             if plan.over_budget(bad + plan.batch, bad):
                 return Spent(layout.stats(), tuple(layout.bad))
@@ -227,6 +230,7 @@ def read_chunk(
                 layout.stats(),
                 tuple(layout.bad),
                 tuple(layout.deadly),
+                layout.newest,
             )
         clock = time.perf_counter()
     known = max(layout.read, outlook.available)
@@ -256,6 +260,7 @@ class Layout:
     read_s: float = 0.0
     decode_s: float = 0.0
     crop_s: float = 0.0
+    newest: float = 0.0
     skipped: dict[str, int] = field(default_factory=dict)
     bad: list[BadPlace] = field(default_factory=list)
     deadly: list[Place] = field(default_factory=list)
@@ -301,7 +306,7 @@ class Layout:
 
     def skip(self, entry: Entry, lane: int, reason: str) -> None:
         """Count a record that cannot be used."""
-        self.skipped[reason] = self.skipped.get(reason, 0) + 1
+        self.skipped[reason] = self.skipped.get(reason, 0) + entry.count
         if reason == KILLS_DECODER:
             self.deadly.append((entry.unit, entry.index))
         if len(self.bad) < BAD_PLACES:

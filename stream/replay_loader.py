@@ -12,7 +12,7 @@ from typing import TypedDict, Unpack
 from stream.config import CropConfig, ReaderConfig, ReplayConfig
 from stream.errors import StreamError, StreamMismatch
 from stream.lanes import Cursor, LaneStats, SourceSpec, WindowStart
-from stream.loader import TURN_S, Batch, Loader, Readiness
+from stream.loader import AVAILABLE, TURN_S, Batch, Loader, Readiness
 from stream.reader import Answer, Failed, Question, Recalled
 from stream.recall import Recall
 from stream.replay import ReplayWindow, with_pass_ended
@@ -32,6 +32,7 @@ class LoaderOptions(TypedDict, total=False):
     passes: int
     pin_memory: bool
     should_stop: Callable[[], bool]
+    mode: str
 
 
 @dataclass(slots=True)
@@ -75,6 +76,11 @@ class ReplayLoader(Loader):
         workers: int,
         **options: Unpack[LoaderOptions],
     ) -> None:
+        if replay.updates > 1 and options.get("mode") == AVAILABLE:
+            raise ValueError(
+                "replay.updates > 1 needs mode = strict: what a replay is drawn from is a function of the "
+                "data only when every lane gives one chunk a step"
+            )
         num_steps = replay.window_steps(cursor.lanes * cursor.chunk)
         self._updates = replay.updates
         self._replays: deque[_Replay] = deque()

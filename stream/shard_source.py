@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from stream.errors import StreamMismatch, StreamPruned
-from stream.lanes import Entry, Outlook, Position
+from stream.lanes import Bounds, Entry, Outlook, Position
 from stream.manifest import Manifest
 from stream.order import LARGEST_SEED, lane_total, record_order, slice_bounds, window_order
 from stream.shard_files import ShardFiles
@@ -85,6 +85,10 @@ class ShardSource:
     def identity(self) -> dict[str, str]:
         """What a cursor is bound to: the stream's uuid, wherever the stream is."""
         return {"kind": "shards", "uuid": self.manifest.uuid}
+
+    def bounds(self) -> Bounds:
+        """None: lanes begin and end with the stream."""
+        return ()
 
     def refresh(self) -> bool:
         """Look for new commits; True when the stream grew or was sealed."""

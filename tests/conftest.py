@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.kafka_broker import kafka, kafka_of_session  # noqa: F401  fixtures
+
 DATA_VARIABLE = "SWAVSTREAM_TEST_DATA"
 
 

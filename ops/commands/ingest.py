@@ -9,6 +9,7 @@ import click
 
 if TYPE_CHECKING:
     from ingest.config import IngestConfig
+    from ingest.topic_destination import TopicDestination
     from ingest.worker import IngestReport
 
 NOTE = b"\nstopping: what is open is being committed (Ctrl-C once more ends at once)\n"
@@ -29,6 +30,8 @@ NOTE = b"\nstopping: what is open is being committed (Ctrl-C once more ends at o
     "--max-ahead", type=int, metavar="RECORDS",
     help="Wait while the slowest registered run has more records unread.",
 )  # fmt: skip
+@click.option("--create-topic", is_flag=True, help="Make the Kafka topic when it is not there.")
+@click.option("--partitions", type=click.IntRange(min=1), help="Partitions of a topic that is made.")
 @click.option("--name", default="", help="Identity of the source; by default made of its absolute path.")
 @click.option(
     "--set",
@@ -48,14 +51,17 @@ def command(
     keep_hours: float | None,
     keep_bytes: int | None,
     max_ahead: int | None,
+    create_topic: bool,
+    partitions: int | None,
     name: str,
     assignments: tuple[str, ...],
     as_json: bool,
 ) -> int:
-    """Bring images from SOURCE... into the stream DEST.
+    """Bring images from SOURCE... into the stream DEST, shards or a Kafka topic.
 
     SOURCE is a folder (images in it and below, and tars), a tar, a gzipped tar, or a quoted glob. DEST is a
-    folder or any fsspec URL; it is made when it is not there. At the end the stream is sealed, unless --open.
+    folder or any fsspec URL, made when it is not there, and sealed at the end, unless --open; or it is
+    kafka://HOST:PORT/TOPIC, which is made with --create-topic --partitions N and stays open.
 
     Killed or stopped, the same command goes on where it was; finished, it does nothing. What cannot be used
     is skipped and counted by its reason: found = written + skipped. Images above 384 pixels on the shorter
@@ -72,12 +78,24 @@ def command(
         swavstream ingest MORE/ EVEN-MORE.tar.gz STREAM/ --set short_side=256 --set quality=85
         swavstream ingest CRAWL/ STREAM/ --open --keep-hours 72 --max-ahead 1000000
         swavstream seal STREAM/
+        swavstream ingest PICTURES/ kafka://HOST:9092/images --create-topic --partitions 8
 
     --json prints found, written, skipped {reason: n}, bytes, shards, seconds, status (finished or stopped),
     sealed, labels_lost {reason: n} and warnings; counts and seconds are over all starts.
     """  # noqa: D301  click reads the escape as "do not rewrap"
     from ops.signals import StopRequest
+    from stream.topic_address import is_topic
 
+    if create_topic != (partitions is not None):
+        raise click.UsageError(
+            "--create-topic and --partitions go together: a partition is a lane of a learner"
+        )
+    if is_topic(dest) and reference:
+        raise click.UsageError(
+            "--reference leaves images in their tars, and a topic holds the images: leave it out"
+        )
+    if partitions is not None and not is_topic(dest):
+        raise click.UsageError(f"--create-topic is for kafka://HOST:PORT/TOPIC, and DEST is {dest}")
     with StopRequest(NOTE) as asked:
         from ingest.forking import begin_imports
 
@@ -90,6 +108,7 @@ def command(
         from ingest.worker import STOPPED, run_ingest
 
         source = open_source(sources, name=name, label_from=config.label_from, max_bytes=config.max_bytes)
+        destination = _topic(dest, source.source_id, config, partitions)
         show = _Shown()
         try:
             report = run_ingest(
@@ -100,6 +119,7 @@ def command(
                 reference=reference,
                 progress=show,
                 stop=asked.asked,
+                destination=destination,
             )
         finally:
             show.end()
@@ -107,6 +127,19 @@ def command(
         click.echo(f"Warning: {warning}", err=True)
     click.echo(json.dumps(asdict(report)) if as_json else _told(report, dest))
     return asked.exit_code if report.status == STOPPED else 0
+
+
+def _topic(
+    dest: str, source_id: str, config: "IngestConfig", partitions: int | None
+) -> "TopicDestination | None":
+    """The topic that an address names, made when that is asked for; None when it names shards."""
+    from stream.topic_address import is_topic
+
+    if not is_topic(dest):
+        return None
+    from ingest.topic_destination import TopicDestination
+
+    return TopicDestination(dest, source_id, config, create_partitions=partitions or 0)
 
 
 class _Shown:
@@ -155,13 +188,16 @@ def _config(
 
 
 def _told(report: "IngestReport", dest: str) -> str:
+    from stream.topic_address import is_topic
+
     skipped = ", ".join(f"{count:,} {reason}" for reason, count in report.skipped.items())
     lost = ", ".join(f"{count:,} {reason}" for reason, count in report.labels_lost.items())
     total = report.found - report.written
     lines = [
         f"{report.status}: {report.found:,} found = {report.written:,} written + {total:,} skipped"
         + (f" ({skipped})" if skipped else ""),
-        f"  {report.shards:,} shards, {report.bytes / 1e6:,.1f} MB of images, {report.seconds:,.1f} s",
+        f"  {'' if is_topic(dest) else f'{report.shards:,} shards, '}{report.bytes / 1e6:,.1f} MB of images, "
+        f"{report.seconds:,.1f} s",
         f"  {dest} is {'sealed' if report.sealed else 'open'}",
     ]
     if lost:

@@ -33,6 +33,10 @@ from ops.signals import StopRequest
     "--init-from", metavar="SNAPSHOT",
     help="Begin a new run with weights of another: RUN, RUN:VERSION, RUN:stable, RUN/checkpoints/ckpt-...",
 )  # fmt: skip
+@click.option(
+    "--until", default="", metavar="END",
+    help="Where a Kafka topic ends for this run: now, an offset, or a time (2026-05-01T12:00:00+00:00).",
+)  # fmt: skip
 @click.option("--wait", is_flag=True, help="Wait for a stream that does not exist yet.")
 @click.option(
     "--accept-bad-until", metavar="RECORDS", default="",
@@ -47,13 +51,15 @@ def command(
     assignments: tuple[str, ...],
     nproc: int,
     init_from: str | None,
+    until: str,
     wait: bool,
     accept_bad_until: str,
     as_json: bool,
 ) -> int:
-    """Learn from STREAM, a directory or URL of shards, in one pass.
+    """Learn from STREAM, a directory or URL of shards or kafka://HOST:PORT/TOPIC, in one pass.
 
-    A sealed stream ends; an open one is waited on for ever. Ctrl-C and SIGTERM save, and the same command
+    A sealed stream ends; an open one is waited on for ever. A topic is open unless --until says where it ends
+    for this run; its partitions are the lanes. Ctrl-C and SIGTERM save, and the same command
     goes on from there. Progress is written to stderr, the summary to stdout.
 
     Several ranks learn the same as one: --nproc starts them here, torchrun on many machines (see the last
@@ -69,6 +75,7 @@ def command(
         swavstream learn TRAIN/ --run RUN/ --recipe smoke --set server.port=0 --json
         swavstream learn TRAIN/ --run RUN/ --recipe smoke --nproc 2
         torchrun --nnodes 2 --nproc-per-node 8 ... -m ops.cli -- learn TRAIN/ --run RUN/
+        swavstream learn kafka://HOST:9092/images --run RUN/ --recipe smoke --set lanes=8 --until now
     """  # noqa: D301
     if file is None and recipe is None and not (run_dir / "run.json").exists():
         raise click.UsageError(f"give --config FILE or --recipe NAME, one of\n{recipes.overview()}")
@@ -95,6 +102,7 @@ def command(
         stream,
         run_dir,
         config,
+        until=until,
         wait=wait,
         init_from=init_from,
         accept_bad_until=accept_bad_until,

@@ -13,6 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 from ops.metric_table import METRICS, PREFIX
 from ops.metrics import HEALTH_GAUGES, STEP_GAUGES, Metrics
 from ops.publisher import RESULTS, PublishResult
+from stream.lanes import LaneLag
 from tests.ops import synthetic
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
@@ -223,6 +224,9 @@ def test_every_metric_of_the_table_is_exported_and_none_besides(metrics: Metrics
     report = synthetic.report(640, usage)
     metrics.observe(report, synthetic.stats(64, {"truncated": 1}), step_s=0.5)
     metrics.lag(0)
+    behind = {"trained_records": 9, "trained_s": 1.0, "fetched_records": 4, "fetched_s": 0.5}
+    metrics.lanes([LaneLag(lane=lane, **behind) for lane in range(300)])  # type: ignore[arg-type]
+    metrics.dead_letters(2, 1)
     metrics.checkpoint("ok", 0.1)
     metrics.published(PublishResult(result="ok", samples=64, digest="d", version=4, abandoned=(3,)))
     body = metrics.text(OPENMETRICS)[0].decode()
@@ -267,3 +271,26 @@ def test_scrapes_while_it_counts_see_whole_pages(metrics: Metrics) -> None:
     thread.join()
     assert failures == []
     assert value(metrics, "steps_total") == 100
+
+
+def test_lag_is_told_for_a_bounded_number_of_lanes(metrics: Metrics) -> None:
+    lags = [
+        LaneLag(lane=lane, trained_records=lane, trained_s=None, fetched_records=0, fetched_s=0.0)
+        for lane in range(1000)
+    ]
+    metrics.lanes(lags)
+    found = [labels for name, labels in series(metrics) if name.endswith("lane_lag_records")]
+    assert len(found) == 2 * 256
+    assert value(metrics, "lane_lag_records", stage="trained", lane="7") == 7
+    assert not any(
+        ("stage", "trained") in labels
+        for name, labels in series(metrics)
+        if name.endswith("lane_lag_seconds")
+    )
+
+
+def test_dead_letters_are_counted_once(metrics: Metrics) -> None:
+    metrics.dead_letters(3, 0)
+    metrics.dead_letters(5, 2)
+    assert value(metrics, "dead_letters_total", result="sent") == 5
+    assert value(metrics, "dead_letters_total", result="dropped") == 2

@@ -35,6 +35,8 @@ class Two(World):
 
     def gather(self, value: Any) -> list[Any]:
         """Reasons of what is skipped are gathered too, at many steps."""
+        if isinstance(value, list):
+            return [value, value]
         of_reasons = isinstance(value, dict) and "starving" not in value
         return [value, (self._reasons or value) if of_reasons else self._told]
 

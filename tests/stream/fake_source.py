@@ -18,7 +18,7 @@ from typing import cast
 import numpy as np
 from PIL import Image
 
-from stream.lanes import Entry, Outlook, Position
+from stream.lanes import Bounds, Entry, Outlook, Position
 from stream.record import Record
 
 
@@ -105,6 +105,9 @@ class FakeSource:
 
     def identity(self) -> dict[str, str]:
         return {"kind": "fake", "uuid": str(self.spec.seed)}
+
+    def bounds(self) -> Bounds:
+        return ()
 
     def refresh(self) -> bool:
         before = self._records, self._sealed

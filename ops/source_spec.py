@@ -1,0 +1,102 @@
+"""Which stream a run reads, by its address: shards, or a Kafka topic. The one place that tells them apart."""
+
+from dataclasses import replace
+
+from ops.config import RunConfig
+from ops.errors import ConfigError
+from ops.rundir import RunRecord
+from stream.config import NONE
+from stream.lanes import Cursor, Source, SourceSpec
+from stream.loader import AVAILABLE, STRICT
+from stream.shard_source import ShardSource, ShardSpec
+from stream.topic_address import is_topic, read_address
+from stream.topic_follower import TopicFollower
+from stream.topic_spec import OPEN, TopicSpec
+from stream.topic_until import check
+
+
+def source_spec(
+    stream: str, config: RunConfig, *, until: str = "", cursor: Cursor | None = None
+) -> SourceSpec:
+    """How the stream at an address is read.
+
+    Args:
+        stream: folder or URL of shards, or kafka://HOST:PORT/TOPIC.
+        config: of the run.
+        until: where a topic ends for a run that begins: now, an offset or a time; empty = it stays open.
+        cursor: where the run goes on; None begins. The ends that it holds stay, whatever `until` says.
+
+    Raises:
+        ConfigError: `until` for shards, or not an end; an address that is none.
+    """
+    if not is_topic(stream):
+        if until:
+            raise ConfigError(
+                f"--until is for Kafka topics; {stream} ends where it is sealed: swavstream seal"
+            )
+        return ShardSpec(url=stream, lanes=config.lanes, window=config.window, seed=config.seed)
+    try:
+        check(until)
+        return TopicSpec(
+            url=stream,
+            lanes=config.lanes,
+            window=config.window,
+            seed=config.seed,
+            kafka=config.kafka,
+            until=until,
+            bounds=cursor.bounds if cursor is not None else (),
+        )
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def pinned(spec: SourceSpec, start: Cursor) -> SourceSpec:
+    """The same, with the ends of a topic as they were found when the run began."""
+    return replace(spec, bounds=start.bounds) if isinstance(spec, TopicSpec) else spec
+
+
+def reading_mode(config: RunConfig, spec: SourceSpec) -> str:
+    """How lanes make a step; where settings leave it open, as they come on a live topic, else in order."""
+    if config.mode != "auto":
+        return config.mode
+    live = isinstance(spec, TopicSpec) and all(end == OPEN for _, end in spec.bounds)
+    return AVAILABLE if live and config.replay.updates == 1 else STRICT
+
+
+def sealed_steps(source: Source, cursor: Cursor, mode: str, config: RunConfig) -> int | None:
+    """Steps of one pass when the stream has its end; None while it is open.
+
+    Args:
+        source: the stream.
+        cursor: of the run, at any place: what counts is where its passes begin.
+        mode: how lanes make a step.
+        config: of the run.
+
+    Raises:
+        ConfigError: not even one batch.
+    """
+    if not source.sealed():
+        return None
+    if isinstance(source, ShardSource):  # whose first shards may have been pruned since
+        records = source.records(cursor.begin)
+        steps = records // config.lanes // config.chunk
+    else:
+        lanes = [source.outlook(position, 0).available for position in cursor.first_positions()]
+        chunks = [in_lane // config.chunk for in_lane in lanes]
+        records, steps = sum(lanes), sum(chunks) // config.lanes if mode == AVAILABLE else min(chunks)
+    if steps == 0:
+        raise ConfigError(
+            f"the stream is sealed with {records} records, fewer than one batch of {config.batch}: "
+            "nothing could be learned; lower batch and lanes"
+        )
+    return steps
+
+
+def follower_of(stream: str, config: RunConfig, record: RunRecord) -> TopicFollower | None:
+    """What is told of a run over a topic: its dead letters, and its progress. None for shards."""
+    if not is_topic(stream):
+        return None
+    address, kafka = read_address(stream), config.kafka
+    letters = "" if kafka.dead_letters == NONE else kafka.dead_letters or f"{address.topic}.dead"
+    group = "" if kafka.group == NONE else kafka.group or f"swavstream-{record.uuid[:8]}"
+    return TopicFollower(address, kafka, dead_letters=letters, group=group, run=record.uuid)

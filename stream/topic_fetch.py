@@ -1,0 +1,298 @@
+"""Messages of a partition from an offset on, fetched when they are asked for and kept while they may be.
+
+A reader answers for any lane, so it is one partition at a time that is assigned, sought and polled: no group,
+no position of its own. What a fetch brings beyond what was asked for is kept, within a budget of bytes.
+"""
+
+import contextlib
+import logging
+import struct
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from kafka import KafkaConsumer, TopicPartition, errors
+
+from stream.config import KafkaConfig
+from stream.errors import StreamError
+from stream.topic_address import TopicAddress
+from stream.topic_client import explained, open_consumer
+
+logger = logging.getLogger(__name__)
+
+POLL_MS = 1000
+LOOK_MS = 3000
+"""Longest time that looking for new records takes while brokers are away."""
+PARSE_ERRORS = (
+    errors.CorruptRecordError,
+    errors.UnsupportedCodecError,
+    ValueError,
+    TypeError,
+    IndexError,
+    OverflowError,
+    MemoryError,
+    EOFError,
+    struct.error,
+)
+"""What the client library raises for bytes that are no batch, or not the batch that was written."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Message:
+    """One message, or a place whose message cannot be read."""
+
+    offset: int
+    epoch: int = -1
+    """Leader epoch of its batch."""
+    time: float = 0.0
+    """When it was sent, seconds since 1970; 0 = not known."""
+    value: bytes | None = None
+    headers: tuple[tuple[str, bytes | None], ...] = ()
+    broken: bool = False
+    """Its batch fails the check of Kafka, and it states no digest of its own."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of the value."""
+        return len(self.value or b"")
+
+
+class Gone(Exception):
+    """The log does not hold an offset: it begins later, or ends before."""
+
+
+@dataclass(slots=True)
+class _Kept:
+    """Messages of a partition that follow each other."""
+
+    first: int
+    after: int
+    """Offset to go on from; nothing lies between the last message and it."""
+    messages: list[Message] = field(default_factory=list)
+    num_bytes: int = 0
+
+
+class TopicFetcher:
+    """Reads partitions of one topic; one per process, not thread-safe.
+
+    Waits for brokers that are away, up to `patience_s`, and then raises StreamError.
+    """
+
+    def __init__(self, address: TopicAddress, config: KafkaConfig) -> None:
+        self._address, self._config = address, config
+        self._consumer: KafkaConsumer | None = None
+        self._kept: OrderedDict[int, _Kept] = OrderedDict()
+        self._away_since: float | None = None
+
+    def ends(self, partitions: Iterable[int]) -> dict[int, int] | None:
+        """Offset after the last readable message of each partition; None while brokers are away."""
+        return self._ask(partitions, lambda c, tps: c.end_offsets(tps, timeout_ms=LOOK_MS))
+
+    def starts(self, partitions: Iterable[int]) -> dict[int, int] | None:
+        """Offset of the first message that each partition still has; None while brokers are away."""
+        return self._ask(partitions, lambda c, tps: c.beginning_offsets(tps, timeout_ms=LOOK_MS))
+
+    def at_time(self, partitions: Iterable[int], seconds: float) -> dict[int, int] | None:
+        """Offset of the first message of each partition sent then or later; -1 where there is none."""
+
+        def ask(consumer: KafkaConsumer, tps: list[TopicPartition]) -> dict[TopicPartition, int]:
+            found = consumer.offsets_for_times(dict.fromkeys(tps, int(seconds * 1000)))
+            return {tp: -1 if found.get(tp) is None else found[tp].offset for tp in tps}
+
+        return self._ask(partitions, ask)
+
+    def partitions(self) -> int:
+        """Partitions that the topic has by now, as of the client's last look."""
+        with explained(self._address):
+            return len(self._client().partitions_for_topic(self._address.topic) or ())
+
+    def messages(self, partition: int, offset: int, *, count: int, stop: int) -> tuple[list[Message], int]:
+        """Messages from `offset` on, in order; at most `count`, and none at `stop` or later.
+
+        Args:
+            partition: of the topic.
+            offset: where to begin.
+            count: >= 1.
+            stop: <= the end of the log; until there is waited for messages.
+
+        Returns:
+            The messages, and the offset to go on from: of the message after them, or `stop`.
+
+        Raises:
+            Gone: the log does not hold `offset`.
+            StreamError: brokers are away for too long, or do not permit reading.
+        """
+        kept = self._from(partition, offset)
+        began = time.monotonic()
+        while len(kept.messages) < count and kept.after < stop:
+            before = kept.after
+            self._fetch(partition, kept)
+            if kept.after > before:
+                began = time.monotonic()
+                self._shrink(partition)
+            elif time.monotonic() - began > self._config.patience_s:
+                raise StreamError(
+                    f"Kafka at {self._address.place} gives nothing of topic {self._address.topic!r}, "
+                    f"partition {partition}, offset {before}, for {self._config.patience_s:.0f} s "
+                    "(kafka.patience_s): are its brokers up?"
+                )
+        found = [message for message in kept.messages[:count] if message.offset < stop]
+        return found, found[-1].offset + 1 if len(found) == count else stop
+
+    def message(self, partition: int, offset: int) -> Message | None:
+        """One message, again; None when it is gone."""
+        kept = self._kept.get(partition)
+        if kept is not None and kept.first <= offset < kept.after:
+            return next((message for message in kept.messages if message.offset == offset), None)
+        aside = self._kept.pop(partition, None)
+        try:
+            found, _ = self.messages(partition, offset, count=1, stop=offset + 1)
+        except Gone:
+            return None
+        finally:
+            if aside is not None:
+                self._kept[partition] = aside
+        return found[0] if found else None
+
+    def close(self) -> None:
+        """Let go of connections and messages. May be called twice."""
+        self._kept.clear()
+        consumer, self._consumer = self._consumer, None
+        if consumer is not None:
+            with contextlib.suppress(errors.KafkaError):
+                consumer.close(autocommit=False, timeout_ms=1000)
+
+    def _client(self) -> KafkaConsumer:
+        # Here, and not in the constructor: its thread must begin in the process that reads.
+        if self._consumer is None:
+            self._consumer = open_consumer(self._address, self._config)
+        return self._consumer
+
+    def _topic(self, partition: int) -> TopicPartition:
+        return TopicPartition(self._address.topic, partition)
+
+    def _ask(
+        self, partitions: Iterable[int], ask: Callable[[KafkaConsumer, list[TopicPartition]], dict[Any, int]]
+    ) -> dict[int, int] | None:
+        topics = [self._topic(partition) for partition in partitions]
+        with explained(self._address):
+            try:
+                found = ask(self._client(), topics)
+            except errors.RetriableError as error:
+                now = time.monotonic()
+                if self._away_since is None:
+                    self._away_since = now
+                    logger.warning(
+                        "Kafka at %s does not answer: %s", self._address.place, type(error).__name__
+                    )
+                if now - self._away_since > self._config.patience_s:
+                    raise
+                return None
+        self._away_since = None
+        return {topic.partition: offset for topic, offset in found.items()}
+
+    def _from(self, partition: int, offset: int) -> _Kept:
+        """What is kept of a partition from an offset on."""
+        kept = self._kept.get(partition)
+        if kept is None or not kept.first <= offset <= kept.after:
+            kept = self._kept[partition] = _Kept(offset, offset)
+        while kept.messages and kept.messages[0].offset < offset:
+            kept.num_bytes -= kept.messages.pop(0).size
+        kept.first = offset
+        self._kept.move_to_end(partition)
+        return kept
+
+    def _shrink(self, partition: int) -> None:
+        """Forget the partitions that were read longest ago, when too much is kept."""
+        while sum(kept.num_bytes for kept in self._kept.values()) > self._config.buffer_bytes:
+            oldest = next(iter(self._kept))
+            if oldest == partition:
+                return
+            del self._kept[oldest]
+
+    def _fetch(self, partition: int, kept: _Kept) -> None:
+        """One fetch; what it brings is kept."""
+        topic = self._topic(partition)
+        with explained(self._address):
+            consumer = self._client()
+            try:
+                consumer.assign([topic])
+                consumer.seek(topic, kept.after)
+                got = consumer.poll(POLL_MS)
+                # Past markers of transactions, which are never given out.
+                after = consumer.position(topic, timeout_ms=POLL_MS)
+            except errors.OffsetOutOfRangeError as error:
+                raise Gone from error
+            except errors.LogTruncationError as error:
+                raise Gone from error
+            except errors.RetriableError:
+                time.sleep(0.1)
+                return
+            except PARSE_ERRORS as error:
+                # The client would find the same batch in its buffer and go round for ever in its next poll:
+                # it is not asked again.
+                self._drop_client()
+                logger.warning(
+                    "topic %s, partition %d, offset %d: a batch that cannot be trusted (%s)",
+                    self._address.topic, partition, kept.after, type(error).__name__,
+                )  # fmt: skip
+                self._salvage(topic, kept)
+                return
+        for one in got.get(topic, ()):
+            self._keep(kept, _message(one))
+        kept.after = max(kept.after, after or 0)
+
+    def _salvage(self, topic: TopicPartition, kept: _Kept) -> None:
+        """Go on past a batch that fails Kafka's check, or is no batch.
+
+        Messages that state their own digest are taken: it is compared later, and is the better check. Of
+        others only the first, as broken; whether the next belongs to the same batch is seen when it is read.
+        """
+        offset = kept.after
+        consumer = open_consumer(self._address, self._config, check_crcs=False)
+        try:
+            consumer.assign([topic])
+            consumer.seek(topic, offset)
+            deadline = time.monotonic() + self._config.patience_s
+            got: list[Any] = []
+            while not got and time.monotonic() < deadline:
+                got = consumer.poll(POLL_MS).get(topic, [])
+        except PARSE_ERRORS:
+            got = []
+        finally:
+            with contextlib.suppress(errors.KafkaError):
+                consumer.close(autocommit=False, timeout_ms=1000)
+        first = got[0] if got else None
+        if first is None or first.offset > offset:
+            self._keep(kept, Message(offset=offset, broken=True))
+            return
+        for one in got:
+            message = _message(one)
+            if not any(name == "sha256" for name, _ in message.headers):
+                if one is first:
+                    self._keep(kept, Message(offset=offset, time=message.time, broken=True))
+                return
+            self._keep(kept, message)
+
+    def _keep(self, kept: _Kept, message: Message) -> None:
+        kept.messages.append(message)
+        kept.num_bytes += message.size
+        kept.after = message.offset + 1
+
+    def _drop_client(self) -> None:
+        consumer, self._consumer = self._consumer, None
+        if consumer is not None:
+            with contextlib.suppress(errors.KafkaError):
+                consumer.close(autocommit=False, timeout_ms=1000)
+
+
+def _message(one: Any) -> Message:
+    return Message(
+        offset=one.offset,
+        epoch=-1 if one.leader_epoch is None else one.leader_epoch,
+        time=max(one.timestamp, 0) / 1000,
+        value=one.value,
+        headers=tuple(one.headers),
+    )

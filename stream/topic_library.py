@@ -1,0 +1,47 @@
+"""What the Kafka client library says while it works: told only to who asks, but listened to.
+
+It logs each attempt to reconnect as an error, once a second from every client, and tries again for as long as
+it may when a password or a certificate is refused; its last error then speaks of time alone.
+"""
+
+import logging
+import time
+
+NAME = "kafka"
+REFUSALS = ("AuthenticationFailed", "CERTIFICATE_VERIFY_FAILED", "UnsupportedSaslMechanism", "SSLError")
+RECENT_S = 60.0
+
+
+class Listener(logging.Handler):
+    """Keeps the last refusal, and passes messages on when they are asked for (root logger at INFO)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._refusal = ""
+        self._at = 0.0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Take one message in."""
+        text = record.getMessage()
+        if any(name in text for name in REFUSALS):
+            self._refusal, self._at = text, time.monotonic()
+        root = logging.getLogger()
+        if root.isEnabledFor(logging.INFO):
+            root.handle(record)
+
+    def refusal(self) -> str:
+        """What was refused of late; empty when nothing was."""
+        return self._refusal if time.monotonic() - self._at < RECENT_S else ""
+
+
+def listener() -> Listener:
+    """The one listener of this process, put in place when it is not yet."""
+    library = logging.getLogger(NAME)
+    for handler in library.handlers:
+        if isinstance(handler, Listener):
+            return handler
+    handler = Listener()
+    library.addHandler(handler)
+    library.propagate = False
+    library.setLevel(logging.INFO)  # at DEBUG it writes out what it sends, passwords among it
+    return handler
