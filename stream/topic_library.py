@@ -8,6 +8,8 @@ import logging
 import time
 
 NAME = "kafka"
+WELCOME = "Bootstrap complete"
+"""Said once a client is let in: what was refused before is over."""
 REFUSALS = ("AuthenticationFailed", "CERTIFICATE_VERIFY_FAILED", "UnsupportedSaslMechanism", "SSLError")
 RECENT_S = 60.0
 
@@ -25,6 +27,8 @@ class Listener(logging.Handler):
         text = record.getMessage()
         if any(name in text for name in REFUSALS):
             self._refusal, self._at = text, time.monotonic()
+        elif WELCOME in text:
+            self._refusal = ""
         root = logging.getLogger()
         if root.isEnabledFor(logging.INFO):
             root.handle(record)
