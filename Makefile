@@ -26,9 +26,10 @@ types: install
 test: lint types
 	$(BIN)/python -m pytest
 
-# The long forms of tests that kill: runs, readers, ingests, prunes, producers. SWAVSTREAM_SOAK_S makes them longer.
+# The long forms: kills of runs, readers, ingests, prunes and producers, a topic there and back, every planted fault.
+# SWAVSTREAM_SOAK_S=3600 kills at random for an hour more, SWAVSTREAM_SOAK_RECORDS=1000000 fills a larger topic.
 soak: install
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow -s
 
 # What is measured and not tested: each script prints a table.
 bench: install
