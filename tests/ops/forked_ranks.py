@@ -73,6 +73,7 @@ def start(
     config: RunConfig,
     *,
     at: Callable[[int, int], None] = lambda _rank, _update: None,
+    **more: Any,
 ) -> Ranks:
     """Fork ranks that learn together.
 
@@ -82,6 +83,7 @@ def start(
         run_dir: of the run.
         config: of the run.
         at: called in each rank before each update, with rank and number of the update.
+        more: for `learn`.
     """
     number = len(list(run_dir.parent.glob(f"{run_dir.name}-life-*")))
     folder = run_dir.parent / f"{run_dir.name}-life-{number}"
@@ -98,14 +100,20 @@ def start(
                     "RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank),
                     "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo",
                 }  # fmt: skip
-                _be_rank(rank, folder, stream, run_dir, config, at)
+                _be_rank(rank, folder, stream, run_dir, config, at, more)
             os._exit(1)
         pids.append(pid)
     return Ranks(folder=folder, pids=pids)
 
 
 def _be_rank(
-    rank: int, folder: Path, stream: str, run_dir: Path, config: RunConfig, at: Callable[[int, int], None]
+    rank: int,
+    folder: Path,
+    stream: str,
+    run_dir: Path,
+    config: RunConfig,
+    at: Callable[[int, int], None],
+    more: dict[str, Any],
 ) -> None:
     trace = (folder / f"trace-{rank}.jsonl").open("a", encoding="utf-8")
 
@@ -122,7 +130,7 @@ def _be_rank(
     vars(ops.run)["Learner"] = Traced  # in a process of its own
     stop, code = StopRequest(), 0
     try:
-        outcome: dict[str, Any] = {"summary": run(stream, run_dir, config, stop=stop).to_json()}
+        outcome: dict[str, Any] = {"summary": run(stream, run_dir, config, stop=stop, **more).to_json()}
     except Exception as error:  # noqa: BLE001  # carried to the test
         outcome, code = {"error": f"{type(error).__name__}: {error}"}, 1
         outcome["told_by_another"] = isinstance(error, RankFailed)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from stream.topic_address import read_address
 from stream.topic_spec import TopicSpec
 from tests.kafka_broker import Broker
 from tests.ops import small_runs
+from tests.ops.forked_ranks import start, traced
 from tests.stream.make_topic import admin, fill, filled, made, messages, producer
 
 LANES = 4
@@ -68,6 +70,28 @@ def test_a_run_that_is_killed_ends_with_the_same_weights(
     killed = small_runs.run(images, tmp_path / "killed", config, until="now")
     assert (killed.samples, killed.status) == (whole.samples, FINISHED)
     assert small_runs.bits(tmp_path / "killed") == small_runs.bits(tmp_path / "whole")
+
+
+def test_two_ranks_killed_and_one_are_one_run_over_a_topic(
+    kafka: Broker, tmp_path: Path, images: str, one_thread: None
+) -> None:
+    def die(rank: int, update: int) -> None:
+        if (rank, update) == (1, 5):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    config = config_of("precision=float64", "model.bn_groups=2")
+    alone = start(1, images, tmp_path / "alone", config, until="now")
+    assert alone.wait()[0]["summary"]["samples"] == 320
+    two = start(2, images, tmp_path / "two", config, at=die, until="now")
+    assert "rank 1 of 2 died" in two.wait()[0]["error"]
+    one = start(1, images, tmp_path / "two", config, until="now")
+    assert one.wait()[0]["summary"]["status"] == FINISHED
+    found, expected = traced(two.folder, one.folder), traced(alone.folder)
+    assert {update: names for update, (_, names) in found.items()} == {
+        update: names for update, (_, names) in expected.items()
+    }
+    assert found[9][0] == pytest.approx(expected[9][0], rel=1e-9)
+    assert cursor_of(tmp_path / "two") == cursor_of(tmp_path / "alone")
 
 
 def test_a_live_topic_is_read_as_records_come_until_somebody_stops(kafka: Broker, tmp_path: Path) -> None:
