@@ -54,8 +54,8 @@ def read(run_dir: Path) -> Probe:
         keys = tuple(arrays["keys"].tobytes().decode().split("\n")) if len(thumbs) else ()
     except FileNotFoundError as error:
         raise SnapshotNotFound(
-            f"there is no {path} yet: it is written with the first checkpoint, or once {IMAGES:,} samples have "
-            f"arrived; with reader.thumbnail_px below {SMALLEST_PX} there is none"
+            f"there is no {path} yet: it is written with the first checkpoint, or once {IMAGES:,} samples "
+            f"have arrived; with reader.thumbnail_px below {SMALLEST_PX} there is none"
         ) from error
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise SnapshotDamaged(f"{path} cannot be read: {error}") from error

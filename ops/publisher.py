@@ -91,7 +91,7 @@ class Publisher:
         revive: brings an embedded server back when it died; may raise OpsError.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  what a run knows only when it is wired
         self,
         store: SnapshotStore,
         encoders: EncoderFiles,

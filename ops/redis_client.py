@@ -1,15 +1,15 @@
 """A Redis client from a URL, made so that nobody waits long and no password is printed.
 
-    redis://HOST:6379/0                        a server
-    rediss://HOST:6380/0                       with TLS; ?ssl_ca_certs=FILE or SWAVSTREAM_REDIS_CA for an own CA
-    sentinel://HOST:26379,HOST:26379/NAME/0    the master that Sentinels name; sentinels:// with TLS to all
-    unix:///PATH                               a socket
+    redis://HOST:6379/0                      a server
+    rediss://HOST:6380/0                     with TLS; an own CA by ?ssl_ca_certs=FILE or SWAVSTREAM_REDIS_CA
+    sentinel://HOST:26379,HOST:26379/NAME/0  the master that Sentinels name; sentinels:// with TLS to all
+    unix:///PATH                             a socket
 
 User and password may stand in the URL, but are better kept out of it:
 
     SWAVSTREAM_REDIS_USER                user; without it the server's default one
     SWAVSTREAM_REDIS_PASSWORD            password
-    SWAVSTREAM_REDIS_PASSWORD_FILE       file that holds it, read anew for each connection, so that it may change
+    SWAVSTREAM_REDIS_PASSWORD_FILE       file that holds it; read for each connection, so that it may change
     SWAVSTREAM_REDIS_SENTINEL_PASSWORD   of the Sentinels themselves, where they ask for one
 
 On a Redis Cluster give the node that holds the run's slot: all keys of a run are in one, see `ops.snapshots`.
@@ -65,8 +65,8 @@ def connect(url: str) -> redis.Redis:
     After a failover a client of Sentinels asks them again with its next connection.
 
     Raises:
-        RedisUnavailable: not a Redis URL, or a CA file that is not there. The message does not show the URL as
-            a whole, since it may hold a password.
+        RedisUnavailable: not a Redis URL, or a CA file that is not there. The message does not show the whole
+            URL, since it may hold a password.
     """
     try:
         scheme = urlsplit(url).scheme

@@ -1,4 +1,4 @@
-"""Names that people give to snapshots: moving `stable` by hand, and pins, each as one script on the server."""
+"""Names that people give to snapshots: moving `stable` by hand, and pins; each one script on the server."""
 
 import re
 
@@ -13,8 +13,8 @@ PIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 class SnapshotNames:
     """Moves names of one run's snapshots; `head` is the learner's alone.
 
-    No fence holds these back: they are an operator's, and may come from any machine. Methods block for as long
-    as the client's time-outs allow and let `redis.RedisError` through; each may simply be called again.
+    No fence holds these back: they are an operator's, and may come from any machine. Methods block for as
+    long as the client's time-outs allow and let `redis.RedisError` through; each may simply be called again.
     Readers are notified.
 
     Args:
@@ -37,7 +37,7 @@ class SnapshotNames:
             force: also to one that failed the health gate, or that the run has abandoned.
 
         Returns:
-            Where `stable` was before; the version itself when it was there; None when there was no stable one.
+            Where `stable` was before: the version itself when it was there, None when it was nowhere.
 
         Raises:
             SnapshotNotFound: no such version.

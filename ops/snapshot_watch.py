@@ -147,7 +147,7 @@ class SnapshotWatch:
         return time.monotonic() - self._confirmed
 
     def wait(self, timeout_s: float | None = None) -> LoadedSnapshot | None:
-        """Block until there is a snapshot that neither `open` nor `wait` has stood for; None when none came."""
+        """Block until there is a newer one than `open` or the last `wait` gave; None when none came."""
         with self._changed:
             there = self._changed.wait_for(
                 lambda: self._current is not self._given or self._closing.is_set(), timeout_s

@@ -13,7 +13,7 @@ Keys of a run; the braces keep all of them in one slot of a Redis Cluster, so th
     {swavstream:<run>}:snap:<version> hash: what is known of a snapshot
     {swavstream:<run>}:blob:<sha256>  safetensors bytes of prototypes, head and usage
     {swavstream:<run>}:refs           hash: blob digest -> snapshots that use it
-    {swavstream:<run>}:events         stream: epoch, publish, reseed, rewind, promote, rollback, pin, unpin, prune
+    {swavstream:<run>}:events         stream: epoch, publish, reseed, rewind, prune, promote, rollback, pin
     {swavstream:<run>}:notify         channel: the version, as a hint to look
 """
 
@@ -127,7 +127,7 @@ def warnings_of(client: redis.Redis) -> list[str]:
 
 
 def _settings_by_info(client: redis.Redis) -> dict[str, str]:
-    """The settings that a server tells which refuses CONFIG, as managed ones do; whether it saves is not told."""
+    """What a server that refuses CONFIG, as managed ones do, tells all the same; not whether it saves."""
     try:
         memory: Any = client.info("memory")
     except redis.ResponseError:
