@@ -60,7 +60,7 @@ def watch_run(
         url: Redis; else the run's setting, SWAVSTREAM_REDIS_URL, or the run's own server.
         poll_s: seconds between two looks when nothing is heard.
         wait_s: how long to wait for a first snapshot, or for Redis, seconds.
-        on_swap: called with each later snapshot, from the watching thread.
+        on_swap: called with each later snapshot, from the watching thread, which ends if it raises.
 
     Raises:
         RunNotFound: no run there.
@@ -87,7 +87,7 @@ class SnapshotWatch:
         encoders: the run's encoders.
         which: `stable`, `head`, `pin:NAME` or a version.
         poll_s: seconds between two looks when nothing is heard.
-        on_swap: called with each later snapshot, from the watching thread.
+        on_swap: called with each later snapshot, from the watching thread, which ends if it raises.
     """
 
     def __init__(

@@ -119,11 +119,13 @@ def tls(tmp_path_factory: pytest.TempPathFactory, keys: dict[str, Path]) -> Iter
     secure.url = f"rediss://127.0.0.1:{secure.port}/0"
 
     def ready() -> None:
-        with redis.Redis(
-            host="127.0.0.1", port=secure.port, ssl=True, ssl_ca_certs=str(keys["ca.crt"])
-        ) as one:
-            with contextlib.suppress(redis.AuthenticationError):
-                one.ping()
+        with (
+            redis.Redis(
+                host="127.0.0.1", port=secure.port, ssl=True, ssl_ca_certs=str(keys["ca.crt"])
+            ) as one,
+            contextlib.suppress(redis.AuthenticationError),
+        ):
+            one.ping()
 
     secure.ready = ready
     with secure:

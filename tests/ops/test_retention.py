@@ -54,7 +54,7 @@ class Line:
             tensors=shot.tensors,
             healthy=verdict == "healthy",
             fields={
-                "format": "1", "updates": number, "prototypes": 8, "dim": 4, "config_hash": "c", "encoder": "e",
+                "format": "1", "updates": number, "prototypes": 8, "dim": 4, "config_hash": "", "encoder": "",
                 "encoder_digest": shot.encoder_digest, "run_dir": "/run", "health": "{}", "publisher": "one",
             },
         )  # fmt: skip
