@@ -54,7 +54,7 @@ class SnapshotConfig:
     keep: int = 20
     """Newest snapshots that stay in the store; >= 1."""
     ladder: int = 1
-    """Older snapshots that stay for each doubling of their age in versions: 0 (none), 1, 2, 4, 8."""
+    """Older ones that stay for each doubling of age in versions, or one more: 0 (none), 1, 2, 4, 8."""
 
     def __post_init__(self) -> None:
         _at_least("snapshot", self, every_samples=0, keep=1)

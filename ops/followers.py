@@ -65,7 +65,7 @@ class Followers:
 
     Entering opens the HTTP port and may raise PortInUse. All other methods are called by the loop's thread
     (`checkpointed` also by the thread that writes checkpoints), take well under a millisecond apart from
-    `finish`, and raise nothing for the world.
+    `finish` and the one step that fills the probe set (14 MB are written), and raise nothing for the world.
     """
 
     def __init__(

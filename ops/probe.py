@@ -12,6 +12,7 @@ N images of the probe   B samples of a batch   T side of a thumbnail
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -130,7 +131,7 @@ class ProbeSet:
         """
         if not self._unsaved or not self._samples:
             return
-        arrays = {
+        arrays: dict[str, NDArray[Any]] = {
             "thumbs": np.stack(self._thumbs),
             "samples": np.array(self._samples, np.int64),
             "keys": np.frombuffer("\n".join(self._keys).encode(), np.uint8),

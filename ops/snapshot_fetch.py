@@ -52,7 +52,7 @@ def fetch(
     try:
         aside.mkdir(parents=True)
         (aside / "prototypes.safetensors").write_bytes(store.blob(info))
-        safetensors.torch.save_file(shot.encoder, aside / "encoder.safetensors")
+        (aside / "encoder.safetensors").write_bytes(safetensors.torch.save(shot.encoder))
         (aside / "snapshot.json").write_text(json.dumps(info.to_json(), indent=1) + "\n", encoding="utf-8")
         aside.rename(dest)
     except OSError:

@@ -89,8 +89,10 @@ class SnapshotNames:
             args=[self.store.key("snap:"), self.store.key("notify"), now_ms(), self._who],
         )
         if answer[0] == b"NONE":
-            now = f"stable stays at {int(answer[1])}" if answer[1] else "there is no stable snapshot yet"
-            raise SnapshotError(f"run {self.store.run} has no healthy snapshot to go back to: {now}")
+            now = f"stable stays at {int(answer[1])}" if answer[1] else "there is no stable one yet"
+            raise SnapshotError(
+                f"run {self.store.run} has no earlier snapshot that `stable` could go back to: {now}"
+            )
         return int(answer[1]), int(answer[2])
 
     def pin(self, name: str, version: int) -> int | None:

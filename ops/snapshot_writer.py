@@ -165,8 +165,8 @@ class SnapshotWriter:
 
         Args:
             keep: newest versions that stay.
-            ladder: older versions that stay for each doubling of their age, counted in versions: 0 (none), 1,
-                2, 4 or 8.
+            ladder: older versions that stay for each doubling of their age in versions, or one more: 0 (none)
+                or 1, 2, 4, 8.
             owner: uuid of this learner process; "" is an operator, whom no fence holds back.
             epoch: what `acquire` gave.
             dry_run: change nothing, only say what would go.

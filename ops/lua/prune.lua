@@ -35,8 +35,8 @@ local rungs = tonumber(ARGV[8])
 local taken = {}
 for i = 1, older do
   -- The ladder keeps the first of each box of consecutive numbers. A box is as wide as its age, rounded down to a
-  -- power of two, divided by the rungs. Boxes only ever merge, and the first of the merged one is the first of a part:
-  -- nothing is asked for later that an earlier prune has taken away.
+  -- power of two, divided by the rungs. Boxes only ever merge, and the first of the merged one is the first of a part,
+  -- so that pruning often and pruning seldom leave nearly the same: rungs or one more for each doubling of age.
   local version = tonumber(versions[i])
   local width = 1
   while width * 2 < newest - version do

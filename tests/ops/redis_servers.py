@@ -70,7 +70,8 @@ class Server:
             self.process.kill()
             self.process.wait()
 
-    def client(self) -> redis.Redis:
+    def client(self) -> Any:
+        """Replies and options are those of the library, whose types leave them open."""
         return redis.Redis(host="127.0.0.1", port=self.port)
 
     def _ping(self) -> None:

@@ -76,7 +76,7 @@ def opened(run: Run) -> Iterator[list[SnapshotWatch]]:
 
 
 def subscribed(run: Run) -> bool:
-    return run.store.client.pubsub_numsub(run.store.key("notify"))[0][1] > 0
+    return bool(run.store.client.pubsub_numsub(run.store.key("notify"))[0][1])
 
 
 def test_a_notification_swaps_at_once(run: Run, opened: list[SnapshotWatch]) -> None:
