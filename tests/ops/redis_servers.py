@@ -12,6 +12,8 @@ from typing import Any, Self
 
 import pytest
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from ops.embedded_program import server_program
 
@@ -70,9 +72,9 @@ class Server:
             self.process.kill()
             self.process.wait()
 
-    def client(self) -> Any:
-        """Replies and options are those of the library, whose types leave them open."""
-        return redis.Redis(host="127.0.0.1", port=self.port)
+    def client(self, **options: Any) -> Any:
+        """A client that tries once; replies are those of the library, whose types leave them open."""
+        return redis.Redis(host="127.0.0.1", port=self.port, retry=Retry(NoBackoff(), 0), **options)
 
     def _ping(self) -> None:
         with self.client() as client:
