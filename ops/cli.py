@@ -24,7 +24,7 @@ COMMANDS = {
     "anneal": "Make an annealed copy of a run for release; the run itself goes on.",
     "status": "Say how a run stands: running or not, samples, loss, where things are.",
     "doctor": "Say what is wrong with a run, and which setting to change.",
-    "snapshots": "List and show the published snapshots of a run.",
+    "snapshots": "Look at, compare, fetch, name and prune the published snapshots of a run.",
     "evaluate": "Measure the features of a run on labelled streams.",
     "assign": "Give each image of a folder or stream its prototype.",
     "recipes": "List and show the settings that ship with the program.",

@@ -48,14 +48,18 @@ class SnapshotConfig:
     every_samples: int = 50_000
     """Samples between two snapshots; 0 = only one at the end."""
     url: str = ""
-    """Redis to publish to, as redis://HOST:6379/0; empty = SWAVSTREAM_REDIS_URL where it is set, else an
-    embedded server in the run directory. A URL with a password belongs in the variable: settings are written
-    to disk."""
+    """Redis to publish to, as redis://HOST:6379/0 (rediss:// with TLS, sentinel://HOST:26379,HOST2/NAME);
+    empty = SWAVSTREAM_REDIS_URL where it is set, else an embedded server in the run directory. A password
+    belongs in SWAVSTREAM_REDIS_PASSWORD or SWAVSTREAM_REDIS_PASSWORD_FILE: settings are written to disk."""
     keep: int = 20
     """Newest snapshots that stay in the store; >= 1."""
+    ladder: int = 1
+    """Older ones that stay for each doubling of age in versions, or one more: 0 (none), 1, 2, 4, 8."""
 
     def __post_init__(self) -> None:
         _at_least("snapshot", self, every_samples=0, keep=1)
+        if self.ladder not in {0, 1, 2, 4, 8}:
+            raise ConfigError(f"snapshot.ladder must be 0, 1, 2, 4 or 8, got {self.ladder}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

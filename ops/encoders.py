@@ -48,6 +48,7 @@ class EncoderFiles:
         path = self.path(digest)
         payload = safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()})
         if path.exists() and path.stat().st_size == len(payload):
+            os.utime(path)  # wanted anew: somebody who prunes now must not take it for an old one
             return path
         self.folder.mkdir(parents=True, exist_ok=True)
         aside = path.with_suffix(f".{os.getpid()}.part")

@@ -26,6 +26,7 @@ from ops.exemplars import Exemplars
 from ops.live import LiveView
 from ops.metrics import Metrics
 from ops.outcome import Progress
+from ops.probe import ProbeSet
 from ops.publisher import Publisher, PublishResult
 from ops.redis_client import connect, redis_url
 from ops.registration import Registration
@@ -68,7 +69,7 @@ class Followers:
 
     Entering opens the HTTP port and may raise PortInUse. All other methods are called by the loop's thread
     (`checkpointed` also by the thread that writes checkpoints), take well under a millisecond apart from
-    `finish`, and raise nothing for the world.
+    `finish` and the one step that fills the probe set (14 MB are written), and raise nothing for the world.
     """
 
     def __init__(
@@ -100,6 +101,7 @@ class Followers:
         self._registration: Registration | None = None
         thumbnail, prototypes = config.reader.thumbnail_px, config.swav.prototypes[0]
         self._exemplars = Exemplars(prototypes, thumbnail_px=thumbnail) if thumbnail >= 8 else None
+        self._probe = ProbeSet(run_dir)
         self._pictures = run_dir / "exemplars.safetensors"
         if self._exemplars is not None:
             self._exemplars.load(self._pictures)
@@ -176,7 +178,9 @@ class Followers:
             floor_epoch=progress.snapshot_epoch,
             floor_version=progress.snapshot_version,
             keep=self._config.snapshot.keep,
+            ladder=self._config.snapshot.ladder,
             on_result=self._published,
+            on_warning=lambda sentence: self.event("redis", sentence),
             revive=revive,
         )
         self._publisher.start()
@@ -200,6 +204,7 @@ class Followers:
         self.lanes(pace.lanes)
         self.metrics.lag(pace.lag)
         self.metrics.reader_restarts(pace.restarts)
+        thumbs = None if batch.thumbs is None else batch.thumbs.numpy()
         self.live.observe(
             report,
             batch.stats,
@@ -207,8 +212,9 @@ class Followers:
             lag=pace.lag,
             restarts=pace.restarts,
             keys=batch.keys,
-            thumbs=None if batch.thumbs is None else batch.thumbs.numpy(),
+            thumbs=thumbs,
         )
+        self._keep_probe(lambda: self._probe.observe(thumbs, batch.keys, samples=report.samples))
 
     def left_out(self, stats: LaneStats, *, skipped: Mapping[str, int]) -> None:
         """A batch was read but not learned from; `skipped` are all records skipped by the run, by reason."""
@@ -265,6 +271,16 @@ class Followers:
             except OSError as error:
                 logger.warning("the typical images could not be kept: %s", error)
 
+    def checkpointing(self) -> None:
+        """A checkpoint is about to be written: what must not be behind it is written first."""
+        self._keep_probe(self._probe.save)
+
+    def _keep_probe(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except OSError as error:
+            logger.warning("the probe set could not be kept: %s", error)
+
     def publish(self, snapshot: Snapshot, *, samples: int, updates: int) -> None:
         """Hand a snapshot over; it is sent in the background."""
         if self._publisher is not None:
@@ -298,6 +314,9 @@ class Followers:
     def _published(self, result: PublishResult) -> None:
         self.metrics.published(result)
         self.live.published(result)
+        if result.reseeded:
+            some = ", ".join(map(str, result.reseeded[:8])) + (", ..." if len(result.reseeded) > 8 else "")
+            self.event("reseed", f"v{result.version}: {len(result.reseeded)} prototypes began anew: {some}")
 
 
 def _quietly(close: Callable[[], None]) -> None:

@@ -66,6 +66,7 @@ class Keeper:
         epoch, version = self.followers.fence
         progress.snapshot_epoch = max(epoch, progress.snapshot_epoch)
         progress.snapshot_version = max(version, progress.snapshot_version)
+        self.followers.checkpointing()
         self._writer.save(state, cursor, progress.saved(seconds=seconds))
         self._save_s += time.monotonic() - began
 

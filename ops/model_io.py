@@ -12,6 +12,7 @@ from ops import checkpoint, rundir
 from ops.config import RunConfig
 from ops.errors import RunMismatch, RunNotFound
 from ops.run import device_of
+from ops.snapshot_reader import LoadedSnapshot
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +69,32 @@ def load(run_dir: Path) -> Network:
         total_samples=record.total_samples,
         samples=newest.cursor.samples,
         weights=str(newest.path),
+    )
+
+
+def of_snapshot(run_dir: Path, shot: LoadedSnapshot) -> Network:
+    """The network of a published snapshot of a run, for looking at images.
+
+    Raises:
+        RunNotFound: no run there.
+        RunMismatch: the snapshot does not fit the run's settings.
+        ConfigError: run.json holds settings that this program does not know.
+    """
+    record = rundir.read_run(run_dir)
+    config = _for_this_machine(RunConfig.from_dict(record.config))
+    learner = _new_learner(config, record.total_samples)
+    try:
+        learner.load_weights(shot.encoder, shot.tensors)
+    except ValueError as error:
+        raise RunMismatch(
+            f"snapshot {shot.info.version} does not fit the settings of its run: {error}"
+        ) from error
+    return Network(
+        learner=learner,
+        config=config,
+        total_samples=record.total_samples,
+        samples=shot.info.samples,
+        weights=f"snapshot {shot.info.version}",
     )
 
 

@@ -56,6 +56,8 @@ class PublishResult:
     """What went to Redis."""
     abandoned: tuple[int, ...] = ()
     """Versions whose line this one ended."""
+    reseeded: tuple[int, ...] = ()
+    """Prototypes of the first head that began anew since the version before."""
     detail: str = ""
     """What went wrong."""
     time: float = 0.0
@@ -83,11 +85,13 @@ class Publisher:
         floor_epoch: `epoch` as it stood in the checkpoint.
         floor_version: `version` as it stood in the checkpoint.
         keep: newest snapshots that stay.
+        ladder: older ones that stay for each doubling of their age.
         on_result: told of every result, from the publishing or the learner's thread; must be quick.
+        on_warning: told of what is dangerous about the server's settings, once each; as quick.
         revive: brings an embedded server back when it died; may raise OpsError.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  what a run knows only when it is wired
         self,
         store: SnapshotStore,
         encoders: EncoderFiles,
@@ -96,7 +100,9 @@ class Publisher:
         floor_epoch: int = 0,
         floor_version: int = 0,
         keep: int = 20,
+        ladder: int = 0,
         on_result: Callable[[PublishResult], None] | None = None,
+        on_warning: Callable[[str], None] | None = None,
         revive: Callable[[], None] | None = None,
     ) -> None:
         self.epoch = floor_epoch
@@ -109,8 +115,9 @@ class Publisher:
         self._writer = SnapshotWriter(store)
         self._encoders = encoders
         self._config_hash = config_hash
-        self._keep = keep
-        self._on_result = on_result
+        self._keep, self._ladder = keep, ladder
+        self._on_result, self._on_warning = on_result, on_warning
+        self._warned: set[str] = set()
         self._revive = revive
         self._owner = uuid.uuid4().hex
         self._started_ms = int(time.time() * 1000)
@@ -224,10 +231,17 @@ class Publisher:
             who=self._who,
         )
         self.version = max(self.version, last)
-        if not self._acquired:
-            for sentence in warnings_of(self._store.client):
-                logger.warning("%s", sentence)
         self._acquired = self._holds = True
+        self._warn()
+
+    def _warn(self) -> None:
+        """Say what is dangerous about the server, which may be another one than before."""
+        for sentence in warnings_of(self._store.client):
+            if sentence not in self._warned:
+                self._warned.add(sentence)
+                logger.warning("%s", sentence)
+                if self._on_warning is not None:
+                    self._on_warning(sentence)
 
     def _send(self, job: _Job, began: float) -> PublishResult:
         shot = job.snapshot
@@ -263,6 +277,7 @@ class Publisher:
             blob_bytes=done.blob_bytes,
             detail="" if healthy else health_in_words(shot.health),
             abandoned=done.abandoned,
+            reseeded=done.reseeded,
             time=time.time(),
         )
         return self.last
@@ -296,7 +311,7 @@ class Publisher:
 
     def _prune(self) -> None:
         try:
-            if self._writer.prune(self._keep, owner=self._owner, epoch=self.epoch):
+            if self._writer.prune(self._keep, ladder=self._ladder, owner=self._owner, epoch=self.epoch):
                 self._encoders.prune({info.encoder_digest for info in self._store.versions()})
         except (redis.RedisError, OSError, OpsError) as error:
             logger.warning("old snapshots could not be removed now: %s", error)

@@ -3,6 +3,7 @@
 run.json          which run this is: uuid, stream, settings, length
 lock              who works here now
 checkpoints/      ckpt-<number>/, the newest last
+probe.safetensors the first samples as thumbnails, for comparing snapshots
 history.jsonl     figures over time, one line an entry, thinner the longer the run
 changes.jsonl     settings changed on the way: when, at which sample, from what to what
 nonfinite.jsonl   steps whose loss or gradient was not finite; nonfinite/ keeps skipped batches

@@ -35,6 +35,8 @@ class Published:
     """Size of the safetensors bytes."""
     abandoned: tuple[int, ...] = ()
     """Versions whose line ended, because the learner went on from a checkpoint before them."""
+    reseeded: tuple[int, ...] = ()
+    """Prototypes of the first head that began anew since the parent."""
 
 
 class SnapshotWriter:
@@ -49,7 +51,7 @@ class SnapshotWriter:
     def __init__(self, store: SnapshotStore) -> None:
         self.store = store
         self._scripts = {
-            name: store.client.register_script(_script(name)) for name in ("acquire", "publish", "prune")
+            name: store.client.register_script(script(name)) for name in ("acquire", "publish", "prune")
         }
 
     def acquire(
@@ -81,7 +83,7 @@ class SnapshotWriter:
         answer = self._scripts["acquire"](
             keys=[self.store.key(name) for name in ("epoch", "owner", "counter", "events")],
             args=[
-                owner, started_ms, floor_epoch, floor_version, "again" if again else "start", who, _now_ms(),
+                owner, started_ms, floor_epoch, floor_version, "again" if again else "start", who, now_ms(),
             ],
         )  # fmt: skip
         if answer[0] == b"STALE":
@@ -120,14 +122,15 @@ class SnapshotWriter:
         sha256 = hashlib.sha256(blob).hexdigest()
         blob_key = self.store.key(f"blob:{sha256}")
         names = ("epoch", "owner", "counter", "head", "stable", "versions", "events", "refs")
+        keys = [*map(self.store.key, names), blob_key, self.store.key("stable_log")]
         args: list[str | int] = [
             owner, epoch, samples, digest, int(healthy), sha256, len(blob), floor_version,
-            self.store.key("snap:"), self.store.key("notify"), _now_ms(),
+            self.store.key("snap:"), self.store.key("notify"), now_ms(), _generations(tensors),
         ]  # fmt: skip
         for name, value in fields.items():
             args += [name, value]
         for _ in range(2):
-            answer = self._scripts["publish"](keys=[*map(self.store.key, names), blob_key], args=args)
+            answer = self._scripts["publish"](keys=keys, args=args)
             if answer[0] != b"NOBLOB":
                 break
             # Only now are the megabytes sent, past the fence; without a snapshot that names it the blob
@@ -149,42 +152,58 @@ class SnapshotWriter:
             repeated=False,
             stable=bool(answer[3]),
             blob_bytes=len(blob),
-            abandoned=tuple(int(version) for version in answer[4:]),
+            abandoned=tuple(int(version) for version in answer[4].split(b",") if version),
+            reseeded=tuple(int(one.partition(b":")[0]) for one in answer[5].split(b",") if one),
         )
 
-    def prune(self, keep: int, *, owner: str = "", epoch: int = 0) -> list[int]:
-        """Forget all but the newest `keep` versions and those that a name points at.
+    def prune(
+        self, keep: int, *, ladder: int = 0, owner: str = "", epoch: int = 0, dry_run: bool = False
+    ) -> list[int]:
+        """Forget all but the newest `keep` versions, a ladder of older ones, and what is named.
+
+        What `rollback` would go to stays as well. A blob goes with the last snapshot that refers to it.
+
+        Args:
+            keep: newest versions that stay.
+            ladder: older versions that stay for each doubling of their age in versions, or one more: 0 (none)
+                or 1, 2, 4, 8.
+            owner: uuid of this learner process; "" is an operator, whom no fence holds back.
+            epoch: what `acquire` gave.
+            dry_run: change nothing, only say what would go.
 
         Returns:
             The versions that were forgotten.
 
         Raises:
-            StaleEpoch: a learner that no longer owns the run (`owner` "" is an operator, who may).
+            StaleEpoch: a learner that no longer owns the run.
         """
-        names = ("epoch", "owner", "head", "stable", "pins", "versions", "refs", "events")
+        names = ("epoch", "owner", "head", "stable", "pins", "versions", "refs", "events", "stable_log")
         answer = self._scripts["prune"](
             keys=[self.store.key(name) for name in names],
             args=[
-                owner,
-                epoch,
-                keep,
-                self.store.key("snap:"),
-                self.store.key("blob:"),
-                UNUSED_BLOB_S,
-                _now_ms(),
+                owner, epoch, keep, self.store.key("snap:"), self.store.key("blob:"), UNUSED_BLOB_S, now_ms(),
+                ladder, int(dry_run),
             ],
-        )
+        )  # fmt: skip
         if answer[0] == b"STALE":
             raise StaleEpoch(_stale(self.store.run, epoch, int(answer[1])))
         return [int(version) for version in answer[1:]]
 
 
-def _script(name: str) -> str:
+def script(name: str) -> str:
+    """Source of a script of the store, which runs on the server as one step."""
     return (importlib.resources.files("ops") / "lua" / f"{name}.lua").read_text(encoding="utf-8")
 
 
-def _now_ms() -> int:
+def now_ms() -> int:
+    """Unix time, milliseconds."""
     return int(time.time() * 1000)
+
+
+def _generations(tensors: Mapping[str, Tensor]) -> str:
+    """Generations of the first head as `k:g,k:g`, without those that are 0."""
+    found = enumerate(tensors["generation"].tolist()) if "generation" in tensors else ()
+    return ",".join(f"{k}:{generation}" for k, generation in found if generation)
 
 
 def _stale(run: str, mine: int, theirs: int) -> str:

@@ -7,12 +7,13 @@ Keys of a run; the braces keep all of them in one slot of a Redis Cluster, so th
     {swavstream:<run>}:counter        last version number that was given; numbers only go up
     {swavstream:<run>}:head           version published last
     {swavstream:<run>}:stable         last version that passed the health gate
+    {swavstream:<run>}:stable_log     list: where stable was before, the latest first, for rollback
     {swavstream:<run>}:pins           hash: name -> version, kept for as long as it is named
     {swavstream:<run>}:versions       sorted set of versions
     {swavstream:<run>}:snap:<version> hash: what is known of a snapshot
     {swavstream:<run>}:blob:<sha256>  safetensors bytes of prototypes, head and usage
     {swavstream:<run>}:refs           hash: blob digest -> snapshots that use it
-    {swavstream:<run>}:events         stream: epoch, publish, rewind, prune
+    {swavstream:<run>}:events         stream: epoch, publish, reseed, rewind, prune, promote, rollback, pin
     {swavstream:<run>}:notify         channel: the version, as a hint to look
 """
 
@@ -113,7 +114,7 @@ def warnings_of(client: redis.Redis) -> list[str]:
     try:
         settings: Any = client.config_get("maxmemory", "maxmemory-policy", "appendonly", "save")
     except redis.ResponseError:
-        return []  # a managed server that does not show its settings
+        settings = _settings_by_info(client)
     found = []
     policy = settings.get("maxmemory-policy", "")
     if policy.startswith("allkeys") or (policy.startswith("volatile") and settings.get("maxmemory") != "0"):
@@ -123,3 +124,15 @@ def warnings_of(client: redis.Redis) -> list[str]:
     if settings.get("appendonly") == "no" and not settings.get("save"):
         found.append("Redis keeps nothing over a restart: switch on appendonly or save")
     return found
+
+
+def _settings_by_info(client: redis.Redis) -> dict[str, str]:
+    """What a server that refuses CONFIG, as managed ones do, tells all the same; not whether it saves."""
+    try:
+        memory: Any = client.info("memory")
+    except redis.ResponseError:
+        return {}
+    return {
+        "maxmemory": str(memory.get("maxmemory", "")),
+        "maxmemory-policy": str(memory.get("maxmemory_policy", "")),
+    }

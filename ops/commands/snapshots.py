@@ -1,39 +1,44 @@
 """`swavstream snapshots`: what a run has published."""
 
 import json
-from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import click
 
+from ops.commands import snapshot_compare, snapshot_names
+from ops.commands.snapshot_options import JSON, REDIS, RUN, ask
+
 if TYPE_CHECKING:
     from ops.snapshot_info import SnapshotInfo
-    from ops.snapshots import SnapshotStore
-
-Answer = TypeVar("Answer")
-
-RUN = click.argument("run_dir", metavar="RUN", type=click.Path(file_okay=False, path_type=Path))
-REDIS = click.option(
-    "--redis",
-    "url",
-    default="",
-    metavar="URL",
-    help="Redis to look in; else the run's setting, SWAVSTREAM_REDIS_URL, or the run's own server.",
-)
-JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 @click.group()
 def command() -> None:
-    """List and show the published snapshots of a run.
+    """Look at the published snapshots of a run, compare, fetch, name and prune them.
+
+    VERSION is a number, `head` (the newest), `stable` (the newest that passed the health gate, or what an
+    operator chose), or `pin:NAME`.
 
     \b
     Examples:
         swavstream snapshots list RUN/
         swavstream snapshots show RUN/ stable
+        swavstream snapshots diff RUN/ stable head
+        swavstream snapshots fetch RUN/ stable MODEL/
+        swavstream snapshots pin RUN/ paper 12
+        swavstream snapshots rollback RUN/
     """  # noqa: D301
+
+
+for other in (snapshot_compare.diff, snapshot_compare.fetch):
+    command.add_command(other)
+for other in (
+    snapshot_names.promote, snapshot_names.rollback, snapshot_names.pin, snapshot_names.unpin,
+    snapshot_names.prune,
+):  # fmt: skip
+    command.add_command(other)
 
 
 @command.command("list")
@@ -49,7 +54,7 @@ def list_snapshots(run_dir: Path, url: str, as_json: bool) -> None:
         swavstream snapshots list RUN/ --json
         swavstream snapshots list RUN/ --redis redis://host:6379/0
     """  # noqa: D301
-    found = _ask(run_dir, url, lambda store: store.versions())
+    found = ask(run_dir, url, lambda store: store.versions())
     if as_json:
         click.echo(json.dumps([info.to_json() for info in found]))
         return
@@ -76,37 +81,12 @@ def show(run_dir: Path, which: str, url: str, as_json: bool) -> None:
         swavstream snapshots show RUN/
         swavstream snapshots show RUN/ 12 --json
     """  # noqa: D301
-    info = _ask(run_dir, url, lambda store: store.show(which))
+    info = ask(run_dir, url, lambda store: store.show(which))
     if as_json:
         click.echo(json.dumps(info.to_json()))
         return
     for name, value in _told(info):
         click.echo(f"{name:<12} {value}")
-
-
-def _ask(run_dir: Path, url: str, question: "Callable[[SnapshotStore], Answer]") -> Answer:
-    """Ask the store of a run.
-
-    Raises:
-        RunNotFound: there is no run in the directory.
-        RedisUnavailable: the server does not answer.
-    """
-    import redis
-
-    from ops.embedded import open_redis
-    from ops.errors import RedisUnavailable
-    from ops.redis_client import redis_url, safe_url
-    from ops.rundir import read_run
-    from ops.snapshots import SnapshotStore
-
-    record = read_run(run_dir)
-    place = redis_url(url or record.config.get("snapshot", {}).get("url", ""))
-    try:
-        with open_redis(run_dir, place) as client:
-            return question(SnapshotStore(client, record.uuid))
-    except redis.RedisError as error:
-        told = safe_url(place) if place else f"the server of {run_dir}"
-        raise RedisUnavailable(f"no answer from {told}: {error}; is it up, and is the URL right?") from error
 
 
 def _row(info: "SnapshotInfo") -> str:

@@ -1,8 +1,9 @@
 -- Publish one snapshot, whole or not at all. The blob is already there, under its own digest.
--- KEYS  1 epoch, 2 owner, 3 counter, 4 head, 5 stable, 6 versions, 7 events, 8 refs, 9 blob
+-- KEYS  1 epoch, 2 owner, 3 counter, 4 head, 5 stable, 6 versions, 7 events, 8 refs, 9 blob, 10 stable_log
 -- ARGV  1 owner uuid, 2 epoch, 3 samples, 4 digest, 5 "1" when the health gate passed, 6 blob digest, 7 blob bytes,
---       8 lowest version number, 9 prefix of snapshot keys, 10 channel, 11 now (ms), 12.. fields and values
--- Returns {"OK", version, parent or "", stable moved (0 or 1), abandoned versions ...},
+--       8 lowest version number, 9 prefix of snapshot keys, 10 channel, 11 now (ms),
+--       12 generations as "k:g,k:g" in the order of k, without those that are 0, 13.. fields and values
+-- Returns {"OK", version, parent or "", stable moved (0 or 1), abandoned "v,v", begun anew since the parent "k:g,k:g"},
 --         {"SAME", version}, {"STALE", epoch of the server}, {"LOST", epoch of the server} or {"NOBLOB"}.
 local epoch = tonumber(redis.call('GET', KEYS[1]) or '0')
 local mine = tonumber(ARGV[2])
@@ -50,8 +51,8 @@ if #abandoned > 0 then
 end
 redis.call('SET', KEYS[3], version)
 local fields = {'version', version, 'parent', parent, 'epoch', ARGV[2], 'samples', ARGV[3], 'digest', ARGV[4],
-  'blob_sha256', ARGV[6], 'blob_bytes', ARGV[7], 'healthy', ARGV[5], 'created_ms', ARGV[11]}
-for i = 12, #ARGV do
+  'blob_sha256', ARGV[6], 'blob_bytes', ARGV[7], 'healthy', ARGV[5], 'created_ms', ARGV[11], 'generations', ARGV[12]}
+for i = 13, #ARGV do
   fields[#fields + 1] = ARGV[i]
 end
 redis.call('HSET', ARGV[9] .. version, unpack(fields))
@@ -61,14 +62,34 @@ redis.call('ZADD', KEYS[6], version, version)
 redis.call('SET', KEYS[4], version)
 local moved = 0
 if ARGV[5] == '1' then
+  local before = redis.call('GET', KEYS[5])
+  if before then
+    redis.call('LPUSH', KEYS[10], before)
+    redis.call('LTRIM', KEYS[10], 0, 99)
+  end
   redis.call('SET', KEYS[5], version)
   moved = 1
 end
 redis.call('XADD', KEYS[7], 'MAXLEN', '~', 10000, '*', 'kind', 'publish', 'version', version, 'samples', ARGV[3],
   'digest', ARGV[4], 'stable', tostring(moved), 'time_ms', ARGV[11])
-redis.call('PUBLISH', ARGV[10], version)
-local answer = {'OK', number, parent, moved}
-for _, old in ipairs(abandoned) do
-  answer[#answer + 1] = tonumber(old)
+-- Lineage: index k of the parent and of this one are two things when the prototype began anew in between. Where the
+-- parent's generations are not known (it was pruned, or the server lost it) nothing is said.
+local anew = {}
+local known = parent ~= '' and redis.call('HGET', ARGV[9] .. parent, 'generations')
+if known and known ~= ARGV[12] then
+  local before = {}
+  for k, generation in string.gmatch(known, '(%d+):(%d+)') do
+    before[k] = generation
+  end
+  for k, generation in string.gmatch(ARGV[12], '(%d+):(%d+)') do
+    if before[k] ~= generation then
+      anew[#anew + 1] = k .. ':' .. generation
+    end
+  end
 end
-return answer
+if #anew > 0 then
+  redis.call('XADD', KEYS[7], 'MAXLEN', '~', 10000, '*', 'kind', 'reseed', 'version', version, 'parent', parent,
+    'count', tostring(#anew), 'generations', table.concat(anew, ','), 'time_ms', ARGV[11])
+end
+redis.call('PUBLISH', ARGV[10], version)
+return {'OK', number, parent, moved, table.concat(abandoned, ','), table.concat(anew, ',')}

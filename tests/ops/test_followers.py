@@ -6,8 +6,10 @@ from ops.embedded import EmbeddedRedis
 from ops.errors import RedisUnavailable
 from ops.followers import Followers
 from ops.outcome import Progress
+from ops.publisher import PublishResult
 from ops.rundir import RunRecord
 from tests.ops.drawn_runs import tiny_config
+from tests.ops.redis_servers import Server, wait_for
 
 
 @pytest.mark.parametrize("error", [RedisUnavailable("the server is busy"), OSError(28, "no room is left")])
@@ -28,3 +30,29 @@ def test_trouble_with_the_server_at_the_very_end_is_a_warning(
         followers.start_publishing(Progress())
     assert str(error) in caplog.text
     assert not (tmp_path / "server.json").exists(), "the rest is let go of all the same"
+
+
+def test_a_server_that_may_lose_snapshots_is_an_event_on_the_live_page(tmp_path: Path) -> None:
+    with Server(tmp_path / "server", maxmemory="100mb", maxmemory_policy="volatile-lru") as careless:
+        config = tiny_config(["server.port=-1", f"snapshot.url={careless.url}"])
+        record = RunRecord.new(stream="nowhere", config=config.to_dict())
+        with Followers(
+            tmp_path, record, config, samples=0, skipped={}, history=[], total_samples=None
+        ) as followers:
+            followers.start_publishing(Progress())
+            wait_for(lambda: len(followers.live.events()) == 2)
+            told = [event["text"] for event in followers.live.events() if event["kind"] == "redis"]
+    assert "keeps nothing over a restart" in told[0]
+    assert "volatile-lru" in told[1]
+
+
+def test_prototypes_that_began_anew_are_an_event_on_the_live_page(tmp_path: Path) -> None:
+    config = tiny_config(["server.port=-1"])
+    record = RunRecord.new(stream="nowhere", config=config.to_dict())
+    followers = Followers(tmp_path, record, config, samples=0, skipped={}, history=[], total_samples=None)
+    followers._published(
+        PublishResult(result="ok", samples=100, digest="d", version=3, reseeded=tuple(range(10)))
+    )
+    event = followers.live.events()[0]
+    assert event["kind"] == "reseed"
+    assert event["text"] == "v3: 10 prototypes began anew: 0, 1, 2, 3, 4, 5, 6, 7, ..."

@@ -236,7 +236,7 @@ def test_every_publish_is_announced(client: redis.Redis, store: SnapshotStore, l
 def test_equal_blobs_are_stored_once_and_go_with_their_last_snapshot(
     client: redis.Redis, store: SnapshotStore, learner: Learner
 ) -> None:
-    shot = synthetic.snapshot()
+    shot = synthetic.snapshot(verdict="unhealthy")
     learner.publish(shot, 100)
     learner.publish(replace(shot, digest="other"), 200)
     learner.publish(synthetic.snapshot(3), 300)
