@@ -70,8 +70,13 @@ class DemoRun:
         self.samples = 0
         self.weights = np.exp(self.draw.normal(0, 0.7, prototypes))
         self.over_ln_k = 1.0
+        self.generation = np.zeros(prototypes, np.int64)
+        directions = self.draw.normal(size=(prototypes, 64)).astype(np.float32)
+        self.directions = directions / np.linalg.norm(directions, axis=1, keepdims=True)
 
-    def step(self, *, feature_std: float = 0.9, twins: int = 0, lag: int | None = None) -> None:
+    def step(
+        self, *, feature_std: float = 0.9, twins: int = 0, lag: int | None = None, reseeded: int = 0
+    ) -> None:
         """One made-up update."""
         self.samples += self.batch
         progress = self.samples / self.total
@@ -92,6 +97,7 @@ class DemoRun:
             feature_std=feature_std,
             twins=twins,
             window=10 * self.prototypes,
+            reseeded=reseeded,
         )
         remaining = max(0, self.total - self.samples) if lag is None else lag
         self.metrics.observe(report, stats, step_s=0.36)
@@ -100,8 +106,21 @@ class DemoRun:
         self.live.observe(report, stats, step_s=0.36, lag=remaining, keys=keys, thumbs=thumbs)
         self.live.usage(usage.astype(np.float32))
 
+    def die(self, number: int) -> None:
+        """A prototype that nobody comes to any more."""
+        self.weights[number] = 0
+
+    def reseed(self, number: int) -> None:
+        """A prototype that begins anew, close to the busiest one."""
+        self.weights[number] = self.weights.max()
+        self.generation[number] += 1
+        moved = self.directions[int(self.weights.argmax())] + 0.05 * self.directions[number]
+        self.directions = self.directions.copy()
+        self.directions[number] = moved / np.linalg.norm(moved)
+
     def publish(self, version: int) -> None:
         """A made-up snapshot."""
+        self.live.prototypes.learned(self.directions, self.generation.copy(), samples=self.samples)
         result = PublishResult(
             result="ok",
             samples=self.samples,
