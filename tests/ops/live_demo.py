@@ -134,10 +134,21 @@ class DemoRun:
         self.live.published(result)
         self.metrics.published(result)
 
+    def _fate(self, step: int) -> None:
+        """Three prototypes fade away; later one of them begins anew."""
+        if step % 200 == 60:
+            for number in (5, 11, 40):
+                self.die(number)
+        if step % 200 == 110:
+            self.reseed(11)
+            self.step(reseeded=1)
+
     def run(self, steps: int, *, pause_s: float = 0.0) -> None:
         """Some updates, with a checkpoint and a snapshot now and then."""
         for step in range(1, steps + 1):
             self.step()
+            if self.prototypes >= 48:
+                self._fate(step)
             if step % 20 == 0:
                 self.live.checkpoint("ok", samples=self.samples, seconds=0.4)
                 self.publish(step // 20)
@@ -149,13 +160,14 @@ def main() -> None:
     """Serve a made-up run until Ctrl-C."""
     arguments = argparse.ArgumentParser(description=main.__doc__)
     arguments.add_argument("--prototypes", type=int, default=64)
+    arguments.add_argument("--steps", type=int, default=30, help="made at once, before anybody looks")
     arguments.add_argument("--pause", type=float, default=0.3)
     chosen = arguments.parse_args()
     demo = DemoRun(prototypes=chosen.prototypes)
     sys.stdout.write(demo.server.start() + "\n")
     sys.stdout.flush()
     try:
-        demo.run(30)
+        demo.run(chosen.steps)
         demo.run(10_000_000, pause_s=chosen.pause)
     finally:
         demo.server.close()
