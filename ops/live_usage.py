@@ -66,13 +66,15 @@ class UsageHistory:
             while self._recent and self._recent[-1][0] >= samples:
                 self._recent.pop()
             self._since = self._since + 1 if self._columns else self._stride
+            if len(self._columns) >= self._most:
+                # With an even number the last one goes, and the one before is a stride further back.
+                self._since += self._stride * (1 - len(self._columns) % 2)
+                self._columns = self._columns[::2]
+                self._stride *= 2
             # The last column is always the latest report; it stays when it is a stride from the one before.
             self._passing = self._since < self._stride
             if not self._passing:
                 self._since = 0
-            if len(self._columns) >= self._most:
-                self._columns = self._columns[::2]
-                self._stride *= 2
             self._columns.append((samples, column))
             last = self._recent[-1][0] if self._recent else -window
             if samples - last >= window // WINDOW_PARTS:

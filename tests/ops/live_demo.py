@@ -51,7 +51,7 @@ class DemoRun:
     ) -> None:
         self.prototypes, self.batch, self.total = prototypes, batch, total
         self.draw = np.random.default_rng(0)
-        exemplars = Exemplars(prototypes, thumbnail_px=SIDE)
+        exemplars = Exemplars(prototypes, thumbnail_px=SIDE) if thumbs else None
         self.live = LiveView(
             run="3f1c9a52e0b44c0f8f0e2f6a7b1d9c11",
             run_dir="/data/runs/street-photos-2026",
@@ -75,7 +75,13 @@ class DemoRun:
         self.directions = directions / np.linalg.norm(directions, axis=1, keepdims=True)
 
     def step(
-        self, *, feature_std: float = 0.9, twins: int = 0, lag: int | None = None, reseeded: int = 0
+        self,
+        *,
+        feature_std: float = 0.9,
+        twins: int = 0,
+        lag: int | None = None,
+        reseeded: int = 0,
+        restarts: int = 0,
     ) -> None:
         """One made-up update."""
         self.samples += self.batch
@@ -103,7 +109,9 @@ class DemoRun:
         self.metrics.observe(report, stats, step_s=0.36)
         self.metrics.lag(remaining)
         keys = [f"{self.samples}-{index}" for index in range(self.batch)]
-        self.live.observe(report, stats, step_s=0.36, lag=remaining, keys=keys, thumbs=thumbs)
+        self.live.observe(
+            report, stats, step_s=0.36, lag=remaining, restarts=restarts, keys=keys, thumbs=thumbs
+        )
         self.live.usage(usage.astype(np.float32))
 
     def die(self, number: int) -> None:
