@@ -103,7 +103,6 @@ class Followers:
         self.metrics = Metrics(
             version=importlib.metadata.version("swavstream"), run=record.uuid, config_hash=config.digest()
         )
-        team = launched()
         self.live = LiveView(
             run=record.uuid,
             run_dir=str(run_dir),
@@ -117,12 +116,14 @@ class Followers:
             samples=samples,
             skipped=skipped,
             exemplars=self._exemplars,
-            ranks=(team.ranks if team else 1),
         )
         self._usage_file = run_dir / "usage-history.safetensors"
         self.live.prototypes.history.load(self._usage_file, samples=samples)
-        if team and team.life:
-            self.live.event("restart", f"the launcher started the ranks anew (time {team.life})")
+        team = launched()
+        if team is not None:
+            self.live.ranks = team.ranks
+            if team.life:
+                self.live.event("restart", f"the launcher started the ranks anew (time {team.life})")
         if samples:
             self.live.event("resumed", f"the run goes on from {samples:,} samples")
         for entry in history:

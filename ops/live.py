@@ -52,7 +52,6 @@ class LiveView:
         samples: where the run goes on from.
         skipped: records skipped until there, by reason.
         exemplars: typical images; None shows none.
-        ranks: learners that share the run.
     """
 
     def __init__(
@@ -66,10 +65,11 @@ class LiveView:
         samples: int = 0,
         skipped: Mapping[str, int] | None = None,
         exemplars: Exemplars | None = None,
-        ranks: int = 1,
     ) -> None:
         self.exemplars = exemplars
         self.prototypes = LivePrototypes(prototypes, exemplars)
+        self.ranks = 1
+        """Learners that share the run; set once, before it is looked at."""
         self._lock = threading.Lock()
         self._fixed = {
             "run": run,
@@ -77,7 +77,6 @@ class LiveView:
             "prototypes": prototypes,
             "facts": dict(facts or {}),
             "total_samples": total_samples,
-            "ranks": ranks,
             "started": time.time(),
         }
         self._history = LiveHistory()
@@ -237,6 +236,7 @@ class LiveView:
                 "reason": self._reason,
                 "rate": 0.0 if self._state == "waiting" else self._rate(),
                 "lag": self._lag,
+                "ranks": self.ranks,
                 "restarts": self._restarts,
                 "usage_reports": self.prototypes.reports,
                 "since_step_s": since,

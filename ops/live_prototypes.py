@@ -35,8 +35,8 @@ NEAREST = 6
 class LivePrototypes:
     """State of all prototypes of one run, for people.
 
-    `counted` and `learned` are called by the learner and take about as long as a copy of K numbers; everything
-    else is for the HTTP server's threads and returns plain values.
+    `counted` and `learned` are called by the learner and take about as long as a copy of K numbers;
+    everything else is for the HTTP server's threads and returns plain values.
 
     Args:
         prototypes: K of the first head.
@@ -129,7 +129,10 @@ class LivePrototypes:
         known = [name for name in SORTS if self._values(name, usage) is not None]
         body = self._head(usage, samples) | _histogram(usage)
         body |= {"sort": sort, "rising": rising, "offset": offset, "sorts": known}
-        return body | {"changed_since": self._changed_since(), "rows": self._rows(order[offset : offset + count], usage)}
+        return body | {
+            "changed_since": self._changed_since(),
+            "rows": self._rows(order[offset : offset + count], usage),
+        }
 
     def one(self, number: int) -> dict[str, Any]:
         """All about one prototype.
@@ -227,7 +230,7 @@ class LivePrototypes:
         ]
 
     def _all_cosines(self) -> Vector | None:
-        """[K] cosine of each prototype with its nearest other one; worked out once for each set of directions."""
+        """[K] cosine of each prototype with its nearest other one; worked out once a set of directions."""
         with self._lock:
             directions, known = self._directions, self._cosines
         if directions is None or not 2 <= len(directions) <= COSINES_MOST:

@@ -7,6 +7,7 @@ import threading
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -102,8 +103,11 @@ class UsageHistory:
             samples, columns = [at for at, _ in self._columns], [column for _, column in self._columns]
             stride = self._stride
         cells = np.stack(columns) if columns else np.zeros((0, self.prototypes), np.uint8)
-        arrays = {"samples": np.array(samples, np.int64), "cells_CK": cells}
-        arrays["stride"] = np.array([stride], np.int64)
+        arrays: dict[str, NDArray[Any]] = {
+            "samples": np.array(samples, np.int64),
+            "cells_CK": cells,
+            "stride": np.array([stride], np.int64),
+        }
         aside = path.with_name(f".{path.name}.part")
         try:
             aside.write_bytes(save_arrays(arrays))
@@ -127,9 +131,7 @@ class UsageHistory:
         if not fits or len(when) > self._most or stride < 1:
             return False
         with self._lock:
-            self._columns = [
-                (int(at), cells[i].copy()) for i, at in enumerate(when) if int(at) <= samples
-            ]
+            self._columns = [(int(at), cells[i].copy()) for i, at in enumerate(when) if int(at) <= samples]
             self._stride, self._since, self._passing = stride, 0, False
         return True
 
@@ -160,14 +162,17 @@ def heatmap(
     members = [part for part in np.array_split(order_K, min(rows, len(order_K))) if len(part)]
     starts = np.cumsum([0, *(len(part) for part in members[:-1])])
     sizes = np.array([len(part) for part in members], np.float32)
-    drawn = [_code(np.add.reduceat(EVEN[column[order_K]], starts) / sizes) for column in columns]
+    drawn = [
+        _code((np.add.reduceat(EVEN[column[order_K]], starts) / sizes).astype(np.float32))
+        for column in columns
+    ]
     cells = np.stack(drawn, axis=1) if drawn else np.zeros((len(members), 0), np.uint8)
     return Heatmap(samples=samples, members=members, cells_RC=np.ascontiguousarray(cells))
 
 
 def encoded(usage_K: NDArray[np.float32]) -> NDArray[np.uint8]:
     """[K] shares as bytes: 0 = none, else 1 + 16 log2(64 x share x K), rounded and cut off at 1 and 255."""
-    return _code(usage_K * np.float32(len(usage_K)))
+    return _code((usage_K * len(usage_K)).astype(np.float32, copy=False))
 
 
 def _code(even: NDArray[np.float32]) -> NDArray[np.uint8]:

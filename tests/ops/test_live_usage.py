@@ -10,12 +10,13 @@ from tests.ops import synthetic
 
 
 def shares(prototypes: int, seed: int = 0) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-    return synthetic.shares(prototypes, seed=seed).numpy()
+    drawn: np.ndarray[tuple[int, ...], np.dtype[np.float32]] = synthetic.shares(prototypes, seed=seed).numpy()
+    return drawn
 
 
 def test_a_byte_tells_a_share_to_a_few_percent_and_none_from_little() -> None:
     even = np.array([0, 2.0**-5, 0.1, 1, 7.3, 900], np.float32)
-    told = EVEN[encoded(even / len(even))]
+    told = EVEN[encoded((even / len(even)).astype(np.float32))]
     assert told[0] == 0
     assert told[1:] == pytest.approx(even[1:], rel=0.023)
     assert encoded(np.array([1e-9, 1], np.float32))[0] == 1, "little is not none"

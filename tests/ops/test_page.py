@@ -196,7 +196,8 @@ def test_many_clusters_come_a_page_at_a_time(browser: "Browser") -> None:
     page.focus("#page-on")
     page.keyboard.press("Enter")
     page.wait_for_selector("#pages:text-is('25 to 48 of 1,000')")
-    assert page.eval_on_selector_all(".cluster", "all => all.map(one => +one.dataset.id)") == order(demo)[24:48]
+    shown = page.eval_on_selector_all(".cluster", "all => all.map(one => +one.dataset.id)")
+    assert shown == order(demo)[24:48]
     page.fill("#goto", "987")
     page.keyboard.press("Enter")
     page.wait_for_selector("#closer-title:text-is('Cluster #987')")
@@ -224,9 +225,9 @@ def test_the_heatmap_has_a_colour_for_each_cell_and_is_read_by_keys_and_mouse(
     colours = page.evaluate(
         """() => {
             const canvas = document.querySelector("#heat canvas"), context = canvas.getContext("2d");
-            const at = (x, y) => [...context.getImageData(x * canvas.width, y * canvas.height, 1, 1).data].join();
-            const all = new Set();
-            for (let x = 0; x < 16; x++) for (let y = 0; y < 24; y++) all.add(at((x + .5) / 16, (y + .5) / 24));
+            const { width, height } = canvas, all = new Set();
+            const at = (x, y) => [...context.getImageData(x * width, y * height, 1, 1).data].join();
+            for (let i = 0; i < 16 * 24; i++) all.add(at((i % 16 + .5) / 16, (Math.floor(i / 16) + .5) / 24));
             return { many: all.size, died: at(.97, .99), lived: at(.02, .99) };
         }"""
     )
@@ -255,7 +256,7 @@ def test_the_heatmap_has_a_colour_for_each_cell_and_is_read_by_keys_and_mouse(
 
 
 def test_several_ranks_and_replaced_readers_are_told(page: "Page", demo: DemoRun) -> None:
-    demo.live._fixed["ranks"] = 4
+    demo.live.ranks = 4
     demo.run(4)
     look(page, demo)
     assert "4 ranks learn together" in page.inner_text("#team")

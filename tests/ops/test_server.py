@@ -215,7 +215,8 @@ def test_many_at_once_are_answered_while_the_learner_steps(site: Site) -> None:
     codes: list[int] = []
 
     def browse() -> None:
-        for path in ("/", "/metrics", "/api/v1/status", "/api/v1/history", "/api/v1/prototypes?sort=size") * 4:
+        api = [f"/api/v1/{what}" for what in ("status", "heatmap", "prototypes?sort=size")]
+        for path in ("/", "/metrics", *api) * 4:
             codes.append(site.ask(path)[0])
 
     threads = [threading.Thread(target=browse) for _ in range(6)]
