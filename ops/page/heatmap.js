@@ -45,7 +45,7 @@ function drawHeatmap() {
   }
   node("text", { x: width - RIGHT, y: height - 6, "text-anchor": "end", text: `${short(ends[columns - 1])} samples` }, svg);
   const unused = map.bytes.filter((byte, i) => i % columns === columns - 1 && !byte).length;
-  host.setAttribute("aria-label", `Usage of ${whole(map.prototypes)} prototypes over time in ${rows} rows and ${columns} columns, ${unused || "no"} rows without use at the end. Arrow keys walk, Enter opens.`);
+  host.setAttribute("aria-label", `Usage of ${whole(map.prototypes)} prototypes over time in ${rows} rows and ${columns} columns, ${unused || "no"} row${unused === 1 ? "" : "s"} without use at the end. Arrow keys walk, Enter opens.`);
   host.chart = {
     rows, columns,
     at: (x, y) => {

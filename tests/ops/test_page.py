@@ -221,7 +221,7 @@ def test_the_heatmap_has_a_colour_for_each_cell_and_is_read_by_keys_and_mouse(
     demo.die(order(demo)[0])
     demo.run(8)
     look(page, demo)
-    page.wait_for_selector("#heat[aria-label*='24 rows and 16 columns, 1 rows without use']")
+    page.wait_for_selector("#heat[aria-label*='24 rows and 16 columns, 1 row without use']")
     colours = page.evaluate(
         """() => {
             const canvas = document.querySelector("#heat canvas"), context = canvas.getContext("2d");
