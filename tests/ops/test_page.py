@@ -329,7 +329,7 @@ def test_a_learner_that_ends_is_noticed_and_its_return_too(page: "Page", demo: D
     port = demo.server.port
     demo.server.close()
     page.wait_for_selector("#lost", state="visible")
-    assert page.inner_text("#state") == "not reachable"
+    page.wait_for_selector("#state:has-text('not reachable')")
     demo.server._port = port
     demo.server.start()
     page.wait_for_selector("#lost", state="hidden")
