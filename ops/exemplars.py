@@ -26,6 +26,8 @@ LOWEST_SCORE = 1e-3
 """Cosines below count as this much, so that the logarithm exists."""
 SIGNATURE_PX = 8
 """Side of the tiny copy by which near-equal pictures are told."""
+OFFERS = 16
+"""Most images of one batch that are looked at closely; it bounds what a batch costs, about 20 us each."""
 NEAR_EQUAL = 5.0
 """Root mean square difference of two tiny copies, of 255, below which the pictures count as the same."""
 
@@ -111,7 +113,11 @@ class Exemplars:
             return
         rank_B = np.log2(np.maximum(score_B, LOWEST_SCORE)) + samples / self.half_life
         with self._lock:
-            wanted = np.flatnonzero(rank_B > self._rank[assigned_B].min(axis=1))
+            gain_B = rank_B - self._rank[assigned_B].min(axis=1)
+            wanted = np.flatnonzero(gain_B > 0)
+            if len(wanted) > OFFERS:
+                # Those that are furthest above what is kept, empty places first: no prototype goes without.
+                wanted = wanted[np.lexsort((-rank_B[wanted], -gain_B[wanted]))[:OFFERS]]
             best_first = wanted[np.argsort(-rank_B[wanted], kind="stable")]
             if not len(best_first):
                 return

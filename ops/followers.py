@@ -23,6 +23,7 @@ from ops.embedded import EmbeddedRedis
 from ops.encoders import EncoderFiles
 from ops.errors import OpsError, RedisUnavailable
 from ops.exemplars import Exemplars
+from ops.launched import launched
 from ops.live import LiveView
 from ops.metrics import Metrics
 from ops.outcome import Progress
@@ -125,6 +126,15 @@ class Followers:
             skipped=skipped,
             exemplars=self._exemplars,
         )
+        self._usage_file = run_dir / "usage-history.safetensors"
+        self.live.prototypes.history.load(self._usage_file, samples=samples)
+        team = launched()
+        if team is not None:
+            self.live.ranks = team.ranks
+            if team.life:
+                self.live.event("restart", f"the launcher started the ranks anew (time {team.life})")
+        if samples:
+            self.live.event("resumed", f"the run goes on from {samples:,} samples")
         for entry in history:
             self.live.remember(entry)
         self._stack = contextlib.ExitStack()
@@ -219,12 +229,12 @@ class Followers:
     def left_out(self, stats: LaneStats, *, skipped: Mapping[str, int]) -> None:
         """A batch was read but not learned from; `skipped` are all records skipped by the run, by reason."""
         self.metrics.records(stats)
-        self.skipped(skipped)
+        self._skipped(skipped)
 
     def skipped(self, skipped: Mapping[str, int]) -> None:
         """The run went back: so many records had been skipped where it goes on from."""
-        self.live.skipped(skipped)
-        self._read(sum(skipped.values()))
+        self.live.event("rewind", "the run goes on from its last checkpoint")
+        self._skipped(skipped)
 
     def lag(self, records: int) -> None:
         """Records committed but not yet used; also while the loop waits."""
@@ -265,11 +275,13 @@ class Followers:
             self._registration.checkpointed()
         self.metrics.checkpoint(result, seconds)
         self.live.checkpoint(result, samples=self._samples, seconds=seconds, detail=detail)
-        if result == "ok" and self._exemplars is not None:
+        if result == "ok":
             try:
-                self._exemplars.save(self._pictures)
+                self.live.prototypes.history.save(self._usage_file)
+                if self._exemplars is not None:
+                    self._exemplars.save(self._pictures)
             except OSError as error:
-                logger.warning("the typical images could not be kept: %s", error)
+                logger.warning("what the live page shows could not be kept: %s", error)
 
     def checkpointing(self) -> None:
         """A checkpoint is about to be written: what must not be behind it is written first."""
@@ -283,6 +295,8 @@ class Followers:
 
     def publish(self, snapshot: Snapshot, *, samples: int, updates: int) -> None:
         """Hand a snapshot over; it is sent in the background."""
+        directions, generation = snapshot.tensors["prototypes"], snapshot.tensors["generation"]
+        self.live.prototypes.learned(directions.float().numpy(), generation.numpy(), samples=samples)
         if self._publisher is not None:
             self._publisher.publish(snapshot, samples=samples, updates=updates)
 
@@ -303,6 +317,10 @@ class Followers:
             return None
         publisher.close(PUBLISH_S if timeout_s is None else timeout_s)
         return publisher.last
+
+    def _skipped(self, skipped: Mapping[str, int]) -> None:
+        self.live.skipped(skipped)
+        self._read(sum(skipped.values()))
 
     def _read(self, left_out: int) -> None:
         """So many records were left out by now; with the samples, that is how far the run has read."""

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from learner.health import USAGE_EDGES
 from learner.report import HealthReport, StepReport
 from ops import verdicts
 from ops.exemplars import Exemplars
 from ops.live_figures import figures_of
 from ops.live_history import LiveHistory
+from ops.live_prototypes import LivePrototypes
 from ops.publisher import PublishResult
 from stream.lanes import LaneLag, LaneStats, add_counts
 
@@ -67,6 +67,9 @@ class LiveView:
         exemplars: Exemplars | None = None,
     ) -> None:
         self.exemplars = exemplars
+        self.prototypes = LivePrototypes(prototypes, exemplars)
+        self.ranks = 1
+        """Learners that share the run; set once, before it is looked at."""
         self._lock = threading.Lock()
         self._fixed = {
             "run": run,
@@ -78,7 +81,6 @@ class LiveView:
         }
         self._history = LiveHistory()
         self._figures: dict[str, float | None] = {"samples": samples, "prototypes": prototypes}
-        self._usage: NDArray[np.float32] = np.zeros(prototypes, np.float32)
         self._events: deque[dict[str, Any]] = deque(maxlen=EVENTS)
         self._marks: deque[tuple[float, float]] = deque()
         self._skipped: Mapping[str, int] = dict(skipped or {})
@@ -124,7 +126,7 @@ class LiveView:
             self._beat = time.monotonic()
             self._last_step, self._step_s = now, step_s
             self._state = "learning" if self._state != "stopping" else self._state
-            self._lag, self._restarts = lag, restarts
+            died, self._lag, self._restarts = restarts - self._restarts, lag, restarts
             self._skipped = add_counts(self._skipped, stats.skipped)
             self._marks.append((now, report.samples))
             while len(self._marks) > 2 and now - self._marks[0][0] > RATE_S:
@@ -135,6 +137,10 @@ class LiveView:
             self._health = report.health or self._health
             self._figures |= figures_of(report, self._health)
             self._history.add({**self._figures, "time": now, "rate": self._rate() or None, "lag": lag})
+        if died > 0:
+            self.event("restart", f"{died} reader process{'es' if died > 1 else ''} died and replaced")
+        if report.reseeded:
+            self._reseeded(report.reseeded)
         if self.exemplars is not None and thumbs is not None:
             self.exemplars.observe(
                 report.assigned_B.numpy(), report.score_B.numpy(), keys, thumbs, samples=report.samples
@@ -159,7 +165,9 @@ class LiveView:
     def usage(self, usage_K: NDArray[np.float32]) -> None:
         """Take the shares of all prototypes in; call it when a step brought a health report."""
         with self._lock:
-            self._usage = np.array(usage_K, np.float32)
+            samples, health = int(self._figures["samples"] or 0), self._health
+        window = 0 if health is None else health.usage_window_samples
+        self.prototypes.counted(usage_K, samples=samples, window=window)
 
     def beat(self) -> None:
         """The loop is alive; call it while it waits."""
@@ -208,11 +216,13 @@ class LiveView:
             }  # fmt: skip
         self.event("checkpoint", f"{result} at {samples:,} samples{': ' + detail if detail else ''}")
 
-    def event(self, kind: str, text: str) -> None:
-        """Remember something that people should see."""
+    def event(self, kind: str, text: str, *, count: int = 1) -> None:
+        """Remember something that people should see, which happened so many times."""
         with self._lock:
             samples = self._figures["samples"]
-            self._events.append({"time": time.time(), "kind": kind, "text": text, "samples": samples})
+            self._events.append(
+                {"time": time.time(), "kind": kind, "text": text, "samples": samples, "count": count}
+            )
 
     def remember(self, entry: Mapping[str, Any]) -> None:
         """Take a point of the run's earlier life into the history: `samples`, `time` and any figures."""
@@ -234,6 +244,9 @@ class LiveView:
                 "rate": 0.0 if self._state == "waiting" else self._rate(),
                 "lag": self._lag,
                 "lanes": self._lanes,
+                "ranks": self.ranks,
+                "restarts": self._restarts,
+                "usage_reports": self.prototypes.reports,
                 "since_step_s": since,
                 "step_s": self._step_s,
                 "skipped": dict(self._skipped),
@@ -261,40 +274,6 @@ class LiveView:
         """Columns over time, see `LiveHistory.COLUMNS`."""
         with self._lock:
             return self._history.columns()
-
-    def prototypes(self, top: int | None = None) -> dict[str, Any]:
-        """Usage of all prototypes, or a histogram and the busiest ones.
-
-        Args:
-            top: how many of the busiest to list; None gives the whole vector instead.
-        """
-        with self._lock:
-            usage, samples = self._usage, self._figures["samples"]
-        counts, stamps = self._images(len(usage))
-        body: dict[str, Any] = {
-            "prototypes": len(usage),
-            "samples": samples,
-            "thumb_px": 0 if self.exemplars is None else self.exemplars.side,
-        }
-        if top is None:
-            body |= {"usage": usage.tolist(), "images": counts.tolist(), "stamps": stamps.tolist()}
-            return body
-        counted = usage[:0] if not usage.any() else usage  # before the first report nothing was counted
-        cells = np.searchsorted(USAGE_EDGES, counted * len(usage), side="left")
-        body["edges"] = list(USAGE_EDGES)
-        body["histogram"] = np.bincount(cells, minlength=len(USAGE_EDGES) + 1).tolist()
-        order = np.argsort(-usage, kind="stable")[:top]
-        body["busiest"] = [
-            {
-                "id": int(one),
-                "usage": float(usage[one]),
-                "images": int(counts[one]),
-                "stamp": int(stamps[one]),
-            }
-            for one in order
-            if usage[one] > 0
-        ]
-        return body
 
     def events(self, count: int = 50) -> list[dict[str, Any]]:
         """The latest events, newest first."""
@@ -324,7 +303,11 @@ class LiveView:
         (began, first), (ended, last) = self._marks[0], self._marks[-1]
         return (last - first) / (ended - began) if ended > began else 0.0
 
-    def _images(self, prototypes: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        if self.exemplars is None:
-            return np.zeros(prototypes, np.int64), np.zeros(prototypes, np.int64)
-        return self.exemplars.counts(), self.exemplars.stamps()
+    def _reseeded(self, count: int) -> None:
+        """An event; several in a row are told as one, so that they push nothing else out."""
+        with self._lock:
+            last = self._events[-1] if self._events else {}
+            if last.get("kind") == "re-seed":
+                count += last["count"]
+                self._events.pop()
+        self.event("re-seed", f"{count:,} prototype{'s' if count > 1 else ''} began anew", count=count)

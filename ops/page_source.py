@@ -27,7 +27,7 @@ def _style() -> str:
 
 
 def _script() -> str:
-    return _part("charts.js") + _part("page.js")
+    return "".join(_part(name) for name in ("charts.js", "heatmap.js", "clusters.js", "page.js"))
 
 
 def _part(name: str) -> str:

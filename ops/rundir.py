@@ -8,6 +8,7 @@ history.jsonl     figures over time, one line an entry, thinner the longer the r
 changes.jsonl     settings changed on the way: when, at which sample, from what to what
 nonfinite.jsonl   steps whose loss or gradient was not finite; nonfinite/ keeps skipped batches
 summary.json      how the run last ended
+exemplars.safetensors, usage-history.safetensors  typical images and usage over time, for the live page
 server.json       where metrics and live page are, while it runs
 """
 

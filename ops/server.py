@@ -24,6 +24,9 @@ IDLE_S = 30.0
 """A connection that says nothing for so long is closed, seconds."""
 TOP_MOST = 200
 """Most prototypes that one request lists."""
+OFFSET_MOST = 10**9
+DIGITS = 10
+"""A number of more digits names no prototype."""
 
 JSON = "application/json; charset=utf-8"
 
@@ -186,12 +189,38 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             body = self._live.history()
         elif what == "events":
             body = self._live.events(_number(query, "count", 50, 1, 1000))
+        elif what == "heatmap":
+            body = self._live.prototypes.heatmap(query.get("order", "size"))
         elif what == "prototypes":
-            body = self._live.prototypes(_number(query, "top", 24, 0, TOP_MOST) if "top" in query else None)
+            body = self._prototypes(query)
         elif what.startswith("prototypes/") and what.endswith(".png"):
             return self._images(what.removeprefix("prototypes/").removesuffix(".png"))
+        elif what.startswith("prototypes/"):
+            return self._prototype(what.removeprefix("prototypes/"))
         else:
             return _not_found(f"/api/v1/{what}")
+        return 200, JSON, plain_json.dumps(body).encode()
+
+    def _prototypes(self, query: dict[str, str]) -> Any:
+        prototypes = self._live.prototypes
+        if "top" in query:
+            return prototypes.busiest(_number(query, "top", 24, 0, TOP_MOST))
+        if "sort" not in query:
+            return prototypes.all()
+        return prototypes.table(
+            sort=query["sort"],
+            rising=_number(query, "rising", 0, 0, 1) == 1,
+            offset=_number(query, "offset", 0, 0, OFFSET_MOST),
+            count=_number(query, "count", 24, 1, TOP_MOST),
+        )
+
+    def _prototype(self, number: str) -> tuple[int, str, bytes]:
+        if not (number.isascii() and number.isdecimal() and len(number) < DIGITS):
+            return _not_found(f"/api/v1/prototypes/{number}")
+        try:
+            body = self._live.prototypes.one(int(number))
+        except IndexError:
+            return _not_found(f"/api/v1/prototypes/{number}")
         return 200, JSON, plain_json.dumps(body).encode()
 
     def _images(self, number: str) -> tuple[int, str, bytes]:
@@ -221,7 +250,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 def _not_found(path: str) -> tuple[int, str, bytes]:
     known = (
-        "/, /metrics, /healthz, /readyz, /api/v1/status, /api/v1/history, /api/v1/prototypes, /api/v1/events"
+        "/, /metrics, /healthz, /readyz, /api/v1/status, /api/v1/history, /api/v1/heatmap, "
+        "/api/v1/prototypes, /api/v1/prototypes/NUMBER, /api/v1/prototypes/NUMBER.png, /api/v1/events"
     )
     return 404, JSON, plain_json.dumps({"error": f"nothing at {path}", "known": known.split(", ")}).encode()
 

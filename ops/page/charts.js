@@ -153,8 +153,9 @@ function spark(svg, ys, low) {
 function tip(host, x, text) {
   let made = host.querySelector(".tip");
   if (!made) { made = document.createElement("div"); made.className = "tip"; made.setAttribute("role", "status"); host.append(made); }
-  made.style.left = `${x}px`;
   made.textContent = text;
+  const half = made.offsetWidth / 2, width = host.clientWidth;
+  made.style.left = `${Math.max(half, Math.min(width - half, x))}px`;
 }
 
 function leave(host) {

@@ -1,6 +1,6 @@
 // Asks the learner for its figures and draws them; stops asking while nobody looks.
 
-const STATUS_MS = 1000, REST_MS = 2000, SHOWN = 24;
+const STATUS_MS = 1000, REST_MS = 2000;
 const CELLS = ["0", ".01", ".03", ".1", ".3", ".5", "1", "2", "3", "10", "30", "30+"];
 const PHASE_COLOURS = ["#0b7178", "#4a6fa5", "#8f6bb3", "#c2703d", "#c9a227", "#5b8c5a", "#a8566b", "#7b8794"];
 const GLYPHS = {
@@ -11,7 +11,7 @@ const GLYPHS = {
 };
 const $ = (id) => document.getElementById(id);
 const whole = (value) => value === null || value === undefined ? "-" : Math.round(value).toLocaleString("en");
-let status = null, history = null, clusters = null, lostSince = null;
+let status = null, history = null, clusters = null, happened = [], lostSince = null;
 
 function make(tag, className, text) {
   const made = document.createElement(tag);
@@ -73,6 +73,11 @@ function drawProgress() {
     $("bar").setAttribute("aria-valuenow", percent.toFixed(0));
   }
   $("progress-text").textContent = parts.join("  ·  ");
+  const team = [];
+  if (status.ranks > 1) team.push(`${status.ranks} ranks learn together; all counts are of all of them`);
+  if (status.restarts) team.push(`${whole(status.restarts)} reader process${status.restarts > 1 ? "es" : ""} died and replaced`);
+  $("team").hidden = !team.length;
+  $("team").textContent = team.join("  ·  ");
 }
 
 function drawTiles() {
@@ -171,6 +176,7 @@ function drawHistory() {
   lineChart($("chart-use"), xs, history.usage_perplexity, {
     title: "Prototypes in use", low: 0, high: k * 1.08, area: true, refs: [{ at: k, label: `K = ${whole(k)}` }], format: (value) => `${Math.round(value)} of ${whole(k)}`,
   });
+  lineChart($("chart-lag"), xs, history.lag, { title: "Lag", low: 0, area: true, format: (value) => `${whole(value)} unread` });
   lineChart($("chart-rate"), xs, history.rate, { title: "Images a second", low: 0, area: true, format: (value) => `${short(value)} a second` });
 }
 
@@ -181,94 +187,23 @@ function drawHistogram() {
   });
 }
 
-// Pictures of a cluster lie side by side in one image; each tile shows its part of it. How many there are is read from
-// the image, which may be newer than the figures; the old pictures stay until the new ones are there.
-function shots(host, cluster, most) {
-  const address = `/api/v1/prototypes/${cluster.id}.png?v=${Math.round(status.started)}.${cluster.stamp}`;
-  if (host.dataset.address === address) return;
-  host.dataset.address = address;
-  const tiles = (count) => {
-    while (host.children.length > count) host.lastChild.remove();
-    while (host.children.length < count) host.append(make("span", "shot"));
-  };
-  if (!host.children.length) tiles(Math.min(most, cluster.images));
-  const ready = new Image();
-  ready.onload = () => {
-    if (host.dataset.address !== address) return;
-    const images = Math.max(1, Math.round(ready.naturalWidth / ready.naturalHeight));
-    tiles(Math.min(most, images));
-    [...host.children].forEach((tile, i) => {
-      tile.style.backgroundImage = `url("${address}")`;
-      tile.style.backgroundSize = `${100 * images}% 100%`;
-      tile.style.backgroundPosition = `${images > 1 ? 100 * i / (images - 1) : 0}% 0`;
-    });
-  };
-  ready.onerror = () => { if (host.dataset.address === address) delete host.dataset.address; };
-  ready.src = address;
-}
-
-function card(id) {
-  const made = make("button", "cluster");
-  made.type = "button";
-  made.dataset.id = id;
-  const top = make("span", "top");
-  top.append(make("span", "id", `#${id}`), make("span", "share"));
-  const meter = make("div", "meter");
-  meter.append(make("i"));
-  made.append(top, meter, make("div", "shots"));
-  made.addEventListener("click", () => look(id));
-  return made;
-}
-
-function drawClusters() {
-  const grid = $("clusters"), known = new Map([...grid.children].map((one) => [one.dataset.id, one]));
-  const busiest = clusters.busiest.filter((cluster) => cluster.images > 0);
-  $("clusters-note").textContent = busiest.length
-    ? "Most typical images first. Choose one to look closer."
-    : clusters.thumb_px ? "Images appear with the first steps." : "This run carries no thumbnails (reader.thumbnail_px is 0).";
-  const largest = busiest.length ? busiest[0].usage : 1;
-  const cards = busiest.map((cluster) => {
-    const one = known.get(`${cluster.id}`) || card(cluster.id);
-    const share = 100 * cluster.usage;
-    one.querySelector(".share").replaceChildren(`${share.toFixed(share < 1 ? 2 : 1)} %`, make("small", "", " of images"));
-    one.querySelector(".meter i").style.width = `${100 * cluster.usage / largest}%`;
-    one.setAttribute("aria-label", `Cluster ${cluster.id}, ${share.toFixed(1)} percent of images. Look closer.`);
-    shots(one.querySelector(".shots"), cluster, 12);
-    return one;
-  });
-  // Nothing moves under a pointer or away from the keyboard's focus.
-  const held = grid.contains(document.activeElement) || grid.matches(":hover");
-  if (held && grid.children.length) {
-    for (const one of cards) if (!one.isConnected) grid.append(one);
-  } else {
-    if (cards.some((one, i) => grid.children[i] !== one) || grid.children.length !== cards.length) grid.replaceChildren(...cards);
-  }
-  if ($("closer").open) look(+$("closer").dataset.id);
-}
-
-function look(id) {
-  const at = clusters.busiest.findIndex((cluster) => cluster.id === id);
-  if (at < 0) return;
-  const cluster = clusters.busiest[at], dialog = $("closer"), tiles = $("closer-tiles");
-  if (dialog.dataset.id !== `${id}`) { tiles.replaceChildren(); delete tiles.dataset.address; }
-  dialog.dataset.id = id;
-  $("closer-title").textContent = `Cluster #${id}`;
-  $("closer-note").textContent = `${(100 * cluster.usage).toFixed(2)} % of images, ${(cluster.usage * clusters.prototypes).toFixed(1)} times the even share; number ${at + 1} by size. Its ${cluster.images} most typical images:`;
-  shots(tiles, cluster, 48);
-  if (!dialog.open) dialog.showModal();
-}
-
-function turn(step) {
-  const shown = clusters.busiest.filter((cluster) => cluster.images > 0);
-  const at = shown.findIndex((cluster) => cluster.id === +$("closer").dataset.id);
-  const next = shown[at + step];
-  if (next) look(next.id);
+function eventTone(event) {
+  if (["error", "not finite", "stale_epoch"].includes(event.kind) || (event.kind === "checkpoint" && !event.text.startsWith("ok"))) return "bad";
+  return ["waiting", "restart", "rewind", "re-seed", "unhealthy", "superseded", "stopping"].includes(event.kind) ? "watch" : "plain";
 }
 
 function drawEvents(events) {
-  const rows = events.map((event) => {
-    const row = make("li"), text = make("span");
-    const time = make("time", "", new Date(1000 * event.time).toLocaleTimeString("en", { hour12: false }));
+  const kinds = [...new Set(events.map((event) => event.kind))].sort(), chosen = $("kinds").value;
+  if (kinds.join() !== $("kinds").dataset.kinds) {
+    $("kinds").dataset.kinds = kinds.join();
+    $("kinds").replaceChildren(...["", ...kinds].map((kind) => Object.assign(make("option", "", kind || "all kinds"), { value: kind })));
+    $("kinds").value = kinds.includes(chosen) ? chosen : "";
+  }
+  const rows = events.filter((event) => !$("kinds").value || event.kind === $("kinds").value).map((event) => {
+    const row = make("li", eventTone(event)), text = make("span"), when = new Date(1000 * event.time);
+    const time = make("time", "", when.toLocaleTimeString("en", { hour12: false }));
+    time.dateTime = when.toISOString();
+    time.title = `${when.toLocaleString("en", { hour12: false })}, ${whole(event.samples)} samples`;
     text.append(make("b", "", event.kind), ` ${event.text}`);
     row.append(time, text);
     return row;
@@ -303,19 +238,30 @@ async function every(ms, work) {
 async function loadStatus() { status = await ask("status"); drawStatus(); }
 async function loadRest() {
   if (!status) return;
-  const [past, busy, events] = await Promise.all([ask("history"), ask(`prototypes?top=${SHOWN}`), ask("events")]);
-  history = past; clusters = busy;
-  drawHistory(); drawHistogram(); drawClusters(); drawEvents(events); drawTiles();
+  const { sort, rising, offset } = view;
+  const [past, page, events] = await Promise.all([ask("history"), askClusters(), ask("events?count=200"), loadHeatmap(), loadOpened()]);
+  history = past; happened = events;
+  if (sort === view.sort && rising === view.rising && offset === view.offset) clusters = page;
+  drawHistory(); drawHistogram(); drawClusters(); drawEvents(happened); drawTiles();
 }
 
-$("closer-close").addEventListener("click", () => $("closer").close());
-$("closer-prev").addEventListener("click", () => turn(-1));
-$("closer-next").addEventListener("click", () => turn(1));
-$("closer").addEventListener("click", (event) => { if (event.target === $("closer")) $("closer").close(); });
-$("closer").addEventListener("keydown", (event) => {
-  if (event.key === "ArrowLeft") turn(-1);
-  if (event.key === "ArrowRight") turn(1);
-});
-new ResizeObserver(() => { if (history && clusters) { drawHistory(); drawHistogram(); } }).observe($("main"));
+// The map is asked for only when it has changed.
+async function loadHeatmap() {
+  const order = $("heat-order").value;
+  if (heat && heat.order === order && heat.reports === status.usage_reports && heat.started === status.started) return;
+  const answer = await ask(`heatmap?order=${order}`);
+  takeHeatmap(Object.assign(answer, { started: status.started }));
+  drawHeatmap();
+}
 
-loadStatus().then(loadRest).catch(() => lost(true)).finally(() => { every(STATUS_MS, loadStatus); every(REST_MS, loadRest); });
+listenClusters();
+listenHeatmap();
+$("heat-order").addEventListener("change", () => loadHeatmap().catch((error) => console.warn(error.message)));
+$("kinds").addEventListener("change", () => drawEvents(happened));
+new ResizeObserver(() => { if (history && clusters) { drawHistory(); drawHistogram(); drawHeatmap(); } }).observe($("main"));
+
+loadStatus().then(loadRest).catch(() => lost(true)).finally(() => {
+  followHash();
+  every(STATUS_MS, loadStatus);
+  every(REST_MS, loadRest);
+});

@@ -51,7 +51,7 @@ class DemoRun:
     ) -> None:
         self.prototypes, self.batch, self.total = prototypes, batch, total
         self.draw = np.random.default_rng(0)
-        exemplars = Exemplars(prototypes, thumbnail_px=SIDE)
+        exemplars = Exemplars(prototypes, thumbnail_px=SIDE) if thumbs else None
         self.live = LiveView(
             run="3f1c9a52e0b44c0f8f0e2f6a7b1d9c11",
             run_dir="/data/runs/street-photos-2026",
@@ -70,8 +70,19 @@ class DemoRun:
         self.samples = 0
         self.weights = np.exp(self.draw.normal(0, 0.7, prototypes))
         self.over_ln_k = 1.0
+        self.generation = np.zeros(prototypes, np.int64)
+        directions = self.draw.normal(size=(prototypes, 64)).astype(np.float32)
+        self.directions = directions / np.linalg.norm(directions, axis=1, keepdims=True)
 
-    def step(self, *, feature_std: float = 0.9, twins: int = 0, lag: int | None = None) -> None:
+    def step(
+        self,
+        *,
+        feature_std: float = 0.9,
+        twins: int = 0,
+        lag: int | None = None,
+        reseeded: int = 0,
+        restarts: int = 0,
+    ) -> None:
         """One made-up update."""
         self.samples += self.batch
         progress = self.samples / self.total
@@ -92,16 +103,32 @@ class DemoRun:
             feature_std=feature_std,
             twins=twins,
             window=10 * self.prototypes,
+            reseeded=reseeded,
         )
         remaining = max(0, self.total - self.samples) if lag is None else lag
         self.metrics.observe(report, stats, step_s=0.36)
         self.metrics.lag(remaining)
         keys = [f"{self.samples}-{index}" for index in range(self.batch)]
-        self.live.observe(report, stats, step_s=0.36, lag=remaining, keys=keys, thumbs=thumbs)
+        self.live.observe(
+            report, stats, step_s=0.36, lag=remaining, restarts=restarts, keys=keys, thumbs=thumbs
+        )
         self.live.usage(usage.astype(np.float32))
+
+    def die(self, number: int) -> None:
+        """A prototype that nobody comes to any more."""
+        self.weights[number] = 0
+
+    def reseed(self, number: int) -> None:
+        """A prototype that begins anew, close to the busiest one."""
+        self.weights[number] = self.weights.max()
+        self.generation[number] += 1
+        moved = self.directions[int(self.weights.argmax())] + 0.05 * self.directions[number]
+        self.directions = self.directions.copy()
+        self.directions[number] = moved / np.linalg.norm(moved)
 
     def publish(self, version: int) -> None:
         """A made-up snapshot."""
+        self.live.prototypes.learned(self.directions, self.generation.copy(), samples=self.samples)
         result = PublishResult(
             result="ok",
             samples=self.samples,
@@ -115,10 +142,21 @@ class DemoRun:
         self.live.published(result)
         self.metrics.published(result)
 
+    def _fate(self, step: int) -> None:
+        """Three prototypes fade away; later one of them begins anew."""
+        if step % 200 == 60:
+            for number in (5, 11, 40):
+                self.die(number)
+        if step % 200 == 110:
+            self.reseed(11)
+            self.step(reseeded=1)
+
     def run(self, steps: int, *, pause_s: float = 0.0) -> None:
         """Some updates, with a checkpoint and a snapshot now and then."""
         for step in range(1, steps + 1):
             self.step()
+            if self.prototypes >= 48:
+                self._fate(step)
             if step % 20 == 0:
                 self.live.checkpoint("ok", samples=self.samples, seconds=0.4)
                 self.publish(step // 20)
@@ -130,13 +168,14 @@ def main() -> None:
     """Serve a made-up run until Ctrl-C."""
     arguments = argparse.ArgumentParser(description=main.__doc__)
     arguments.add_argument("--prototypes", type=int, default=64)
+    arguments.add_argument("--steps", type=int, default=30, help="made at once, before anybody looks")
     arguments.add_argument("--pause", type=float, default=0.3)
     chosen = arguments.parse_args()
     demo = DemoRun(prototypes=chosen.prototypes)
     sys.stdout.write(demo.server.start() + "\n")
     sys.stdout.flush()
     try:
-        demo.run(30)
+        demo.run(chosen.steps)
         demo.run(10_000_000, pause_s=chosen.pause)
     finally:
         demo.server.close()

@@ -125,6 +125,7 @@ def report(
     feature_std: float = 0.9,
     twins: int = 0,
     window: int = 1000,
+    reseeded: int = 0,
 ) -> StepReport:
     """A step report of a run that is well, after so many samples."""
     loss = over_ln_k * math.log(len(usage))
@@ -148,6 +149,7 @@ def report(
         score_B=torch.full((batch,), 0.5) if score is None else score,
         seconds={"augment": 0.02, "forward": 0.1, "sinkhorn": 0.01, "backward": 0.2, "optim": 0.01},
         health=health_report(samples, usage, loss=loss, twins=twins, window=window) if with_health else None,
+        reseeded=reseeded,
     )
 
 

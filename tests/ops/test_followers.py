@@ -8,6 +8,7 @@ from ops.followers import Followers
 from ops.outcome import Progress
 from ops.publisher import PublishResult
 from ops.rundir import RunRecord
+from tests.ops import synthetic
 from tests.ops.drawn_runs import tiny_config
 from tests.ops.redis_servers import Server, wait_for
 
@@ -56,3 +57,37 @@ def test_prototypes_that_began_anew_are_an_event_on_the_live_page(tmp_path: Path
     event = followers.live.events()[0]
     assert event["kind"] == "reseed"
     assert event["text"] == "v3: 10 prototypes began anew: 0, 1, 2, 3, 4, 5, 6, 7, ..."
+
+
+def test_a_run_that_goes_on_shows_the_usage_of_its_earlier_life(tmp_path: Path) -> None:
+    config = tiny_config(["server.port=-1"])
+    record = RunRecord.new(stream="nowhere", config=config.to_dict())
+    usage = synthetic.shares(config.swav.prototypes[0])
+
+    def follow(samples: int) -> Followers:
+        return Followers(
+            tmp_path, record, config, samples=samples, skipped={}, history=[], total_samples=None
+        )
+
+    first = follow(0)
+    for samples in (64, 128, 192):
+        first.live.observe(synthetic.report(samples, usage), synthetic.stats(64), step_s=0.1)
+        first.usage(usage.numpy())
+    first.checkpointed("ok")
+    second = follow(128)
+    assert second.live.prototypes.heatmap()["samples"] == [64, 128]
+    assert second.live.events()[0]["text"] == "the run goes on from 128 samples"
+
+
+def test_directions_are_shown_once_a_snapshot_is_handed_over_and_going_back_is_told(tmp_path: Path) -> None:
+    config = tiny_config(["server.port=-1"])
+    record = RunRecord.new(stream="nowhere", config=config.to_dict())
+    follower = Followers(tmp_path, record, config, samples=0, skipped={}, history=[], total_samples=None)
+    shot = synthetic.snapshot(prototypes=config.swav.prototypes[0])
+    follower.publish(shot, samples=64, updates=1)
+    one = follower.live.prototypes.one(0)
+    assert one["nearest_at"] == 64
+    assert one["nearest"]
+    assert one["generation"] == 0
+    follower.skipped({"empty": 2})
+    assert follower.live.events()[0]["kind"] == "rewind"

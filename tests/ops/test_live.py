@@ -37,7 +37,7 @@ def test_before_the_first_step_nothing_is_claimed() -> None:
     assert body["verdict"] == "unknown"
     assert live.ready() == (False, "no step is done yet")
     assert live.healthy()[0]
-    assert live.prototypes(5)["histogram"] == [0] * 12
+    assert live.prototypes.busiest(5)["histogram"] == [0] * 12
 
 
 def test_a_step_shows_at_once() -> None:
@@ -152,6 +152,37 @@ def test_a_rewind_is_an_event() -> None:
     assert live.events()[0]["text"].startswith("v3, v2 abandoned")
 
 
+def test_readers_that_were_replaced_are_an_event() -> None:
+    live = view()
+    for restarts in (0, 2, 2, 3):
+        live.observe(
+            synthetic.report(64, synthetic.shares(40)), synthetic.stats(64), step_s=0.4, restarts=restarts
+        )
+    told = [event["text"] for event in live.events()]
+    assert told == ["1 reader process died and replaced", "2 reader processes died and replaced"]
+    assert live.status()["restarts"] == 3
+
+
+def test_prototypes_that_begin_anew_again_and_again_are_one_event() -> None:
+    live = view()
+    for number, reseeded in enumerate((0, 2, 0, 5)):
+        report = synthetic.report(64 * (number + 1), synthetic.shares(40), reseeded=reseeded)
+        live.observe(report, synthetic.stats(64), step_s=0.4)
+    live.checkpoint("ok", samples=256)
+    live.observe(synthetic.report(320, synthetic.shares(40), reseeded=1), synthetic.stats(64), step_s=0.4)
+    told = [event["text"] for event in live.events() if event["kind"] == "re-seed"]
+    assert told == ["1 prototype began anew", "7 prototypes began anew"]
+
+
+def test_change_is_told_against_the_usage_window_of_the_health_report() -> None:
+    live = view()
+    for number in range(1, 41):  # a window of 1,000 samples is 15.6 steps
+        step(live, 64 * number)
+        live.usage(synthetic.shares(40, seed=number).numpy())
+    since = live.prototypes.table()["changed_since"]
+    assert 64 * 40 - 1000 - 1000 // 8 - 64 <= since <= 64 * 40 - 1000 + 64
+
+
 def test_events_are_bounded_newest_first() -> None:
     live = view()
     for number in range(500):
@@ -163,13 +194,13 @@ def test_events_are_bounded_newest_first() -> None:
 def test_the_histogram_and_the_busiest_are_of_the_usage_given() -> None:
     live = view(4)
     live.usage(np.array([0.0, 0.25, 0.7, 0.05], np.float32))
-    body = live.prototypes(2)
+    body = live.prototypes.busiest(2)
     assert [row["id"] for row in body["busiest"]] == [2, 1]
     # In even shares: 0, 1, 2.8 and 0.2.
     assert dict(zip(body["edges"], body["histogram"], strict=False)) == {
         0.0: 1, 0.01: 0, 0.03: 0, 0.1: 0, 0.3: 1, 0.5: 0, 1.0: 1, 2.0: 0, 3.0: 1, 10.0: 0, 30.0: 0,
     }  # fmt: skip
-    assert live.prototypes()["usage"] == pytest.approx([0.0, 0.25, 0.7, 0.05])
+    assert live.prototypes.all()["usage"] == pytest.approx([0.0, 0.25, 0.7, 0.05])
 
 
 def test_thumbnails_of_a_step_become_typical_images() -> None:
@@ -183,8 +214,8 @@ def test_thumbnails_of_a_step_become_typical_images() -> None:
     )
     live.observe(report, synthetic.stats(3), step_s=0.4, keys=["a", "b", "c"], thumbs=synthetic.thumbs(3))
     live.usage(np.array([0.1, 0.5, 0.2, 0.2], np.float32))
-    assert live.prototypes()["images"] == [0, 2, 0, 1]
-    assert live.prototypes(1)["busiest"][0]["images"] == 2
+    assert live.prototypes.all()["images"] == [0, 2, 0, 1]
+    assert live.prototypes.busiest(1)["busiest"][0]["images"] == 2
 
 
 def test_history_has_a_column_for_each_figure() -> None:

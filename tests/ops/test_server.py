@@ -132,6 +132,31 @@ def test_pictures_of_a_prototype_are_a_png_that_may_be_kept_under_its_number(sit
     assert site.ask("/api/v1/prototypes/..%2f..%2fetc.png")[0] == 404
 
 
+def test_prototypes_are_sorted_and_paged(site: Site) -> None:
+    site.step()
+    site.live.usage(np.array([0.1, 0.2, 0.3, 0.4], np.float32))
+    body = site.json("/api/v1/prototypes?sort=size&rising=1&offset=1&count=2")
+    assert [row["id"] for row in body["rows"]] == [1, 2]
+    assert body["prototypes"] == 4
+    assert site.ask("/api/v1/prototypes?sort=colour")[0] == 400
+    assert site.ask("/api/v1/prototypes?sort=size&count=1000")[0] == 400
+
+
+def test_one_prototype_is_told_of_from_close_by(site: Site) -> None:
+    site.step()
+    body = site.json("/api/v1/prototypes/2")
+    assert (body["id"], body["usage"]) == (2, 0.25)
+    for nobody in ("9", "-1", "x", "%C2%B2", "1" * 40):
+        assert site.ask(f"/api/v1/prototypes/{nobody}")[0] == 404
+
+
+def test_the_heatmap_is_of_either_order_and_no_other(site: Site) -> None:
+    site.step()
+    for query in ("", "?order=size", "?order=number"):
+        assert site.json(f"/api/v1/heatmap{query}")["samples"] == [64]
+    assert site.ask("/api/v1/heatmap?order=colour")[0] == 400
+
+
 def test_numbers_that_are_not_finite_become_null(site: Site) -> None:
     site.live.remember({"samples": 1, "time": 1.0, "loss": float("nan")})
     assert site.json("/api/v1/history")["loss"] == [None]
@@ -156,6 +181,7 @@ def test_the_page_fetches_nothing_from_elsewhere(site: Site) -> None:
     outside = [part for part in text.split("http")[1:] if not part.startswith("://www.w3.org/2000/svg")]
     assert outside == []
     assert "STYLE*/" not in text
+    assert len(body) < 120_000
     assert "SCRIPT*/" not in text
 
 
@@ -189,7 +215,8 @@ def test_many_at_once_are_answered_while_the_learner_steps(site: Site) -> None:
     codes: list[int] = []
 
     def browse() -> None:
-        for path in ("/", "/metrics", "/api/v1/status", "/api/v1/history", "/api/v1/prototypes?top=3") * 4:
+        api = [f"/api/v1/{what}" for what in ("status", "heatmap", "prototypes?sort=size")]
+        for path in ("/", "/metrics", *api) * 4:
             codes.append(site.ask(path)[0])
 
     threads = [threading.Thread(target=browse) for _ in range(6)]
