@@ -120,8 +120,8 @@ def _new_learner(config: RunConfig, total_samples: int | None) -> Learner:
 def _for_this_machine(config: RunConfig) -> RunConfig:
     device = device_of(config)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        config = replace(config, device="auto")
+        wanted, config = config.device, replace(config, device="auto")
         logger.warning(
-            "the run was on %s, which this machine does not have: using %s", device, device_of(config)
+            "the run was on %s, which this machine does not have: using %s", wanted, device_of(config)
         )
     return config

@@ -1,10 +1,7 @@
 """README tells the truth: its commands run, its tables are those of the code, its file map is complete."""
 
-import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +10,7 @@ from PIL import Image
 
 from ops.metric_table import METRICS, PREFIX
 from ops.pictures import draw
+from tests.warm_commands import WarmCommands
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -70,18 +68,11 @@ def test_every_command_runs_in_order(tmp_path: Path) -> None:
         place = tmp_path / "PICTURES" / str(kind) / f"{number:04d}.png"
         place.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.asarray(picture)).save(place)
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     lines = commands()
     assert len(lines) >= 12
-    for line in lines:
-        program, *arguments = shlex.split(line)
-        assert program == "swavstream", line
-        done = subprocess.run(
-            [str(Path(sys.executable).with_name("swavstream")), *arguments],
-            cwd=tmp_path,
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+    with WarmCommands(tmp_path) as run:
+        for line in lines:
+            program, *arguments = shlex.split(line)
+            assert program == "swavstream", line
+            code, told = run(arguments)
+            assert code == 0, f"{line}\n{told}"
