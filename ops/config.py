@@ -149,6 +149,11 @@ class RunConfig:
             raise ConfigError(f"on_nonfinite must be stop or skip, got {self.on_nonfinite!r}")
         if self.mode not in {"auto", "strict", "available"}:
             raise ConfigError(f"mode must be auto, strict or available, got {self.mode!r}")
+        if self.mode == "available" and self.accumulate > 1:
+            raise ConfigError(
+                "mode = available cannot accumulate: parts of a batch are groups of lanes, and any lanes may "
+                "make a batch; set mode = strict, or accumulate = 1"
+            )
         if self.mode == "available" and self.replay.updates > 1:
             raise ConfigError("mode = available cannot replay: set mode = strict, or replay.updates = 1")
         if self.batch % self.lanes:

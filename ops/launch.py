@@ -45,6 +45,7 @@ def launch(arguments: Sequence[str], *, nproc: int) -> int:
         local_addr="127.0.0.1",
         max_restarts=0,
         monitor_interval=0.2,
+        signals_to_handle="SIGTERM,SIGINT,SIGHUP",
         shutdown_timeout=int(os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", SHUTDOWN_S)),
     )
     # -P: not what happens to lie in the working directory, but the program that is running.
@@ -62,7 +63,8 @@ def _told(error: ChildFailedError) -> int:
     """Say which rank failed, unless it has said so itself; the exit code of the whole."""
     failures = sorted(error.failures.items(), key=lambda item: (item[1].timestamp, item[0]))
     codes = [failure.exitcode for _, failure in failures]
-    if EXIT_SIGTERM in codes and all(code in {EXIT_SIGTERM, 0} for code in codes):
+    # The launcher's own SIGTERM may meet a rank that is just leaving.
+    if EXIT_SIGTERM in codes and all(code in {EXIT_SIGTERM, 0, -signal.SIGTERM} for code in codes):
         return EXIT_SIGTERM
     killed = [(rank, failure) for rank, failure in failures if failure.exitcode < 0]
     for rank, failure in killed[:1]:

@@ -1,6 +1,7 @@
 """`learn`: take the run directory, find where the run stands, learn, save, sum up."""
 
 import contextlib
+import signal
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from ops.errors import EXIT_FAILED, ConfigError, OpsError, RankFailed, RunMismat
 from ops.exit_codes import exit_code_of
 from ops.followers import Followers
 from ops.keeper import Keeper
+from ops.launched import Launched, launched
 from ops.lock import RunLock
 from ops.opening import (
     Opened,
@@ -88,7 +90,13 @@ def learn(  # noqa: PLR0913  what the command line may say of a run
     """
     stop = stop if stop is not None else StopRequest()
     with contextlib.ExitStack() as stack:
-        world = join(device=device_of(config), timeout_s=config.ranks.timeout_s)
+        place = launched()
+        check_device(config, place)
+        world = join(
+            device=device_of(config, place.local_rank if place else 0),
+            timeout_s=config.ranks.timeout_s,
+            orphaned=lambda: stop.ask(signal.SIGTERM),
+        )
         stack.callback(world.close)
         if world.lead:
             asked = _Asked(
@@ -103,10 +111,9 @@ def learn(  # noqa: PLR0913  what the command line may say of a run
             began = _begin(stack, asked, stop=stop, out=out, world=world)
         else:
             stack.enter_context(stop)
-            began = fetch_opened(world, run_dir, stop=stop.asked), None
+            # Asked to stop meanwhile, it goes on to the first vote, where all hear of it.
+            began = fetch_opened(world, run_dir), None
         opened, keeper = began
-        if opened is None:
-            return _never_began(run_dir, None, config)
         if isinstance(opened, Summary):
             return opened
         opened = replace(opened, saved=checkpoint_for_all(world, opened.saved))
@@ -124,7 +131,7 @@ def learn(  # noqa: PLR0913  what the command line may say of a run
         return run.end()
 
 
-Began = tuple[Opened | Summary | None, Keeper | None]
+Began = tuple[Opened | Summary, Keeper | None]
 """A run that is ready to learn and who keeps it; or how it ended, when there is nothing to do."""
 
 
@@ -146,13 +153,16 @@ def _begin(
 ) -> Began:
     """Open the run as the first rank does, and tell the others."""
     try:
+        if world.ranks > asked.config.lanes:
+            raise ConfigError(
+                f"{world.ranks} ranks, but a run of {asked.config.lanes} lanes has at most as many: start "
+                "fewer, or begin a run with more lanes"
+            )
         began = _open_run(stack, asked, stop=stop, out=out)
     except (StreamError, OpsError, OSError, ValueError) as error:
         post_refusal(world, error, exit_code_of(error) or EXIT_FAILED)
         raise
-    opened, _ = began
-    assert opened is not None
-    post_opened(world, opened)
+    post_opened(world, began[0])
     return began
 
 
@@ -167,7 +177,6 @@ def _open_run(stack: contextlib.ExitStack, asked: _Asked, *, stop: StopRequest, 
     ended = _finished(run_dir, record, stream, config)
     if ended is not None:
         return ended, None
-    check_device(config)
     damaged: list[str] = []
     saved = load_newest(run_dir, set_aside=True, on_damaged=damaged.append)
     _check(saved, record, run_dir)
@@ -223,6 +232,8 @@ def _train(run: Run, keeper: Keeper | None) -> None:
         if keeper is not None:
             with contextlib.suppress(OSError):  # of the terminal: it must not keep the rescue from being done
                 keeper.line.end()
+                if isinstance(error, RankFailed):
+                    keeper.line.note(f"Error: {error}")
         if run.met_by_all(error):
             run.rescue()
             if keeper is None and not run.is_own(error):
@@ -232,19 +243,24 @@ def _train(run: Run, keeper: Keeper | None) -> None:
         keeper.line.end()
 
 
-def check_device(config: RunConfig) -> None:
-    """Refuse a device that this machine does not have.
+def check_device(config: RunConfig, place: Launched | None = None) -> None:
+    """Refuse a device that this machine, or this rank, does not have.
 
     Raises:
         ConfigError: says which there are.
     """
-    if config.device.startswith("cuda"):
-        number = int(config.device.partition(":")[2] or 0)
-        if number >= torch.cuda.device_count():
-            raise ConfigError(
-                f"device {config.device} is not there: this machine has {torch.cuda.device_count()} CUDA "
-                "devices; give --set device=auto"
-            )
+    if place is not None and config.device.startswith("cuda:"):
+        raise ConfigError(
+            f"device {config.device} with {place.ranks} ranks: all would take the same GPU; give "
+            "--set device=cuda"
+        )
+    device = device_of(config, place.local_rank if place else 0)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        whose = f"rank {place.rank} wants {device}, but this host" if place else f"{device}: this machine"
+        raise ConfigError(
+            f"device {config.device} is not there ({whose} has {torch.cuda.device_count()} CUDA devices); "
+            "start as many ranks as there are GPUs, or give --set device=cpu"
+        )
 
 
 def _finished(run_dir: Path, record: RunRecord, stream: str, config: RunConfig) -> Summary | None:

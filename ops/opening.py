@@ -1,7 +1,7 @@
 """Opening a run directory: a new run, or the same one again with the changes that it allows."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -122,15 +122,13 @@ def post_refusal(world: World, error: Exception, exit_code: int) -> None:
     world.post(OPENED, {"error": str(error), "exit_code": exit_code})
 
 
-def fetch_opened(world: World, run_dir: Path, *, stop: Callable[[], bool]) -> Opened | Summary | None:
-    """What the first rank posts; without its checkpoint. None when somebody asked this rank to stop first.
+def fetch_opened(world: World, run_dir: Path) -> Opened | Summary:
+    """What the first rank posts; without its checkpoint.
 
     Raises:
         RankFailed: the run cannot begin.
     """
-    body = world.fetch(OPENED, stop=stop)
-    if body is None:
-        return None
+    body = world.fetch(OPENED)
     if "error" in body:
         raise RankFailed(f"rank 0 of {world.ranks} cannot begin: {body['error']}", body["exit_code"])
     if "ended" in body:

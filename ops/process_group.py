@@ -23,24 +23,31 @@ ROLL_CALL_S = 3.0
 POLL_S = 0.2
 
 
-def join(*, device: torch.device, timeout_s: float) -> World:
+def join(*, device: torch.device, timeout_s: float, orphaned: Callable[[], None] = lambda: None) -> World:
     """The world that a launcher put this process into; alone where none did.
 
     Args:
         device: what the learner computes on: NCCL joins ranks on CUDA, gloo all others.
         timeout_s: seconds after which a rank that does not answer counts as lost.
+        orphaned: called, from a thread, when the launcher is gone.
 
     Raises:
         RankLost: the other ranks did not come.
     """
     place = launched()
-    return World() if place is None else JoinedWorld(place, device=device, timeout_s=timeout_s)
+    if place is None:
+        return World()
+    return JoinedWorld(place, device=device, timeout_s=timeout_s, orphaned=orphaned)
 
 
 class JoinedWorld(World):
     """One of several ranks. What they tell each other outside the learner goes over gloo, on any device."""
 
-    def __init__(self, place: Launched, *, device: torch.device, timeout_s: float) -> None:
+    def __init__(
+        self, place: Launched, *, device: torch.device, timeout_s: float, orphaned: Callable[[], None]
+    ) -> None:
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # before NCCL chooses one
         self.ranks, self.rank, self.local_rank = place.ranks, place.rank, place.local_rank
         self._timeout_s, self._kept_by_launcher = timeout_s, place.launcher_keeps_store
         timeout = timedelta(seconds=timeout_s)
@@ -63,7 +70,8 @@ class JoinedWorld(World):
         assert isinstance(tell, dist.ProcessGroup), "every rank is a member"
         self._tell = tell
         self.group = _WatchedRanks(self)
-        self._left = threading.Event()
+        self._left, self._orphaned = threading.Event(), orphaned
+        self._waiting = 0
         threading.Thread(target=self._answer_roll_calls, name="roll-call", daemon=True).start()
 
     def rows(self, row: Sequence[int]) -> Callable[[], Rows]:
@@ -114,14 +122,28 @@ class JoinedWorld(World):
         with self.watched():
             self._store.set(name, json.dumps(value))
 
-    def fetch(self, name: str, *, stop: Callable[[], bool]) -> Any:
+    def fetch(self, name: str) -> Any:
         """As `World.fetch`; looked for a few times a second."""
-        while not stop():
+        while True:
             with self.watched():
                 if self._store.check([name]):
                     return json.loads(self._store.get(name))
             time.sleep(POLL_S)
-        return None
+
+    def await_lead(self, name: str) -> None:
+        """As `World.await_lead`."""
+        if not self.lead:
+            self.fetch(name)
+            self.post(f"{name}/{self.rank}", True)
+            return
+        self.post(name, True)
+        if self._kept_by_launcher:
+            return
+        seen = [f"{name}/{rank}" for rank in range(1, self.ranks)]
+        deadline = time.monotonic() + ROLL_CALL_S
+        with self.watched():  # this process holds the store: others may still have to look
+            while time.monotonic() < deadline and not self._store.check(seen):
+                time.sleep(POLL_S / 4)
 
     def close(self) -> None:
         """As `World.close`."""
@@ -132,16 +154,22 @@ class JoinedWorld(World):
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
         """Turn what torch.distributed raises when a rank is gone into an error that names it."""
+        self._waiting += 1
         try:
             yield
         except RuntimeError as error:
             raise RankLost(self._lost(error)) from error
+        finally:
+            self._waiting -= 1
 
     def _lost(self, error: RuntimeError) -> str:
         missing = self._missing()
         if not missing:
             why = " ".join(str(error).split())[:300]
-            return f"the ranks lost each other, although all are there: {why}"
+            return (
+                f"the ranks lost each other, although all wait for the others: {why}. Look at the network "
+                "between them, and run the same command again"
+            )
         names = f"rank{'s' if len(missing) > 1 else ''} {', '.join(map(str, missing))} of {self.ranks}"
         return (
             f"{names} died, or did not answer for {self._timeout_s:g} s (ranks.timeout_s). What was "
@@ -165,14 +193,17 @@ class JoinedWorld(World):
         return missing
 
     def _answer_roll_calls(self) -> None:
-        """In a thread: a rank that waits for others in a collective is there all the same, and says so."""
+        """In a thread: a rank that waits for others in a collective is there all the same, and says so.
+
+        One that hangs elsewhere, in a read or in a kernel, does not, and is the one that is missed.
+        """
         try:
             while not self._left.wait(ROLL_CALL_S / 4):
-                if self._store.check(["roll"]):
+                if self._store.check(["roll"]) and self._waiting:
                     self._store.set(f"here/{self.rank}", "1")
-                    return
         except RuntimeError:  # the store is gone, and whoever held it
-            return
+            if self._kept_by_launcher and not self._left.is_set():
+                self._orphaned()
 
 
 class _WatchedRanks(Ranks):

@@ -60,9 +60,16 @@ class World:
     def post(self, name: str, value: Any) -> None:
         """Leave a JSON value where the others can fetch it; does not wait for them."""
 
-    def fetch(self, name: str, *, stop: Callable[[], bool]) -> Any:
-        """What the first rank posts, however long that takes; None when `stop` says so first."""
+    def fetch(self, name: str) -> Any:
+        """What the first rank posts, however long that takes."""
         raise RuntimeError("one rank alone has nothing to fetch")
+
+    def await_lead(self, name: str) -> None:
+        """Return once the first rank has come here too, however long that takes; it does not wait itself.
+
+        Launchers give the others little time once one has ended, so nobody leaves before what the first rank
+        writes is written.
+        """
 
     def close(self) -> None:
         """Leave the others. May be called twice."""

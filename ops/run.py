@@ -151,6 +151,7 @@ class Run:
                 self._keeper.flush()
         except CheckpointFailed as error:
             logger.warning("%s", error)
+        self._world.await_lead("saved")
 
     def end(self) -> Summary:
         """Save, publish, sum up: in this order, so that nothing is announced that could be lost.
@@ -180,6 +181,7 @@ class Run:
         )
         if keeper is not None:
             keeper.sum_up(summary)
+        self._world.await_lead("ended")
         return summary
 
     def seconds(self) -> float:
@@ -385,4 +387,7 @@ def device_of(config: RunConfig, local_rank: int = 0) -> torch.device:
     wanted = config.device
     if wanted == "auto":
         wanted = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device("cuda", local_rank) if wanted == "cuda" else torch.device(wanted)
+    if wanted != "cuda":
+        return torch.device(wanted)
+    # A launcher may show each rank its own GPU only.
+    return torch.device("cuda", local_rank if torch.cuda.device_count() > 1 else 0)

@@ -11,17 +11,28 @@ from ops.errors import EXIT_SIGTERM
 
 NOTE = b"\nstopping: the run is being saved (Ctrl-C once more ends it at once, back to the last checkpoint)\n"
 
+# Of a rank: what a further Ctrl-C does is up to its launcher.
+RANK_NOTE = b"\nstopping: the run is being saved\n"
+
 
 class StopRequest:
     """Whether somebody asked for the run to end; also a context that turns signals into such a request.
 
-    As a context it takes SIGINT and SIGTERM over, when entered in the main thread (elsewhere Python allows no
-    handlers; then only `ask` asks). The first signal sets the flag, a second Ctrl-C raises KeyboardInterrupt.
+    As a context it takes SIGINT, SIGTERM and SIGHUP over, when entered in the main thread (elsewhere Python
+    allows no handlers; then only `ask` asks). SIGHUP counts as SIGTERM; where it is ignored, as under nohup,
+    it stays so. The first signal sets the flag, a second Ctrl-C raises KeyboardInterrupt.
     `asked` never blocks; any thread may call it and `ask`.
     """
 
-    def __init__(self, note: bytes = NOTE) -> None:
-        self._note = note
+    def __init__(self, note: bytes = NOTE, *, keep: bool = False) -> None:
+        """Prepare; nothing is taken over yet.
+
+        Args:
+            note: written to stderr when a signal comes.
+            keep: leave the handlers in place at the end: a launcher may still send SIGTERM to a rank that
+                is leaving.
+        """
+        self._note, self._keep = note, keep
         self.signal: int | None = None
         """The signal that asked; None when none did."""
         self._event = threading.Event()
@@ -50,20 +61,22 @@ class StopRequest:
     def __enter__(self) -> Self:
         self._depth += 1  # whoever entered first keeps the handlers until they leave
         if self._depth == 1 and threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._on_signal)
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._on_signal)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._depth -= 1
-        if self._depth == 0:
+        if self._depth == 0 and not self._keep:
             for number, handler in self._before.items():
                 signal.signal(number, handler)
             self._before.clear()
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        number = signal.SIGTERM if number == signal.SIGHUP else number
         if number == signal.SIGINT and self.signal == signal.SIGINT:
             raise KeyboardInterrupt
         if self.signal is None:

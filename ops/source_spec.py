@@ -60,7 +60,7 @@ def reading_mode(config: RunConfig, spec: SourceSpec) -> str:
     if config.mode != "auto":
         return config.mode
     live = isinstance(spec, TopicSpec) and all(end == OPEN for _, end in spec.bounds)
-    return AVAILABLE if live and config.replay.updates == 1 else STRICT
+    return AVAILABLE if live and config.replay.updates == config.accumulate == 1 else STRICT
 
 
 def sealed_steps(source: Source, cursor: Cursor, mode: str, config: RunConfig) -> int | None:

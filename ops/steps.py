@@ -6,16 +6,20 @@ agreeing costs no time when readers keep up. A rank alone goes through the same 
 """
 
 import enum
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
-from ops.errors import RankFailed, RankLost, Starved
+from ops.errors import EXIT_FAILED, RankFailed, RankLost, Starved
+from ops.exit_codes import exit_code_of
 from ops.ranks import Rows, World
 from stream.errors import StreamError
 from stream.lanes import LaneLag, LaneStats, add_counts
 from stream.loader import TURN_S, Batch, Readiness
 from stream.replay_loader import ReplayLoader
+
+logger = logging.getLogger(__name__)
 
 # Seconds between two counts of the lag.
 LAG_S = 0.5
@@ -73,6 +77,8 @@ class _Row:
     """Lanes without the records for the next chunk."""
     lag: int
     restarts: int
+    rebuilding: int
+    """1: it reads the window of replays again."""
     name: int
     """1: the first rank wants to know which lanes are starving."""
     tell: int
@@ -172,7 +178,7 @@ class Steps:
         replaying = self.loader.replays_left > 0
         while True:
             rows = self._heard()
-            state = min(row.state for row in rows)
+            state = _decided(rows)
             stopping = self.stop is not Stop.NO and not replaying
             if stopping or state is State.PASS_ENDED:
                 return state, LaneStats()
@@ -191,12 +197,12 @@ class Steps:
 
     def _say(self, timeout_s: float) -> None:
         """Hand in this rank's row for the next update."""
-        state, stats, now = State.WAITING, LaneStats(), time.monotonic()
+        state, stats = State.WAITING, LaneStats()
+        self._look_at_lag()
         try:
-            if now >= self._next_lag:  # it looks at each lane, so not at every step
-                self._lag_here, self._next_lag = self.loader.lag(), now + LAG_S
-                self._tell = int(self._world.lead)
-            if self.loader.replays_left:
+            if self.error is not None:
+                state = State.FAILED
+            elif self.loader.replays_left:
                 if self.loader.replay_ready(timeout_s):
                     state, stats = State.READY, self.loader.upcoming_replay
             elif not self.loader.finished:
@@ -212,7 +218,8 @@ class Steps:
             starving=len(self.loader.starving) if state is State.WAITING and self.loader.waiting else 0,
             lag=self._lag_here,
             restarts=self.loader.worker_restarts,
-            name=int(self._world.lead and now - self._named_at >= self._patience.warn_s),
+            rebuilding=int(self.loader.rebuilding),
+            name=int(self._world.lead and time.monotonic() - self._named_at >= self._patience.warn_s),
             tell=self._tell,
             read=stats.read,
             used=stats.used,
@@ -222,6 +229,17 @@ class Steps:
             crop_us=round(stats.crop_s * 1e6),
         )
         self._ahead = self._world.rows(row.wire())
+
+    def _look_at_lag(self) -> None:
+        """Count the lag now and then: it looks at each lane. A figure for people never ends a run."""
+        now = time.monotonic()
+        if now < self._next_lag:
+            return
+        self._next_lag, self._tell = now + LAG_S, int(self._world.lead)
+        try:
+            self._lag_here = self.loader.lag()
+        except (StreamError, OSError) as error:
+            logger.warning("the lag cannot be told now: %s", error)
 
     def _heard(self) -> list[_Row]:
         """What all ranks have said."""
@@ -260,12 +278,15 @@ class Steps:
 
     def _fail(self, rows: list[_Row]) -> None:
         """One rank or more cannot go on: they raise what they met, the others say who."""
-        own = f"{type(self.error).__name__}: {self.error}" if self.error else None
+        own = None
+        if self.error is not None:
+            own = [f"{type(self.error).__name__}: {self.error}", exit_code_of(self.error) or EXIT_FAILED]
         told = self._world.gather(own)
         if self.error is not None:
             raise self.error
         rank = next(number for number, row in enumerate(rows) if row.state is State.FAILED)
-        raise RankFailed(f"rank {rank} of {self._world.ranks} cannot go on: {told[rank]}")
+        why, code = told[rank]
+        raise RankFailed(f"rank {rank} of {self._world.ranks} cannot go on: {why}", code)
 
     def _name_the_late(self, rows: list[_Row]) -> None:
         """Say which lanes hold up the others; end the run when readers bring nothing for too long."""
@@ -276,7 +297,7 @@ class Steps:
         own = {"starving": list(self.loader.starving), "lanes": len(self.loader.lanes), "waited": waited}
         told = self._world.gather(own)
         late = [rank for rank, row in enumerate(rows) if row.state is State.WAITING]
-        stuck = [rank for rank in late if not rows[rank].starving]
+        stuck = [rank for rank in late if not (rows[rank].starving or rows[rank].rebuilding)]
         # The first rank's watch decides, so that all do the same.
         if stuck and told[0]["waited"] >= self._patience.fail_s:
             raise Starved(
@@ -288,6 +309,14 @@ class Steps:
             self._warn(f"waiting {waited:.0f} s for records of {_names(starving)}; other lanes have some")
         elif stuck:
             self._warn(f"waiting {waited:.0f} s for the readers of rank {', '.join(map(str, stuck))}")
+
+
+def _decided(rows: Sequence[_Row]) -> State:
+    """What is done: as soon as no rank is still reading, a failure is not kept waiting for new records."""
+    states = {row.state for row in rows if not row.starving}
+    if State.FAILED in states and not states & {State.WAITING, State.PASS_ENDED}:
+        return State.FAILED
+    return min(row.state for row in rows)
 
 
 _STATES = {

@@ -357,9 +357,10 @@ class Loader:
 
     def _too_many_bad(self, stats: LaneStats, bad: Sequence[BadPlace]) -> TooManyBadRecords:
         reasons = ", ".join(f"{reason} {count}" for reason, count in stats.skipped.items())
+        examples = f"; for example {'; '.join(map(str, bad[:3]))}" if bad else ""
         return TooManyBadRecords(
             f"more than {self._plan.max_bad_fraction:.0%} of the last {self._plan.bad_window} records cannot "
-            f"be used; in this step: {reasons}; for example {'; '.join(map(str, bad[:3]))}. Mend the stream "
+            f"be used; in this step: {reasons}{examples}. Mend the stream "
             "or raise reader.max_bad_fraction; `learn --accept-bad-until now` goes past all that the stream "
             f"has now (this run has read {self.cursor.read:,} records)"
         )

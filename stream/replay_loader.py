@@ -140,6 +140,11 @@ class ReplayLoader(Loader):
             yield self.take_replay()
 
     @property
+    def rebuilding(self) -> bool:
+        """Whether the window of a cursor is being read again; no batch comes before that is done."""
+        return self._past is not None
+
+    @property
     def replays_left(self) -> int:
         """Replays of the step whose batch was taken last that have not been taken."""
         return len(self._replays)

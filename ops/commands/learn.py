@@ -7,9 +7,9 @@ from pathlib import Path
 import click
 
 from ops import recipes
-from ops.config import advice
+from ops.config import advice, build
 from ops.launched import launched
-from ops.signals import StopRequest
+from ops.signals import RANK_NOTE, StopRequest
 
 
 @click.command()
@@ -77,11 +77,15 @@ def command(
         torchrun --nnodes 2 --nproc-per-node 8 ... -m ops.cli -- learn TRAIN/ --run RUN/
         swavstream learn kafka://HOST:9092/images --run RUN/ --recipe smoke --set lanes=8 --until now
     """  # noqa: D301
-    if file is None and recipe is None and not (run_dir / "run.json").exists():
-        raise click.UsageError(f"give --config FILE or --recipe NAME, one of\n{recipes.overview()}")
-    config = recipes.choose_config(run_dir, file=file, recipe=recipe, assignments=assignments)
     place = launched()
     lead = place is None or place.rank == 0
+    there = file.exists() if file is not None else recipe is not None or (run_dir / "run.json").exists()
+    if lead and not there and file is None:
+        raise click.UsageError(f"give --config FILE or --recipe NAME, one of\n{recipes.overview()}")
+    if lead or there:
+        config = recipes.choose_config(run_dir, file=file, recipe=recipe, assignments=assignments)
+    else:  # another host than the first rank's, which tells the settings once the ranks are joined
+        config = build({}, assignments)
     if place is not None and nproc > 1:
         raise click.UsageError(
             f"--nproc {nproc} in a process that is one of {place.ranks} ranks: leave it out"
@@ -97,7 +101,7 @@ def command(
         return launch(_as_rank(click.get_current_context()), nproc=nproc)
     from ops.learn import learn
 
-    stop = StopRequest() if lead else StopRequest(note=b"")
+    stop = StopRequest() if place is None else StopRequest(note=RANK_NOTE if lead else b"", keep=True)
     summary = learn(
         stream,
         run_dir,
@@ -124,6 +128,7 @@ def _as_rank(context: click.Context) -> list[str]:
         ("recipe", "recipe"),
         ("init-from", "init_from"),
         ("accept-bad-until", "accept_bad_until"),
+        ("until", "until"),
     ):
         options += [f"--{option}={given[name]}"] if given[name] else []
     options += [f"--{flag}" for flag, name in (("wait", "wait"), ("json", "as_json")) if given[name]]

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
 from ops.rundir import read_lines
@@ -94,6 +95,24 @@ def test_sigterm_to_the_launcher_saves_and_ends_with_its_code(tmp_path: Path, dr
     assert process.returncode == 143, err
     assert summary_of(out)["status"] == "stopped"
     assert list((run_dir / "checkpoints").glob("ckpt-*"))
+
+
+def test_every_option_reaches_the_ranks() -> None:
+    from ops.commands.learn import _as_rank
+    from ops.commands.learn import command as learn
+
+    given = {
+        "run_dir": "RUN", "file": "my.toml", "recipe": "smoke", "assignments": ("a=1", "b=2"),
+        "init_from": "OLD",
+        "until": "now", "wait": True, "accept_bad_until": "9", "as_json": True, "stream": "STREAM",
+    }  # fmt: skip
+    assert set(given) | {"nproc"} == {parameter.name for parameter in learn.params}
+    context = click.Context(learn)
+    context.params = given
+    told = _as_rank(context)
+    again = learn.make_context("learn", told[1:])
+    for name, value in given.items():
+        assert str(again.params[name]) == str(value), name
 
 
 @pytest.mark.parametrize("more", [["--nproc=0"], ["--nproc=9"]])

@@ -13,6 +13,7 @@ from learner.augment import Views
 from learner.learner import Learner
 from learner.report import StepReport
 from ops.checkpoint import load_newest
+from ops.checkpoint_writer import CheckpointWriter
 from ops.outcome import FINISHED, STOPPED
 from tests.ops.forked_ranks import Trace, start, traced
 from tests.ops.small_runs import config_of, write_stream
@@ -128,6 +129,30 @@ def test_sigterm_to_any_rank_saves_once_and_ends_all(
     again = start(2, long_stream, run_dir, config)
     assert again.wait()[0]["summary"]["status"] == FINISHED
     assert_same_trace(traced(ranks.folder, again.folder), alone[1])
+
+
+def test_no_rank_leaves_before_the_first_one_has_saved(
+    tmp_path: Path, long_stream: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flush = CheckpointWriter.flush
+
+    def slow(writer: CheckpointWriter) -> Path | None:
+        time.sleep(2.0)
+        path = flush(writer)
+        (tmp_path / "saved").touch()
+        return path
+
+    def ask(rank: int, update: int) -> None:
+        if (rank, update) == (1, 2):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(CheckpointWriter, "flush", slow)
+    ranks = start(2, long_stream, tmp_path / "run", config_of(*EXACT), at=ask)
+    while 1 not in ranks.codes:
+        ranks.codes[1] = os.waitstatus_to_exitcode(os.waitpid(ranks.pids[1], 0)[1])
+    assert (tmp_path / "saved").exists()
+    ranks.wait()
+    assert ranks.codes == {0: 143, 1: 143}
 
 
 def test_a_rank_that_hangs_is_named_within_the_time_limit(tmp_path: Path, long_stream: str) -> None:

@@ -25,7 +25,7 @@ from ops.signals import StopRequest
 from ops.standing import look
 from stream.config import ShardConfig
 from stream.errors import StreamNotFound, TooManyBadRecords
-from stream.loader import Loader
+from stream.loader import Loader, Readiness
 from stream.manifest import Manifest
 from stream.record import Record
 from stream.shards import ShardWriter
@@ -212,20 +212,30 @@ def test_a_stop_after_a_save_that_failed_saves_once_more(
 def test_an_error_of_the_system_in_the_loop_costs_nothing_that_was_learned(
     tmp_path: Path, drawn_stream: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    looks = iter(range(10**9))
+    looks, ready = iter(range(10**9)), Loader.ready
 
-    def away(_loader: Loader) -> int:
+    def away(loader: Loader, timeout_s: float) -> Readiness:
         if next(looks) == 4:
             raise OSError(errno.EIO, "the stream is away")
-        return 0
+        return ready(loader, timeout_s)
 
-    monkeypatch.setattr(Loader, "lag", away)
-    monkeypatch.setattr("ops.steps.LAG_S", 0.0)
+    monkeypatch.setattr(Loader, "ready", away)
     with pytest.raises(OSError, match="the stream is away"):
         run(drawn_stream, tmp_path / "run", config_of("checkpoint.every_samples=100000"))
     found = load_newest(tmp_path / "run")
     assert found is not None
     assert found.cursor.steps == 4
+
+
+def test_a_lag_that_cannot_be_counted_ends_no_run(
+    tmp_path: Path, drawn_stream: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def away(_loader: Loader) -> int:
+        raise OSError(errno.EIO, "the stream is away")
+
+    monkeypatch.setattr(Loader, "lag", away)
+    assert run(drawn_stream, tmp_path / "run", config_of()).status == FINISHED
+    assert "the lag cannot be told now" in caplog.text
 
 
 def test_redis_that_is_away_does_not_stop_the_learner(

@@ -8,7 +8,7 @@ import pytest
 
 from ops.errors import RankFailed, RankLost, Starved
 from ops.ranks import Rows, World
-from ops.steps import Patience, State, Steps, Stop, Waiting, _Row
+from ops.steps import Patience, State, Steps, Stop, Waiting, _decided, _Row
 from stream.config import ReplayConfig
 from stream.replay_loader import ReplayLoader
 from tests.stream.test_loader import CONFIG, KINDS, SPEC, begin
@@ -80,9 +80,26 @@ def test_a_stop_asked_of_any_rank_ends_all() -> None:
 
 
 def test_what_keeps_another_rank_from_going_on_is_told() -> None:
-    steps = steps_of(Two({}, {"state": State.FAILED}, told="StreamDamaged: a shard is gone"))
-    with steps.loader, pytest.raises(RankFailed, match="rank 1 of 2 cannot go on: StreamDamaged: a shard"):
+    steps = steps_of(Two({}, {"state": State.FAILED}, told=["StreamDamaged: a shard is gone", 78]))
+    with (
+        steps.loader,
+        pytest.raises(RankFailed, match="rank 1 of 2 cannot go on: StreamDamaged: a shard") as e,
+    ):
         list(steps)
+    assert e.value.exit_code == 78
+
+
+def row(state: State, starving: int = 0) -> _Row:
+    return _Row(
+        turn=1, state=state, stop=Stop.NO, starving=starving, lag=0, restarts=0, rebuilding=0, name=0, tell=0
+    )
+
+
+def test_a_failure_is_told_once_no_rank_is_still_reading() -> None:
+    assert _decided([row(State.WAITING, starving=2), row(State.FAILED)]) is State.FAILED
+    assert _decided([row(State.READY), row(State.FAILED)]) is State.FAILED
+    assert _decided([row(State.WAITING), row(State.FAILED)]) is State.WAITING
+    assert _decided([row(State.PASS_ENDED), row(State.FAILED)]) is State.PASS_ENDED
 
 
 def test_ranks_that_have_lost_step_are_refused() -> None:
