@@ -70,8 +70,7 @@ def _told(error: ChildFailedError) -> int:
     for rank, failure in killed[:1]:
         click.echo(
             f"Error: rank {rank} (process {failure.pid}) was killed by {_signal(failure)}; the others have "
-            "ended. What was learned since the last checkpoint is lost: run the same command again, with as "
-            "many ranks as you like",
+            "ended",
             err=True,
         )
     own = [code for code in codes if code > 0 and code != EXIT_SIGTERM]

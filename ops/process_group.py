@@ -173,8 +173,8 @@ class JoinedWorld(World):
         names = f"rank{'s' if len(missing) > 1 else ''} {', '.join(map(str, missing))} of {self.ranks}"
         return (
             f"{names} died, or did not answer for {self._timeout_s:g} s (ranks.timeout_s). What was "
-            "learned since the last checkpoint is lost; run the same command again, with as many ranks as "
-            "there are now"
+            "learned since the last checkpoint is lost: run the same command again, with as many ranks as "
+            "you like"
         )
 
     def _missing(self) -> list[int]:

@@ -5,9 +5,11 @@ from typing import Any
 
 from ops import recipes, settings
 from ops.config import RunConfig, build
+from ops.errors import ConfigError
 from ops.estimate import Memory, memory_of
 from ops.fit import Machine, Stream, gib, samples_of, uses_cuda, warnings
 from stream.manifest import Manifest
+from stream.topic_address import is_topic
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,6 +66,7 @@ class Resolved:
                 f"memory of one rank of {self.ranks}, estimated: {gib(self.memory.device)} {place} "
                 f"(activations {gib(self.memory.activations)}), {gib(self.memory.host)} beside it"
             )
+            lines.append("(tensors only: the program and its libraries take some 0.7 GiB a rank besides)")
         lines += [f"warning: {sentence}" for sentence in self.warnings]
         body = {**self.config.to_dict(), "recipe": settings.plain(self.recipe.about)}
         return "".join(f"# {line}\n" for line in lines) + settings.to_toml(body)
@@ -122,6 +125,11 @@ def resolve(
 
 def look(stream: str) -> Stream:
     """What a stream holds now."""
+    if is_topic(stream):
+        raise ConfigError(
+            f"{stream} is a Kafka topic: --stream looks at streams of shards. For a topic set lanes to its "
+            "number of partitions; `learn` checks the rest"
+        )
     manifest = Manifest.open(stream)
-    shards = sum(manifest.entry(number).n > 0 for number in range(len(manifest)))
+    shards = sum(manifest.entry(number).n > 0 for number in range(manifest.floor.first, len(manifest)))
     return Stream(records=manifest.records, shards=shards, sealed=manifest.sealed)

@@ -12,7 +12,7 @@ from ops.errors import EXIT_SIGTERM
 NOTE = b"\nstopping: the run is being saved (Ctrl-C once more ends it at once, back to the last checkpoint)\n"
 
 # Of a rank: what a further Ctrl-C does is up to its launcher.
-RANK_NOTE = b"\nstopping: the run is being saved\n"
+RANK_NOTE = b"\nasked to stop: the ranks save together first, if all are there\n"
 
 
 class StopRequest:

@@ -98,6 +98,11 @@ def look(run_dir: Path) -> Standing:
     latest: Mapping[str, Any] = {}
     for entry in read_lines(run_dir / "history.jsonl"):
         latest = entry
+    ended = read_summary(run_dir)
+    if holder is None and ended is not None and ended.loss is not None:
+        # As the run itself has told it: a mean, where the history has single steps.
+        told = {name: getattr(ended, name) for name in ("loss", "loss_over_ln_k", "usage_perplexity")}
+        latest = {**latest, **told}
     return Standing(
         status=_status(run_dir, holder),
         run=str(run_dir),

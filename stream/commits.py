@@ -205,7 +205,7 @@ def decode_commit(data: bytes, *, number: int, before: int) -> Commit | Seal:
             created=created,
         )
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
-        raise StreamDamaged(f"commit {number} cannot be read: {error!r}") from error
+        raise StreamDamaged(f"commit {number} of the manifest cannot be read: {error}") from error
 
 
 def decode_accounts(body: Mapping[str, Any]) -> Accounts:

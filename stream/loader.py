@@ -394,10 +394,10 @@ class Loader:
 
 
 def _behind(records: int, newest: float, now: float) -> float | None:
-    """Seconds since the newest record that a lane got to was put on the stream; 0 when it has all."""
-    if records == 0:
-        return 0.0
-    return max(now - newest, 0.0) if newest else None
+    """Age of the newest record that a lane got to, seconds; 0 when it has all, None when it is not known."""
+    if newest == 0.0:  # shards do not say, nor has a topic before its first record
+        return None
+    return max(now - newest, 0.0) if records else 0.0
 
 
 def start_cursor(source: Source, *, seed: int, chunk: int, window: int, begin: int = 0) -> Cursor:

@@ -18,11 +18,11 @@ from dataclasses import dataclass
 
 from stream.commits import Commit, is_absolute
 from stream.config import RetentionConfig
-from stream.errors import StreamError
+from stream.errors import StreamDamaged, StreamError
 from stream.floor import Floor, write_floor
 from stream.local_store import LocalStore
 from stream.manifest import Manifest
-from stream.registry import FOLDER, Registered, forget_reader, read_readers
+from stream.registry import FOLDER, Registered, forget_reader, read_readers, seen_ago
 from stream.store import explained
 
 _NOTED_EVERY = 1000
@@ -186,14 +186,19 @@ class Retention:
         return reader.waiting and self._clock() - since < _FRESH_S
 
 
-def forget(manifest: Manifest, run: str) -> str:
+def forget(manifest: Manifest, run: str, *, live_s: float = 0.0) -> str:
     """Take a run out of the register, by its name or the unique beginning of it.
+
+    Args:
+        manifest: of the stream.
+        run: name of the run.
+        live_s: a run that was seen in the last so many seconds is not forgotten.
 
     Returns:
         Its whole name.
 
     Raises:
-        ValueError: no run of this name, or several.
+        ValueError: no run of this name, several, or one that is alive.
         StreamError: the store cannot be read or written.
     """
     with explained(f"cannot read who reads the stream at {manifest.url}"):
@@ -203,6 +208,15 @@ def forget(manifest: Manifest, run: str) -> str:
         raise ValueError(
             f"{len(found)} runs of this stream have a name that begins with {run!r}: "
             "`swavstream stream show STREAM` lists them"
+        )
+    readers: list[Registered] = []
+    with contextlib.suppress(StreamDamaged):  # an entry that cannot be read keeps nobody from taking it out
+        readers = read_readers(manifest.store) if live_s else []
+    alive = [one for one in readers if one.run == found[0] and seen_ago(one) < live_s]
+    if alive:
+        raise ValueError(
+            f"run {found[0]} was seen {seen_ago(alive[0]):.0f} s ago ({alive[0].where}): stop it first, or "
+            "give --force if it will never come back"
         )
     forget_reader(manifest.store, found[0])
     return found[0]

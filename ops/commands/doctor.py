@@ -46,6 +46,7 @@ def command(run_dir: Path, as_json: bool) -> int:
 
 def _told(facts: "Facts", findings: "list[Finding]") -> str:
     where = "asked live" if facts.live else "from its files"
+    pages = Path(__file__).parents[1] / "runbooks"
     head = f"{facts.status}, {facts.samples:,} samples ({where})"
     if not findings:
         return f"{head}: nothing found"
@@ -57,5 +58,5 @@ def _told(facts: "Facts", findings: "list[Finding]") -> str:
             lines.append(f"   setting  {finding.setting}")
         lines.append(f"   do       {finding.advice}")
         if finding.runbook:
-            lines.append(f"   page     ops/runbooks/{finding.runbook}.md")
+            lines.append(f"   page     {pages / finding.runbook}.md")
     return "\n".join(lines)

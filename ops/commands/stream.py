@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from stream.manifest import Manifest
     from stream.registry import Registered
 
+# A run that was seen so lately is taken for a live one: entries are renewed every ten seconds at least.
+LIVE_S = 60.0
+
 
 @click.group()
 def command() -> None:
@@ -37,10 +40,9 @@ def show(stream: str, as_json: bool) -> None:
         swavstream stream show STREAM/
         swavstream stream show STREAM/ --json
     """  # noqa: D301
-    from stream.manifest import Manifest
     from stream.registry import read_readers
 
-    manifest = Manifest.open(stream)
+    manifest = _shards(stream)
     shards = stored = 0
     oldest: float | None = None
     newest: float | None = None
@@ -87,9 +89,18 @@ def show(stream: str, as_json: bool) -> None:
     "--keep-bytes", type=int, default=0, help="The oldest shards leave until the rest is no larger, bytes."
 )
 @click.option("--forget", metavar="RUN", default="", help="Take a run out of the register first.")
+@click.option("--force", is_flag=True, help="Also forget a run that was seen a moment ago.")
 @click.option("--dry-run", is_flag=True, help="Change nothing; say what would go.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def prune(stream: str, keep_hours: float, keep_bytes: int, forget: str, dry_run: bool, as_json: bool) -> None:
+def prune(
+    stream: str,
+    keep_hours: float,
+    keep_bytes: int,
+    forget: str,
+    force: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
     """Let the oldest shards of STREAM go: those beyond the limits that no registered run needs.
 
     A run is registered while it learns and after, until it has done all its passes: what the oldest of its
@@ -104,15 +115,20 @@ def prune(stream: str, keep_hours: float, keep_bytes: int, forget: str, dry_run:
         swavstream stream prune STREAM/ --forget 3f2a
     """  # noqa: D301
     if not (keep_hours or keep_bytes or forget):
-        raise click.UsageError("give --keep-hours, --keep-bytes or --forget")
+        raise click.UsageError(
+            "give --keep-hours, --keep-bytes (above 0: nothing else is a limit) or --forget"
+        )
+    if forget and dry_run:
+        raise click.UsageError(
+            "--dry-run shows what would go while every registered run is kept: leave --forget out"
+        )
     from stream.config import RetentionConfig
-    from stream.manifest import Manifest
     from stream.retention import forget as forget_run
     from stream.retention import prune as prune_stream
 
     limits = RetentionConfig(keep_hours=keep_hours, keep_bytes=keep_bytes)
-    manifest = Manifest.open(stream)
-    forgotten = forget_run(manifest, forget) if forget and not dry_run else ""
+    manifest = _shards(stream)
+    forgotten = forget_run(manifest, forget, live_s=0.0 if force else LIVE_S) if forget else ""
     done = prune_stream(manifest, limits, dry_run=dry_run)
     if as_json:
         click.echo(json.dumps({**asdict(done), "forgotten": forgotten, "dry_run": dry_run}))
@@ -148,7 +164,6 @@ def verify(stream: str, deep: bool, as_json: bool) -> int:
     """  # noqa: D301
     from ops.progress import ProgressLine
     from stream.errors import StreamDamaged
-    from stream.manifest import Manifest
     from stream.verify import Damage, Looked
     from stream.verify import verify as look
 
@@ -161,7 +176,7 @@ def verify(stream: str, deep: bool, as_json: bool) -> int:
     damages: list[Damage] = []
     commits = records = 0
     try:
-        manifest = Manifest.open(stream)
+        manifest = _shards(stream)
         commits, records = len(manifest), manifest.records
         damages.extend(look(manifest, deep=deep, progress=show_progress))
     except StreamDamaged as error:
@@ -182,6 +197,19 @@ def verify(stream: str, deep: bool, as_json: bool) -> int:
         found = "no damage" if not damages else f"{len(damages):,} damage{'s' if len(damages) > 1 else ''}"
         click.echo(f"{stream}: {commits:,} commits, {records:,} records, {found}")
     return EXIT_AGAIN if damages else 0
+
+
+def _shards(stream: str) -> "Manifest":
+    """The manifest of a stream of shards."""
+    from stream.manifest import Manifest
+    from stream.topic_address import is_topic
+
+    if is_topic(stream):
+        raise click.UsageError(
+            f"{stream} is a Kafka topic, and this command is for streams of shards: look at a topic with "
+            "Kafka's own tools, and at a run over it with `swavstream status RUN`"
+        )
+    return Manifest.open(stream)
 
 
 def _reader(manifest: "Manifest", reader: "Registered") -> dict[str, Any]:

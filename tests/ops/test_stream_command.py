@@ -1,6 +1,7 @@
 """`swavstream stream`, called as a person calls it."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -55,16 +56,25 @@ def test_show_tells_what_is_pruned_and_who_reads(stream: Path, capsys: pytest.Ca
 def test_prune_says_who_holds_what_and_forgets_on_demand(
     stream: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write_reader(Manifest.open(str(stream)).store, Registered(run="abcd", where="here:/run", first=1))
+    reader = Registered(run="abcd", where="here:/run", first=1, seen=time.time())
+    write_reader(Manifest.open(str(stream)).store, reader)
     code, out = told(capsys, "stream", "prune", str(stream), "--keep-bytes", "1", "--dry-run")
     assert (code, "would prune 5 records in 1 commits" in out) == (0, True)
     code, out = told(capsys, "stream", "prune", str(stream), "--keep-bytes", "1")
     assert "pruned 5 records in 1 commits; 1 shards" in out
     assert "more would go, but run abcd (here:/run" in out
-    body = json.loads(
-        told(capsys, "stream", "prune", str(stream), "--keep-bytes", "1", "--forget", "ab", "--json")[1]
-    )
+    forget = ["stream", "prune", str(stream), "--keep-bytes", "1", "--forget", "ab"]
+    assert run(forget) == 1
+    assert "run abcd was seen 0 s ago (here:/run): stop it first" in capsys.readouterr().err
+    assert run([*forget, "--dry-run"]) == 2
+    body = json.loads(told(capsys, *forget, "--force", "--json")[1])
     assert (body["forgotten"], body["records"], body["first"], body["held_by"]) == ("abcd", 7, 4, None)
+
+
+@pytest.mark.parametrize("command", [["show"], ["verify"], ["prune", "--keep-hours", "1"]])
+def test_a_topic_is_refused_with_what_to_do(capsys: pytest.CaptureFixture[str], command: list[str]) -> None:
+    assert run(["stream", *command, "kafka://nowhere:9092/images"]) == 2
+    assert "is a Kafka topic" in capsys.readouterr().err
 
 
 def test_prune_without_a_limit_says_what_to_give(stream: Path, capsys: pytest.CaptureFixture[str]) -> None:
