@@ -242,5 +242,29 @@ GAUGE_HISTOGRAMS = _table(
     ),
 )
 
-METRICS: tuple[Metric, ...] = (*COUNTERS, *GAUGES, *HISTOGRAMS, *GAUGE_HISTOGRAMS)
+INGEST = (
+    *_table(
+        "counter",
+        (
+            "ingest_images_total",
+            "images",
+            "Found by an ingest, by what became of them; over all starts of its source.",
+            "outcome reason",
+            "outcome written (reason empty) or skipped (reason as in the accounts)",
+        ),
+        ("ingest_bytes_total", "bytes", "Encoded image bytes that an ingest has written."),
+        ("ingest_shards_total", "shards", "Shards that an ingest has committed; 0 for a topic."),
+    ),
+    *_table(
+        "gauge",
+        ("ingest_waiting", "bool", "1 while an ingest is held up by runs that are too far behind."),
+        ("ingest_last_image_timestamp_seconds", "seconds", "When an ingest last found an image, unix time."),
+    ),
+)
+"""What `ingest --metrics-port` exports."""
+
+LEARNER: tuple[Metric, ...] = (*COUNTERS, *GAUGES, *HISTOGRAMS, *GAUGE_HISTOGRAMS)
+"""What the learner exports."""
+
+METRICS: tuple[Metric, ...] = (*LEARNER, *INGEST)
 """The whole table."""

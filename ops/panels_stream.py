@@ -2,6 +2,7 @@
 
 from ops.alerts import ALIKE_COSINE, BAD_SHARE, DRIFT_MUCH, SORTED_COSINE
 from ops.grafana import RED, YELLOW, Dashboard, Row, lines, metric, query, rate
+from ops.metric_table import PREFIX
 from ops.panels_balance import NOT_YET
 
 SKIPPED = 'outcome="skipped"'
@@ -45,6 +46,31 @@ FLOW = Row(
     ),
 )  # fmt: skip
 
+NO_INGEST = "an ingest shows its own metrics only with --metrics-port"
+
+INGEST = Row(
+    title="Ingest",
+    panels=(
+        lines("Images brought in",
+              query(f"sum by (outcome) (rate({PREFIX}ingest_images_total[$__rate_interval]))", "{{outcome}}",
+                    may_be_empty=NO_INGEST),
+              help="Of all ingests that are scraped, a second, by what became of them.", low=0, stacked=True),
+        lines("Bytes written",
+              query(f"sum(rate({PREFIX}ingest_bytes_total[$__rate_interval]))", "bytes",
+                    may_be_empty=NO_INGEST),
+              help="Encoded, a second.", unit="Bps", low=0),
+        lines("Shards and waits",
+              query(f"sum(increase({PREFIX}ingest_shards_total[5m]))", "shards in five minutes",
+                    may_be_empty=NO_INGEST),
+              query(f"max({PREFIX}ingest_waiting)", "held up", may_be_empty=NO_INGEST),
+              help="Held up: a run is farther behind than --max-ahead.", low=0),
+        lines("Since the last image",
+              query(f"time() - max({PREFIX}ingest_last_image_timestamp_seconds)", "seconds",
+                    may_be_empty=NO_INGEST),
+              help="Seconds; a source at its end, or one that hangs.", unit="s", low=0),
+    ),
+)  # fmt: skip
+
 MIX = Row(
     title="What arrives",
     panels=(
@@ -80,5 +106,5 @@ STREAM = Dashboard(
     name="stream",
     title="Stream and ingest",
     help="What arrives: how much, how good, how well mixed, and whether it changes.",
-    rows=(FLOW, MIX, READERS),
+    rows=(FLOW, MIX, READERS, INGEST),
 )

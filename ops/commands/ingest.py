@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from ingest.config import IngestConfig
     from ingest.topic_destination import TopicDestination
     from ingest.worker import IngestReport
+    from ops.ingest_metrics import IngestMetrics
 
 NOTE = b"\nstopping: what is open is being committed (Ctrl-C once more ends at once)\n"
 
@@ -32,6 +33,10 @@ NOTE = b"\nstopping: what is open is being committed (Ctrl-C once more ends at o
 )  # fmt: skip
 @click.option("--create-topic", is_flag=True, help="Make the Kafka topic when it is not there.")
 @click.option("--partitions", type=click.IntRange(min=1), help="Partitions of a topic that is made.")
+@click.option(
+    "--metrics-port", type=click.IntRange(0, 65_535), metavar="PORT",
+    help="Serve metrics for Prometheus on 127.0.0.1 while it runs; 0 takes a free port and prints it.",
+)  # fmt: skip
 @click.option("--name", default="", help="Identity of the source; by default made of its absolute path.")
 @click.option(
     "--set",
@@ -53,6 +58,7 @@ def command(
     max_ahead: int | None,
     create_topic: bool,
     partitions: int | None,
+    metrics_port: int | None,
     name: str,
     assignments: tuple[str, ...],
     as_json: bool,
@@ -110,6 +116,7 @@ def command(
         source = open_source(sources, name=name, label_from=config.label_from, max_bytes=config.max_bytes)
         destination = _topic(dest, source.source_id, config, partitions)
         show = _Shown()
+        show.serve(metrics_port)
         try:
             report = run_ingest(
                 source,
@@ -150,8 +157,20 @@ class _Shown:
 
         self._line = ProgressLine(sys.stderr, total=None)
         self._all = sys.stderr.isatty()
+        self._metrics: IngestMetrics | None = None
+
+    def serve(self, port: int | None) -> None:
+        """Also show the accounts to Prometheus, where that is wanted."""
+        if port is None:
+            return
+        from ops.ingest_metrics import IngestMetrics
+
+        self._metrics = IngestMetrics()
+        self._line.note(f"metrics {self._metrics.serve(port)}")
 
     def __call__(self, report: "IngestReport") -> None:
+        if self._metrics is not None:
+            self._metrics.show(report)
         running = report.status == "running"
         if (self._all or not running) and self._line.due(report.found):
             self._line.say(
@@ -163,6 +182,8 @@ class _Shown:
 
     def end(self) -> None:
         self._line.end()
+        if self._metrics is not None:
+            self._metrics.close()
 
 
 def _config(

@@ -14,13 +14,17 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
+from ingest.sources import open_source
+from ingest.worker import run_ingest
 from ops import alerts
 from ops.alerts import Scale
 from ops.cli import cli
 from ops.dashboards import DASHBOARDS, NOT_SHOWN, files
 from ops.grafana import COLUMNS, Dashboard, Panel, dashboard_json
+from ops.ingest_metrics import IngestMetrics
 from ops.metric_table import METRICS, PREFIX
 from ops.signals import StopRequest
+from tests.ingest.made import folder_of, settings
 from tests.ops.prometheus import Prometheus, free_port, promtool, running
 from tests.ops.small_runs import config_of, run, write_stream
 
@@ -120,8 +124,12 @@ def scraped(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Itera
         target=run, args=(stream, folder / "run", config), kwargs={"stop": stop}, daemon=True
     )
     rules = alerts.rules(Scale(factor=1 / 300))
-    with running(folder / "prometheus", targets={"learner": port}, rules=rules) as server:
+    brought = IngestMetrics()
+    targets = {"learner": port, "ingest": int(brought.serve(0).split(":")[2].split("/")[0])}
+    with running(folder / "prometheus", targets=targets, rules=rules) as server:
         learner.start()
+        source = open_source(str(folder_of(folder / "images", 0, 12)))
+        run_ingest(source, str(folder / "brought"), settings(workers=0), progress=brought.show)
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline and not server.query(f"{PREFIX}learner_waiting == 1"):
             time.sleep(0.2)
@@ -129,6 +137,7 @@ def scraped(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Itera
         yield server
         stop.ask()
         learner.join(30)
+        brought.close()
 
 
 @pytest.mark.parametrize(("board", "panel"), PANELS, ids=[f"{b.name}-{p.title}" for b, p in PANELS])
