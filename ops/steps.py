@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any, NoReturn
 
 from ops.errors import EXIT_FAILED, RankFailed, RankLost, Starved
 from ops.exit_codes import exit_code_of
@@ -150,8 +151,7 @@ class Steps:
             if self.stop is not Stop.NO:
                 return
             if state is State.PASS_ENDED:
-                left_over = sum(self._world.gather(self.loader.unread()))
-                self.loader.end_pass(left_over)
+                self.loader.end_pass(self._left_over())
                 continue
             batch = self.loader.take(stats)
             self._say_ahead()
@@ -185,7 +185,7 @@ class Steps:
             if state is State.READY:
                 return state, self._account(rows)
             if state is State.FAILED:
-                self._fail(rows)
+                self._raise(self._world.gather(self._told()))
             self._name_the_late(rows)
             self._on_wait(Waiting(records=any(row.starving for row in rows), lag=self.lag, lanes=self.lanes))
             self._say(TURN_S)
@@ -276,16 +276,30 @@ class Steps:
             crop_s=sum(row.crop_us for row in rows) / 1e6,
         )
 
-    def _fail(self, rows: list[_Row]) -> None:
+    def _left_over(self) -> int:
+        """Records that all ranks leave unread at the end of a pass."""
+        own = 0
+        try:
+            own = self.loader.unread()
+        except (StreamError, OSError) as error:
+            self.error = error
+        told = self._world.gather([own, self._told()])
+        if any(failed for _, failed in told):
+            self._raise([failed for _, failed in told])
+        return sum(unread for unread, _ in told)
+
+    def _told(self) -> list[Any] | None:
+        """Why this rank cannot go on, for the others, and with which exit code."""
+        if self.error is None:
+            return None
+        return [f"{type(self.error).__name__}: {self.error}", exit_code_of(self.error) or EXIT_FAILED]
+
+    def _raise(self, told: Sequence[list[Any] | None]) -> NoReturn:
         """One rank or more cannot go on: they raise what they met, the others say who."""
-        own = None
-        if self.error is not None:
-            own = [f"{type(self.error).__name__}: {self.error}", exit_code_of(self.error) or EXIT_FAILED]
-        told = self._world.gather(own)
         if self.error is not None:
             raise self.error
-        rank = next(number for number, row in enumerate(rows) if row.state is State.FAILED)
-        why, code = told[rank]
+        rank = next(number for number, failed in enumerate(told) if failed)
+        why, code = told[rank] or ("", EXIT_FAILED)
         raise RankFailed(f"rank {rank} of {self._world.ranks} cannot go on: {why}", code)
 
     def _name_the_late(self, rows: list[_Row]) -> None:
