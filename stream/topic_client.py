@@ -241,8 +241,9 @@ def explained(address: TopicAddress) -> Iterator[None]:
                 "kafka.mechanism and kafka.check_hostname"
             ) from error
         raise StreamError(
-            f"Kafka at {address.place}, topic {address.topic!r}: {_told(error)}. Is the cluster up, and "
-            "kafka.security as it wants?"
+            f"Kafka at {address.place}, topic {address.topic!r}: {_told(error)}. Is the cluster up, and are "
+            # A broker that refuses a login may hang up before its answer is read.
+            "kafka.security and, with SASL, the user or password as it wants them?"
         ) from error
 
 
