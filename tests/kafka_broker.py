@@ -202,13 +202,21 @@ def kafka_of_session() -> Iterator[Broker]:
         yield Broker(given)
         return
     libs = _libraries()
-    folder = Path(tempfile.mkdtemp(prefix="swavstream-kafka-"))
-    try:
+    for last in (False, False, True):
+        folder = Path(tempfile.mkdtemp(prefix="swavstream-kafka-"))
         broker = Broker.prepared(folder, libs)
-        broker.start()
+        try:
+            broker.start()
+            break
+        except RuntimeError:  # somebody may have taken a port in between: others then
+            broker.stop(kill=True)
+            shutil.rmtree(folder, ignore_errors=True)
+            if last:
+                raise
+    try:
         yield broker
-        broker.stop(kill=True)
     finally:
+        broker.stop(kill=True)
         shutil.rmtree(folder, ignore_errors=True)
 
 
