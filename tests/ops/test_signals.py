@@ -8,7 +8,9 @@ import pytest
 from ops.signals import StopRequest
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 0), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 0), (signal.SIGTERM, 143), (signal.SIGHUP, 143)]
+)
 def test_a_signal_becomes_a_request_with_its_exit_code(number: int, code: int) -> None:
     with StopRequest() as stop:
         assert not stop.asked()
@@ -24,6 +26,16 @@ def test_a_second_ctrl_c_ends_it_at_once() -> None:
         assert stop.wait(5)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_closed_terminal_is_ignored_where_it_was_ignored_before() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopRequest() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop.wait(0.05)
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_asking_without_a_signal_is_a_good_end() -> None:
