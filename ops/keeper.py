@@ -148,5 +148,6 @@ class Keeper:
         return self.followers.finish()
 
     def sum_up(self, summary: Summary) -> None:
-        """Write how the run ended."""
+        """Write how the run ended, after the stream knows what may go."""
+        self.followers.leave_stream()
         write_json(self.run_dir / "summary.json", summary.to_json())

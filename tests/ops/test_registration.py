@@ -4,14 +4,16 @@ import json
 import logging
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ops.outcome import FINISHED, STOPPED, Summary
 from ops.registration import Registration, first_needed, kept_cursors
-from ops.rundir import read_run
+from ops.rundir import read_run, write_json
 from ops.signals import StopRequest
 from stream.config import RetentionConfig
 from stream.errors import StreamPruned
@@ -142,6 +144,22 @@ def test_a_stream_that_takes_no_note_is_one_warning_and_nothing_else(
         summary = run(stream, tmp_path / "run", config_of())
     assert summary.status == FINISHED
     assert caplog.text.count("takes no note") == 1
+
+
+def test_a_run_is_out_of_the_register_before_it_is_announced_as_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed between the two, a finished run would hold its shards for ever: nobody opens it again."""
+    stream = write_stream(tmp_path / "stream", 96)
+    there: list[list[Registered]] = []
+
+    def look(path: Path, body: Mapping[str, Any]) -> None:
+        there.append(read_readers(Manifest.open(stream).store))
+        write_json(path, body)
+
+    monkeypatch.setattr("ops.keeper.write_json", look)
+    run(stream, tmp_path / "run", config_of())
+    assert there == [[]]
 
 
 def test_a_damaged_entry_is_written_anew_by_its_run(tmp_path: Path) -> None:
