@@ -91,7 +91,8 @@ def learn(  # noqa: PLR0913  what the command line may say of a run
     stop = stop if stop is not None else StopRequest()
     with contextlib.ExitStack() as stack:
         place = launched()
-        check_device(config, place)
+        if place is not None:  # before ranks are joined on devices that are not there
+            check_device(config, place)
         world = join(
             device=device_of(config, place.local_rank if place else 0),
             timeout_s=config.ranks.timeout_s,
@@ -177,6 +178,7 @@ def _open_run(stack: contextlib.ExitStack, asked: _Asked, *, stop: StopRequest, 
     ended = _finished(run_dir, record, stream, config)
     if ended is not None:
         return ended, None
+    check_device(config, launched())
     damaged: list[str] = []
     saved = load_newest(run_dir, set_aside=True, on_damaged=damaged.append)
     _check(saved, record, run_dir)

@@ -14,7 +14,7 @@ from learner.report import NonFinite, StepReport
 from ops.checkpoint import load_newest
 from ops.checkpoint_writer import CheckpointWriter
 from ops.embedded import open_redis
-from ops.errors import NotFinite
+from ops.errors import ConfigError, NotFinite
 from ops.followers import Followers
 from ops.outcome import FINISHED, STOPPED, Summary, read_summary
 from ops.rundir import read_lines, read_run
@@ -68,6 +68,14 @@ def test_a_finished_run_again_does_nothing_and_gives_the_same_summary(
     before = sorted((path, path.stat().st_mtime_ns) for path in run_dir.rglob("ckpt-*"))
     assert run(drawn_stream, run_dir, config_of()) == summary
     assert sorted((path, path.stat().st_mtime_ns) for path in run_dir.rglob("ckpt-*")) == before
+
+
+def test_a_finished_run_gives_its_summary_where_its_device_is_not(
+    whole_run: tuple[Path, Summary], drawn_stream: str
+) -> None:
+    assert run(drawn_stream, whole_run[0], config_of("device=cuda:9")) == whole_run[1]
+    with pytest.raises(ConfigError, match="cuda:9 is not there"):
+        run(drawn_stream, whole_run[0].with_name("other"), config_of("device=cuda:9"))
 
 
 def test_the_summary_is_plain_json_with_the_promised_names(whole_run: tuple[Path, Summary]) -> None:
