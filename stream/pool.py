@@ -27,9 +27,9 @@ from stream.slabs import Frame, Slab
 logger = logging.getLogger(__name__)
 
 DEATHS_OF_ONE_QUESTION = 3
-"""So many readers in a row may die at one place before that is taken for the cause."""
+"""So many readers in a row may die in the decoder of one record before that is taken for the cause."""
 MOST_DEATHS_OF_ONE_QUESTION = 9
-"""So many may die of one question at different places, and no record of it be the cause."""
+"""So many may die of one question at different places, or in no decoder, and no record of it be the cause."""
 MOST_DEADLY = 100
 """With more records than this that kill their decoder, it is not the records."""
 SILENCE_S = 300.0
@@ -214,9 +214,10 @@ class ProcessPool:
         """
         deaths = self._deaths.setdefault(question.ticket, [])
         deaths.append(place)
-        if deaths[-DEATHS_OF_ONE_QUESTION:] != [place] * DEATHS_OF_ONE_QUESTION:
+        # One that dies in no decoder, perhaps before it has begun, was killed or has too little memory.
+        if place is None or deaths[-DEATHS_OF_ONE_QUESTION:] != [place] * DEATHS_OF_ONE_QUESTION:
             return len(deaths) >= MOST_DEATHS_OF_ONE_QUESTION
-        if place is None or len(self._deadly) >= MOST_DEADLY:
+        if len(self._deadly) >= MOST_DEADLY:
             return True
         self._deadly |= {place}
         deaths.clear()
