@@ -9,7 +9,7 @@ from stream.lanes import Bounds, Entry
 from stream.order import LARGEST_SEED
 from stream.topic_address import read_address
 from stream.topic_client import TopicFacts
-from stream.topic_fetch import Message
+from stream.topic_kept import Message
 from stream.topic_record import decode_message
 
 if TYPE_CHECKING:

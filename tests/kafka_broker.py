@@ -70,6 +70,8 @@ transaction.state.log.min.isr=1
 share.coordinator.state.topic.replication.factor=1
 share.coordinator.state.topic.min.isr=1
 group.initial.rebalance.delay.ms=0
+# Compaction is waited for by tests.
+log.cleaner.backoff.ms=100
 # A killed broker is let in again when its last session is over.
 broker.session.timeout.ms=1500
 broker.heartbeat.interval.ms=300
