@@ -123,9 +123,10 @@ class TopicBlocks:
     def cut_off(self, lane: int, offset: int) -> StreamDamaged:
         """The error for a log that ends before a position, or is another one there."""
         return StreamDamaged(
-            f"partition {lane} of {self._address}, which ends at offset {self.ends[lane]} now, was cut off or "
-            f"written anew before offset {offset}, where this run stands (a leader without the newest messages "
-            "was elected, or it comes from a backup). Begin a new run, or go back to a checkpoint from before"
+            f"partition {lane} of {self._address}, which ends at offset {self.ends[lane]} now, was cut off "
+            f"or written anew before offset {offset}, where this run stands (a leader without the newest "
+            "messages was elected, or it comes from a backup). Begin a new run, or go back to a checkpoint "
+            "from before"
         )
 
     def _messages(self, position: Position, stop: int) -> list[Message]:

@@ -127,7 +127,8 @@ def open_consumer(address: TopicAddress, config: KafkaConfig, *, check_crcs: boo
             enable_auto_commit=False,
             # Else an offset that is gone would become the newest one, silently.
             auto_offset_reset="none",
-            # Records of a transaction that was given up were never written.
+            # Records of a transaction that was given up were never written: they, and the marks that end
+            # transactions, count neither as read nor as missing (topic_batches.py).
             isolation_level="read_committed",
             # In C, by the extra kafka-python[crc32c]: in Python it takes a core for 50 images a second.
             check_crcs=check_crcs,
