@@ -37,7 +37,7 @@ class Voids:
         return max(stop - first - sum(empty), 0)
 
 
-class _Batches(Fetcher.PartitionRecords):  # type: ignore[misc]  the library is not typed
+class _Batches(Fetcher.PartitionRecords):  # type: ignore[misc]  # the library is not typed
     """Parses a fetch as the library does, and tells what it passes over."""
 
     def __init__(self, voids: Voids, *arguments: Any, **options: Any) -> None:

@@ -68,8 +68,8 @@ class TopicSpec:
         if facts.compacted and self.kafka.on_gap == "stop":
             raise StreamDamaged(
                 f"{self.url} is compacted (cleanup.policy={facts.settings['cleanup.policy']}): messages "
-                "leave its middle before they are read. Set cleanup.policy=delete, or let them be skipped and "
-                "counted as `lost`: --set kafka.on_gap=skip"
+                "leave its middle before they are read. Set cleanup.policy=delete, or let them be skipped "
+                "and counted as `lost`: --set kafka.on_gap=skip"
             )
 
     def entry(self, lane: int, message: Message) -> Entry:
