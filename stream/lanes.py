@@ -258,7 +258,7 @@ def _rows(positions: Iterable[Position]) -> list[list[int]]:
     return [[p.lane, p.unit, p.base, p.idx, p.seq, p.end, *([p.proof] if p.proof else [])] for p in positions]
 
 
-def _positions(rows: Iterable[Iterable[int]]) -> tuple[Position, ...]:
+def _positions(rows: Iterable[list[int]]) -> tuple[Position, ...]:
     return tuple(
         Position(
             lane=_whole(lane),
@@ -267,9 +267,9 @@ def _positions(rows: Iterable[Iterable[int]]) -> tuple[Position, ...]:
             idx=_whole(idx, least=-1),
             seq=_whole(seq),
             end=_whole(end, least=-1),
-            proof=_whole(*proof) if proof else 0,
+            proof=_whole(proof),
         )
-        for lane, unit, base, idx, seq, end, *proof in rows
+        for lane, unit, base, idx, seq, end, proof in ([*row, 0] if len(row) == 6 else row for row in rows)
     )
 
 

@@ -126,6 +126,7 @@ def open_consumer(address: TopicAddress, config: KafkaConfig, *, check_crcs: boo
             # What is asked for is there already: waiting for more would only hold up the next lane, since a
             # broker has one fetch of a client in work.
             fetch_max_wait_ms=50,
+            # All that a fetch brought: bytes bound it, images being of any size.
             max_poll_records=10_000,
             metrics_enabled=False,
         )

@@ -1,3 +1,4 @@
+import hashlib
 import logging
 import time
 from collections.abc import Sequence
@@ -8,14 +9,16 @@ from typing import Any
 import pytest
 from kafka import TopicPartition
 
-from stream.config import KafkaConfig, ReaderConfig
+from stream.config import KafkaConfig, ReaderConfig, TopicWriterConfig
 from stream.errors import StreamDamaged, StreamError, StreamMismatch
 from stream.lanes import Cursor, Position, Source, joined
 from stream.loader import AVAILABLE, Batch, Loader, Readiness, start_cursor
 from stream.order import record_order
 from stream.topic_address import read_address
+from stream.topic_client import look_at
 from stream.topic_record import encode_message
 from stream.topic_spec import TopicSpec
+from stream.topic_writer import TopicWriter
 from tests.kafka_broker import Broker
 from tests.stream.make_topic import (
     admin,
@@ -82,6 +85,23 @@ def test_records_come_back_as_they_were_sent(sixty: str) -> None:
     assert [entry.record for entry in entries] == [record_of(number) for number in range(2, 60, LANES)]
     assert all(abs(entry.time - time.time()) < 600 for entry in entries)
     assert source.entry(2, 7) == entries[7]
+    source.close()
+
+
+def test_a_record_larger_than_a_fetch_goes_there_and_back(kafka: Broker) -> None:
+    url = made(kafka, 1, max_message_bytes=8 << 20)
+    payload = record_of(3).payload + bytes(5 << 20)
+    large = replace(record_of(3), payload=payload, sha256=hashlib.sha256(payload).hexdigest())
+    address, config = read_address(url), KafkaConfig()
+    writer = TopicWriter(address, look_at(address, config), config, TopicWriterConfig())
+    for record in (record_of(1), large, record_of(2)):
+        writer.send(record, partition=0, headers=[])
+    writer.flush()
+    writer.close()
+    assert config.fetch_bytes < len(payload)
+    source = spec_of(url, 1, window=1).open()
+    entries = [entry for entry, _ in source.read(Position(lane=0), 0)]
+    assert [entry.record for entry in entries] == [record_of(1), large, record_of(2)]
     source.close()
 
 
