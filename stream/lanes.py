@@ -22,7 +22,7 @@ Bounds = tuple[tuple[int, int], ...]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Position:
-    """The next unread record of one lane; six integers, the same shape for both carriers."""
+    """The next unread record of one lane; a few integers, the same shape for both carriers."""
 
     lane: int
     """Which lane, 0 .. V-1."""
@@ -36,6 +36,9 @@ class Position:
     """Good samples that this lane has given so far: the next sample number, over all passes."""
     end: int = -1
     """Kafka: last offset of the current block. Shards: -1."""
+    proof: int = 0
+    """Kafka: digest of the current block's messages, between blocks of the message before (topic_proof.py);
+    0 = none, as in cursors from before there was one. Shards: 0."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -252,10 +255,10 @@ def joined(cursors: Sequence[Cursor]) -> Cursor:
 
 
 def _rows(positions: Iterable[Position]) -> list[list[int]]:
-    return [[p.lane, p.unit, p.base, p.idx, p.seq, p.end] for p in positions]
+    return [[p.lane, p.unit, p.base, p.idx, p.seq, p.end, *([p.proof] if p.proof else [])] for p in positions]
 
 
-def _positions(rows: Iterable[Iterable[int]]) -> tuple[Position, ...]:
+def _positions(rows: Iterable[list[int]]) -> tuple[Position, ...]:
     return tuple(
         Position(
             lane=_whole(lane),
@@ -264,8 +267,9 @@ def _positions(rows: Iterable[Iterable[int]]) -> tuple[Position, ...]:
             idx=_whole(idx, least=-1),
             seq=_whole(seq),
             end=_whole(end, least=-1),
+            proof=_whole(proof),
         )
-        for lane, unit, base, idx, seq, end in rows
+        for lane, unit, base, idx, seq, end, proof in ([*row, 0] if len(row) == 6 else row for row in rows)
     )
 
 
