@@ -21,7 +21,7 @@ from ops.lock import RunLock
 from ops.outcome import Progress
 from ops.rundir import RunRecord, read_run, write_run
 from ops.source_spec import reading_mode, sealed_steps, source_spec
-from stream.lanes import Cursor
+from stream.cursor import Cursor
 
 KIND = "anneal"
 SHARE = 0.2

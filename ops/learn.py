@@ -38,10 +38,10 @@ from ops.run import Run, device_of
 from ops.rundir import RunRecord, read_lines
 from ops.signals import StopRequest
 from ops.source_spec import follower_of, pinned, reading_mode, sealed_steps, source_spec
+from stream.cursor import Cursor, start_cursor
 from stream.errors import StreamError, StreamNotFound
-from stream.lanes import Cursor, Source, SourceSpec
-from stream.loader import start_cursor
 from stream.shard_source import ShardSource
+from stream.source import Source, SourceSpec
 
 # Seconds between two looks for a stream that does not exist yet.
 LOOK_S = 0.5

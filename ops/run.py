@@ -29,10 +29,11 @@ from ops.ranks import World
 from ops.signals import StopRequest
 from ops.source_spec import reading_mode
 from ops.steps import Patience, Steps, Stop, Waiting
+from stream.batch import Batch
+from stream.cursor import Cursor, joined
 from stream.errors import TooManyBadRecords
-from stream.lanes import Cursor, SourceSpec, joined
-from stream.loader import Batch
 from stream.replay_loader import ReplayLoader
+from stream.source import SourceSpec
 from stream.topic_follower import TopicFollower
 
 logger = logging.getLogger(__name__)

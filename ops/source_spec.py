@@ -6,9 +6,10 @@ from ops.config import RunConfig
 from ops.errors import ConfigError
 from ops.rundir import RunRecord
 from stream.config import NONE
-from stream.lanes import Cursor, Source, SourceSpec
+from stream.cursor import Cursor
 from stream.loader import AVAILABLE, STRICT
 from stream.shard_source import ShardSource, ShardSpec
+from stream.source import Source, SourceSpec
 from stream.topic_address import is_topic, read_address
 from stream.topic_follower import TopicFollower
 from stream.topic_spec import OPEN, TopicSpec

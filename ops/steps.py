@@ -15,9 +15,11 @@ from typing import Any, NoReturn
 from ops.errors import EXIT_FAILED, RankFailed, RankLost, Starved
 from ops.exit_codes import exit_code_of
 from ops.ranks import Rows, World
+from stream.batch import Batch
 from stream.errors import StreamError
 from stream.lanes import LaneLag, LaneStats, add_counts
-from stream.loader import TURN_S, Batch, Readiness
+from stream.loader import TURN_S
+from stream.readiness import Readiness
 from stream.replay_loader import ReplayLoader
 
 logger = logging.getLogger(__name__)

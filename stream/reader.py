@@ -15,44 +15,19 @@ import torch
 from numpy.typing import NDArray
 
 from stream import crops
-from stream.config import CropConfig
 from stream.decode import decode_image
 from stream.errors import BadRecord, StreamError, StreamMismatch
-from stream.lanes import Entry, LaneStats, Outlook, Position, Source
-from stream.marks import Mark, Place
+from stream.lanes import LaneStats, Position
+from stream.marks import Place
+from stream.plan import ReadPlan
 from stream.record import Record
 from stream.slabs import KEY_BYTES, Frame
+from stream.source import Entry, Outlook, Source
 
 BAD_PLACES = 10_000
 """So many places of unusable records are remembered of a chunk; the budget is spent before."""
 KILLS_DECODER = "kills_decoder"
 """Reason of a record in whose decoder one reader after the other died."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ReadPlan:
-    """How records become samples; the same for every question of a loader."""
-
-    seed: int
-    chunk: int
-    """C, samples of one chunk."""
-    crops: tuple[CropConfig, ...]
-    thumbnail_px: int
-    max_pixels: int
-    max_bad_fraction: float
-    bad_window: int
-    columns: int
-    """Samples of one batch of this rank."""
-    batch: int
-    """B, samples of one batch of all ranks."""
-    deadly: frozenset[Place] = frozenset()
-    """Records that are not decoded, because that kills."""
-    mark: Mark | None = None
-    """Where a reader process leaves the name of the record that it decodes."""
-
-    def over_budget(self, read: int, bad: int) -> bool:
-        """Whether so many records hold too many unusable ones."""
-        return read >= self.bad_window and bad > self.max_bad_fraction * read
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from stream.errors import BadRecord, StreamDamaged
-from stream.lanes import Source
-from stream.reader import Layout, ReadPlan, Recalled
+from stream.plan import ReadPlan
+from stream.reader import Layout, Recalled
 from stream.slabs import Frame
+from stream.source import Source
 
 Sample = tuple[int, int, int, int]
 """Lane and number in it, which are its name; unit and index of its record."""

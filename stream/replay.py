@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stream.crops import unit_interval
-from stream.lanes import Cursor, WindowStart
+from stream.cursor import Cursor, WindowStart
 
 _PURPOSE = int.from_bytes(b"replay")
 """Second half of the Philox key: keeps these numbers apart from others that are drawn with the run's seed."""

@@ -9,14 +9,18 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypedDict, Unpack
 
+from stream.batch import Batch
 from stream.config import CropConfig, ReaderConfig, ReplayConfig
+from stream.cursor import Cursor, WindowStart
 from stream.errors import StreamError, StreamMismatch
-from stream.lanes import Cursor, LaneStats, SourceSpec, WindowStart
-from stream.loader import AVAILABLE, TURN_S, Batch, Loader, Readiness
+from stream.lanes import LaneStats
+from stream.loader import AVAILABLE, TURN_S, Loader
 from stream.reader import Answer, Failed, Question, Recalled
+from stream.readiness import Readiness
 from stream.recall import Recall
 from stream.replay import ReplayWindow, with_pass_ended
 from stream.slabs import Frame
+from stream.source import SourceSpec
 
 _SAMPLES_OF_A_QUESTION = 32
 _QUESTIONS_A_READER = 2

@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from stream.errors import StreamDamaged, StreamMismatch
-from stream.lanes import LOST, Bounds, Entry, Outlook, Position
+from stream.lanes import LOST, Bounds, Position
 from stream.order import record_order
+from stream.source import Entry, Outlook
 from stream.topic_address import TopicAddress, read_address
 from stream.topic_client import look_at
 from stream.topic_fetch import Gone, Message, TopicFetcher

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from stream.batch import Batch
 from stream.errors import WorkerFailed
-from stream.loader import Batch
 from tests.stream.fake_source import FakeSpec, grow
 from tests.stream.load_and_leave import PooledLoader
 from tests.stream.test_loader import CONFIG, KINDS, SPEC, begin, growing, load, same, until_error

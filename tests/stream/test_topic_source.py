@@ -8,11 +8,15 @@ from typing import Any
 import pytest
 from kafka import TopicPartition
 
+from stream.batch import Batch
 from stream.config import KafkaConfig, ReaderConfig
+from stream.cursor import Cursor, joined, start_cursor
 from stream.errors import StreamDamaged, StreamError, StreamMismatch
-from stream.lanes import Cursor, Position, Source, joined
-from stream.loader import AVAILABLE, Batch, Loader, Readiness, start_cursor
+from stream.lanes import Position
+from stream.loader import AVAILABLE, Loader
 from stream.order import record_order
+from stream.readiness import Readiness
+from stream.source import Source
 from stream.topic_address import read_address
 from stream.topic_record import encode_message
 from stream.topic_spec import TopicSpec
