@@ -6,14 +6,16 @@ import torch
 from torch import Tensor
 
 from stream.cursor import Cursor
-from stream.lanes import LaneStats
-from stream.reader import BadPlace
+from stream.lanes import BadPlace, LaneStats
 from stream.slabs import Frame
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Batch:
-    """Samples of one step: lanes ascending, and in a lane in order of their numbers; B = lanes x C."""
+    """Samples of one step: lanes ascending, and in a lane in order of their numbers; B = lanes x C.
+
+    Those of a tail are in order of the lanes that they are dealt to, and fewer.
+    """
 
     crops: tuple[Tensor, ...]
     """For each kind of crop [count, B, 3, S, S] uint8."""
@@ -23,6 +25,8 @@ class Batch:
     """[B] int64."""
     seq_B: Tensor
     """[B] int64; with the lane, the name of the sample."""
+    dealt_B: Tensor
+    """[B] int64: the lane that the learner takes it for; its own, but in a tail. Always one of this rank."""
     refs_B2: Tensor
     """[B, 2] int64: unit and index of the record, as in `Entry`."""
     keys: tuple[str, ...]
@@ -41,6 +45,7 @@ def copied(
     frame: Frame,
     *,
     lane_B: Tensor,
+    dealt_B: Tensor | None = None,
     bad: tuple[BadPlace, ...],
     cursor: Cursor,
     stats: LaneStats,
@@ -52,6 +57,7 @@ def copied(
     Args:
         frame: its columns are the samples.
         lane_B: [B] int64, of each column.
+        dealt_B: as in `Batch`; None = the same.
         bad: as in `Batch`.
         cursor: as in `Batch`.
         stats: as in `Batch`.
@@ -67,6 +73,7 @@ def copied(
         uniforms=own(frame.uniforms),
         lane_B=lane_B,
         seq_B=frame.seq_B.clone(),
+        dealt_B=lane_B if dealt_B is None else dealt_B,
         refs_B2=frame.refs_B2.clone(),
         keys=tuple(bytes(row).rstrip(b"\0").decode("ascii") for row in frame.keys.numpy()),
         thumbs=frame.thumbs.clone() if thumbs else None,

@@ -5,9 +5,8 @@ from dataclasses import replace
 
 from stream.cursor import Cursor
 from stream.errors import TooManyBadRecords
-from stream.lanes import LaneStats
+from stream.lanes import BadPlace, LaneStats
 from stream.plan import ReadPlan
-from stream.reader import BadPlace
 
 
 def charged(

@@ -87,6 +87,19 @@ class LaneLag:
     """Age of the newest record read ahead; as above."""
 
 
+@dataclass(frozen=True, slots=True)
+class BadPlace:
+    """Where an unusable record stands, and why it is unusable."""
+
+    lane: int
+    unit: int
+    index: int
+    reason: str
+
+    def __str__(self) -> str:
+        return f"lane {self.lane}, unit {self.unit}, record {self.index}: {self.reason}"
+
+
 def owned_lanes(lanes: int, ranks: int, rank: int) -> range:
     """Lanes that a rank reads: l mod ranks == rank.
 

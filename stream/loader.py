@@ -21,11 +21,11 @@ from stream.config import CropConfig, ReaderConfig
 from stream.continuing import check_kept, check_same_stream
 from stream.cursor import Cursor
 from stream.lag import lane_lags
-from stream.lanes import LaneLag, LaneStats, Position, owned_lanes
+from stream.lanes import BadPlace, LaneLag, LaneStats, Position, owned_lanes
 from stream.lookahead import Lookahead
 from stream.plan import plan_of
 from stream.pool import InlinePool, Pool, ProcessPool
-from stream.reader import Answer, BadPlace, Spent
+from stream.reader import Answer, Chunk, Remains, Spent
 from stream.readiness import Readiness
 from stream.slabs import Frame, FrameLayout, Slab
 from stream.source import SourceSpec
@@ -41,8 +41,8 @@ class Loader:
     Iterating blocks: until chunks are read, and on an open stream until records arrive, for ever. It ends
     when all passes over a sealed stream are done (`finished` is then true) or when `should_stop` says so. To
     be used by one thread; `waiting` and `worker_restarts` may be read by any. After an exception only `close`
-    may be called. Several ranks agree between `ready` and `take` or `end_pass`, instead of iterating. It
-    replays nothing: `ReplayLoader` does.
+    may be called. Several ranks agree between `ready` and `take` or `end_pass`, instead of iterating. What
+    remains of a pass it leaves over (`TailLoader` does not), and it replays nothing (`ReplayLoader` does).
 
     Args:
         spec: opens the stream, here and in each reader process.
@@ -130,8 +130,8 @@ class Loader:
                 return self.take()
             if state is Readiness.FINISHED:
                 break
-            if state is Readiness.PASS_ENDED:
-                self.end_pass()
+            if state is not Readiness.WAITING:
+                self._end_chunks(state)
         self.waiting = False
         raise StopIteration
 
@@ -218,14 +218,10 @@ class Loader:
         """
         chunks = self._ahead.chunks()
         stats = self.upcoming if of_all is None else of_all
-        cursor = self.cursor.advanced((chunk.after for chunk in chunks), stats)
-        bad = tuple(place for chunk in chunks for place in chunk.bad)
-        cursor = charged(self.cursor, cursor, stats, bad, self._plan)
+        cursor, bad = self._after(chunks, stats)
         frame = self._ahead.batch(self._frames)
-        deadly = {*cursor.deadly, *(place for chunk in chunks for place in chunk.deadly)}
-        self.cursor = self._moved(replace(cursor, deadly=tuple(sorted(deadly))), frame)
+        self.cursor = self._moved(cursor, frame)
         batch = self._batch(frame, stats, lanes=self._ahead.lanes(), bad=bad)
-        self._newest |= {chunk.after.lane: chunk.newest for chunk in chunks}
         self._ahead.advance()
         return batch
 
@@ -250,6 +246,10 @@ class Loader:
         )
         self._ahead.begin(self._positions(), self.cursor.pass_number)
 
+    def _end_chunks(self, state: Readiness) -> None:
+        """Go on, alone, from where a pass can fill no further chunk of some lane."""
+        self.end_pass()
+
     def close(self) -> None:
         """End the readers and let go of memory and files. May be called twice."""
         self._frames = ()
@@ -263,6 +263,21 @@ class Loader:
         if workers:
             return ProcessPool(spec, plan, self._slab, workers)
         return InlinePool(self._source, plan, self._frames)
+
+    def _after(
+        self, parts: Sequence[Chunk | Remains], stats: LaneStats
+    ) -> tuple[Cursor, tuple[BadPlace, ...]]:
+        """The cursor after a step of these parts of lanes, and where their unusable records lie.
+
+        Raises:
+            TooManyBadRecords: the budget of unusable records is spent.
+        """
+        cursor = self.cursor.advanced((part.after for part in parts), stats)
+        bad = tuple(place for part in parts for place in part.bad)
+        cursor = charged(self.cursor, cursor, stats, bad, self._plan)
+        deadly = {*cursor.deadly, *(place for part in parts for place in part.deadly)}
+        self._newest |= {part.after.lane: part.newest for part in parts}
+        return replace(cursor, deadly=tuple(sorted(deadly))), bad
 
     def _moved(self, after: Cursor, frame: Frame) -> Cursor:
         """The cursor after the step that lies in a frame."""

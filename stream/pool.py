@@ -19,9 +19,10 @@ from typing import Any, Protocol
 
 from stream import worker
 from stream.errors import WorkerFailed
+from stream.layout import KILLS_DECODER
 from stream.marks import Mark, Place
 from stream.plan import ReadPlan
-from stream.reader import KILLS_DECODER, Answer, Failed, Question, answer
+from stream.reader import Answer, Failed, Question, answer
 from stream.slabs import Frame, Slab
 from stream.source import Source, SourceSpec
 

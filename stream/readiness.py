@@ -12,5 +12,7 @@ class Readiness(enum.Enum):
     """Not yet: chunks are in work, or records have not arrived."""
     PASS_ENDED = enum.auto()
     """A lane can fill no further chunk of this pass; `end_pass` goes to the next one."""
+    TAIL_FOUND = enum.auto()
+    """What remains of this rank's lanes has been read; `deal_tail` makes a batch of it."""
     FINISHED = enum.auto()
     """All passes are done."""

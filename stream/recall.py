@@ -8,13 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from stream.errors import BadRecord, StreamDamaged
+from stream.layout import Layout
 from stream.plan import ReadPlan
-from stream.reader import Layout, Recalled
+from stream.reader import Recalled, Sample
 from stream.slabs import Frame
 from stream.source import Source
-
-Sample = tuple[int, int, int, int]
-"""Lane and number in it, which are its name; unit and index of its record."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +21,7 @@ class Recall:
 
     samples: tuple[Sample, ...]
     draw: int
-    """>= 1, another one at each replay: it gives other views."""
+    """0: the views of its arrival, and its thumbnail. Another one at each replay: it gives other views."""
     frame: int
     column: int
     """Of the first one; the others follow."""
@@ -35,7 +33,7 @@ class Recall:
             StreamDamaged: a record can no longer be used.
             StreamError: what the source raises.
         """
-        layout = Layout(plan, frames[self.frame], self.column)
+        layout = Layout(plan=plan, frame=frames[self.frame], column=self.column)
         for lane, seq, unit, index in self.samples:
             clock = time.perf_counter()
             entry = source.entry(unit, index)

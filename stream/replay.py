@@ -104,6 +104,10 @@ class ReplayWindow:
         lanes_LC1 = np.broadcast_to(self._lanes_L[:, None, None], (*picked_LC3.shape[:2], 1))
         return np.concatenate([lanes_LC1, picked_LC3], axis=2).reshape(-1, 4)
 
+    def clear(self) -> None:
+        """Forget all samples."""
+        self._steps.clear()
+
     def marked(self, after: Cursor) -> Cursor:
         """The cursor with the start of what the next step's window will still hold of the past."""
         kept = self._num_steps - 1
