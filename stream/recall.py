@@ -1,4 +1,4 @@
-"""What a reader does for a replay: samples that were read before, by the place of their records.
+"""What a reader does for a replay or a tail: samples that were read before, by the place of their records.
 
 No pixels are kept anywhere: the record is read and decoded again, and other views are cut from it.
 """
