@@ -13,8 +13,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from stream.errors import StreamDamaged, StreamMismatch
-from stream.lanes import LOST, Bounds, Entry, Outlook, Position
+from stream.lanes import LOST, Bounds, Position
 from stream.order import record_order
+from stream.source import Entry, Outlook
 from stream.topic_address import TopicAddress, read_address
 from stream.topic_blocks import Block, Lost, TopicBlocks, mismatch
 from stream.topic_client import look_at

@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING
 
 from stream.config import KafkaConfig
 from stream.errors import BadRecord, StreamDamaged, StreamMismatch
-from stream.lanes import Bounds, Entry
+from stream.lanes import Bounds
 from stream.order import LARGEST_SEED
+from stream.source import Entry
 from stream.topic_address import read_address
 from stream.topic_client import TopicFacts
 from stream.topic_kept import Message

@@ -17,8 +17,8 @@ from ops.rundir import newest_saved, read_run
 from ops.signals import StopRequest
 from ops.source_spec import reading_mode, source_spec
 from ops.standing import look
+from stream.cursor import Cursor
 from stream.errors import StreamMismatch
-from stream.lanes import Cursor
 from stream.topic_address import read_address
 from stream.topic_spec import TopicSpec
 from tests.kafka_broker import Broker

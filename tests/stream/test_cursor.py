@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stream.cursor import Cursor, WindowStart
 from stream.errors import StreamDamaged, StreamError
-from stream.lanes import Cursor, Position, WindowStart
+from stream.lanes import Position
 from tests.damages import other_than
 
 COUNTS = st.integers(0, 2**62)

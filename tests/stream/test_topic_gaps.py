@@ -10,8 +10,9 @@ import pytest
 from kafka.admin import ConfigResource, ConfigResourceType
 
 from stream.config import KafkaConfig
+from stream.cursor import Cursor
 from stream.errors import StreamDamaged, StreamMismatch
-from stream.lanes import Cursor, Position
+from stream.lanes import Position
 from stream.topic_address import read_address
 from stream.topic_kept import Message
 from stream.topic_proof import proof_of

@@ -9,11 +9,16 @@ from typing import Any
 import pytest
 from kafka import TopicPartition
 
-from stream.config import KafkaConfig, ReaderConfig, TopicWriterConfig
+from stream.batch import Batch
+from stream.config import KafkaConfig, ReaderConfig, ReplayConfig, TopicWriterConfig
+from stream.cursor import Cursor, joined, start_cursor
 from stream.errors import StreamDamaged, StreamError, StreamMismatch
-from stream.lanes import Cursor, Position, Source, joined
-from stream.loader import AVAILABLE, Batch, Loader, Readiness, start_cursor
+from stream.lanes import Position
+from stream.loader import AVAILABLE, STRICT, Loader
 from stream.order import record_order
+from stream.readiness import Readiness
+from stream.replay_loader import ReplayLoader
+from stream.source import Source
 from stream.topic_address import read_address
 from stream.topic_client import look_at
 from stream.topic_record import encode_message
@@ -410,6 +415,28 @@ def test_available_mode_uses_every_record_once_over_crashes_and_ranks(kafka: Bro
             loader.close()
     assert len(got) == len(set(got)) == 105 == cursor.samples
     assert cursor.left_over == 5
+
+
+@pytest.mark.parametrize("mode", [STRICT, AVAILABLE])
+def test_the_tail_of_a_topic_is_trained_also_where_lanes_are_uneven(kafka: Broker, mode: str) -> None:
+    url = made(kafka, 3)
+    fill(url, 3, [n for n in range(120) if n % 3 != 1 or n < 90])  # 40, 30 and 40 records
+    spec, cursor = begin(spec_of(url, 3, window=4), chunk=5)
+    with ReplayLoader(
+        spec,
+        cursor=cursor,
+        crops=KINDS,
+        config=CONFIG,
+        workers=0,
+        mode=mode,
+        replay=ReplayConfig(),
+        tail=True,
+    ) as loader:
+        batches = list(loader)
+        assert loader.lag() == 0
+    assert len(names(batches)) == len(set(names(batches))) == 110
+    assert sorted(len(batch.keys) for batch in batches) == [5] + [15] * 7
+    assert (loader.cursor.samples, loader.cursor.left_over) == (110, 0)
 
 
 def test_lag_is_told_by_lane_in_records_and_seconds(kafka: Broker) -> None:
