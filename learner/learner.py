@@ -23,6 +23,7 @@ from learner.objectives.swav import Swav
 from learner.optim import Updater
 from learner.report import HealthReport, Snapshot, StepReport, require_finite
 from learner.reseed import Arrivals, Reseeder
+from learner.transfer import sent
 from learner.usage import UsageWindow
 from learner.watch import Watch
 
@@ -176,9 +177,11 @@ class Learner:
         laps.end("sinkhorn")
         loss_H = torch.zeros(len(prototypes_H), dtype=torch.float64, device=z_ABD.device)
         for part in parts:
+            part_codes_H = [codes.codes_ABK for codes in codes_H]
             if len(parts) > 1:
                 z_nBD = self._network.embed(views.part(part), lane_B[part], laps)
-            part_codes_H = [codes.codes_ABK[:, part] for codes in codes_H]
+                there = sent(part, self._network.device)
+                part_codes_H = [codes_ABK[:, there] for codes_ABK in part_codes_H]
             loss_HB = self._swav.losses(z_nBD, prototypes_H, part_codes_H, frozen=frozen)
             loss_H += loss_HB.detach().sum(1) / sum(counts)
             laps.end("forward")

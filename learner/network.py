@@ -16,6 +16,7 @@ from learner.augment import Views, normalise_, photometric
 from learner.collective import Group
 from learner.config import LearnerConfig
 from learner.model import SwavModel, cosines, on_the_sphere
+from learner.transfer import sent
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.float32, "float64": torch.float64}
 """Of weights, by precision; bfloat16 is that of activations, under autocast."""
@@ -134,7 +135,8 @@ class Network:
         z_ABD = torch.empty(assigned, len(lane_B), dim, dtype=self.dtype, device=self.device)
         with batchnorm.without_tracking(self.model):
             for part in parts:
-                z_ABD[:, part] = self.embed(views.part(part), lane_B[part], laps)[:assigned]
+                z_APD = self.embed(views.part(part), lane_B[part], laps)[:assigned]
+                z_ABD[:, sent(part, self.device)] = z_APD
         return z_ABD
 
     @contextmanager
