@@ -12,6 +12,9 @@ ones; each operation on them comes by here, so what on CUDA would make the host 
 torch has one place for a device of this kind in a process, and keeps it: to be used in a process of its own.
 """
 
+# mypy: disallow-untyped-calls=False
+# What of torch is made for devices and modes carries no types.
+
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -61,7 +64,7 @@ class FarTensor(Tensor):
     @staticmethod
     def __new__(cls, near: Tensor) -> "FarTensor":
         """Hide an ordinary tensor."""
-        made: FarTensor = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]  # torch's own name
+        made: FarTensor = Tensor._make_wrapper_subclass(
             cls,
             near.size(),
             strides=near.stride(),
@@ -73,7 +76,7 @@ class FarTensor(Tensor):
         return made
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]  # as torch calls it
         cls, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Reached where no mode is active: in the thread of backward, or between two watches."""
@@ -171,7 +174,8 @@ def _look(
     elif name in TAKES_BOTH:
         indices = [one for one in args[1] if one is not None]
         if any(one.dtype in {torch.bool, torch.uint8} for one in indices):
-            _note(f"{name} by booleans has a size that depends on values")
+            if name == "index" or args[2].numel() != 1:  # one value for all is filled in under the mask
+                _note(f"{name} by booleans has a size that depends on values")
         elif any(not isinstance(one, FarTensor) for one in indices):
             _note(f"{name} by an index on the CPU, which is sent over in a blocking copy")
 
@@ -212,7 +216,7 @@ def lock(tensor: Tensor) -> Tensor:
     return tensor
 
 
-class _Module(backend_registration._DummyBackendModule):  # type: ignore[misc]  # torch has no other
+class _Module(backend_registration._DummyBackendModule):  # torch has no other
     """What torch asks of a device by name."""
 
     def get_amp_supported_dtype(self) -> list[torch.dtype]:
@@ -239,7 +243,7 @@ _REST = torch.library.Library("_", "IMPL", "AutocastPrivateUse1")
 
 def _in_lower_precision(name: str) -> Callable[..., Tensor]:
     """What autocast does on CUDA before an operation."""
-    without = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastPrivateUse1)
+    without = torch._C.DispatchKeySet(torch._C._dispatch_key_parse("AutocastPrivateUse1"))
 
     def cast(value: Any) -> Any:
         if isinstance(value, Tensor) and value.dtype == torch.float32:
