@@ -35,7 +35,7 @@ class Views:
     crops: tuple[Tensor, ...]
     """One for each kind of crop: uint8 [count, B, 3, S, S]."""
     uniforms: Tensor
-    """[n, B, 16] float32 on the CPU, in [0, 1): the draws of the photometric half, see UNIFORMS."""
+    """[n, B, 16] float32 on the CPU, in [0, 1): the draws of the photometric half, see `draws.UNIFORMS`."""
     lane_B: Tensor | None = None
     """[B] int64 on the CPU, lane of each sample: batch-norm groups and the queue's shards follow it. None =
     each sample is a lane of its own, dealt to the ranks in turn."""

@@ -108,7 +108,7 @@ class FeatureQueue:
             return {"tensors": {}, "values": {"batches": []}}
         lane_L = torch.cat([batch.lane_B for batch in self._batches])
         batch_L = torch.repeat_interleave(torch.tensor([len(batch.lane_B) for batch in self._batches]))
-        counts = counts_of_ranks(group, len(lane_L), device)
+        counts = counts_of_ranks(group, len(lane_L))
         key_L2 = gather_rows(group, torch.stack([batch_L, lane_L], dim=1).to(device), counts).cpu()
         features_LAD = gather_rows(group, self.features().transpose(0, 1).contiguous(), counts)
         order_L = (key_L2[:, 0] * (int(key_L2[:, 1].max()) + 1) + key_L2[:, 1]).argsort(stable=True)

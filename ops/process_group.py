@@ -51,7 +51,8 @@ class JoinedWorld(World):
         self.ranks, self.rank, self.local_rank = place.ranks, place.rank, place.local_rank
         self._timeout_s, self._kept_by_launcher = timeout_s, place.launcher_keeps_store
         timeout = timedelta(seconds=timeout_s)
-        backend = "nccl" if device.type == "cuda" else "gloo"
+        # What the host alone needs is agreed over gloo there too: nobody waits for a GPU because of it.
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         try:
             store, _, _ = next(rendezvous("env://", timeout=timeout))
             # A launcher may keep the store over restarts: what an earlier life left there is not ours.
@@ -227,3 +228,14 @@ class _WatchedRanks(Ranks):
         """As `Ranks.sum_`."""
         with self._watched():
             super().sum_(tensor)
+
+    def sum_later(self, tensor: torch.Tensor) -> Callable[[], None]:
+        """As `Ranks.sum_later`; a rank that is lost may show at either end."""
+        with self._watched():
+            wait = super().sum_later(tensor)
+
+        def watched_wait() -> None:
+            with self._watched():
+                wait()
+
+        return watched_wait

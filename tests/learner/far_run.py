@@ -9,14 +9,17 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from learner.augment import Views
+from learner.collective import Alone, Group
 from learner.config import LearnerConfig
 from learner.learner import Learner
+from learner.report import StepReport
+from learner.transfer import sent_together
 from tests.learner.far_device import Watch, lock, set_up
 from tests.learner.small_run import batch, counting_clock, small_config
 
@@ -26,34 +29,77 @@ QUIET: dict[str, object] = {"interval_samples": 10**9}
 STEPS = 4
 """The first takes what is kept, the third is the first with a queue and moving prototypes, then a replay."""
 
-CASES: dict[str, tuple[LearnerConfig, str, int]] = {
-    "lars, queue": (small_config(health=QUIET), "float32", 1),
-    "sgd, clipped, no queue": (
+
+class Partner(Alone):
+    """The first of two ranks; the other one has as many samples, and adds nothing."""
+
+    world = 2
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """A copy, as of real ranks."""
+        return tensor.clone()
+
+    def max(self, tensor: Tensor) -> Tensor:
+        """A copy, as of real ranks."""
+        return tensor.clone()
+
+    def sum_(self, tensor: Tensor) -> None:
+        """Of the table of counts: the other rank's, in its place."""
+        if tensor.shape == (self.world,):
+            tensor.copy_(tensor + tensor.flip(0))
+
+
+class Case(NamedTuple):
+    """An update that is watched."""
+
+    config: LearnerConfig
+    precision: str = "float32"
+    parts: int = 1
+    group: Group = Alone()
+
+    def learner(self, device: torch.device) -> Learner:
+        """A new one."""
+        return Learner(
+            self.config,
+            seed=0,
+            device=device,
+            precision=self.precision,
+            total_samples=None,
+            clock=counting_clock(),
+            group=self.group,
+        )
+
+    def step(self, learner: Learner, number: int) -> StepReport:
+        """One update."""
+        views = batch(number, ranks=self.group.world, rank=self.group.rank)
+        if learner._network.device.type != "cpu":
+            views = page_locked(views)
+        return learner.step(views, accumulate=self.parts, fresh=number < STEPS - 1)
+
+
+CASES = {
+    "lars, queue": Case(small_config(health=QUIET)),
+    "sgd, clipped, no queue": Case(
         small_config(
             health=QUIET,
             swav={"queue_samples": 0},
             optim={"optimizer": "sgd", "learning_rate": 0.05, "clip_gradient_norm": 1.0},
-        ),
-        "float32",
-        1,
+        )
     ),
-    "adamw, bfloat16, groups of batch norm, two heads with a power law": (
+    "adamw, bfloat16, groups of batch norm, two heads with a power law": Case(
         small_config(
             health=QUIET,
             model={"bn_groups": 4},
             swav={"prototypes": (10, 6), "prior": "powerlaw", "hard_codes": True},
             optim={"optimizer": "adamw", "learning_rate": 1e-3},
         ),
-        "bfloat16",
-        1,
+        precision="bfloat16",
     ),
-    "in two parts, activations made again": (
-        small_config(health=QUIET, model={"bn_groups": 4, "activation_checkpointing": True}),
-        "float32",
-        2,
+    "in two parts, activations made again": Case(
+        small_config(health=QUIET, model={"bn_groups": 4, "activation_checkpointing": True}), parts=2
     ),
+    "two ranks, groups of batch norm over both": Case(small_config(health=QUIET), group=Partner()),
 }
-"""Settings, precision, parts of a batch."""
 
 
 def page_locked(views: Views) -> Views:
@@ -62,33 +108,18 @@ def page_locked(views: Views) -> Views:
     return replace(views, crops=crops, uniforms=lock(views.uniforms))
 
 
-def updates(
-    config: LearnerConfig, precision: str, parts: int, device: torch.device, steps: int = STEPS
-) -> dict[str, Any]:
+def updates(case: Case, device: torch.device) -> dict[str, Any]:
     """Waits and loss of each update, and copies to the device that nobody waits for."""
     waits, losses, sent = [], [], []
     with Watch() as watch:
-        learner = learner_on(device, config, precision)
-        for step in range(steps):
+        learner = case.learner(device)
+        for number in range(STEPS):
             watch.waits.clear()
             watch.sent = 0
-            report = learner.step(page_locked(batch(step)), accumulate=parts, fresh=step < STEPS - 1)
-            losses.append(report.loss)
+            losses.append(case.step(learner, number).loss)
             waits.append(list(watch.waits))
             sent.append(watch.sent)
     return {"waits": waits, "losses": losses, "sent": sent}
-
-
-def learner_on(device: torch.device, config: LearnerConfig, precision: str) -> Learner:
-    """A new learner."""
-    return Learner(
-        config,
-        seed=0,
-        device=device,
-        precision=precision,
-        total_samples=None,
-        clock=counting_clock(),
-    )
 
 
 def with_a_look_at_a_value(device: torch.device) -> list[str]:
@@ -102,11 +133,12 @@ def with_a_look_at_a_value(device: torch.device) -> list[str]:
         made.register_hook(look_back)  # type: ignore[no-untyped-call]  # torch gives it no types
 
     with Watch() as watch:
-        learner = learner_on(device, small_config(health=QUIET), "float32")
+        case = CASES["lars, queue"]
+        learner = case.learner(device)
         learner._model.encoder.register_forward_hook(look)
-        learner.step(page_locked(batch(0)))
+        case.step(learner, 0)
         watch.waits.clear()
-        learner.step(page_locked(batch(1)))
+        case.step(learner, 1)
     return watch.waits
 
 
@@ -145,16 +177,33 @@ def faults(device: torch.device) -> dict[str, list[str]]:
     return found
 
 
+def packed(device: torch.device) -> list[Any]:
+    """Tensors of several dtypes that were sent in one copy: dtype, values, and how many copies it took."""
+    given = [
+        torch.tensor([3, -1, 2**40]),
+        torch.zeros(0),
+        torch.tensor([[0.1], [0.2]], dtype=torch.float64),
+        torch.arange(5, dtype=torch.uint8),
+        torch.tensor(0.5),
+    ]
+    with Watch() as watch:
+        there = sent_together(given, device)
+        sent = watch.sent
+        back = [tensor.cpu() for tensor in there]
+    return [[[str(one.dtype), one.tolist()] for one in tensors] for tensors in (given, back)] + [sent]
+
+
 def main() -> None:
     """Print all of it."""
     torch.set_num_threads(1)
     device = set_up()
     answer: dict[str, Any] = {
-        "updates": {name: updates(*case, device) for name, case in CASES.items()},
+        "updates": {name: updates(case, device) for name, case in CASES.items()},
         "planted": with_a_look_at_a_value(device),
     }
     with Watch():
         answer["faults"] = faults(device)
+        answer["packed"] = packed(device)
     json.dump(answer, sys.stdout)
 
 

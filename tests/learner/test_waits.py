@@ -13,7 +13,6 @@ import torch
 
 from learner import measure
 from tests.learner import far_run
-from tests.learner.small_run import batch
 
 ROOT = Path(__file__).parents[2]
 
@@ -58,23 +57,19 @@ def test_a_health_report_reads_a_few_times_more_where_it_is_made(seen: dict[str,
 
 @pytest.mark.parametrize("case", far_run.CASES)
 def test_an_update_sends_a_handful_of_copies_in_all(seen: dict[str, Any], case: str) -> None:
-    # A kind of crop and its draws, the rows of groups for each size, priors; for parts all this twice each.
-    parts = far_run.CASES[case][2]
-    assert all(4 <= sent <= (7 if parts == 1 else 8 * 2 * parts) for sent in seen["updates"][case]["sent"])
+    # Crops and draws of each kind, rows of groups for each size, priors; parts go through twice.
+    passes = 1 if far_run.CASES[case].parts == 1 else 2 * far_run.CASES[case].parts
+    assert all(4 <= sent <= 8 * passes for sent in seen["updates"][case]["sent"])
 
 
 @pytest.mark.parametrize("case", far_run.CASES)
 def test_what_is_watched_is_the_run_that_the_cpu_makes(seen: dict[str, Any], case: str) -> None:
-    config, precision, parts = far_run.CASES[case]
-    learner = far_run.learner_on(torch.device("cpu"), config, precision)
-    losses = [
-        learner.step(batch(step), accumulate=parts, fresh=step < far_run.STEPS - 1).loss
-        for step in range(far_run.STEPS)
-    ]
+    setting = far_run.CASES[case]
+    learner = setting.learner(torch.device("cpu"))
+    losses = [setting.step(learner, number).loss for number in range(far_run.STEPS)]
     # bfloat16 is cast elsewhere, so rounding differs.
-    assert seen["updates"][case]["losses"] == pytest.approx(
-        losses, rel=1e-5 if precision == "float32" else 0.05
-    )
+    tolerance = 1e-5 if setting.precision == "float32" else 0.05
+    assert seen["updates"][case]["losses"] == pytest.approx(losses, rel=tolerance)
 
 
 def test_a_value_that_is_looked_at_in_a_pass_is_found_with_its_line(seen: dict[str, Any]) -> None:
@@ -118,3 +113,9 @@ def test_each_kind_of_wait_is_noted_where_it_is(seen: dict[str, Any], fault: str
 )
 def test_work_that_stays_on_the_device_is_not_noted(seen: dict[str, Any], work: str) -> None:
     assert seen["faults"][work] == []
+
+
+def test_tensors_of_several_dtypes_go_over_in_one_copy(seen: dict[str, Any]) -> None:
+    given, back, sent = seen["packed"]
+    assert back == given
+    assert sent == 1
