@@ -22,7 +22,7 @@ from learner.collective import Group
 
 BUCKET_BYTES = 25 * 1024 * 1024
 """Gradients are summed in pieces of about this size: large enough for the network between the ranks, small
-enough that the first one starts early. Their copies, all of the gradients, stay until the sums are there."""
+enough that the first one starts early. One bucket is what it takes in memory: gradients move into theirs."""
 
 
 @dataclass(slots=True, eq=False)
@@ -32,10 +32,8 @@ class _Bucket:
     parameters: list[nn.Parameter]
     missing: int
     """Gradients that are not final yet."""
-    flat: Tensor | None = None
-    """All of them, one after the other; where the sum appears."""
     wait: Callable[[], None] = lambda: None
-    """Returns once it is there."""
+    """Returns once the sum is there."""
 
 
 class GradientSums:
@@ -85,7 +83,7 @@ class GradientSums:
             for bucket in self._buckets[self._begun :]:
                 self._begin(bucket)
             for bucket in self._buckets:
-                _finish(bucket)
+                bucket.wait()
         finally:
             self._buckets, self._bucket_of, self._begun = [], {}, 0
 
@@ -120,19 +118,30 @@ class GradientSums:
     def _begin(self, bucket: _Bucket) -> None:
         """Let the ranks sum a bucket; the next one's turn comes."""
         self._begun += 1
-        gradients = [p.grad.reshape(-1) for p in bucket.parameters if p.grad is not None]
-        if gradients:
-            bucket.flat = torch.cat(gradients)
-            bucket.wait = self._group.sum_later(bucket.flat)
+        there = [parameter for parameter in bucket.parameters if parameter.grad is not None]
+        if not there:
+            return
+        flat = torch.cat([_numbers(parameter) for parameter in there])
+        for parameter, part in zip(there, torch.split(flat, [p.numel() for p in there]), strict=True):
+            parameter.grad = _shaped(part, parameter)
+        bucket.wait = self._group.sum_later(flat)
 
 
-@torch.no_grad()
-def _finish(bucket: _Bucket) -> None:
-    """Wait for a sum, and put it where the gradients were."""
-    if bucket.flat is None:
-        return
-    bucket.wait()
-    gradients = [p.grad for p in bucket.parameters if p.grad is not None]
-    parts = torch.split(bucket.flat, [gradient.numel() for gradient in gradients])
-    for gradient, part in zip(gradients, parts, strict=True):
-        gradient.copy_(part.view(gradient.shape))
+def _in_nhwc(parameter: nn.Parameter) -> bool:
+    """Which order its gradient has; by the parameter, so that it is the same on every rank."""
+    return parameter.dim() == 4 and not parameter.is_contiguous()
+
+
+def _numbers(parameter: nn.Parameter) -> Tensor:
+    """A gradient as one row, in the order in which it lies in memory: nothing is copied."""
+    assert parameter.grad is not None, "the caller has looked"
+    gradient = parameter.grad.permute(0, 2, 3, 1) if _in_nhwc(parameter) else parameter.grad
+    return gradient.reshape(-1)
+
+
+def _shaped(part: Tensor, parameter: nn.Parameter) -> Tensor:
+    """The inverse of `_numbers`: a part of a bucket as a gradient."""
+    if not _in_nhwc(parameter):
+        return part.view(parameter.shape)
+    out, channels, height, width = parameter.shape
+    return part.view(out, height, width, channels).permute(0, 3, 1, 2)

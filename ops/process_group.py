@@ -34,6 +34,9 @@ def join(*, device: torch.device, timeout_s: float, orphaned: Callable[[], None]
     Raises:
         RankLost: the other ranks did not come.
     """
+    if device.type == "cuda" and (device.index or 0) < torch.cuda.device_count():
+        # Before NCCL chooses one, and before page-locked memory opens the first one as well.
+        torch.cuda.set_device(device)
     place = launched()
     if place is None:
         return World()
@@ -46,8 +49,6 @@ class JoinedWorld(World):
     def __init__(
         self, place: Launched, *, device: torch.device, timeout_s: float, orphaned: Callable[[], None]
     ) -> None:
-        if device.type == "cuda":
-            torch.cuda.set_device(device)  # before NCCL chooses one
         self.ranks, self.rank, self.local_rank = place.ranks, place.rank, place.local_rank
         self._timeout_s, self._kept_by_launcher = timeout_s, place.launcher_keeps_store
         timeout = timedelta(seconds=timeout_s)
