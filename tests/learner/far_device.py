@@ -79,8 +79,15 @@ class FarTensor(Tensor):
     def __torch_dispatch__(  # type: ignore[override]  # as torch calls it
         cls, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Reached where no mode is active: in the thread of backward, or between two watches."""
+        """Reached where no mode is active: between two watches."""
         return _call(func, tuple(args), kwargs or {})
+
+    def tolist(self) -> Any:
+        """As of any tensor: by way of the CPU."""
+        return self.cpu().tolist()
+
+    def __repr__(self) -> str:
+        return f"FarTensor({self.near!r})"
 
 
 class Watch(TorchDispatchMode):
