@@ -86,7 +86,7 @@ class FarTensor(Tensor):
         """As of any tensor: by way of the CPU."""
         return self.cpu().tolist()
 
-    def __repr__(self) -> str:
+    def __repr__(self) -> str:  # type: ignore[override]  # nothing to choose
         return f"FarTensor({self.near!r})"
 
 
