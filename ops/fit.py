@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
-from ops.config import RunConfig, advice
+from ops.advice import advice
+from ops.config import RunConfig
 from ops.estimate import Memory
 
 HEADROOM = 1.3

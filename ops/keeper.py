@@ -11,12 +11,13 @@ from learner.report import Snapshot, StepReport
 from ops.checkpoint import Checkpoint, load_newest
 from ops.checkpoint_writer import CheckpointWriter
 from ops.config import RunConfig
-from ops.followers import Followers, Pace
+from ops.followers import Followers
 from ops.history import History, entry_of
 from ops.opening import Opened
 from ops.outcome import Progress, Summary
+from ops.pace import Pace
 from ops.progress import ProgressLine
-from ops.publisher import PublishResult
+from ops.publish_job import PublishResult
 from ops.rundir import write_json
 from ops.steps import Waiting
 from stream.lanes import Cursor

@@ -46,5 +46,5 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> list[Followers]:
             made.append(self)
             return super().__enter__()
 
-    monkeypatch.setattr("ops.learn.Followers", Watched)
+    monkeypatch.setattr("ops.beginning.Followers", Watched)
     return made

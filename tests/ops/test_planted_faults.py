@@ -72,7 +72,7 @@ def begin(fault: Fault | None, watched: Watched, folder: Path, monkeypatch: pyte
         pass
 
     Learner.plant, Learner.run_dir = staticmethod(plant), run_dir
-    monkeypatch.setattr("ops.run.Learner", Learner)
+    monkeypatch.setattr("ops.restore.Learner", Learner)
     monkeypatch.setattr(publisher, "RETRY_FIRST_S", 0.1)
     monkeypatch.setattr(publisher, "RETRY_LONGEST_S", 0.3)
     monkeypatch.setattr("ops.followers.PUBLISH_S", 1.0)

@@ -13,7 +13,8 @@ import redis
 from ops import publisher as publisher_module
 from ops.embedded import EmbeddedRedis
 from ops.encoders import EncoderFiles
-from ops.publisher import Publisher, PublishResult
+from ops.publish_job import PublishResult
+from ops.publisher import Publisher
 from ops.redis_client import connect
 from ops.snapshot_reader import load_snapshot
 from ops.snapshots import SnapshotStore

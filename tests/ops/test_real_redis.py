@@ -15,7 +15,8 @@ from redis.crc import key_slot
 from ops import publisher as publisher_module
 from ops.encoders import EncoderFiles
 from ops.errors import RedisUnavailable
-from ops.publisher import Publisher, PublishResult
+from ops.publish_job import PublishResult
+from ops.publisher import Publisher
 from ops.redis_client import connect
 from ops.snapshot_names import SnapshotNames
 from ops.snapshot_reader import load_snapshot
