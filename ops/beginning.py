@@ -8,6 +8,7 @@ from typing import TextIO
 
 from ops import initial
 from ops.checkpoint import Checkpoint, load_newest
+from ops.claim import RunClaim
 from ops.config import RunConfig
 from ops.devices import check_device
 from ops.errors import EXIT_FAILED, ConfigError, OpsError, RunMismatch
@@ -15,11 +16,12 @@ from ops.exit_codes import exit_code_of
 from ops.followers import Followers
 from ops.keeper import Keeper
 from ops.launched import launched
-from ops.lock import RunLock
 from ops.opening import Opened, accepting, bind, open_run, post_opened, post_refusal, with_changes
 from ops.outcome import FINISHED, STOPPED, Progress, Summary, read_summary, summarise
 from ops.progress import ProgressLine
 from ops.ranks import World
+from ops.redis_client import connect, redis_url
+from ops.refusals import refusals
 from ops.rundir import RunRecord, read_lines
 from ops.signals import StopRequest
 from ops.source_spec import pinned, reading_mode, sealed_steps, source_spec
@@ -65,11 +67,9 @@ def begin(
         RunLocked, RunMismatch, StreamNotFound, CheckpointDamaged, PortInUse, ConfigError: see `ops.learn`.
     """
     try:
-        if world.ranks > asked.config.lanes:
-            raise ConfigError(
-                f"{world.ranks} ranks, but a run of {asked.config.lanes} lanes has at most as many: start "
-                "fewer, or begin a run with more lanes"
-            )
+        refused = next(refusals(asked.config, world.ranks), None)
+        if refused is not None:
+            raise ConfigError(refused)
         began = _open_run(stack, asked, stop=stop, out=out)
     except (StreamError, OpsError, OSError, ValueError) as error:
         post_refusal(world, error, exit_code_of(error) or EXIT_FAILED)
@@ -81,15 +81,15 @@ def begin(
 def _open_run(stack: contextlib.ExitStack, asked: Asked, *, stop: StopRequest, out: TextIO | None) -> Began:
     """Take the run directory, find where the run stands and that its stream is there."""
     stream, run_dir, config = asked.stream, asked.run_dir, asked.config
-    run_dir.mkdir(parents=True, exist_ok=True)
     # Before signals become requests: taking the lock may wait for the heartbeat of another host.
-    stack.enter_context(RunLock(run_dir))
+    claim = stack.enter_context(RunClaim(run_dir))
     stack.enter_context(stop)
     record, changed = open_run(run_dir, stream=stream, config=config)
     ended = _finished(run_dir, record, stream, config)
     if ended is not None:
         return ended, None
     check_device(config, launched())
+    _check_redis(config)
     damaged: list[str] = []
     saved = load_newest(run_dir, set_aside=True, on_damaged=damaged.append)
     _check(saved, record, run_dir)
@@ -117,7 +117,7 @@ def _open_run(stack: contextlib.ExitStack, asked: Asked, *, stop: StopRequest, o
     opened, changed = accepting(opened, asked.accept_bad_until, source=source, changed=changed)
     source.close()
     opened = with_changes(opened, stream=stream, changed=changed)
-    return opened, Keeper(opened, followers=followers, line=line)
+    return opened, Keeper(opened, claim=claim, followers=followers, line=line)
 
 
 def _followers(
@@ -153,6 +153,13 @@ def _check(saved: Checkpoint | None, record: RunRecord, run_dir: Path) -> None:
             f"the checkpoints in {run_dir} are of run {saved.run}, run.json says {record.uuid}: "
             "put back the run.json that belongs to them, or give --run another directory"
         )
+
+
+def _check_redis(config: RunConfig) -> None:
+    """Refuse an address that is none; nobody is asked, since a server that is away refuses nothing."""
+    url = redis_url(config.snapshot.url)
+    if url:
+        connect(url).close()
 
 
 def _open(spec: SourceSpec, *, wait: bool) -> Source | None:

@@ -13,7 +13,7 @@ from ops.errors import EXIT_FAILED, OpsError, RankFailed
 from ops.exit_codes import exit_code_of
 from ops.keeper import Keeper
 from ops.launched import launched
-from ops.opening import checkpoint_for_all, fetch_opened, write_changes
+from ops.opening import checkpoint_for_all, fetch_opened
 from ops.outcome import Summary
 from ops.process_group import join
 from ops.run import Run
@@ -99,9 +99,7 @@ def learn(  # noqa: PLR0913  what the command line may say of a run
             stack.callback(carrier.close)
         run = Run(opened, spec=spec, stop=stop, world=world, keeper=keeper, carrier=carrier)
         if keeper is not None:
-            write_changes(opened)
-            (run_dir / "summary.json").unlink(missing_ok=True)
-            keeper.followers.start_publishing(run.progress)
+            keeper.started(opened, run.progress)
         del opened, began  # else the checkpoint's tensors would stay in memory as long as the run
         _train(run, keeper)
         return run.end()
