@@ -112,9 +112,12 @@ class Run:
     def save(self) -> None:
         """Save learner and cursor; the writing goes on in the background."""
         began = time.monotonic()
-        state, cursor = self.learner.state_dict(), self._whole_cursor()
         if self._keeper is not None:
+            state, cursor = self.learner.state_dict(), self._whole_cursor()
             self._keeper.save(state, cursor, self.progress, seconds=self.seconds(), began=began)
+        else:
+            self.learner.hand_over_state()
+            self._whole_cursor()
         self._saved = self.cursor
 
     def publish(self) -> None:

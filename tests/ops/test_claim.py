@@ -166,7 +166,8 @@ def test_a_lock_that_a_refused_start_removes_meanwhile_is_made_anew(
 ) -> None:
     place = tmp_path / "run"
     first = RunClaim(place).__enter__()
-    real, removed = RunLock._take, []
+    real = RunLock._take
+    removed: list[int] = []
 
     def meanwhile(lock: RunLock, handle: int) -> None:
         if not removed:  # the file is open already when its holder removes it
