@@ -65,6 +65,7 @@ def gather(run_dir: Path) -> Facts:
         publish_errors=int(series.get(("snapshots_published_total", "error"), 0)),
         last_publish=_last_publish(live),
         publish_detail=_verdict(live, "snapshots"),
+        unhealthy=_unhealthy(published),
         stale_epochs=int(series.get(("snapshots_published_total", "stale_epoch"), 0)),
         snapshot_samples=published.get("samples"),
         redis_error=error,
@@ -135,6 +136,12 @@ def _series(url: str) -> dict[tuple[str, str], float]:
 def _last_publish(live: Mapping[str, Any]) -> str:
     """Result of the latest attempt to publish, as far as events tell."""
     return "error" if "Not published" in _verdict(live, "snapshots") else ""
+
+
+def _unhealthy(published: Mapping[str, Any]) -> str:
+    """Limits that the newest snapshot failed; too early to judge is none."""
+    detail = str(published.get("detail", "")) if published.get("result") == "unhealthy" else ""
+    return "" if detail.startswith("warming") else detail
 
 
 def _verdict(live: Mapping[str, Any], name: str) -> str:
