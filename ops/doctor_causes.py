@@ -11,7 +11,7 @@ CAUSES: Mapping[str, tuple[str, ...]] = {
     "collapse": ("learning-rate",),
     "not-learning": ("twins", "codes"),
     "usage": ("collapse", "sorted", "drift"),
-    "dead-prototypes": ("collapse", "usage", "sorted", "drift"),
+    "dead-prototypes": ("collapse", "usage", "twins", "sorted", "drift"),
     "twins": ("collapse", "learning-rate"),
     "codes": ("collapse", "learning-rate", "dead-prototypes"),
     "drift": ("sorted",),
