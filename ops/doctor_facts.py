@@ -16,7 +16,7 @@ from ops.checkpoint import VALUES
 from ops.doctor_case import Facts
 from ops.errors import RedisUnavailable
 from ops.metric_table import PREFIX
-from ops.redis_client import URL_VARIABLE, connect
+from ops.redis_client import URL_VARIABLE, connect, said
 from ops.rundir import newest_saved, read_json, read_lines, read_run
 from ops.snapshots import warnings_of
 from ops.standing import ANSWER_S, Standing, ask, look
@@ -156,7 +156,7 @@ def _look_at_redis(url: str) -> tuple[str, tuple[str, ...]]:
             client.ping()
             return "", tuple(warnings_of(client))
     except (redis.RedisError, RedisUnavailable, OSError) as error:
-        return f"Redis does not answer: {error}", ()
+        return f"Redis does not answer: {said(error)}", ()
 
 
 def _text(config: Mapping[str, Any], section: str, name: str) -> str:

@@ -28,7 +28,7 @@ from ops.embedded import open_redis
 from ops.encoders import EncoderFiles
 from ops.errors import ConfigError, RedisUnavailable, RunMismatch, RunNotFound
 from ops.ranks import World
-from ops.redis_client import redis_url
+from ops.redis_client import redis_url, said
 from ops.rundir import RunRecord, aside_of, read_run, sync_directory, write_run
 from ops.snapshot_reader import load_snapshot, snapshot_digest
 from ops.snapshots import SnapshotStore
@@ -167,7 +167,9 @@ def _of_snapshot(run_dir: Path, record: RunRecord, which: str) -> Weights:
         with open_redis(run_dir, url) as client:
             shot = load_snapshot(SnapshotStore(client, record.uuid), EncoderFiles(run_dir), which)
     except redis.RedisError as error:
-        raise RedisUnavailable(f"no answer from the snapshots of {run_dir}: {error}; is it up?") from error
+        raise RedisUnavailable(
+            f"no answer from the snapshots of {run_dir}: {said(error)}; is it up?"
+        ) from error
     kept = {name: value for name, value in shot.tensors.items() if name.startswith(("head.", "prototypes"))}
     origin = {
         "run": record.uuid,

@@ -14,6 +14,7 @@ from learner.report import Snapshot
 from ops.encoders import EncoderFiles
 from ops.errors import OpsError, StaleEpoch
 from ops.publish_job import Job, PublishResult
+from ops.redis_client import said
 from ops.snapshot_info import health_in_words
 from ops.snapshot_writer import EpochLost, Published, SnapshotWriter
 from ops.snapshots import SnapshotStore, warnings_of
@@ -274,11 +275,11 @@ class Publisher:
             self._holds = False
             self._store.client.connection_pool.disconnect()
         if self._failures == 1:
-            logger.warning("snapshots cannot be published now, the learner goes on: %s", error)
+            logger.warning("snapshots cannot be published now, the learner goes on: %s", said(error))
         else:
             logger.debug("attempt %d: %s", self._failures, error)
         if job is not None:
-            self._tell(job.became("error", detail=str(error), began=began))
+            self._tell(job.became("error", detail=said(error), began=began))
 
     def _tell(self, result: PublishResult) -> None:
         if self._on_result is not None:

@@ -306,7 +306,7 @@ def test_closing_gives_up_in_time_when_no_server_comes(
     run.publish(1)
     began = time.monotonic()
     assert not run.close(0.5)
-    assert time.monotonic() - began < 2.0
+    assert time.monotonic() - began < 15  # it would try for ever
     assert "the snapshot at 100 samples was not published" in caplog.text
     assert caplog.text.count("cannot be published now") == 1
 

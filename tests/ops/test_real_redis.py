@@ -26,6 +26,8 @@ from tests.ops import redis_servers, synthetic
 from tests.ops.redis_servers import Server, wait_for
 
 SECRET = "s3cr3t-of-nobody"
+HELD_UP_S = 0.7
+"""A learner that waited for a server of these tests would wait longer; a busy machine does not make it so."""
 
 
 @pytest.fixture(autouse=True)
@@ -92,7 +94,7 @@ def publishing(tmp_path: Path) -> Iterator[Callable[[str], Publishing]]:
     yield make
     for one in made:
         one.close()
-        assert one.longest_s < 0.1, "the learner never waits"
+        assert one.longest_s < HELD_UP_S, "the learner never waits"
 
 
 Make = Callable[[str], Publishing]
@@ -186,7 +188,17 @@ def test_a_missing_password_or_authority_file_is_named(
 
 
 @pytest.mark.parametrize(
-    "url", ["sentinel://host:26379", "sentinel:///name", "sentinel://host:x/name", "sentinelx://host/name"]
+    "url",
+    [
+        "sentinel://host:26379",
+        "sentinel:///name",
+        "sentinel://host:x/name",
+        "sentinelx://host/name",
+        "sentinel://host:99999/name",
+        "sentinel://one,,two/name",
+        "sentinel://[::1/name",
+        "sentinel://host/name/first",
+    ],
 )
 def test_an_address_of_sentinels_that_is_none_is_refused(url: str) -> None:
     with pytest.raises(RedisUnavailable, match="not a Redis URL"):
@@ -218,6 +230,94 @@ def test_sentinel_names_the_new_master_after_a_failover_and_publishing_goes_on(
                 assert [info.version for info in SnapshotStore(there, "run-1").versions()] == [2, 1]
 
 
+def test_several_sentinels_of_which_one_is_down_agree_on_the_new_master(
+    tmp_path: Path, publishing: Make
+) -> None:
+    with contextlib.ExitStack() as stack:
+        master = stack.enter_context(Server(tmp_path / "a", program=redis_servers.debian_server()))
+        replica = stack.enter_context(
+            Server(
+                tmp_path / "b", program=master.program, replicaof=f"127.0.0.1 {master.port}",
+                repl_diskless_sync_delay="0",
+            )
+        )  # fmt: skip
+        three = [
+            stack.enter_context(redis_servers.sentinel(tmp_path / f"sentinel-{number}", master, quorum=2))
+            for number in range(3)
+        ]
+        wait_for(lambda: replica.client().info("replication")["master_link_status"] == "up")
+        for one in three:
+            wait_for(lambda one=one: _knows(one, sentinels=2, replicas=1))  # type: ignore[misc]
+        three[0].kill()
+        places = ",".join(f"127.0.0.1:{one.port}" for one in three)
+        run = publishing(f"sentinel://{places}/prototypes")
+        first = run.published(1)
+        wait_for(lambda: bool(replica.client().exists(run.store.key("snap:1"))))
+        master.kill()
+        run.publish(2)
+        wait_for(lambda: run.standing(2) is not None, 60)
+        found = run.standing(2)
+        assert found is not None
+        assert (found.version, found.epoch) == (2, first.epoch + 1)
+
+
+def _knows(watcher: Server, *, sentinels: int, replicas: int) -> bool:
+    """Whether a Sentinel has met the others, and the replicas of the master."""
+    state = watcher.client().sentinel_master("prototypes")
+    return bool(state["num-other-sentinels"] == sentinels and state["num-slaves"] == replicas)
+
+
+def test_sentinels_that_are_all_away_hold_up_nobody_and_are_asked_again(
+    tmp_path: Path, publishing: Make
+) -> None:
+    with Server(tmp_path / "a", program=redis_servers.debian_server()) as master:
+        watcher = redis_servers.sentinel(tmp_path / "b", master)
+        run = publishing(
+            f"sentinel://127.0.0.1:{redis_servers.free_port()},127.0.0.1:{watcher.port}/prototypes"
+        )
+        run.publish(1)
+        wait_for(lambda: run.failed(1))
+        with watcher:
+            wait_for(lambda: run.standing(1) is not None)
+
+
+def test_sentinels_and_master_are_reached_over_tls(
+    tmp_path: Path, keys: dict[str, Path], publishing: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secure = {
+        "tls-cert-file": str(keys["server.crt"]), "tls-key-file": str(keys["server.key"]),
+        "tls-ca-cert-file": str(keys["ca.crt"]), "tls-auth-clients": "no", "tls-replication": "yes",
+        "port": "0",
+    }  # fmt: skip
+
+    def over_tls(server: Server) -> Server:
+        server.settings |= {**secure, "tls-port": str(server.port)}
+        server.ready = lambda: server.client(ssl=True, ssl_ca_certs=str(keys["ca.crt"])).ping()
+        return server
+
+    master = over_tls(Server(tmp_path / "a", program=redis_servers.debian_server()))
+    with master, over_tls(redis_servers.sentinel(tmp_path / "b", master)) as watcher:
+        monkeypatch.setenv("SWAVSTREAM_REDIS_CA", str(keys["ca.crt"]))
+        run = publishing(f"sentinels://127.0.0.1:{watcher.port}/prototypes")
+        assert run.published(1).result == "ok"
+
+
+@pytest.mark.parametrize(
+    ("places", "hosts"),
+    [
+        ("one,two:7", [("one", 26379), ("two", 7)]),
+        ("[::1]:7,[fe80::2]", [("::1", 7), ("fe80::2", 26379)]),
+    ],
+)
+def test_addresses_of_sentinels_may_leave_the_port_out_and_be_of_ipv6(
+    places: str, hosts: list[tuple[str, int]]
+) -> None:
+    with connect(f"sentinel://{places}/name") as client:
+        asked = client.connection_pool.sentinel_manager.sentinels
+        found = [one.connection_pool.connection_kwargs for one in asked]
+    assert [(one["host"], one["port"]) for one in found] == hosts
+
+
 def test_a_server_that_lost_everything_in_a_restart_gets_the_next_number_under_a_higher_epoch(
     server: Server, publishing: Make
 ) -> None:
@@ -237,21 +337,20 @@ def test_a_server_that_lost_everything_in_a_restart_gets_the_next_number_under_a
 def test_a_slow_server_holds_up_the_publisher_and_not_the_learner(server: Server, publishing: Make) -> None:
     run = publishing(server.url)
     run.published(1)
-    pause = threading.Thread(target=lambda: server.client().execute_command("DEBUG", "SLEEP", "1.0"))
+    pause = threading.Thread(target=lambda: server.client().execute_command("DEBUG", "SLEEP", "2.0"))
     pause.start()
     time.sleep(0.1)
     for number in (2, 3, 4):
         run.publish(number)
     pause.join()
     wait_for(lambda: run.standing(4) is not None)
-    assert run.longest_s < 0.1
     assert not run.failed(4)
 
 
 def test_a_server_that_hangs_is_given_up_in_time_and_used_again(
     server: Server, publishing: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ops.redis_client.ANSWER_S", 0.3)
+    monkeypatch.setattr("ops.redis_client.ANSWER_S", 1.5)
     run = publishing(server.url)
     run.published(1)
     assert server.process is not None
@@ -325,3 +424,29 @@ def test_all_keys_of_a_run_are_in_one_slot_of_a_cluster_which_takes_every_script
         assert len({key_slot(key) for key in there}) == 1
     assert key_slot(b"{swavstream:run-1}:x") != key_slot(b"{swavstream:run-2}:x")
     assert os.environ.get("SWAVSTREAM_REDIS_URL") is None
+
+
+def test_the_node_of_a_cluster_that_holds_the_run_is_named_by_the_others(
+    tmp_path: Path, publishing: Make
+) -> None:
+    slot = key_slot(b"{swavstream:run-1}:x")
+    nodes = [
+        Server(tmp_path / name, cluster_enabled="yes", cluster_port=str(redis_servers.free_port()))
+        for name in ("there", "elsewhere")
+    ]
+    with nodes[0] as there, nodes[1] as elsewhere:
+        own, other = there.client(), elsewhere.client()
+        own.execute_command("CLUSTER", "ADDSLOTSRANGE", str(slot), str(slot))
+        rest = [str(edge) for edge in (0, slot - 1, slot + 1, 16383)]
+        other.execute_command("CLUSTER", "ADDSLOTSRANGE", *rest)
+        other.execute_command("CLUSTER", "SET-CONFIG-EPOCH", "2")
+        own.execute_command(
+            "CLUSTER", "MEET", "127.0.0.1", str(elsewhere.port), elsewhere.settings["cluster-port"]
+        )
+        for one in (own, other):
+            wait_for(lambda one=one: b"cluster_state:ok" in one.execute_command("CLUSTER", "INFO"), 30)  # type: ignore[misc]
+        run = publishing(elsewhere.url)
+        run.publish(1)
+        wait_for(lambda: run.failed(1))
+        assert f"give redis://127.0.0.1:{there.port}, which does" in run.results[-1].detail
+        assert publishing(there.url).published(1).result == "ok"
