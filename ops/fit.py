@@ -138,7 +138,9 @@ def _of_memory(config: RunConfig, machine: Machine, memory: Memory, ranks: int) 
     cuda = uses_cuda(config, machine)
     here = ranks if not cuda else min(ranks, max(1, len(machine.device_bytes)))
     host = here * (memory.host if cuda else memory.host + memory.device)
-    help_ = "lower batch, raise accumulate (with model.bn_groups), or set model.activation_checkpointing"
+    help_ = "lower batch, or raise accumulate (with model.bn_groups)"
+    if not config.model.activation_checkpointing:
+        help_ += ", or set model.activation_checkpointing"
     if cuda and machine.device_bytes and memory.device * HEADROOM > min(machine.device_bytes):
         yield (
             f"a rank takes about {gib(memory.device)}, "

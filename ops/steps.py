@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 # Seconds between two counts of the lag.
 LAG_S = 0.5
+# A message names so many lanes, or ranks, and no more.
+MOST_NAMED = 16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -274,17 +276,25 @@ class Steps:
         told = self._world.gather(own)
         late = [rank for rank, row in enumerate(rows) if row.state is State.WAITING]
         stuck = [rank for rank in late if not (rows[rank].starving or rows[rank].rebuilding)]
+        num_lanes = sum(one["lanes"] for one in told)
+        whose = "; ".join(
+            f"rank {rank} ({_names([*range(rank, num_lanes, len(told))])})" for rank in stuck[:MOST_NAMED]
+        )
         # The first rank's watch decides, so that all do the same.
         if stuck and told[0]["waited"] >= self._patience.fail_s:
             raise Starved(
-                f"rank {', '.join(map(str, stuck))}: no batch for {told[0]['waited']:.0f} s although records "
+                f"{whose}: no batch for {told[0]['waited']:.0f} s although records "
                 "are there: readers hang, or the storage does; look at them and run the same command again"
             )
         starving = sorted(lane for rank in late for lane in told[rank]["starving"])
-        if starving and len(starving) < sum(one["lanes"] for one in told):
-            self._warn(f"waiting {waited:.0f} s for records of {_names(starving)}; other lanes have some")
+        if starving and len(starving) < num_lanes:
+            ranks = sorted({lane % len(told) for lane in starving})
+            of_ranks = f" (rank {', '.join(map(str, ranks))})" if len(told) > 1 else ""
+            self._warn(
+                f"waiting {waited:.0f} s for records of {_names(starving)}{of_ranks}; other lanes have some"
+            )
         elif stuck:
-            self._warn(f"waiting {waited:.0f} s for the readers of rank {', '.join(map(str, stuck))}")
+            self._warn(f"waiting {waited:.0f} s for the readers of {whose}")
 
 
 _STATES = {
@@ -296,6 +306,6 @@ _STATES = {
 
 
 def _names(lanes: list[int]) -> str:
-    shown = ", ".join(map(str, lanes[:16]))
-    more = f" and {len(lanes) - 16} more" if len(lanes) > 16 else ""
+    shown = ", ".join(map(str, lanes[:MOST_NAMED]))
+    more = f" and {len(lanes) - MOST_NAMED} more" if len(lanes) > MOST_NAMED else ""
     return f"lane{'s' if len(lanes) > 1 else ''} {shown}{more}"

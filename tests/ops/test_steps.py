@@ -115,13 +115,16 @@ def test_lanes_without_records_are_named_after_a_while() -> None:
     steps = steps_of(world, patience=AT_ONCE, warn=said.append)
     with steps.loader:
         next(iter(steps))
-    assert said == ["waiting 0 s for records of lanes 1, 3; other lanes have some"]
+    assert said == ["waiting 0 s for records of lanes 1, 3 (rank 1); other lanes have some"]
 
 
 def test_a_rank_whose_readers_bring_nothing_ends_the_run_by_name() -> None:
     world = Two({"state": State.WAITING}, told={"starving": [], "lanes": 3})
     steps = steps_of(world, patience=AT_ONCE)
-    with steps.loader, pytest.raises(Starved, match="rank 1: no batch for 0 s although records are there"):
+    with (
+        steps.loader,
+        pytest.raises(Starved, match=r"rank 1 \(lanes 1, 3, 5\): no batch for 0 s although records are"),
+    ):
         next(iter(steps))
 
 
