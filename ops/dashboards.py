@@ -27,6 +27,12 @@ NOT_SHOWN: Mapping[str, str] = {}
 DATASOURCE_UID = "swavstream-prometheus"
 
 
+KUBERNETES_NOTE = """\
+# How a Prometheus in the cluster finds the learner of kubernetes.yaml, where it does not follow annotations
+# of Services: take this file up under `scrape_config_files`. The metrics of all ranks come from pod 0.
+"""
+
+
 def files(*, targets: tuple[str, ...], prometheus: str, runbooks: str) -> dict[str, str]:
     """Name and content of everything, as `swavstream dashboards export` writes it.
 
@@ -37,6 +43,7 @@ def files(*, targets: tuple[str, ...], prometheus: str, runbooks: str) -> dict[s
     """
     found = {
         "prometheus/prometheus.yml": _yaml(_prometheus(targets)),
+        "prometheus/kubernetes.yml": KUBERNETES_NOTE + _yaml({"scrape_configs": [_kubernetes()]}),
         "prometheus/rules/swavstream.rules.yml": _yaml(alerts.rules(runbooks=runbooks)),
         "grafana/provisioning/datasources/swavstream.yml": _yaml(_datasource(prometheus)),
         "grafana/provisioning/dashboards/swavstream.yml": _yaml(_provider()),
@@ -68,6 +75,27 @@ def _prometheus(targets: tuple[str, ...]) -> dict[str, Any]:
         "rule_files": ["rules/*.yml"],
         "scrape_configs": [{"job_name": alerts.JOB, "static_configs": [{"targets": list(targets)}]}],
     }
+
+
+def _kubernetes() -> dict[str, Any]:
+    """The pod that has the metrics, under the job name that the alerts know."""
+    pod = "__meta_kubernetes_pod"
+    index = f"{pod}_label_batch_kubernetes_io_job_completion_index"
+    return {
+        "job_name": alerts.JOB,
+        "kubernetes_sd_configs": [{"role": "pod"}],
+        "relabel_configs": [
+            _only("swavstream-learner;0;http", f"{pod}_label_app", index, f"{pod}_container_port_name"),
+            # One that has ended is listed for as long as its Job is.
+            _only("Pending|Running|Unknown", f"{pod}_phase"),
+            # A pod that replaces another one goes on with its series.
+            {"source_labels": [f"{pod}_name"], "regex": r"(.*)-\w+", "target_label": "instance"},
+        ],
+    }
+
+
+def _only(values: str, *labels: str) -> dict[str, Any]:
+    return {"source_labels": [*labels], "regex": values, "action": "keep"}
 
 
 def _datasource(address: str) -> dict[str, Any]:

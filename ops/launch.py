@@ -26,9 +26,9 @@ LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 def launch(arguments: Sequence[str], *, nproc: int, nodes: Nodes | None = None) -> int:
     """Run `swavstream ARGUMENTS` as so many ranks of one run on this machine, to their end.
 
-    Signals are passed on to the ranks, which save and end. The first rank that fails ends all, on every machine:
-    nothing is started anew here, since a launcher cannot tell an error that a restart would meet again. When
-    a machine comes to those that learn already, their ranks save and all begin anew together.
+    Signals are passed on to the ranks, which save and end. The first rank that fails ends all, on every
+    machine, and nothing is started anew: torch's launcher would also restart what fails again. When a
+    machine joins those that learn already, their ranks save and all begin anew together.
 
     Args:
         arguments: of the command that each rank is.

@@ -1,4 +1,4 @@
-"""What a launcher (torchrun, `learn --nproc`) says of this process, and what it is told: ranks and machines."""
+"""What a launcher (torchrun, `learn --nproc`) says of this process, and what it is told: machines."""
 
 import os
 import re
@@ -70,7 +70,9 @@ def nodes_of(nnodes: str, endpoint: str) -> Nodes | None:
     counts = re.fullmatch(r"([1-9]\d*)(?::([1-9]\d*))?", nnodes, re.ASCII)
     least, most = (int(counts[1]), int(counts[2] or counts[1])) if counts else (1, 0)
     if least > most:
-        raise ValueError(f"--nnodes {nnodes}: give a number of machines, or the least and the most, as in 1:8")
+        raise ValueError(
+            f"--nnodes {nnodes}: give a number of machines, or the least and the most, as in 1:8"
+        )
     host, _, port = endpoint.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 65_536:
         raise ValueError(f"--rdzv-endpoint {endpoint}: give HOST:PORT of one of the machines")

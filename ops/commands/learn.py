@@ -74,7 +74,7 @@ def command(
 
     Several ranks learn the same as one: --nproc starts them here; with --nnodes and --rdzv-endpoint the same
     command on many machines starts them everywhere. A run may go on with another number of ranks; `lanes` is
-    their most. Every launcher ends with the exit code of its ranks; torchrun works too, but always ends with 1.
+    their most. Every launcher ends with the exit code of its ranks; torchrun works too, but ends with 1.
 
     A run that has stopped because too many records were unusable goes past them with --accept-bad-until: the
     budget counts again once the run has read so many records, used or not (`now`: all that the stream has).

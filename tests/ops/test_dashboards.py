@@ -4,6 +4,7 @@ import json
 import re
 import threading
 import time
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,16 @@ from click.testing import CliRunner
 
 from ingest.sources import open_source
 from ingest.worker import run_ingest
-from ops import alerts
+from ops import alerts, recipes
 from ops.alerts import Scale
 from ops.cli import cli
+from ops.commands.learn import command as learn
 from ops.dashboards import DASHBOARDS, NOT_SHOWN, files
+from ops.errors import EXIT_AGAIN, EXIT_SIGTERM
 from ops.grafana import COLUMNS, Dashboard, Panel, dashboard_json
 from ops.ingest_metrics import IngestMetrics
+from ops.launch import SHUTDOWN_S
+from ops.launched import nodes_of
 from ops.metric_table import METRICS, PREFIX
 from ops.signals import StopRequest
 from tests.ingest.made import folder_of, settings
@@ -173,7 +178,7 @@ def test_a_target_without_a_port_is_refused(tmp_path: Path) -> None:
 def test_the_compose_file_fits_the_schema_and_its_mounts_are_exported() -> None:
     body = yaml.safe_load(EXPORTED["compose.yaml"])
     check(body, schema("compose-spec"))
-    assert set(body["services"]) == {"learner", "redis", "kafka", "prometheus", "grafana"}
+    assert set(body["services"]) == {"learner", "ingest", "redis", "kafka", "prometheus", "grafana"}
     for service in body["services"].values():
         for mount in service.get("volumes", []):
             place = mount.split(":")[0]
@@ -181,18 +186,143 @@ def test_the_compose_file_fits_the_schema_and_its_mounts_are_exported() -> None:
                 assert any(name.startswith(place[2:]) for name in EXPORTED), place
 
 
+def test_volumes_of_our_image_are_mounted_where_it_has_a_folder_of_its_user() -> None:
+    image = EXPORTED["Dockerfile"]
+    (made,) = re.findall(r"mkdir (.*?) \\\n", image)
+    (owned,) = re.findall(r"chown swavstream:swavstream (.*)\n", image)
+    assert image.index("chown") < image.index("\nUSER swavstream")
+    volumes = set(yaml.safe_load(EXPORTED["compose.yaml"])["volumes"])
+    for service in ("learner", "ingest"):
+        for mount in yaml.safe_load(EXPORTED["compose.yaml"])["services"][service]["volumes"]:
+            source, _, place = mount.removesuffix(":ro").rpartition(":")
+            if source in volumes or any(source.endswith(f":-{name}}}") for name in volumes):
+                assert place in made.split(), mount
+                assert place in owned.split(), mount
+
+
+def test_what_a_run_learns_from_can_be_written_since_it_leaves_a_note_there() -> None:
+    for mount in yaml.safe_load(EXPORTED["compose.yaml"])["services"]["learner"]["volumes"]:
+        assert not mount.endswith(":ro")
+    pod = kubernetes_job()["template"]["spec"]
+    assert not any(mount.get("readOnly") for mount in pod["containers"][0]["volumeMounts"])
+    claims = [
+        volume["persistentVolumeClaim"] for volume in pod["volumes"] if "persistentVolumeClaim" in volume
+    ]
+    assert claims
+    assert not any(claim.get("readOnly") for claim in claims)
+
+
+def test_kafka_keeps_its_topics_in_its_volume_and_is_reached_from_this_machine() -> None:
+    kafka = yaml.safe_load(EXPORTED["compose.yaml"])["services"]["kafka"]
+    assert kafka["environment"]["KAFKA_LOG_DIRS"] in [mount.split(":")[1] for mount in kafka["volumes"]]
+    (published,) = kafka["ports"]
+    host, port, inside = published.split(":")
+    advertised = kafka["environment"]["KAFKA_ADVERTISED_LISTENERS"].split(",")
+    assert f"HOST://{host}:{port}" in advertised
+    assert f"HOST://:{inside}" in kafka["environment"]["KAFKA_LISTENERS"].split(",")
+    secured = kafka["environment"]["KAFKA_LISTENER_SECURITY_PROTOCOL_MAP"].split(",")
+    for listener in kafka["environment"]["KAFKA_LISTENERS"].split(","):
+        assert listener.partition(":")[0] in [pair.partition(":")[0] for pair in secured]
+
+
+def test_a_container_that_must_not_be_restarted_for_ever_is_not() -> None:
+    learner = yaml.safe_load(EXPORTED["compose.yaml"])["services"]["learner"]
+    assert re.fullmatch(r"on-failure:\d+", learner["restart"])
+
+
+def kubernetes_job() -> dict[str, Any]:
+    (job,) = [one for one in yaml.safe_load_all(EXPORTED["kubernetes.yaml"]) if one["kind"] == "Job"]
+    spec: dict[str, Any] = job["spec"]
+    return spec
+
+
 def test_every_object_of_the_kubernetes_manifest_fits_the_schema() -> None:
     objects = list(yaml.safe_load_all(EXPORTED["kubernetes.yaml"]))
-    assert [one["kind"] for one in objects] == ["Service", "Job", "Service", "StatefulSet"]
+    assert [one["kind"] for one in objects] == ["Service", "Service", "Job", "Service", "StatefulSet"]
     for one in objects:
         kubernetes_validate.validate(one, "1.32", strict=True)
 
 
+def test_the_job_has_a_node_for_each_completion_and_fails_by_the_launchers_codes() -> None:
+    job = kubernetes_job()
+    assert job["completions"] == job["parallelism"]
+    (learner,) = job["template"]["spec"]["containers"]
+    assert "command" not in learner, "the image's entry point, whose exit code is that of the ranks"
+    rules = {
+        code: rule["action"]
+        for rule in job["podFailurePolicy"]["rules"]
+        for code in rule.get("onExitCodes", {"values": []})["values"]
+    }
+    assert rules == {EXIT_AGAIN: "FailJob", EXIT_SIGTERM: "Ignore"}
+    assert job["template"]["spec"]["terminationGracePeriodSeconds"] > SHUTDOWN_S
+
+
 def test_what_the_manifests_tell_the_learner_is_understood() -> None:
     compose = yaml.safe_load(EXPORTED["compose.yaml"])["services"]["learner"]["command"]
-    job = list(yaml.safe_load_all(EXPORTED["kubernetes.yaml"]))[1]
-    torchrun = job["spec"]["template"]["spec"]["containers"][0]["args"]
-    for words in (compose, torchrun[torchrun.index("learn") :]):
-        settings = [words[index + 1] for index, word in enumerate(words) if word == "--set"]
-        assert config_of(*settings).server.port == 9464
-        assert words[:2] == ["learn", "/stream"]
+    job = kubernetes_job()
+    (container,) = job["template"]["spec"]["containers"]
+    for words in (compose, container["args"]):
+        given = learn.make_context("learn", words[1:]).params
+        assert config_of(*given["assignments"]).server.port == 9464
+        assert given["wait"]
+        assert words[0] == "learn"
+    assert given["stream"] == "/stream"
+    nodes = nodes_of(given["nnodes"], given["endpoint"])
+    assert nodes is not None
+    assert nodes.least <= job["completions"] <= nodes.most
+    assert nodes.most * given["nproc"] <= recipes.load(given["recipe"]).config.lanes
+    assert str(given["nproc"]) == container["resources"]["limits"]["nvidia.com/gpu"]
+    service = next(yaml.safe_load_all(EXPORTED["kubernetes.yaml"]))["metadata"]["name"]
+    assert nodes.host == f"swavstream-learner-0.{service}"
+    assert job["template"]["spec"]["subdomain"] == service
+
+
+def test_only_the_pod_of_the_first_rank_is_scraped() -> None:
+    objects = list(yaml.safe_load_all(EXPORTED["kubernetes.yaml"]))
+    index = "batch.kubernetes.io/job-completion-index"
+    for one in objects:
+        template = one["spec"].get("template", {}).get("metadata", {})
+        assert "prometheus.io/scrape" not in template.get("annotations", {})
+        if "prometheus.io/scrape" in one["metadata"].get("annotations", {}):
+            assert one["spec"]["selector"] == {"app": "swavstream-learner", index: "0"}
+
+
+@pytest.mark.parametrize(
+    ("index", "port", "phase", "kept"),
+    [("0", "http", "Running", True), ("1", "http", "Running", False), ("0", "rendezvous", "Running", False),
+     ("0", "http", "Failed", False)],
+)  # fmt: skip
+def test_a_prometheus_in_the_cluster_keeps_that_pod_under_the_name_that_alerts_know(
+    tmp_path: Path, index: str, port: str, phase: str, kept: bool
+) -> None:
+    """Not every promtool knows Kubernetes: the pod is given to it as a target with the labels of one."""
+    body = yaml.safe_load(EXPORTED["prometheus/kubernetes.yml"])
+    (job,) = body["scrape_configs"]
+    assert job.pop("kubernetes_sd_configs") == [{"role": "pod"}]
+    labels = {
+        "label_app": "swavstream-learner", "label_batch_kubernetes_io_job_completion_index": index,
+        "name": f"swavstream-learner-{index}-x7k2p", "phase": phase, "container_port_name": port,
+    }  # fmt: skip
+    pod = {f"__meta_kubernetes_pod_{name}": value for name, value in labels.items()}
+    job["static_configs"] = [{"targets": ["10.0.0.7:9464"], "labels": pod}]
+    (tmp_path / "config.yml").write_text(yaml.safe_dump(body))
+    done = promtool("check", "service-discovery", "--timeout=1s", tmp_path / "config.yml", alerts.JOB)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (found,) = json.loads(done.stdout[done.stdout.index("[") :])
+    if kept:
+        assert found["labels"]["job"] == alerts.JOB
+        assert found["labels"]["instance"] == "swavstream-learner-0"
+    else:
+        assert not found["labels"]
+
+
+def test_the_image_is_built_from_the_packages_and_nothing_else() -> None:
+    root = Path(__file__).parents[2]
+    ignored = (root / ".dockerignore").read_text().splitlines()
+    project = tomllib.loads((root / "pyproject.toml").read_text())
+    needed = {
+        "pyproject.toml", project["project"]["readme"], *project["project"]["license-files"],
+        *project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"],
+    }  # fmt: skip
+    assert "*" in ignored
+    assert {line[1:] for line in ignored if line.startswith("!")} == needed
