@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from ops import alerts
-from ops.grafana import Dashboard, dashboard_json
+from ops.grafana import LIVE_PAGE, Dashboard, dashboard_json
 from ops.panels_balance import BALANCE
 from ops.panels_snapshots import SNAPSHOTS
 from ops.panels_stream import STREAM
@@ -33,13 +33,16 @@ KUBERNETES_NOTE = """\
 """
 
 
-def files(*, targets: tuple[str, ...], prometheus: str, runbooks: str) -> dict[str, str]:
+def files(
+    *, targets: tuple[str, ...], prometheus: str, runbooks: str, page: str = LIVE_PAGE
+) -> dict[str, str]:
     """Name and content of everything, as `swavstream dashboards export` writes it.
 
     Args:
         targets: host:port of each learner that Prometheus asks.
         prometheus: address at which Grafana finds Prometheus.
         runbooks: address before the name of a runbook page; alerts carry it.
+        page: address of the learner's live page, for whoever looks at the dashboards.
     """
     found = {
         "prometheus/prometheus.yml": _yaml(_prometheus(targets)),
@@ -49,10 +52,10 @@ def files(*, targets: tuple[str, ...], prometheus: str, runbooks: str) -> dict[s
         "grafana/provisioning/dashboards/swavstream.yml": _yaml(_provider()),
     }
     for dashboard in DASHBOARDS:
-        body = json.dumps(dashboard_json(dashboard), indent=1)
+        body = json.dumps(dashboard_json(dashboard, page=page), indent=1)
         found[f"grafana/dashboards/swavstream-{dashboard.name}.json"] = body + "\n"
-    for page in sorted(resources.files("ops").joinpath("runbooks").iterdir(), key=lambda one: one.name):
-        found[f"runbooks/{page.name}"] = page.read_text(encoding="utf-8")
+    for runbook in sorted(resources.files("ops").joinpath("runbooks").iterdir(), key=lambda one: one.name):
+        found[f"runbooks/{runbook.name}"] = runbook.read_text(encoding="utf-8")
     for name in ("compose.yaml", "kubernetes.yaml", "Dockerfile"):
         found[name] = resources.files("ops").joinpath("deploy", name).read_text(encoding="utf-8")
     return found

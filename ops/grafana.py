@@ -19,6 +19,11 @@ COLUMNS = 24
 DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
 INSTANCE = 'instance=~"$instance"'
 
+LIVE_PAGE = "http://localhost:9464"
+"""Where the live page is by default, as in compose.yaml."""
+CLUSTERS = "/#h-clusters"
+"""Where it has the clusters."""
+
 GREEN, YELLOW, RED = "green", "yellow", "red"
 
 
@@ -54,6 +59,8 @@ class Panel:
     high: float | None = None
     """Ends of the axis; None = as the data are."""
     stacked: bool = False
+    clusters: bool = False
+    """Whether it leads to the clusters on the learner's live page."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -117,8 +124,62 @@ def lines(
     )  # fmt: skip
 
 
-def dashboard_json(dashboard: Dashboard) -> dict[str, Any]:
-    """A dashboard as Grafana provisions it."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Mark:
+    """Moments that are marked in all panels of a dashboard."""
+
+    name: str
+    expression: str
+    """Has a value above 0 at these moments."""
+    text: str
+    """What the mark says; labels of the series in double braces."""
+    color: str
+
+
+def marks() -> tuple[Mark, ...]:
+    """What happened: prototypes that began anew, snapshots, drift."""
+    return (
+        Mark(
+            name="Re-seeded",
+            expression=f"increase({metric('prototypes_reseeded_total')}[$__interval]) > 0",
+            text="{{instance}}: prototypes began anew",
+            color=YELLOW,
+        ),
+        Mark(
+            name="Published",
+            expression=f"changes({metric('snapshot_version')}[$__interval]) > 0",
+            text="{{instance}}: a snapshot was published",
+            color=GREEN,
+        ),
+        Mark(
+            name="Drift",
+            expression=f'ALERTS{{alertname="SwavstreamStreamDrift", alertstate="firing", {INSTANCE}}}',
+            text="{{instance}}: the stream has moved to other images than before",
+            color=RED,
+        ),
+    )
+
+
+def _annotation(mark: Mark) -> dict[str, Any]:
+    return {
+        "name": mark.name,
+        "datasource": DATASOURCE,
+        "enable": True,
+        "iconColor": mark.color,
+        "expr": mark.expression,
+        "titleFormat": mark.name,
+        "textFormat": mark.text,
+        "useValueForTime": False,
+    }
+
+
+def dashboard_json(dashboard: Dashboard, *, page: str = LIVE_PAGE) -> dict[str, Any]:
+    """A dashboard as Grafana provisions it.
+
+    Args:
+        dashboard: what is shown.
+        page: address of the live page for the browser of whoever looks; a variable of the dashboard.
+    """
     return {
         "uid": f"swavstream-{dashboard.name}",
         "title": f"swavstream / {dashboard.title}",
@@ -132,28 +193,36 @@ def dashboard_json(dashboard: Dashboard) -> dict[str, Any]:
         "time": {"from": "now-1h", "to": "now"},
         "timezone": "browser",
         "links": [_link()],
-        "templating": {"list": _variables()},
-        "annotations": {"list": []},
+        "templating": {"list": _variables(page)},
+        "annotations": {"list": [_annotation(mark) for mark in marks()]},
         "panels": _placed(dashboard.rows),
     }
 
 
+LINK: dict[str, Any] = {
+    "tags": [],
+    "asDropdown": False,
+    "includeVars": False,
+    "keepTime": False,
+    "icon": "external link",
+    "tooltip": "",
+}
+"""What Grafana wants to be told of every link."""
+
+
 def _link() -> dict[str, Any]:
-    return {
+    return LINK | {
         "title": "swavstream",
         "type": "dashboards",
         "tags": ["swavstream"],
-        "asDropdown": False,
         "includeVars": True,
         "keepTime": True,
         "targetBlank": False,
-        "icon": "external link",
-        "tooltip": "",
         "url": "",
     }
 
 
-def _variables() -> list[dict[str, Any]]:
+def _variables(page: str) -> list[dict[str, Any]]:
     return [
         {"name": "datasource", "type": "datasource", "label": "Prometheus", "query": "prometheus"},
         {
@@ -168,6 +237,13 @@ def _variables() -> list[dict[str, Any]]:
             "allValue": ".*",
             "current": {"text": "All", "value": "$__all"},
             "sort": 1,
+        },
+        {
+            "name": "page",
+            "type": "textbox",
+            "label": "Live page",
+            "query": page,
+            "current": {"text": page, "value": page},
         },
     ]
 
@@ -194,11 +270,13 @@ def _placed(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def _panel(panel: Panel) -> dict[str, Any]:
+    link = {"title": "The clusters, on the live page", "url": f"${{page}}{CLUSTERS}", "type": "link"}
     return {
         "type": panel.kind,
         "title": panel.title,
         "description": panel.help,
         "datasource": DATASOURCE,
+        **({"links": [{**LINK, **link, "targetBlank": True}]} if panel.clusters else {}),
         "targets": [
             {
                 "refId": chr(ord("A") + index),

@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Sequence
 
 import click
+from torch.distributed import DistError
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.elastic.rendezvous import RendezvousError
@@ -48,6 +49,10 @@ def launch(arguments: Sequence[str], *, nproc: int, nodes: Nodes | None = None) 
     here = nodes is None or nodes.host in LOOPBACK
     if here:  # all ranks: no look-up of this host's name, which need not succeed
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
+    if nodes is not None and nodes.least < nodes.most:
+        # Else the first launcher tells where ranks meet only once, and a machine that joins later never hears
+        # of it (torch 2.14).
+        os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // nproc)))
     config = LaunchConfig(
         min_nodes=nodes.least if nodes else 1,
@@ -70,10 +75,10 @@ def launch(arguments: Sequence[str], *, nproc: int, nodes: Nodes | None = None) 
         return 0 if error.sigval == signal.SIGINT else EXIT_SIGTERM
     except ChildFailedError as error:
         return _told(error)
-    except RendezvousError as error:
+    except (RendezvousError, DistError) as error:
         raise RankLost(
-            f"the machines did not meet at {config.rdzv_endpoint}: {error} Give the same command on "
-            f"{config.min_nodes} of them; the one of this name has to listen on this port"
+            f"the machines did not meet at {config.rdzv_endpoint}, or lost each other: {error} Give the same "
+            f"command on at least {config.min_nodes} of them; the one of this name listens on this port"
         ) from error
     return 0
 

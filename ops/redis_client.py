@@ -53,6 +53,8 @@ def redis_url(configured: str = "") -> str:
 
 def safe_url(url: str) -> str:
     """The URL without user, password and options, fit for a message."""
+    if "://" not in url:  # none, but it may hold a password all the same
+        return url.rpartition("@")[2].partition("?")[0]
     parts = urlsplit(url)
     place = parts.netloc.rpartition("@")[2]
     return f"{parts.scheme}://{place}{parts.path}"

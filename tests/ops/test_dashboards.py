@@ -6,6 +6,7 @@ import threading
 import time
 import tomllib
 from collections.abc import Iterator
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from ops.cli import cli
 from ops.commands.learn import command as learn
 from ops.dashboards import DASHBOARDS, NOT_SHOWN, files
 from ops.errors import EXIT_AGAIN, EXIT_SIGTERM
-from ops.grafana import COLUMNS, Dashboard, Panel, dashboard_json
+from ops.grafana import COLUMNS, Dashboard, Mark, Panel, dashboard_json, marks
 from ops.ingest_metrics import IngestMetrics
 from ops.launch import SHUTDOWN_S
 from ops.launched import nodes_of
@@ -151,6 +152,47 @@ def test_every_panel_shows_data_of_a_real_run(scraped: Prometheus, board: Dashbo
         expression = query.expression.replace("$__rate_interval", "60s").replace("$instance", ".*")
         found = scraped.query(expression)
         assert found or query.may_be_empty, f"{board.title} / {panel.title}: no data for {expression}"
+
+
+@pytest.mark.parametrize("mark", marks(), ids=lambda mark: mark.name)
+def test_every_mark_is_found_by_the_server_that_has_seen_its_moment(scraped: Prometheus, mark: Mark) -> None:
+    expression = mark.expression.replace("$__interval", "5m").replace("$instance", ".*")
+    found = scraped.query(expression)
+    assert found or mark.name in {"Re-seeded", "Drift"}, "nothing of that happens in this run"
+    if mark.name == "Drift":
+        assert mark.expression.split('"')[1] in {alert.name for alert in alerts.alerts(Scale())}
+
+
+def test_unusable_is_the_same_share_in_panel_and_alert() -> None:
+    (panel,) = [panel for _, panel in PANELS if panel.title == "Unusable"]
+    recorded = alerts.recordings(Scale())["instance:swavstream_records_unusable:ratio_rate5m"]
+
+    def left_out(expression: str) -> list[str]:
+        return re.findall(r'reason!="\w+"', expression)
+
+    assert left_out(panel.queries[0].expression) == left_out(recorded)
+
+
+def test_the_shares_by_rank_lead_to_the_clusters_of_the_live_page() -> None:
+    (board,) = [board for board in DASHBOARDS if board.name == "balance"]
+    body = dashboard_json(board, page="http://gpu1:9464")
+    links = {panel["title"]: panel["links"][0]["url"] for panel in body["panels"] if panel.get("links")}
+    assert links == dict.fromkeys(["Largest shares", "Smallest shares"], "${page}/#h-clusters")
+    assert body["templating"]["list"][-1]["query"] == "http://gpu1:9464"
+    assert 'id="h-clusters"' in resources.files("ops").joinpath("page", "page.html").read_text()
+
+
+def test_alerts_lead_to_the_runbooks_that_were_exported_unless_told_otherwise(tmp_path: Path) -> None:
+    for more, expected in (
+        ([], (tmp_path / "runbooks").as_uri()),
+        (["--runbooks", "https://wiki/swavstream"], "https://wiki/swavstream"),
+    ):
+        assert CliRunner().invoke(cli, ["dashboards", "export", str(tmp_path), *more]).exit_code == 0
+        written = yaml.safe_load((tmp_path / "prometheus/rules/swavstream.rules.yml").read_text())
+        for rule in written["groups"][-1]["rules"]:
+            page = rule["annotations"]["runbook_url"]
+            assert page == f"{expected}/{rule['alert']}.md"
+            assert (tmp_path / "runbooks" / page.rpartition("/")[2]).is_file()
 
 
 def test_recorded_series_have_data_and_alerts_are_loaded(scraped: Prometheus) -> None:
