@@ -124,6 +124,9 @@ def lines(
     )  # fmt: skip
 
 
+PUBLISHED = 'result=~"ok|unhealthy"'
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Mark:
     """Moments that are marked in all panels of a dashboard."""
@@ -147,7 +150,7 @@ def marks() -> tuple[Mark, ...]:
         ),
         Mark(
             name="Published",
-            expression=f"changes({metric('snapshot_version')}[$__interval]) > 0",
+            expression=f"increase({metric('snapshots_published_total', PUBLISHED)}[$__interval]) > 0",
             text="{{instance}}: a snapshot was published",
             color=GREEN,
         ),
@@ -167,6 +170,7 @@ def _annotation(mark: Mark) -> dict[str, Any]:
         "enable": True,
         "iconColor": mark.color,
         "expr": mark.expression,
+        "step": "60s",
         "titleFormat": mark.name,
         "textFormat": mark.text,
         "useValueForTime": False,

@@ -87,7 +87,7 @@ USAGE = Row(
         Panel(
             title="Largest shares", kind="bargauge", width=4, height=7, unit="percentunit",
             queries=(query(f"max by (rank) ({metric('prototype_usage_top_ratio')})", "{{rank}}"),),
-            help="The ten most used prototypes, by rank. Which they are is on the live page: follow the link.",
+            help="The ten most used prototypes, by rank. Which they are is on the live page.",
             clusters=True,
         ),
         Panel(

@@ -50,9 +50,9 @@ def promote(run_dir: Path, which: str, force: bool, url: str, as_json: bool) -> 
 def rollback(run_dir: Path, url: str, as_json: bool) -> None:
     """Move `stable` of the run in RUN back to where it was before it moved last; readers swap to it.
 
-    Versions that are gone or were abandoned are passed over; what remains is loaded and verified first, encoder
-    and all. Called again it goes one further back. While the run goes on, its next healthy snapshot becomes
-    stable again: stop it, or let readers follow a pin.
+    Versions that are gone or were abandoned are passed over; the one it goes to is loaded and verified first.
+    Called again it goes one further back. While the run goes on, its next healthy snapshot becomes stable
+    again: stop it, or let readers follow a pin.
 
     \b
     Examples:

@@ -68,7 +68,11 @@ def expressions() -> list[str]:
 @pytest.mark.parametrize("board", DASHBOARDS, ids=lambda board: board.name)
 def test_a_dashboard_and_its_panels_fit_the_schema_of_grafana(board: Dashboard) -> None:
     body = dashboard_json(board)
-    check({**body, "panels": []}, schema("grafana-dashboard"))
+    # What Prometheus' own editor of annotations adds is not in the schema of all data sources.
+    own = {"expr", "step", "titleFormat", "textFormat", "useValueForTime"}
+    known = [{k: v for k, v in one.items() if k not in own} for one in body["annotations"]["list"]]
+    assert all(own <= one.keys() for one in body["annotations"]["list"])
+    check({**body, "panels": [], "annotations": {"list": known}}, schema("grafana-dashboard"))
     for panel in body["panels"]:
         if panel["type"] == "row":
             check(panel, part("grafana-dashboard", "RowPanel"))
@@ -158,7 +162,7 @@ def test_every_panel_shows_data_of_a_real_run(scraped: Prometheus, board: Dashbo
 def test_every_mark_is_found_by_the_server_that_has_seen_its_moment(scraped: Prometheus, mark: Mark) -> None:
     expression = mark.expression.replace("$__interval", "5m").replace("$instance", ".*")
     found = scraped.query(expression)
-    assert found or mark.name in {"Re-seeded", "Drift"}, "nothing of that happens in this run"
+    assert bool(found) == (mark.name == "Published"), "nothing else of this kind happens in this run"
     if mark.name == "Drift":
         assert mark.expression.split('"')[1] in {alert.name for alert in alerts.alerts(Scale())}
 
