@@ -6,6 +6,7 @@ says so by name. Nothing is written that is not generated or copied from this pa
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,17 @@ from typing import Any
 import yaml
 
 from ops import alerts
-from ops.grafana import LIVE_PAGE, Dashboard, dashboard_json
+from ops.grafana import (
+    DATASOURCE,
+    GREEN,
+    INSTANCE,
+    LIVE_PAGE,
+    RED,
+    YELLOW,
+    Dashboard,
+    dashboard_json,
+    metric,
+)
 from ops.panels_balance import BALANCE
 from ops.panels_snapshots import SNAPSHOTS
 from ops.panels_stream import STREAM
@@ -25,7 +36,42 @@ NOT_SHOWN: Mapping[str, str] = {}
 """Metric without prefix: why no panel shows it."""
 
 DATASOURCE_UID = "swavstream-prometheus"
+PUBLISHED = 'result=~"ok|unhealthy"'
 
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Mark:
+    """Moments that are marked in all panels of a dashboard."""
+
+    name: str
+    expression: str
+    """Has a value above 0 at these moments."""
+    text: str
+    """What the mark says; labels of the series in double braces."""
+    color: str
+
+
+MARKS = (
+    Mark(
+        name="Re-seeded",
+        expression=f"increase({metric('prototypes_reseeded_total')}[$__interval]) > 0",
+        text="{{instance}}: prototypes began anew",
+        color=YELLOW,
+    ),
+    Mark(
+        name="Published",
+        expression=f"increase({metric('snapshots_published_total', PUBLISHED)}[$__interval]) > 0",
+        text="{{instance}}: a snapshot was published",
+        color=GREEN,
+    ),
+    Mark(
+        name="Drift",
+        expression=f'ALERTS{{alertname="SwavstreamStreamDrift", alertstate="firing", {INSTANCE}}}',
+        text="{{instance}}: the stream has moved to other images than before",
+        color=RED,
+    ),
+)
+"""On every dashboard: what happened to prototypes, snapshots and stream."""
 
 KUBERNETES_NOTE = """\
 # How a Prometheus in the cluster finds the learner of kubernetes.yaml, where it does not follow annotations
@@ -52,13 +98,32 @@ def files(
         "grafana/provisioning/dashboards/swavstream.yml": _yaml(_provider()),
     }
     for dashboard in DASHBOARDS:
-        body = json.dumps(dashboard_json(dashboard, page=page), indent=1)
+        body = json.dumps(body_of(dashboard, page=page), indent=1)
         found[f"grafana/dashboards/swavstream-{dashboard.name}.json"] = body + "\n"
     for runbook in sorted(resources.files("ops").joinpath("runbooks").iterdir(), key=lambda one: one.name):
         found[f"runbooks/{runbook.name}"] = runbook.read_text(encoding="utf-8")
     for name in ("compose.yaml", "kubernetes.yaml", "Dockerfile"):
         found[name] = resources.files("ops").joinpath("deploy", name).read_text(encoding="utf-8")
     return found
+
+
+def body_of(dashboard: Dashboard, *, page: str = LIVE_PAGE) -> dict[str, Any]:
+    """A dashboard with its marks, as Grafana provisions it."""
+    return dashboard_json(dashboard, page=page, annotations=[_annotation(mark) for mark in MARKS])
+
+
+def _annotation(mark: Mark) -> dict[str, Any]:
+    return {
+        "name": mark.name,
+        "datasource": DATASOURCE,
+        "enable": True,
+        "iconColor": mark.color,
+        "expr": mark.expression,
+        "step": "60s",
+        "titleFormat": mark.name,
+        "textFormat": mark.text,
+        "useValueForTime": False,
+    }
 
 
 def export(folder: Path, contents: Mapping[str, str]) -> list[Path]:

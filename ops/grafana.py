@@ -124,65 +124,15 @@ def lines(
     )  # fmt: skip
 
 
-PUBLISHED = 'result=~"ok|unhealthy"'
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Mark:
-    """Moments that are marked in all panels of a dashboard."""
-
-    name: str
-    expression: str
-    """Has a value above 0 at these moments."""
-    text: str
-    """What the mark says; labels of the series in double braces."""
-    color: str
-
-
-def marks() -> tuple[Mark, ...]:
-    """What happened: prototypes that began anew, snapshots, drift."""
-    return (
-        Mark(
-            name="Re-seeded",
-            expression=f"increase({metric('prototypes_reseeded_total')}[$__interval]) > 0",
-            text="{{instance}}: prototypes began anew",
-            color=YELLOW,
-        ),
-        Mark(
-            name="Published",
-            expression=f"increase({metric('snapshots_published_total', PUBLISHED)}[$__interval]) > 0",
-            text="{{instance}}: a snapshot was published",
-            color=GREEN,
-        ),
-        Mark(
-            name="Drift",
-            expression=f'ALERTS{{alertname="SwavstreamStreamDrift", alertstate="firing", {INSTANCE}}}',
-            text="{{instance}}: the stream has moved to other images than before",
-            color=RED,
-        ),
-    )
-
-
-def _annotation(mark: Mark) -> dict[str, Any]:
-    return {
-        "name": mark.name,
-        "datasource": DATASOURCE,
-        "enable": True,
-        "iconColor": mark.color,
-        "expr": mark.expression,
-        "step": "60s",
-        "titleFormat": mark.name,
-        "textFormat": mark.text,
-        "useValueForTime": False,
-    }
-
-
-def dashboard_json(dashboard: Dashboard, *, page: str = LIVE_PAGE) -> dict[str, Any]:
+def dashboard_json(
+    dashboard: Dashboard, *, page: str = LIVE_PAGE, annotations: Sequence[dict[str, Any]] = ()
+) -> dict[str, Any]:
     """A dashboard as Grafana provisions it.
 
     Args:
         dashboard: what is shown.
         page: address of the live page for the browser of whoever looks; a variable of the dashboard.
+        annotations: what marks moments in all panels.
     """
     return {
         "uid": f"swavstream-{dashboard.name}",
@@ -196,33 +146,26 @@ def dashboard_json(dashboard: Dashboard, *, page: str = LIVE_PAGE) -> dict[str, 
         "refresh": "10s",
         "time": {"from": "now-1h", "to": "now"},
         "timezone": "browser",
-        "links": [_link()],
+        "links": [_link("swavstream")],
         "templating": {"list": _variables(page)},
-        "annotations": {"list": [_annotation(mark) for mark in marks()]},
+        "annotations": {"list": [*annotations]},
         "panels": _placed(dashboard.rows),
     }
 
 
-LINK: dict[str, Any] = {
-    "tags": [],
-    "asDropdown": False,
-    "includeVars": False,
-    "keepTime": False,
-    "icon": "external link",
-    "tooltip": "",
-}
-"""What Grafana wants to be told of every link."""
-
-
-def _link() -> dict[str, Any]:
-    return LINK | {
-        "title": "swavstream",
-        "type": "dashboards",
-        "tags": ["swavstream"],
-        "includeVars": True,
-        "keepTime": True,
-        "targetBlank": False,
-        "url": "",
+def _link(title: str, *, url: str = "") -> dict[str, Any]:
+    """To an address, or to all our dashboards, which keep what is looked at."""
+    return {
+        "title": title,
+        "type": "link" if url else "dashboards",
+        "tags": [] if url else ["swavstream"],
+        "asDropdown": False,
+        "includeVars": not url,
+        "keepTime": not url,
+        "targetBlank": bool(url),
+        "icon": "external link",
+        "tooltip": "",
+        "url": url,
     }
 
 
@@ -274,13 +217,13 @@ def _placed(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def _panel(panel: Panel) -> dict[str, Any]:
-    link = {"title": "The clusters, on the live page", "url": f"${{page}}{CLUSTERS}", "type": "link"}
+    clusters = _link("The clusters, on the live page", url=f"${{page}}{CLUSTERS}")
     return {
         "type": panel.kind,
         "title": panel.title,
         "description": panel.help,
         "datasource": DATASOURCE,
-        **({"links": [{**LINK, **link, "targetBlank": True}]} if panel.clusters else {}),
+        **({"links": [clusters]} if panel.clusters else {}),
         "targets": [
             {
                 "refId": chr(ord("A") + index),
