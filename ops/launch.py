@@ -1,4 +1,7 @@
-"""Starting ranks, on this machine or many: torch's elastic launcher, with exit codes that mean something."""
+"""Starting several ranks on this machine: torch's elastic launcher, with exit codes that mean something.
+
+Where a run has many machines, each has such a launcher, and they find each other.
+"""
 
 import logging
 import os

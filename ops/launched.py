@@ -1,4 +1,7 @@
-"""What a launcher (torchrun, `learn --nproc`) says of this process, and what it is told: machines."""
+"""What a launcher (torchrun, `learn --nproc`) says of this process: which of how many ranks it is.
+
+And which machines a command line says that the launchers are on.
+"""
 
 import os
 import re
