@@ -79,8 +79,9 @@ def launch(arguments: Sequence[str], *, nproc: int, nodes: Nodes | None = None) 
     except ChildFailedError as error:
         return _told(error)
     except (RendezvousError, DistError) as error:
+        why = str(error.__cause__ or error).partition("\n")[0].rstrip(".")  # the rest is for who debugs torch
         raise RankLost(
-            f"the machines did not meet at {config.rdzv_endpoint}, or lost each other: {error} Give the same "
+            f"the machines did not meet at {config.rdzv_endpoint}, or lost each other: {why}. Give the same "
             f"command on at least {config.min_nodes} of them; the one of this name listens on this port"
         ) from error
     return 0
