@@ -64,6 +64,7 @@ class Alert:
 
 
 MINUTE = 60.0
+DAY = 24 * 60 * MINUTE
 
 
 def recordings(scale: Scale) -> dict[str, str]:
@@ -106,10 +107,15 @@ def _alert(  # a row of the table
 
 
 def _loop(scale: Scale) -> tuple[Alert, ...]:
+    # Also where another name is given to the job: what has shown a learner within a day is one.
+    targets = (
+        f'(up{{job="{JOB}"}} '
+        f"or up and on (job, instance) last_over_time({PREFIX}run_info[{scale.span(DAY)}]))"
+    )
     return (
         _alert(
             "MetricsAbsent", "page", 5 * MINUTE, "training",
-            f'up{{job="{JOB}"}} == 0 or absent(up{{job="{JOB}"}})',
+            f"{targets} == 0 or absent{targets}",
             "Prometheus gets no metrics from the learner.",
         ),
         _alert(

@@ -6,6 +6,7 @@ says so by name. Nothing is written that is not generated or copied from this pa
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,17 @@ from typing import Any
 import yaml
 
 from ops import alerts
-from ops.grafana import Dashboard, dashboard_json
+from ops.grafana import (
+    DATASOURCE,
+    GREEN,
+    INSTANCE,
+    LIVE_PAGE,
+    RED,
+    YELLOW,
+    Dashboard,
+    dashboard_json,
+    metric,
+)
 from ops.panels_balance import BALANCE
 from ops.panels_snapshots import SNAPSHOTS
 from ops.panels_stream import STREAM
@@ -25,30 +36,94 @@ NOT_SHOWN: Mapping[str, str] = {}
 """Metric without prefix: why no panel shows it."""
 
 DATASOURCE_UID = "swavstream-prometheus"
+PUBLISHED = 'result=~"ok|unhealthy"'
 
 
-def files(*, targets: tuple[str, ...], prometheus: str, runbooks: str) -> dict[str, str]:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Mark:
+    """Moments that are marked in all panels of a dashboard."""
+
+    name: str
+    expression: str
+    """Has a value above 0 at these moments."""
+    text: str
+    """What the mark says; labels of the series in double braces."""
+    color: str
+
+
+MARKS = (
+    Mark(
+        name="Re-seeded",
+        expression=f"increase({metric('prototypes_reseeded_total')}[$__interval]) > 0",
+        text="{{instance}}: prototypes began anew",
+        color=YELLOW,
+    ),
+    Mark(
+        name="Published",
+        expression=f"increase({metric('snapshots_published_total', PUBLISHED)}[$__interval]) > 0",
+        text="{{instance}}: a snapshot was published",
+        color=GREEN,
+    ),
+    Mark(
+        name="Drift",
+        expression=f'ALERTS{{alertname="SwavstreamStreamDrift", alertstate="firing", {INSTANCE}}}',
+        text="{{instance}}: the stream has moved to other images than before",
+        color=RED,
+    ),
+)
+"""On every dashboard: what happened to prototypes, snapshots and stream."""
+
+KUBERNETES_NOTE = """\
+# How a Prometheus in the cluster finds the learner of kubernetes.yaml, where it does not follow annotations
+# of Services: take this file up under `scrape_config_files`. The metrics of all ranks come from pod 0.
+"""
+
+
+def files(
+    *, targets: tuple[str, ...], prometheus: str, runbooks: str, page: str = LIVE_PAGE
+) -> dict[str, str]:
     """Name and content of everything, as `swavstream dashboards export` writes it.
 
     Args:
         targets: host:port of each learner that Prometheus asks.
         prometheus: address at which Grafana finds Prometheus.
         runbooks: address before the name of a runbook page; alerts carry it.
+        page: address of the learner's live page, for whoever looks at the dashboards.
     """
     found = {
         "prometheus/prometheus.yml": _yaml(_prometheus(targets)),
+        "prometheus/kubernetes.yml": KUBERNETES_NOTE + _yaml({"scrape_configs": [_kubernetes()]}),
         "prometheus/rules/swavstream.rules.yml": _yaml(alerts.rules(runbooks=runbooks)),
         "grafana/provisioning/datasources/swavstream.yml": _yaml(_datasource(prometheus)),
         "grafana/provisioning/dashboards/swavstream.yml": _yaml(_provider()),
     }
     for dashboard in DASHBOARDS:
-        body = json.dumps(dashboard_json(dashboard), indent=1)
+        body = json.dumps(body_of(dashboard, page=page), indent=1)
         found[f"grafana/dashboards/swavstream-{dashboard.name}.json"] = body + "\n"
-    for page in sorted(resources.files("ops").joinpath("runbooks").iterdir(), key=lambda one: one.name):
-        found[f"runbooks/{page.name}"] = page.read_text(encoding="utf-8")
+    for runbook in sorted(resources.files("ops").joinpath("runbooks").iterdir(), key=lambda one: one.name):
+        found[f"runbooks/{runbook.name}"] = runbook.read_text(encoding="utf-8")
     for name in ("compose.yaml", "kubernetes.yaml", "Dockerfile"):
         found[name] = resources.files("ops").joinpath("deploy", name).read_text(encoding="utf-8")
     return found
+
+
+def body_of(dashboard: Dashboard, *, page: str = LIVE_PAGE) -> dict[str, Any]:
+    """A dashboard with its marks, as Grafana provisions it."""
+    return dashboard_json(dashboard, page=page, annotations=[_annotation(mark) for mark in MARKS])
+
+
+def _annotation(mark: Mark) -> dict[str, Any]:
+    return {
+        "name": mark.name,
+        "datasource": DATASOURCE,
+        "enable": True,
+        "iconColor": mark.color,
+        "expr": mark.expression,
+        "step": "60s",
+        "titleFormat": mark.name,
+        "textFormat": mark.text,
+        "useValueForTime": False,
+    }
 
 
 def export(folder: Path, contents: Mapping[str, str]) -> list[Path]:
@@ -68,6 +143,27 @@ def _prometheus(targets: tuple[str, ...]) -> dict[str, Any]:
         "rule_files": ["rules/*.yml"],
         "scrape_configs": [{"job_name": alerts.JOB, "static_configs": [{"targets": list(targets)}]}],
     }
+
+
+def _kubernetes() -> dict[str, Any]:
+    """The pod that has the metrics, under the job name that the alerts know."""
+    pod = "__meta_kubernetes_pod"
+    index = f"{pod}_label_batch_kubernetes_io_job_completion_index"
+    return {
+        "job_name": alerts.JOB,
+        "kubernetes_sd_configs": [{"role": "pod"}],
+        "relabel_configs": [
+            _only("swavstream-learner;0;http", f"{pod}_label_app", index, f"{pod}_container_port_name"),
+            # One that has ended is listed for as long as its Job is.
+            _only("Pending|Running|Unknown", f"{pod}_phase"),
+            # A pod that replaces another one goes on with its series.
+            {"source_labels": [f"{pod}_name"], "regex": r"(.*)-\w+", "target_label": "instance"},
+        ],
+    }
+
+
+def _only(values: str, *labels: str) -> dict[str, Any]:
+    return {"source_labels": [*labels], "regex": values, "action": "keep"}
 
 
 def _datasource(address: str) -> dict[str, Any]:

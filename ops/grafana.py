@@ -19,6 +19,11 @@ COLUMNS = 24
 DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
 INSTANCE = 'instance=~"$instance"'
 
+LIVE_PAGE = "http://localhost:9464"
+"""Where the live page is by default, as in compose.yaml."""
+CLUSTERS = "/#h-clusters"
+"""Where it has the clusters."""
+
 GREEN, YELLOW, RED = "green", "yellow", "red"
 
 
@@ -54,6 +59,8 @@ class Panel:
     high: float | None = None
     """Ends of the axis; None = as the data are."""
     stacked: bool = False
+    clusters: bool = False
+    """Whether it leads to the clusters on the learner's live page."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -117,8 +124,16 @@ def lines(
     )  # fmt: skip
 
 
-def dashboard_json(dashboard: Dashboard) -> dict[str, Any]:
-    """A dashboard as Grafana provisions it."""
+def dashboard_json(
+    dashboard: Dashboard, *, page: str = LIVE_PAGE, annotations: Sequence[dict[str, Any]] = ()
+) -> dict[str, Any]:
+    """A dashboard as Grafana provisions it.
+
+    Args:
+        dashboard: what is shown.
+        page: address of the live page for the browser of whoever looks; a variable of the dashboard.
+        annotations: what marks moments in all panels.
+    """
     return {
         "uid": f"swavstream-{dashboard.name}",
         "title": f"swavstream / {dashboard.title}",
@@ -131,29 +146,30 @@ def dashboard_json(dashboard: Dashboard) -> dict[str, Any]:
         "refresh": "10s",
         "time": {"from": "now-1h", "to": "now"},
         "timezone": "browser",
-        "links": [_link()],
-        "templating": {"list": _variables()},
-        "annotations": {"list": []},
+        "links": [_link("swavstream")],
+        "templating": {"list": _variables(page)},
+        "annotations": {"list": [*annotations]},
         "panels": _placed(dashboard.rows),
     }
 
 
-def _link() -> dict[str, Any]:
+def _link(title: str, *, url: str = "") -> dict[str, Any]:
+    """To an address, or to all our dashboards, which keep what is looked at."""
     return {
-        "title": "swavstream",
-        "type": "dashboards",
-        "tags": ["swavstream"],
+        "title": title,
+        "type": "link" if url else "dashboards",
+        "tags": [] if url else ["swavstream"],
         "asDropdown": False,
-        "includeVars": True,
-        "keepTime": True,
-        "targetBlank": False,
+        "includeVars": not url,
+        "keepTime": not url,
+        "targetBlank": bool(url),
         "icon": "external link",
         "tooltip": "",
-        "url": "",
+        "url": url,
     }
 
 
-def _variables() -> list[dict[str, Any]]:
+def _variables(page: str) -> list[dict[str, Any]]:
     return [
         {"name": "datasource", "type": "datasource", "label": "Prometheus", "query": "prometheus"},
         {
@@ -168,6 +184,13 @@ def _variables() -> list[dict[str, Any]]:
             "allValue": ".*",
             "current": {"text": "All", "value": "$__all"},
             "sort": 1,
+        },
+        {
+            "name": "page",
+            "type": "textbox",
+            "label": "Live page",
+            "query": page,
+            "current": {"text": page, "value": page},
         },
     ]
 
@@ -194,11 +217,13 @@ def _placed(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def _panel(panel: Panel) -> dict[str, Any]:
+    clusters = _link("The clusters, on the live page", url=f"${{page}}{CLUSTERS}")
     return {
         "type": panel.kind,
         "title": panel.title,
         "description": panel.help,
         "datasource": DATASOURCE,
+        **({"links": [clusters]} if panel.clusters else {}),
         "targets": [
             {
                 "refId": chr(ord("A") + index),

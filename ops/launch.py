@@ -1,4 +1,7 @@
-"""Starting several ranks on this machine: torch's elastic launcher, with exit codes that mean something."""
+"""Starting several ranks on this machine: torch's elastic launcher, with exit codes that mean something.
+
+Where a run has many machines, each has such a launcher, and they find each other.
+"""
 
 import logging
 import os
@@ -8,41 +11,60 @@ import uuid
 from collections.abc import Sequence
 
 import click
+from torch.distributed import DistError
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+from torch.distributed.elastic.rendezvous import RendezvousError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from ops.errors import EXIT_AGAIN, EXIT_FAILED, EXIT_SIGTERM
+from ops.errors import EXIT_AGAIN, EXIT_FAILED, EXIT_SIGTERM, RankLost
+from ops.launched import Nodes
 
 # Seconds that ranks have to save after a signal, before they are killed.
 SHUTDOWN_S = 300
 # What the launcher says of its own accord is for those who debug it; what matters is told here.
 LAUNCHER = "torch.distributed"
+LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
 
-def launch(arguments: Sequence[str], *, nproc: int) -> int:
-    """Run `swavstream ARGUMENTS` as so many ranks of one run, to their end.
+def launch(arguments: Sequence[str], *, nproc: int, nodes: Nodes | None = None) -> int:
+    """Run `swavstream ARGUMENTS` as so many ranks of one run on this machine, to their end.
 
-    Signals are passed on to the ranks, which save and end. The first rank that fails ends all.
+    Signals are passed on to the ranks, which save and end. The first rank that fails ends all, on every
+    machine, and nothing is started anew: torch's launcher would also restart what fails again. When a
+    machine joins those that learn already, their ranks save and all begin anew together.
+
+    Args:
+        arguments: of the command that each rank is.
+        nproc: ranks on this machine.
+        nodes: the machines of the run; None = this one.
 
     Returns:
         The exit code of the command: 143 after SIGTERM to the launcher or to any rank, 0 after Ctrl-C, else
-        that of the rank that failed first.
+        that of the rank of this machine that failed first.
+
+    Raises:
+        RankLost: the machines did not find each other.
     """
     for name in [*logging.root.manager.loggerDict]:
         if name.startswith(LAUNCHER):
             logging.getLogger(name).setLevel(logging.CRITICAL)
-    # All ranks are here: no look-up of this host's name, which need not succeed.
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
+    here = nodes is None or nodes.host in LOOPBACK
+    if here:  # all ranks: no look-up of this host's name, which need not succeed
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
+    if nodes is not None and nodes.least < nodes.most:
+        # Else the first launcher tells where ranks meet only once, and a machine that joins later never hears
+        # of it (torch 2.14).
+        os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // nproc)))
     config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
+        min_nodes=nodes.least if nodes else 1,
+        max_nodes=nodes.most if nodes else 1,
         nproc_per_node=nproc,
-        run_id=uuid.uuid4().hex,
+        run_id="swavstream" if nodes else uuid.uuid4().hex,
         rdzv_backend="c10d",
-        rdzv_endpoint="127.0.0.1:0",
-        local_addr="127.0.0.1",
+        rdzv_endpoint=nodes.endpoint if nodes else "127.0.0.1:0",
+        local_addr="127.0.0.1" if here else None,
         max_restarts=0,
         monitor_interval=0.2,
         signals_to_handle="SIGTERM,SIGINT,SIGHUP",
@@ -56,6 +78,12 @@ def launch(arguments: Sequence[str], *, nproc: int) -> int:
         return 0 if error.sigval == signal.SIGINT else EXIT_SIGTERM
     except ChildFailedError as error:
         return _told(error)
+    except (RendezvousError, DistError) as error:
+        why = str(error.__cause__ or error).partition("\n")[0].rstrip(".")  # the rest is for who debugs torch
+        raise RankLost(
+            f"the machines did not meet at {config.rdzv_endpoint}, or lost each other: {why}. Give the same "
+            f"command on at least {config.min_nodes} of them; the one of this name listens on this port"
+        ) from error
     return 0
 
 

@@ -1,6 +1,10 @@
-"""What a launcher (torchrun, `learn --nproc`) says of this process: which of how many ranks it is."""
+"""What a launcher (torchrun, `learn --nproc`) says of this process: which of how many ranks it is.
+
+And which machines a command line says that the launchers are on.
+"""
 
 import os
+import re
 from dataclasses import dataclass
 
 # What every launcher sets.
@@ -33,3 +37,46 @@ def launched() -> Launched | None:
         life=int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")),
         launcher_keeps_store=os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
     )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Nodes:
+    """The machines of a run; on each of them somebody gives the same command."""
+
+    least: int
+    """Machines that have to be there before anything begins."""
+    most: int
+    """Machines that can take part."""
+    endpoint: str
+    """HOST:PORT of one of them, where all meet; its launcher listens there."""
+
+    @property
+    def host(self) -> str:
+        """The one where all meet."""
+        return self.endpoint.rpartition(":")[0]
+
+
+def nodes_of(nnodes: str, endpoint: str) -> Nodes | None:
+    """The machines that a command line names; None when it is about this one only.
+
+    Args:
+        nnodes: N, or LEAST:MOST when they may come and go; "" = this machine only.
+        endpoint: HOST:PORT, or "".
+
+    Raises:
+        ValueError: one without the other, or not of this form; the message says what to give.
+    """
+    if not nnodes and not endpoint:
+        return None
+    if not nnodes or not endpoint:
+        raise ValueError("--nnodes and --rdzv-endpoint go together: how many machines, and where they meet")
+    counts = re.fullmatch(r"([1-9]\d*)(?::([1-9]\d*))?", nnodes, re.ASCII)
+    least, most = (int(counts[1]), int(counts[2] or counts[1])) if counts else (1, 0)
+    if least > most:
+        raise ValueError(
+            f"--nnodes {nnodes}: give a number of machines, or the least and the most, as in 1:8"
+        )
+    host, _, port = endpoint.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 65_536:
+        raise ValueError(f"--rdzv-endpoint {endpoint}: give HOST:PORT of one of the machines")
+    return Nodes(least=least, most=most, endpoint=endpoint)

@@ -87,12 +87,13 @@ USAGE = Row(
         Panel(
             title="Largest shares", kind="bargauge", width=4, height=7, unit="percentunit",
             queries=(query(f"max by (rank) ({metric('prototype_usage_top_ratio')})", "{{rank}}"),),
-            help="The ten most used prototypes, by rank. Which they are is on the learner's live page.",
+            help="The ten most used prototypes, by rank. Which they are is on the live page.",
+            clusters=True,
         ),
         Panel(
             title="Smallest shares", kind="bargauge", width=4, height=7, unit="percentunit",
             queries=(query(f"min by (rank) ({metric('prototype_usage_bottom_ratio')})", "{{rank}}"),),
-            help="The ten least used prototypes, by rank.",
+            help="The ten least used prototypes, by rank.", clusters=True,
         ),
         lines("Usage by group", query(f"avg by (group) ({metric('group_usage_ratio')})", "{{group}}"),
               help="Shares of fixed groups of prototypes; even bands are balance, a shift is drift.",

@@ -6,6 +6,8 @@ from ops.metric_table import PREFIX
 from ops.panels_balance import NOT_YET
 
 SKIPPED = 'outcome="skipped"'
+USABLE = 'reason!="non_finite"'
+"""Of what was skipped: a sound record in a batch that was left out is not unusable, as for the alert."""
 LEARNED = 'stage="trained"'
 
 FLOW = Row(
@@ -22,10 +24,11 @@ FLOW = Row(
                     may_be_empty="a stream without bad records skips none"),
               help="A second.", low=0),
         lines("Unusable",
-              query(f"sum by (instance) ({rate('records_total', SKIPPED)}) / "
+              query(f"sum by (instance) ({rate('records_total', SKIPPED, USABLE)}) / "
                     f"sum by (instance) ({rate('records_total')})",
                     may_be_empty="a stream without bad records skips none"),
-              help="Share of what was read.", unit="percentunit", low=0, steps=[(BAD_SHARE, RED)]),
+              help="Share of what was read; not what was left out with a batch that was not finite.",
+              unit="percentunit", low=0, steps=[(BAD_SHARE, RED)]),
         lines("Lanes farthest behind",
               query(f"topk(5, {metric('lane_lag_records', LEARNED)})", "lane {{lane}}"),
               help="Records of a lane not learned from yet. One far above the others is read too slowly.",

@@ -54,6 +54,8 @@ def redis_url(configured: str = "") -> str:
 
 def safe_url(url: str) -> str:
     """The URL without user, password and options, fit for a message."""
+    if "://" not in url:  # none, but it may hold a password all the same
+        return url.rpartition("@")[2].partition("?")[0]
     try:
         parts = urlsplit(url)
     except ValueError:  # as for a bracket that is never closed

@@ -1,6 +1,7 @@
 """Names that people give to snapshots: moving `stable` by hand, and pins; each one script on the server."""
 
 import re
+from collections.abc import Callable
 
 from ops.errors import SnapshotError, SnapshotNotFound
 from ops.snapshot_writer import now_ms, script
@@ -8,6 +9,8 @@ from ops.snapshots import SnapshotStore
 
 PIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 """What a pin may be called."""
+TAKEN = ("head", "stable")
+"""What it may not: a pin of this name would be taken for the run's own."""
 
 
 class SnapshotNames:
@@ -72,11 +75,15 @@ class SnapshotNames:
             return version
         return int(answer[1]) if answer[1] else None
 
-    def rollback(self) -> tuple[int, int]:
+    def rollback(self, verify: Callable[[int], object] = lambda version: None) -> tuple[int, int]:
         """Move `stable` back to where it was before it moved last.
 
         What is gone or abandoned is passed over. Where nothing is known of earlier moves, it goes to the
         newest healthy version before.
+
+        Args:
+            verify: called with the version before anything is moved; what it raises is let through, and
+                `stable` stays.
 
         Returns:
             Where `stable` is now, and where it was.
@@ -84,16 +91,24 @@ class SnapshotNames:
         Raises:
             SnapshotError: there is nothing to go back to; `stable` stays.
         """
-        answer = self._scripts["rollback"](
-            keys=[self.store.key(name) for name in ("stable", "stable_log", "events", "versions")],
-            args=[self.store.key("snap:"), self.store.key("notify"), now_ms(), self._who],
-        )
-        if answer[0] == b"NONE":
-            now = f"stable stays at {int(answer[1])}" if answer[1] else "there is no stable one yet"
-            raise SnapshotError(
-                f"run {self.store.run} has no earlier snapshot that `stable` could go back to: {now}"
-            )
-        return int(answer[1]), int(answer[2])
+        verified = 0
+        while True:
+            answer = self._scripts["rollback"](
+                keys=[self.store.key(name) for name in ("stable", "stable_log", "events", "versions")],
+                args=[
+                    self.store.key("snap:"), self.store.key("notify"), now_ms(), self._who,
+                    self.store.key("blob:"), verified,
+                ],
+            )  # fmt: skip
+            if answer[0] == b"OK":
+                return int(answer[1]), int(answer[2])
+            if answer[0] == b"NONE":
+                now = f"stable stays at {int(answer[1])}" if answer[1] else "there is no stable one yet"
+                raise SnapshotError(
+                    f"run {self.store.run} has no earlier snapshot that `stable` could go back to: {now}"
+                )
+            verified = int(answer[1])
+            verify(verified)
 
     def pin(self, name: str, version: int) -> int | None:
         """Give a name to a version, which then stays for as long as it is named; moves a name that exists.
@@ -105,6 +120,8 @@ class SnapshotNames:
             ValueError: not a name.
             SnapshotNotFound: no such version.
         """
+        if name in TAKEN:
+            raise ValueError(f"`{name}` is what the run itself calls a snapshot: give the pin another name")
         if not PIN_NAME.fullmatch(name):
             raise ValueError(
                 f"a pin is called by 1 to 64 letters, digits, '.', '_' or '-', and begins with a letter or "

@@ -18,7 +18,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -169,13 +169,22 @@ class SnapshotWatch:
             self._thread.join()
 
     def _work(self) -> None:
+        with contextlib.closing(self._swaps()) as swaps:
+            for loaded in swaps:
+                if self._on_swap is not None:
+                    self._on_swap(loaded)  # what it raises is its own, and ends the thread
+
+    def _swaps(self) -> Generator[LoadedSnapshot]:
+        """Each later snapshot when it has become `current`, until the watch is closed."""
         pause = min(RETRY_S, self._poll_s)
         while not self._closing.is_set():
             try:
                 with self._store.client.pubsub(ignore_subscribe_messages=True) as heard:
                     heard.subscribe(self._store.key("notify"))
                     while not self._closing.is_set():
-                        self._tried()
+                        swapped = self._tried()
+                        if swapped is not None:
+                            yield swapped
                         self._listen(heard)
             except (redis.RedisError, OSError) as error:
                 self._trouble(f"Redis does not answer: {said(error)}")
@@ -189,27 +198,28 @@ class SnapshotWatch:
             if left <= 0 or heard.get_message(timeout=min(left, CLOSE_S)) is not None:
                 return
 
-    def _tried(self) -> None:
+    def _tried(self) -> LoadedSnapshot | None:
         """Look; what is wrong with a snapshot is noted, and the last good one stays."""
         try:
-            self._look()
+            return self._look()
         except OpsError as error:
             self._trouble(str(error))
+            return None
 
-    def _look(self) -> None:
+    def _look(self) -> LoadedSnapshot | None:
+        """Ask what the name means; the snapshot, when it is another one than before."""
         info = self._store.show(self._which)
+        loaded = None
         if self._current is None or self._current.info.version != info.version:
             loaded = load_snapshot(self._store, self._encoders, info.version)
-            first = self._current is None
             with self._changed:
                 self._current = loaded
                 self._changed.notify_all()
-            if not first and self._on_swap is not None:
-                self._on_swap(loaded)
         self._confirmed = time.monotonic()
         if self.error:
             logger.info("the snapshots of run %s can be read again", self._store.run)
             self.error = ""
+        return loaded
 
     def _trouble(self, text: str) -> None:
         if not self.error:

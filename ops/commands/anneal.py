@@ -32,7 +32,7 @@ from ops.launched import launched
 )  # fmt: skip
 @click.option(
     "--make-only", is_flag=True,
-    help="Make the copy and print the `learn` command that goes on with it, for torchrun on many machines.",
+    help="Make the copy and print the `learn` command that goes on with it, for several machines.",
 )  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object, the last line.")
 def command(
@@ -63,8 +63,8 @@ def command(
 
     if launched() is not None:
         raise click.UsageError(
-            "anneal starts its ranks itself (--nproc); for many machines make the copy with --make-only and "
-            "give torchrun the `learn` command that it prints"
+            "anneal starts its ranks itself (--nproc); for several machines make the copy with --make-only, "
+            "and start the `learn` command that it prints on each (--nnodes)"
         )
     out = out if out is not None else run_dir.with_name(f"{run_dir.name}-annealed")
     copy = anneal.prepare(run_dir, out, samples=samples, stream=stream, assignments=assignments)

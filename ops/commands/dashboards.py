@@ -26,10 +26,14 @@ def command() -> None:
     help="Where Grafana finds Prometheus.",
 )  # fmt: skip
 @click.option(
-    "--runbooks", default="runbooks/", show_default=True, metavar="URL",
-    help="Address before the name of a runbook page; alerts carry it.",
+    "--runbooks", default="", metavar="URL",
+    help="Where alerts say that their runbooks are; else the files in DIR, opened on this machine.",
 )  # fmt: skip
-def export_all(folder: Path, targets: tuple[str, ...], prometheus: str, runbooks: str) -> None:
+@click.option(
+    "--page", default="http://localhost:9464", show_default=True, metavar="URL",
+    help="The learner's live page, where dashboards lead to its clusters.",
+)  # fmt: skip
+def export_all(folder: Path, targets: tuple[str, ...], prometheus: str, runbooks: str, page: str) -> None:
     """Write rules, dashboards, provisioning, runbooks and manifests into DIR.
 
     Files of the same names are replaced; nothing else in DIR is touched.
@@ -45,6 +49,12 @@ def export_all(folder: Path, targets: tuple[str, ...], prometheus: str, runbooks
         host, _, port = target.rpartition(":")
         if not host or not port.isdigit():
             raise click.BadParameter(f"--target needs HOST:PORT, got {target!r}")
-    contents = files(targets=targets or ("learner:9464",), prometheus=prometheus, runbooks=runbooks)
+    runbooks = runbooks or (folder.absolute() / "runbooks").as_uri()
+    contents = files(
+        targets=targets or ("learner:9464",),
+        prometheus=prometheus,
+        runbooks=f"{runbooks.rstrip('/')}/",
+        page=page.rstrip("/"),
+    )
     for path in export(folder, contents):
         click.echo(path)

@@ -9,7 +9,7 @@ import click
 from ops import recipes
 from ops.advice import advice
 from ops.config_file import build
-from ops.launched import launched
+from ops.launched import Nodes, launched, nodes_of
 from ops.signals import RANK_NOTE, StopRequest
 
 
@@ -29,6 +29,14 @@ from ops.signals import RANK_NOTE, StopRequest
 @click.option(
     "--nproc", type=click.IntRange(min=1), default=1, show_default=True, metavar="N",
     help="Ranks on this machine: one for each GPU. Under torchrun leave it out.",
+)  # fmt: skip
+@click.option(
+    "--nnodes", default="", metavar="N",
+    help="Machines of the run, each given the same command; LEAST:MOST where they may come and go.",
+)  # fmt: skip
+@click.option(
+    "--rdzv-endpoint", "endpoint", default="", metavar="HOST:PORT",
+    help="Where they meet: one of the machines, and a free port of it.",
 )  # fmt: skip
 @click.option(
     "--init-from", metavar="SNAPSHOT",
@@ -51,6 +59,8 @@ def command(
     recipe: str | None,
     assignments: tuple[str, ...],
     nproc: int,
+    nnodes: str,
+    endpoint: str,
     init_from: str | None,
     until: str,
     wait: bool,
@@ -63,8 +73,9 @@ def command(
     for this run; its partitions are the lanes. Ctrl-C and SIGTERM save, and the same command
     goes on from there. Progress is written to stderr, the summary to stdout.
 
-    Several ranks learn the same as one: --nproc starts them here, torchrun on many machines (see the last
-    example). A run may go on with another number of ranks; `lanes` is their most.
+    Several ranks learn the same as one: --nproc starts them here; with --nnodes and --rdzv-endpoint the same
+    command on many machines starts them everywhere. A run may go on with another number of ranks; `lanes` is
+    their most. Every launcher ends with the exit code of its ranks; torchrun works too, but ends with 1.
 
     A run that has stopped because too many records were unusable goes past them with --accept-bad-until: the
     budget counts again once the run has read so many records, used or not (`now`: all that the stream has).
@@ -75,31 +86,38 @@ def command(
         swavstream learn TRAIN/ --run RUN/ --config mine.toml --set optim.learning_rate=1e-3
         swavstream learn TRAIN/ --run RUN/ --recipe smoke --set server.port=0 --json
         swavstream learn TRAIN/ --run RUN/ --recipe smoke --nproc 2
-        torchrun --nnodes 2 --nproc-per-node 8 ... -m ops.cli -- learn TRAIN/ --run RUN/
+        swavstream learn TRAIN/ --run RUN/ --recipe smoke --nproc 8 --nnodes 2 --rdzv-endpoint HOST:29500
         swavstream learn kafka://HOST:9092/images --run RUN/ --recipe smoke --set lanes=8 --until now
     """  # noqa: D301
     place = launched()
-    lead = place is None or place.rank == 0
+    nodes = _nodes(nnodes, endpoint)
+    # On other machines than the first rank's, the run directory need not be there: it tells the settings.
+    lead = nodes is None if place is None else place.rank == 0
     there = file.exists() if file is not None else recipe is not None or (run_dir / "run.json").exists()
     if lead and not there and file is None:
         raise click.UsageError(f"give --config FILE or --recipe NAME, one of\n{recipes.overview()}")
-    if lead or there:
-        config = recipes.choose_config(run_dir, file=file, recipe=recipe, assignments=assignments)
-    else:  # another host than the first rank's, which tells the settings once the ranks are joined
-        config = build({}, assignments)
-    if place is not None and nproc > 1:
+    known = lead or there
+    config = (
+        recipes.choose_config(run_dir, file=file, recipe=recipe, assignments=assignments)
+        if known
+        else build({}, assignments)
+    )
+    if place is not None and (nproc > 1 or nodes is not None):
         raise click.UsageError(
             f"--nproc {nproc} in a process that is one of {place.ranks} ranks: leave it out"
         )
-    if nproc > config.lanes:
-        raise click.UsageError(f"--nproc {nproc}: a run of {config.lanes} lanes has at most as many ranks")
+    least = nproc * (nodes.least if nodes else 1)
+    if known and least > config.lanes:
+        raise click.UsageError(
+            f"--nproc {nproc}: a run of {config.lanes} lanes has at most as many ranks, not {least}"
+        )
     if place is None:
-        for sentence in advice(config):
+        for sentence in advice(config) if known else ():
             click.echo(f"warning: {sentence}", err=True)
-    if nproc > 1:
+    if nproc > 1 or nodes is not None:
         from ops.launch import launch
 
-        return launch(_as_rank(click.get_current_context()), nproc=nproc)
+        return launch(_as_rank(click.get_current_context()), nproc=nproc, nodes=nodes)
     from ops.learn import learn
 
     stop = StopRequest() if place is None else StopRequest(note=RANK_NOTE if lead else b"", keep=True)
@@ -119,8 +137,15 @@ def command(
     return stop.exit_code
 
 
+def _nodes(nnodes: str, endpoint: str) -> Nodes | None:
+    try:
+        return nodes_of(nnodes, endpoint)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+
+
 def _as_rank(context: click.Context) -> list[str]:
-    """The command line of one rank: what was given here, without the number of ranks."""
+    """The command line of one rank: what was given here, without the number of ranks and machines."""
     given = context.params
     options = [f"--set={assignment}" for assignment in given["assignments"]]
     for option, name in (

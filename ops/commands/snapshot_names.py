@@ -50,17 +50,33 @@ def promote(run_dir: Path, which: str, force: bool, url: str, as_json: bool) -> 
 def rollback(run_dir: Path, url: str, as_json: bool) -> None:
     """Move `stable` of the run in RUN back to where it was before it moved last; readers swap to it.
 
-    Versions that are gone or were abandoned are passed over. Called again it goes one further back. While the
-    run goes on, its next healthy snapshot becomes stable again: stop it, or let readers follow a pin.
+    Versions that are gone or were abandoned are passed over; the one it goes to is loaded and verified first.
+    Called again it goes one further back. While the run goes on, its next healthy snapshot becomes stable
+    again: stop it, or let readers follow a pin.
 
     \b
     Examples:
         swavstream snapshots rollback RUN/
         swavstream snapshots rollback RUN/ --json
     """  # noqa: D301
+    from ops.encoders import EncoderFiles
+    from ops.errors import SnapshotDamaged, SnapshotError, SnapshotNotFound
     from ops.snapshot_names import SnapshotNames
+    from ops.snapshot_reader import load_snapshot
+    from ops.snapshots import SnapshotStore
 
-    now, before = ask(run_dir, url, lambda store: SnapshotNames(store, operator()).rollback())
+    def work(store: SnapshotStore) -> tuple[int, int]:
+        def verify(version: int) -> None:
+            try:
+                load_snapshot(store, EncoderFiles(run_dir), version)
+            except (SnapshotDamaged, SnapshotNotFound) as error:
+                raise SnapshotError(
+                    f"{error}; stable stays: `snapshots promote` moves it to another version by number"
+                ) from error
+
+        return SnapshotNames(store, operator()).rollback(verify)
+
+    now, before = ask(run_dir, url, work)
     _say(as_json, f"stable is now {now}, was {before}", stable=now, before=before)
 
 

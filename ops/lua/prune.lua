@@ -22,7 +22,8 @@ for _, version in ipairs(redis.call('HVALS', KEYS[5])) do
   keep[version] = true
 end
 for _, version in ipairs(redis.call('LRANGE', KEYS[9], 0, -1)) do
-  if redis.call('HGET', ARGV[4] .. version, 'digest') and not redis.call('HGET', ARGV[4] .. version, 'abandoned') then
+  local row = redis.call('HMGET', ARGV[4] .. version, 'blob_sha256', 'abandoned')
+  if row[1] and not row[2] and redis.call('EXISTS', ARGV[5] .. row[1]) == 1 then
     keep[version] = true
     break
   end

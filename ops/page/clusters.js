@@ -195,8 +195,10 @@ function listenClusters() {
   $("closer-prev").addEventListener("click", () => turn(opened?.busier));
   $("closer-next").addEventListener("click", () => turn(opened?.quieter));
   $("closer").addEventListener("click", (event) => { if (event.target === $("closer")) $("closer").close(); });
+  // Told a moment after it closed: by then the address may name another one, or it is open again.
   $("closer").addEventListener("close", () => {
-    if (hashed() !== undefined) window.history.replaceState(null, "", location.pathname + location.search);
+    const dialog = $("closer");
+    if (!dialog.open && hashed() === dialog.dataset.id) window.history.replaceState(null, "", location.pathname + location.search);
   });
   $("closer").addEventListener("keydown", (event) => {
     if (event.defaultPrevented) return; // a chart has taken it

@@ -241,8 +241,11 @@ async function loadRest() {
   const { sort, rising, offset } = view;
   const [past, page, events] = await Promise.all([ask("history"), askClusters(), ask("events?count=200"), loadHeatmap(), loadOpened()]);
   history = past; happened = events;
-  if (sort === view.sort && rising === view.rising && offset === view.offset) clusters = page;
-  drawHistory(); drawHistogram(); drawClusters(); drawEvents(happened); drawTiles();
+  const wanted = sort === view.sort && rising === view.rising && offset === view.offset; // else `show` is bringing others
+  if (wanted) clusters = page;
+  drawHistory(); drawEvents(happened); drawTiles();
+  if (clusters) drawHistogram();
+  if (wanted) drawClusters();
 }
 
 // The map is asked for only when it has changed.

@@ -108,6 +108,34 @@ def test_a_learner_that_waits_for_records_is_healthy(tmp_path: Path) -> None:
     run(tmp_path, [unit_test(waits, [(name, 5400, False) for name in ALERTS])])
 
 
+@pytest.mark.parametrize(
+    ("up", "known", "expected"),
+    [
+        ("1x480", "1x480", []),
+        ("1x40 0x440", "1x40", [{"job": "pods", "instance": "a"}]),  # down
+        ("1x40", "1x40", [{}]),  # the target is gone with the learner
+        ("1x480", None, [{}]),  # something else is scraped
+    ],
+)
+def test_missing_metrics_are_noticed_whatever_the_scraping_job_is_called(
+    tmp_path: Path, up: str, known: str | None, expected: list[dict[str, str]]
+) -> None:
+    name = "SwavstreamMetricsAbsent"
+    series = [{"series": 'up{job="pods",instance="a"}', "values": up}]
+    if known is not None:
+        run_info = f'{PREFIX}run_info{{job="pods",instance="a",run="r"}}'
+        series.append({"series": run_info, "values": known})
+    fired = [
+        {
+            "exp_labels": labels | {"severity": ALERTS[name].severity},
+            "exp_annotations": dict(alerts.annotations(ALERTS[name], value="0" if labels else "1")),
+        }
+        for labels in expected
+    ]
+    at = {"eval_time": "7000s", "alertname": name, "exp_alerts": fired}
+    run(tmp_path, [{"interval": f"{STEP_S}s", "input_series": series, "alert_rule_test": [at]}])
+
+
 def test_every_alert_has_a_case_and_a_name_of_its_own() -> None:
     assert CASES.keys() == ALERTS.keys()
 

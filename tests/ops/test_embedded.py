@@ -203,6 +203,8 @@ def test_a_user_s_own_server_is_named_by_configuration_or_environment(
 
 def test_no_message_shows_a_password() -> None:
     assert safe_url("rediss://user:secret@host:6380/2?password=secret") == "rediss://host:6380/2"
+    assert safe_url("foo") == "foo"
+    assert safe_url("user:secret@host:6380?password=secret") == "host:6380"
     with pytest.raises(RedisUnavailable) as caught:
         connect("http://user:secret@host/")
     assert "secret" not in str(caught.value)

@@ -9,9 +9,11 @@ from pathlib import Path
 import click
 import pytest
 
+from ops.launched import Nodes, nodes_of
 from ops.rundir import read_lines
 from tests.ops.launching import LIMIT_S, PROGRAM, started, summary_of
-from tests.ops.small_runs import SETTINGS
+from tests.ops.prometheus import free_port
+from tests.ops.small_runs import SETTINGS, StopAfter, config_of, run
 
 TORCHRUN = [
     sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1",
@@ -81,6 +83,54 @@ def test_sigterm_to_the_launcher_saves_and_ends_with_its_code(tmp_path: Path, dr
     assert list((run_dir / "checkpoints").glob("ckpt-*"))
 
 
+def two_nodes(stream: str, run_dir: Path, *more: str) -> tuple[list[int], list[str], list[str]]:
+    """Exit codes, output and errors of two launchers, each of one rank, that meet on this machine."""
+    where = [f"--rdzv-endpoint=127.0.0.1:{free_port()}", "--nnodes=2", "--nproc=1"]
+    both = [started([*PROGRAM, *command(stream, run_dir, *where, *more)]) for _ in range(2)]
+    told = [one.communicate(timeout=LIMIT_S) for one in both]
+    return [one.returncode for one in both], [out for out, _ in told], [err for _, err in told]
+
+
+def test_launchers_of_two_machines_start_the_ranks_of_one_run(tmp_path: Path, drawn_stream: str) -> None:
+    codes, out, err = two_nodes(drawn_stream, tmp_path / "run")
+    assert codes == [0, 0], err
+    (summary,) = [summary_of(text) for text in out if text]
+    assert summary["status"] == "finished"
+    assert summary["samples"] + summary["skipped"] + summary["left_over"] == 331
+
+
+def test_launchers_of_all_machines_end_with_the_code_that_says_not_to_restart(
+    tmp_path: Path, drawn_stream: str
+) -> None:
+    run_dir = tmp_path / "run"
+    run(drawn_stream, run_dir, config_of(), stop=StopAfter(run_dir, 1))
+    codes, _, err = two_nodes(drawn_stream, run_dir, "--set=seed=1")
+    assert codes == [78, 78]
+    assert sum("seed" in text for text in err) == 1, "said once"
+    assert "Traceback" not in "".join(err)
+
+
+@pytest.mark.parametrize(
+    ("nnodes", "endpoint", "says"),
+    [
+        ("2", "", "go together"), ("", "host:1", "go together"), ("0", "host:1", "1:8"),
+        ("3:2", "host:1", "1:8"), ("two", "host:1", "1:8"), ("2", "host", "HOST:PORT"),
+        ("2", "host:0", "HOST:PORT"), ("2", ":29500", "HOST:PORT"),
+    ],
+)  # fmt: skip
+def test_machines_that_cannot_meet_are_refused_and_told_what_to_give(
+    nnodes: str, endpoint: str, says: str
+) -> None:
+    with pytest.raises(ValueError, match=says):
+        nodes_of(nnodes, endpoint)
+
+
+def test_machines_may_be_a_number_or_a_range() -> None:
+    assert nodes_of("", "") is None
+    assert nodes_of("2", "a:29500") == Nodes(least=2, most=2, endpoint="a:29500")
+    assert nodes_of("1:8", "a:29500") == Nodes(least=1, most=8, endpoint="a:29500")
+
+
 def test_every_option_reaches_the_ranks() -> None:
     from ops.commands.learn import _as_rank
     from ops.commands.learn import command as learn
@@ -90,7 +140,7 @@ def test_every_option_reaches_the_ranks() -> None:
         "init_from": "OLD",
         "until": "now", "wait": True, "accept_bad_until": "9", "as_json": True, "stream": "STREAM",
     }  # fmt: skip
-    assert set(given) | {"nproc"} == {parameter.name for parameter in learn.params}
+    assert set(given) | {"nproc", "nnodes", "endpoint"} == {parameter.name for parameter in learn.params}
     context = click.Context(learn)
     context.params = given
     told = _as_rank(context)

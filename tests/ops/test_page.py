@@ -64,12 +64,21 @@ def page(browser: "Browser", demo: DemoRun) -> "Iterator[Page]":
 
 def look(page: "Page", demo: DemoRun) -> None:
     page.goto(demo.server.url)
-    page.wait_for_selector(".cluster .shot[style]")
+    page.wait_for_selector(".cluster:first-child .shot[style]")
 
 
 def escape(page: "Page") -> None:
     """Close the open cluster; a dialog tells a moment after it closed, and only then the address is clean."""
     page.keyboard.press("Escape")
+    closed(page)
+
+
+def back(page: "Page") -> None:
+    page.go_back()
+    closed(page)
+
+
+def closed(page: "Page") -> None:
     page.wait_for_selector("dialog", state="hidden")
     page.wait_for_url(lambda address: "#" not in address)
 
@@ -79,7 +88,7 @@ def test_before_the_first_step_the_page_says_so(page: "Page", demo: DemoRun) -> 
     page.wait_for_selector("#headline:has-text('Warming up')")
     assert page.inner_text("#state") == "starting"
     assert page.locator("#verdicts li[data-state=unknown]").count() == 8
-    assert "no images" not in page.inner_text("#clusters-note")
+    page.wait_for_selector("#clusters-note:text-is('Images appear with the first steps.')")
     page.wait_for_selector("#heat[aria-label*='still to come']")
     assert page.locator("#heat canvas").is_hidden()
 
@@ -148,10 +157,19 @@ def test_an_address_opens_its_cluster_and_going_back_closes_it(page: "Page", dem
     escape(page)
     page.click(".cluster >> nth=1")
     page.wait_for_selector("dialog[open]")
-    page.go_back()
-    page.wait_for_selector("dialog", state="hidden")
+    back(page)
     page.evaluate("location.hash = 'cluster-999'")
     page.wait_for_selector("#closer-note:has-text('no prototype of this number')")
+
+
+def test_an_address_that_is_given_while_a_cluster_closes_is_kept(page: "Page", demo: DemoRun) -> None:
+    demo.run(8)
+    page.goto(demo.server.url + "#cluster-7")
+    page.wait_for_selector("dialog[open]")
+    page.evaluate("document.querySelector('#closer').close(); location.hash = 'cluster-3'")
+    page.wait_for_selector("#closer-title:text-is('Cluster #3')")
+    page.wait_for_selector("#closer-note:has-text('of images')")
+    assert page.evaluate("location.hash") == "#cluster-3"
 
 
 def test_an_open_cluster_changes_while_data_arrives(page: "Page", demo: DemoRun) -> None:
@@ -199,7 +217,8 @@ def test_many_clusters_come_a_page_at_a_time(browser: "Browser") -> None:
     page.wait_for_selector("#pages:text-is('1 to 24 of 1,000')")
     page.focus("#page-on")
     page.keyboard.press("Enter")
-    page.wait_for_selector("#pages:text-is('25 to 48 of 1,000')")
+    page.wait_for_selector(f".cluster:first-child[data-id='{order(demo)[24]}']")
+    assert page.inner_text("#pages") == "25 to 48 of 1,000"
     shown = page.eval_on_selector_all(".cluster", "all => all.map(one => +one.dataset.id)")
     assert shown == order(demo)[24:48]
     page.fill("#goto", "987")
@@ -209,6 +228,42 @@ def test_many_clusters_come_a_page_at_a_time(browser: "Browser") -> None:
     page.focus("#heat")
     page.keyboard.press("ArrowDown")
     assert page.inner_text("#heat .tip").startswith("Numbers 1 to 8 by size: ")
+    page.close()
+    demo.server.close()
+
+
+SLOW = """() => {
+    const real = window.fetch, root = document.documentElement, pages = document.querySelector('#pages');
+    window.fetch = async (...asked) => {
+        const answer = await real(...asked), offset = /offset=([0-9]+)/.exec(asked[0])?.[1];
+        if (offset) {
+            if (offset === '0') root.dataset.under = 'way';
+            await new Promise((resolve) => setTimeout(resolve, offset === '0' ? 500 : 1500));
+            delete root.dataset.under;
+        }
+        return answer;
+    };
+    window.drawn = [];
+    const note = () => window.drawn.push([pages.textContent, +document.querySelector('.cluster').dataset.id]);
+    new MutationObserver(note).observe(pages, { childList: true });
+}"""
+
+
+def test_a_page_that_is_still_to_come_is_not_said_to_be_there(browser: "Browser") -> None:
+    demo = DemoRun(prototypes=1000, batch=64, thumbs=False)
+    demo.step()
+    demo.server.start()
+    page = browser.new_page()
+    page.goto(demo.server.url)
+    page.wait_for_selector("#pages:text-is('1 to 24 of 1,000')")
+    page.evaluate(SLOW)
+    page.wait_for_selector("html[data-under=way]")
+    page.focus("#page-on")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(f".cluster:first-child[data-id='{order(demo)[24]}']")
+    drawn = page.evaluate("window.drawn")
+    assert drawn
+    assert {first for text, first in drawn if text.startswith("25 to")} == {order(demo)[24]}
     page.close()
     demo.server.close()
 
@@ -358,7 +413,7 @@ def test_nothing_sticks_out_on_a_phone_in_the_dark(browser: "Browser", demo: Dem
     page.wait_for_selector("#closer-note:has-text('number 1 of 24')")
     assert page.evaluate("document.documentElement.scrollWidth") == 360
     assert page.evaluate("document.querySelector('dialog').scrollWidth") <= 336
-    page.go_back()
+    back(page)
     page.tap("#heat")
     page.wait_for_selector("dialog[open]")
     context.close()

@@ -170,6 +170,56 @@ def test_rollback_passes_over_what_was_abandoned_or_is_gone(line: Line, client: 
         line.names.rollback()
 
 
+def test_rollback_passes_over_what_has_lost_its_blob_and_prune_keeps_what_is_next(
+    line: Line, client: redis.Redis
+) -> None:
+    for number in (1, 2, 3):
+        line.publish(number)
+    client.delete(line.store.key(f"blob:{line.store.show(2).blob_sha256}"))
+    assert line.writer.prune(1) == [2]
+    assert line.names.rollback() == (1, 3)
+
+
+def test_rollback_moves_nothing_before_the_version_is_verified(line: Line) -> None:
+    for number in (1, 2, 3):
+        line.publish(number)
+    seen = []
+
+    def verify(version: int) -> None:
+        seen.append((version, line.store.aliases()["stable"]))
+        if len(seen) == 1:
+            raise SnapshotError("damaged")
+
+    with pytest.raises(SnapshotError, match="damaged"):
+        line.names.rollback(verify)
+    assert line.store.aliases()["stable"] == 3
+    assert line.names.rollback(verify) == (2, 3)
+    assert seen == [(2, 3), (2, 3)]
+    assert line.names.rollback() == (1, 2), "one move, one way back"
+
+
+def test_a_rollback_that_is_overtaken_verifies_where_it_goes_then(line: Line) -> None:
+    for number in (1, 2):
+        line.publish(number)
+    seen: list[int] = []
+
+    def verify(version: int) -> None:
+        if not seen:
+            line.publish(3)
+        seen.append(version)
+
+    assert line.names.rollback(verify) == (2, 3)
+    assert seen == [1, 2]
+
+
+@pytest.mark.parametrize("name", ["head", "stable"])
+def test_a_pin_does_not_take_a_name_of_the_run(line: Line, name: str) -> None:
+    line.publish(1)
+    with pytest.raises(ValueError, match="another name"):
+        line.names.pin(name, 1)
+    assert line.store.aliases() == {"head": 1, "stable": 1}
+
+
 def test_where_earlier_moves_are_not_known_rollback_goes_to_the_newest_healthy_one_before(
     line: Line, client: redis.Redis
 ) -> None:

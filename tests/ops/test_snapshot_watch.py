@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -176,6 +177,24 @@ def test_what_is_swapped_in_is_handed_to_a_callback(run: Run, opened: list[Snaps
     opened.append(watch)
     run.publish(2)
     wait_for(lambda: [shot.info.version for shot in heard] == [2])
+
+
+@pytest.mark.parametrize("error", [SnapshotNotFound("the program's own"), OSError("the program's own")])
+def test_what_a_callback_raises_ends_the_watch_and_is_not_taken_for_trouble_with_redis(
+    run: Run, opened: list[SnapshotWatch], error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[threading.ExceptHookArgs] = []
+    monkeypatch.setattr(threading, "excepthook", ended.append)
+
+    def fail(shot: LoadedSnapshot) -> None:
+        raise error
+
+    watch = SnapshotWatch(run.store, run.files, "head", poll_s=0.1, on_swap=fail).open()
+    opened.append(watch)
+    run.publish(2)
+    wait_for(lambda: bool(ended))
+    assert [hook.exc_value for hook in ended] == [error]
+    assert watch.error == ""
 
 
 def test_closing_ends_a_wait_and_leaves_current_usable(run: Run) -> None:

@@ -136,6 +136,26 @@ def test_a_damaged_encoder_is_not_promoted(call: Call, run_dir: Path, published:
     assert "there is no encoder" in err
 
 
+def test_a_damaged_encoder_is_not_rolled_back_to(
+    call: Call, run_dir: Path, published: tuple[int, int]
+) -> None:
+    first, last = published
+    call("promote", str(first), "--force")
+    call("promote", str(last), "--force")
+    with open_redis(run_dir) as client:
+        info = SnapshotStore(client, read_run(run_dir).uuid).show(first)
+    path = run_dir / info.encoder
+    aside = path.rename(path.with_suffix(".aside"))
+    try:
+        code, _, err = call("rollback")
+    finally:
+        aside.rename(path)
+    assert code == 1
+    assert "there is no encoder" in err
+    assert "stable stays: `snapshots promote`" in err
+    assert body_of(call("rollback", "--json")) == {"stable": first, "before": last}
+
+
 def test_pins_are_given_read_moved_and_taken_away(call: Call, published: tuple[int, int]) -> None:
     first, last = published
     assert call("pin", "paper", str(first))[1] == f"pin:paper is now {first}\n"
