@@ -133,12 +133,17 @@ def nearest_cosines(prototypes_KD: Tensor) -> Tensor:
     return torch.cat(nearest)
 
 
-def twins(nearest_K: Tensor, threshold: float) -> int:
-    """Number of k with a nearest cosine above the threshold.
+def twins(nearest_R: Tensor, threshold: float, prototypes: int) -> int:
+    """Number of the K prototypes with a nearest cosine above the threshold.
 
     Null: 0. Sees the partial collapse that usage and entropy are blind to.
+
+    Args:
+        nearest_R: `nearest_cosines`, of all prototypes or of evenly spaced ones that stand for them.
+        threshold: cosine from which two are twins.
+        prototypes: K.
     """
-    return int((nearest_K > threshold).sum())
+    return round(int((nearest_R > threshold).sum()) * prototypes / len(nearest_R))
 
 
 def mean_entropy(shares_NK: Tensor) -> float:

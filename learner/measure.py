@@ -177,7 +177,7 @@ def health_report(
         usage_top=tuple(ordered[:EXTREMES].tolist()),
         usage_bottom=tuple(ordered.flip(0)[:EXTREMES].tolist()),
         group_usage=tuple(health.group_shares(counts_K, min(GROUPS, num)).tolist()),
-        prototype_twins=health.twins(nearest_K, config.twin_cosine),
+        prototype_twins=health.twins(nearest_K, config.twin_cosine, num),
         nn_cosine_mean=float(nearest_K.mean()),
         nn_cosine_p50=p50,
         nn_cosine_p99=p99,

@@ -71,13 +71,14 @@ class LiveView:
         self.ranks = 1
         """Learners that share the run; set once, before it is looked at."""
         self._lock = threading.Lock()
+        self._started = time.time()
         self._fixed = {
             "run": run,
             "run_dir": run_dir,
             "prototypes": prototypes,
             "facts": dict(facts or {}),
             "total_samples": total_samples,
-            "started": time.time(),
+            "started": self._started,
         }
         self._history = LiveHistory()
         self._figures: dict[str, float | None] = {"samples": samples, "prototypes": prototypes}
@@ -258,7 +259,13 @@ class LiveView:
             waiting, restarts = self._state == "waiting", self._restarts
         found = [
             *verdicts.learning(body),
-            verdicts.stream(lag=body["lag"], waiting=waiting, since_step_s=since, restarts=restarts),
+            verdicts.stream(
+                lag=body["lag"],
+                waiting=waiting,
+                since_step_s=since,
+                since_start_s=now - self._started,
+                restarts=restarts,
+            ),
             verdicts.snapshots(
                 version=shot.get("version", 0),
                 result="" if last is None else last.result,

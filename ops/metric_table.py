@@ -221,6 +221,7 @@ GAUGES = _table(
     ("snapshot_every_samples", "samples", "Samples between two snapshots as set; 0 = only one at the end."),
     ("snapshot_bytes", "bytes", "Size of the last snapshot in Redis."),
     ("snapshot_abandoned", "snapshots", "Snapshots that the last rewind abandoned."),
+    ("learner_start_timestamp_seconds", "seconds", "When this life of the run began, unix time."),
     ("last_step_timestamp_seconds", "seconds", "When the last step ended, unix time."),
     ("last_checkpoint_timestamp_seconds", "seconds", "When the last checkpoint was written, unix time."),
     ("last_publish_timestamp_seconds", "seconds", "When the last snapshot was published, unix time."),

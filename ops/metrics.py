@@ -133,6 +133,7 @@ class Metrics:
         self.waiting(False)
         self.ready(False)
         self._set("snapshot_every_samples", snapshot_every_samples)
+        self._set("learner_start_timestamp_seconds", time.time())
         for kind in ("ok", "error", "damaged"):  # a counter that begins at 0 lets its first rise be seen
             self._counters["checkpoints_total"].labels(kind)
         for kind in RESULTS:

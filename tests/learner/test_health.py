@@ -94,15 +94,23 @@ def test_drift_of_the_same_distribution_is_at_its_null_and_of_another_far_above(
 def test_twins_are_found_and_random_prototypes_have_none() -> None:
     prototypes = sphere(300)
     nearest = health.nearest_cosines(prototypes)
-    assert health.twins(nearest, 0.95) == 0
+    assert health.twins(nearest, 0.95, len(nearest)) == 0
     prototypes[10] = prototypes[200] * 3
-    assert health.twins(health.nearest_cosines(prototypes), 0.95) == 2
+    assert health.twins(health.nearest_cosines(prototypes), 0.95, len(prototypes)) == 2
     direct = (sphere(300) @ sphere(300).T).fill_diagonal_(-1).amax(1)
     torch.testing.assert_close(nearest, direct)
 
 
 def test_nearest_cosines_of_very_many_prototypes_are_taken_from_evenly_spaced_ones() -> None:
     assert health.nearest_cosines(sphere(9000, dim=2)).shape == (health.NEIGHBOUR_ROWS,)
+
+
+def test_twins_among_very_many_prototypes_are_counted_for_all_of_them() -> None:
+    prototypes = sphere(16_000, dim=8)
+    prototypes[1:3000:2] = prototypes[:3000:2]
+    nearest = health.nearest_cosines(prototypes)
+    assert len(nearest) == health.NEIGHBOUR_ROWS
+    assert health.twins(nearest, 0.99999, len(prototypes)) == pytest.approx(3000, rel=0.02)
 
 
 def test_feature_deviation_tells_a_sphere_from_a_point() -> None:

@@ -8,6 +8,7 @@ POINTS = 480
 
 HEALTHY = {
     'up{job="swavstream"}': "1x{n}",
+    "learner_start_timestamp_seconds": "0x{n}",
     "last_step_timestamp_seconds": "0+15x{n}",
     "learner_waiting": "0x{n}",
     "stream_lag_records": "5000-1x{n}",

@@ -108,6 +108,21 @@ def test_a_learner_that_waits_for_records_is_healthy(tmp_path: Path) -> None:
     run(tmp_path, [unit_test(waits, [(name, 5400, False) for name in ALERTS])])
 
 
+def test_a_learner_that_never_makes_its_first_step_is_seen(tmp_path: Path) -> None:
+    begun: dict[str, str | None] = {"last_step_timestamp_seconds": None, "stream_lag_records": None}
+    # Later than 300 s is 315 s, the next point; and then it has to hold for a minute.
+    hangs = Case(sick=begun, fires_s=375, value="375")
+    waits = Case(sick=begun | {"learner_waiting": "1x{n}"}, fires_s=0, value="")
+    name = "SwavstreamLearnerStalled"
+    run(
+        tmp_path,
+        [
+            unit_test(hangs, [(name, hangs.fires_s - STEP_S, False), (name, hangs.fires_s, True)]),
+            unit_test(waits, [(name, 5400, False)]),
+        ],
+    )
+
+
 def test_every_alert_has_a_case_and_a_name_of_its_own() -> None:
     assert CASES.keys() == ALERTS.keys()
 
