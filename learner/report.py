@@ -177,4 +177,5 @@ class Snapshot:
     encoder_digest: str
     """SHA-256 (hex) of the encoder alone."""
     health: dict[str, Any]
-    """`verdict`, `limits` and the latest figures, JSON-ready; empty before the first step."""
+    """`verdict`, `limits` and `figures` of this moment, JSON-ready; empty before the first step. Figures that
+    need the features of a batch, or the frozen copy, are those of the report at `looked_samples`."""
