@@ -206,7 +206,9 @@ def lidar_rank(z_nND: Tensor) -> float | None:
 
     The spectrum is that of Sw^-1/2 Sb Sw^-1/2, where a class is a sample and its members are its views.
 
-    Null: 1 when views of one image differ as much as images do in all but one direction; up to min(D, N - 1).
+    1 when one direction alone tells images apart; min(D, N - 1) when all do so equally. That is also the null
+    value: of features that are noise no direction tells more than another, so that a collapsed encoder whose
+    views differ by noise alone has a high rank too. Read it with `feature_std` and the agreement of views.
     None with fewer than two views or samples.
 
     Source: Thilak et al. 2023, arXiv:2312.04000 (LiDAR); 1e-4 is added to the diagonal of Sw, as there.

@@ -94,7 +94,8 @@ class HealthReport:
     alpha_req: float | None
     """Decay exponent of the features' spectrum."""
     lidar_rank: float | None
-    """Effective rank of what tells images apart, against what tells views of one image apart."""
+    """Effective rank of what tells images apart, against what tells views of one image apart; near D for
+    noise."""
     uniformity: float | None
     """log mean exp(-2 d^2) over pairs of samples; lower is more even."""
     alignment: float | None

@@ -209,7 +209,9 @@ def _stream(scale: Scale) -> tuple[Alert, ...]:
 
 def _keeping(scale: Scale) -> tuple[Alert, ...]:
     span, half_hour = scale.span(10 * MINUTE), scale.span(30 * MINUTE)
-    behind = f"{PREFIX}run_samples - ({PREFIX}snapshot_samples or 0 * {PREFIX}run_samples)"
+    # Those of an earlier life are not known to this one, which publishes its first in its own time.
+    last = f"({PREFIX}snapshot_samples > {PREFIX}run_start_samples or {PREFIX}run_start_samples)"
+    behind = f"{PREFIX}run_samples - {last}"
     return (
         _alert(
             "CheckpointFailing", "page", 0, "training",

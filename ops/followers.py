@@ -111,6 +111,7 @@ class Followers:
             run=record.uuid,
             config_hash=config.digest(),
             snapshot_every_samples=config.snapshot.every_samples,
+            start_samples=samples,
         )
         self.live = LiveView(
             run=record.uuid,

@@ -78,6 +78,7 @@ class LiveView:
             "prototypes": prototypes,
             "facts": dict(facts or {}),
             "total_samples": total_samples,
+            "start_samples": samples,
             "started": self._started,
         }
         self._history = LiveHistory()

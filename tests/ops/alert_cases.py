@@ -17,6 +17,7 @@ HEALTHY = {
     "feature_std_ratio": "0.9x{n}",
     "loss_over_ln_k_ratio": "0.7x{n}",
     "run_updates": "1000+30x{n}",
+    "run_start_samples": "0x{n}",
     "run_samples": "256000+7680x{n}",
     "usage_perplexity_ratio": "0.8x{n}",
     "usage_window_fill_ratio": "1x{n}",

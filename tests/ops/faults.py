@@ -1,6 +1,7 @@
 """Faults to plant in a real run, one each: what is done to it, what must be said of it."""
 
 import hashlib
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from ops.drawn_source import encoded
 from ops.embedded import open_redis
 from ops.pictures import KINDS
 from ops.rundir import read_run
+from ops.signals import StopRequest
 from ops.snapshot_writer import SnapshotWriter
 from ops.snapshots import SnapshotStore
 from stream.config import ShardConfig
@@ -44,11 +46,13 @@ class Planted(Learner):
 
     plant: Plant
     run_dir: Path
+    stop: StopRequest
+    after: int
     times = 0
     """Steps with the fault so far, over all learners of the run."""
 
     def step(self, views: Views, **more: Any) -> StepReport:
-        if self.updates >= HEALTHY_AFTER:
+        if self.updates >= type(self).after:
             views = type(self).plant(self, views)
             type(self).times += 1
         return super().step(views, **more)
@@ -93,6 +97,13 @@ def dying(learner: Planted, views: Views) -> Views:
     prototypes_KD[: num // 2, dim // 2 :] = away
     prototypes_KD[num // 2 :, dim // 2 :] = 0
     learner._model.normalise_prototypes()
+    return views
+
+
+def hang(learner: Planted, views: Views) -> Views:
+    """A step that does not come to its end, as with a device or a rank that does not answer."""
+    while not type(learner).stop.asked():
+        time.sleep(0.05)
     return views
 
 
@@ -174,6 +185,8 @@ class Fault:
     with_it: frozenset[str] = frozenset()
     """Alerts that may fire too, because they are true as well."""
     plant: Plant = nothing
+    after: int = HEALTHY_AFTER
+    """Updates after which it is planted."""
     feed: Feed = mixed
     settings: tuple[str, ...] = ()
 
@@ -187,6 +200,10 @@ FAULTS = (
         name="collapsed-encoder", alert="SwavstreamFeatureCollapse", finding="collapse",
         setting="optim.learning_rate", plant=collapse,
         with_it=_also("NotLearning", "UsageCollapse", "PrototypesDying", "PrototypeTwins"),
+    ),
+    Fault(
+        name="hung-start", alert="SwavstreamLearnerStalled", finding="stalled", setting="workers", plant=hang,
+        after=0,
     ),
     Fault(
         name="corrupt-input", alert="SwavstreamBadRecords", finding="bad-records",
@@ -220,7 +237,7 @@ FAULTS = (
     ),
     Fault(
         name="twins", alert="SwavstreamPrototypeTwins", finding="twins", setting="swav.freeze_samples",
-        plant=twins,
+        plant=twins, with_it=_also("PrototypesDying"),  # of two that are equal the first takes all
     ),
     Fault(
         name="sorted-stream", alert="SwavstreamStreamSorted", finding="sorted", setting="window",

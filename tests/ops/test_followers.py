@@ -77,6 +77,8 @@ def test_a_run_that_goes_on_shows_the_usage_of_its_earlier_life(tmp_path: Path) 
     second = follow(128)
     assert second.live.prototypes.heatmap()["samples"] == [64, 128]
     assert second.live.events()[0]["text"] == "the run goes on from 128 samples"
+    assert second.live.status()["start_samples"] == 128
+    assert "swavstream_run_start_samples 128.0" in second.metrics.text()[0].decode()
 
 
 def test_directions_are_shown_once_a_snapshot_is_handed_over_and_going_back_is_told(tmp_path: Path) -> None:

@@ -24,13 +24,13 @@ from tests.ops.small_runs import config_of, run
 
 logger = logging.getLogger(__name__)
 
-SCALE = Scale(factor=1 / 300, warm_up_updates=HEALTHY_AFTER, stalled_s=10)
+SCALE = Scale(factor=1 / 300, warm_up_updates=HEALTHY_AFTER, stalled_s=10, start_s=5)
 HEALTHY = "healthy"
 WAIT_S = 45.0
-HEALTHY_S = 10.0
-"""Length of the healthy run; the slowest alert takes six seconds."""
-SETTLE_S = 0.5
-"""How much longer to look for alerts that should not fire, once the right one has."""
+SETTLE_S = 1.0 + SCALE.factor * max(alert.for_s for alert in alerts.alerts(SCALE))
+"""How much longer to look for alerts that should not fire, once the right one has: none takes longer."""
+HEALTHY_S = 4.0 + SETTLE_S
+"""Length of the healthy run."""
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.timeout(150)]
 
@@ -71,14 +71,15 @@ def begin(fault: Fault | None, watched: Watched, folder: Path, monkeypatch: pyte
     class Learner(Planted):
         pass
 
-    Learner.plant, Learner.run_dir = staticmethod(plant), run_dir
+    stop = StopRequest()
+    Learner.plant, Learner.run_dir, Learner.stop = staticmethod(plant), run_dir, stop
+    Learner.after = fault.after if fault else HEALTHY_AFTER
     monkeypatch.setattr("ops.run.Learner", Learner)
     monkeypatch.setattr(publisher, "RETRY_FIRST_S", 0.1)
     monkeypatch.setattr(publisher, "RETRY_LONGEST_S", 0.3)
     monkeypatch.setattr("ops.followers.PUBLISH_S", 1.0)
     own = fault.settings if fault else ()
     config = config_of(*SETTINGS, f"server.port={watched.ports[name]}", *own)
-    stop = StopRequest()
     life = Life(run_dir, threading.Thread(), stop)
 
     def work() -> None:
@@ -140,14 +141,16 @@ def test_a_planted_fault_is_found_named_and_not_taken_for_another(
     while life.thread.is_alive() and fault.alert not in life.fired and time.monotonic() < began + WAIT_S:
         look(life, fault.name, watched, began)
     found = time.monotonic()
-    while time.monotonic() < found + SETTLE_S:
+    while life.thread.is_alive() and time.monotonic() < found + SETTLE_S:
         look(life, fault.name, watched, began)
     code, findings = doctor(life.run_dir)
+    looked_to_the_end = life.thread.is_alive()
     life.stop.ask()
     life.thread.join(60)
     logger.info("%-18s %s doctor: %s", fault.name, {n: round(s, 1) for n, s in life.fired.items()}, findings)
     assert not life.failed
     assert fault.alert in life.fired
     assert life.fired.keys() - {fault.alert} <= fault.with_it
+    assert looked_to_the_end, "the run came to its end before all other alerts could have fired"
     assert code == 1
     assert findings[fault.finding] == fault.setting
