@@ -22,6 +22,7 @@ from ops.live_figures import figures_of
 from ops.live_history import LiveHistory
 from ops.live_prototypes import LivePrototypes
 from ops.publisher import PublishResult
+from ops.recent import Recent
 from stream.lanes import LaneLag, LaneStats, add_counts
 
 RATE_S = 30.0
@@ -100,6 +101,7 @@ class LiveView:
         self._lag: int | None = None
         self._lanes: list[dict[str, Any]] = []
         self._restarts = 0
+        self._recent = Recent()
 
     def observe(
         self,
@@ -129,6 +131,8 @@ class LiveView:
             self._last_step, self._step_s = now, step_s
             self._state = "learning" if self._state != "stopping" else self._state
             died, self._lag, self._restarts = restarts - self._restarts, lag, restarts
+            self._recent.trouble("reader_restarts", died)
+            self._recent.step(stats, report.health)
             self._skipped = add_counts(self._skipped, stats.skipped)
             self._marks.append((now, report.samples))
             while len(self._marks) > 2 and now - self._marks[0][0] > RATE_S:
@@ -213,6 +217,8 @@ class LiveView:
         """A checkpoint was written (ok), could not be (error), or was found damaged (damaged)."""
         now = time.time()
         with self._lock:
+            if result != "ok":
+                self._recent.trouble(f"checkpoint_{result}")
             self._checkpoint = {
                 "result": result, "samples": samples, "seconds": seconds, "time": now, "detail": detail,
             }  # fmt: skip
@@ -252,12 +258,13 @@ class LiveView:
                 "since_step_s": since,
                 "step_s": self._step_s,
                 "skipped": dict(self._skipped),
+                "recent": self._recent.told(),
                 "phases": dict(self._phases),
                 "snapshot": shot,
                 "checkpoint": dict(self._checkpoint),
                 "health": None if self._health is None else asdict(self._health),
             }
-            waiting, restarts = self._state == "waiting", self._restarts
+            waiting = self._state == "waiting"
         found = [
             *verdicts.learning(body),
             verdicts.stream(
@@ -265,7 +272,7 @@ class LiveView:
                 waiting=waiting,
                 since_step_s=since,
                 since_start_s=now - self._started,
-                restarts=restarts,
+                restarts=body["recent"]["troubles"].get("reader_restarts", 0),
             ),
             verdicts.snapshots(
                 version=shot.get("version", 0),

@@ -91,7 +91,7 @@ def stream(
         waiting: the learner waits for records.
         since_step_s: seconds since the last step ended; None = there was none.
         since_start_s: seconds since the learner started.
-        restarts: reader processes that were replaced.
+        restarts: reader processes that were replaced of late.
     """
     title, name = "Stream", "stream"
     text = "Records are used as they come."
