@@ -1,5 +1,6 @@
 """Publishing snapshots beside the learner: a thread of its own, one waiting snapshot at most, no stall."""
 
+import contextlib
 import logging
 import os
 import socket
@@ -312,9 +313,12 @@ class Publisher:
     def _prune(self) -> None:
         try:
             if self._writer.prune(self._keep, ladder=self._ladder, owner=self._owner, epoch=self.epoch):
-                self._encoders.prune({info.encoder_digest for info in self._store.versions()})
+                self._drop_encoders()
         except (redis.RedisError, OSError, OpsError) as error:
             logger.warning("old snapshots could not be removed now: %s", error)
+
+    def _drop_encoders(self) -> None:
+        self._encoders.prune({info.encoder_digest for info in self._store.versions()})
 
     def _fail(self, job: _Job | None, error: Exception, began: float) -> None:
         self._failures += 1
@@ -326,6 +330,10 @@ class Publisher:
             logger.warning("snapshots cannot be published now, the learner goes on: %s", error)
         else:
             logger.debug("attempt %d: %s", self._failures, error)
+        if job is not None and self._holds:
+            # The server answers but takes nothing, so each new snapshot would leave one more file behind.
+            with contextlib.suppress(redis.RedisError, OSError, OpsError):
+                self._drop_encoders()
         if job is not None:
             self._tell(_result(job, "error", detail=str(error), began=began))
 
