@@ -122,15 +122,21 @@ def second_learner(learner: Planted, views: Views) -> Views:
 
 
 def write(
-    folder: Path, numbers: list[int], *, bad_every: int = 0, seal: bool = True, per_shard: int = 60
+    folder: Path,
+    numbers: list[int],
+    *,
+    bad_every: int = 0,
+    bad_from: int = 0,
+    seal: bool = True,
+    per_shard: int = 60,
 ) -> None:
-    """A stream of drawn pictures in this order."""
+    """A stream of drawn pictures in this order; every so many is none, from some place on."""
     pictures = {number: encoded(5, number, 24)[0] for number in set(numbers)}
     manifest = Manifest.open(str(folder), create=True)
     with ShardWriter(manifest, source_id="drawn", config=ShardConfig(max_records=per_shard)) as writer:
         for place, number in enumerate(numbers):
             payload = pictures[number]
-            if bad_every and place % bad_every == bad_every - 1:
+            if bad_every and place >= bad_from and place % bad_every == bad_every - 1:
                 payload = b"\xff\xd8\xff no image" * 9
             digest = hashlib.sha256(payload).hexdigest()
             writer.write(Record(payload=payload, sha256=digest, media_type="image/jpeg"), place)
@@ -151,7 +157,8 @@ def mixed(folder: Path) -> None:
 
 
 def corrupt(folder: Path) -> None:
-    write(folder, list(range(600)), bad_every=4)
+    """Good records, and from some place on every fourth is none."""
+    write(folder, list(range(600)) * 12, bad_every=4, bad_from=3600)
 
 
 def in_order(folder: Path) -> None:
@@ -202,7 +209,7 @@ FAULTS = (
         with_it=_also("NotLearning", "UsageCollapse", "PrototypesDying", "PrototypeTwins"),
     ),
     Fault(
-        name="hung-start", alert="SwavstreamLearnerStalled", finding="stalled", setting="workers", plant=hang,
+        name="hung-start", alert="SwavstreamLearnerStalled", finding="stalled", setting="", plant=hang,
         after=0,
     ),
     Fault(
@@ -236,7 +243,7 @@ FAULTS = (
         setting="swav.epsilon", plant=dying, with_it=_also("CodesUnbalanced", "NotLearning"),
     ),
     Fault(
-        name="twins", alert="SwavstreamPrototypeTwins", finding="twins", setting="swav.freeze_samples",
+        name="twins", alert="SwavstreamPrototypeTwins", finding="twins", setting="swav.epsilon",
         plant=twins, with_it=_also("PrototypesDying"),  # of two that are equal the first takes all
     ),
     Fault(

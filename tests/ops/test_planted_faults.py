@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from ops import alerts, publisher
+from ops import alerts, publisher, recent
 from ops.alerts import Scale
 from ops.cli import cli
 from ops.signals import StopRequest
@@ -75,6 +75,9 @@ def begin(fault: Fault | None, watched: Watched, folder: Path, monkeypatch: pyte
     Learner.plant, Learner.run_dir, Learner.stop = staticmethod(plant), run_dir, stop
     Learner.after = fault.after if fault else HEALTHY_AFTER
     monkeypatch.setattr("ops.run.Learner", Learner)
+    # What is of late is of late by the same clock for the doctor as for the alerts.
+    monkeypatch.setattr(recent, "RECORDS_S", SCALE.factor * recent.RECORDS_S)
+    monkeypatch.setattr("ops.doctor_world.START_S", SCALE.start_s)
     monkeypatch.setattr(publisher, "RETRY_FIRST_S", 0.1)
     monkeypatch.setattr(publisher, "RETRY_LONGEST_S", 0.3)
     monkeypatch.setattr("ops.followers.PUBLISH_S", 1.0)
