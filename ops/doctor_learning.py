@@ -36,8 +36,8 @@ def learning_rate(facts: Facts) -> Finding | None:
         cause="The learning rate is far too high.",
         evidence="; ".join(seen),
         setting="optim.learning_rate",
-        advice=f"Lower it ten times. Where the run does not come back: a new run ({FROM_HEALTHY}), there with "
-        "a longer optim.warmup_samples too.",
+        advice=f"Lower it ten times. Where the run does not come back: a new run ({FROM_HEALTHY}), with a "
+        "longer optim.warmup_samples too.",
         runbook="SwavstreamNotLearning",
     )
 

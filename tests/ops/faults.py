@@ -158,7 +158,7 @@ def mixed(folder: Path) -> None:
 
 def corrupt(folder: Path) -> None:
     """Good records, and from some place on every fourth is none."""
-    write(folder, list(range(600)) * 12, bad_every=4, bad_from=3600)
+    write(folder, list(range(600)) * 12, bad_every=4, bad_from=1200)
 
 
 def in_order(folder: Path) -> None:
