@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from learner.collective import Group, counts_of_ranks, gather_rows
+from learner.transfer import sent
 
 
 class _Batch(NamedTuple):
@@ -74,12 +75,12 @@ class FeatureQueue:
                 f"swav.queue_samples = {self.capacity} does not hold one batch of {total}: "
                 "set it to 0 or to several batches"
             )
-        order_B = lane_B.argsort(
-            stable=True
-        )  # lane order, so that a saved queue comes back in the same order
+        # In lane order, so that a saved queue comes back in the same order.
+        order_B = lane_B.argsort(stable=True)
         in_order = bool((order_B[1:] > order_B[:-1]).all())
         features_ABD = features_ABD.detach()
-        features_ABD = features_ABD.clone() if in_order else features_ABD[:, order_B.to(features_ABD.device)]
+        device = features_ABD.device
+        features_ABD = features_ABD.clone() if in_order else features_ABD[:, sent(order_B, device)]
         while self._batches and len(self) + total > self.capacity:
             self._batches.popleft()
         self._batches.append(_Batch(features_ABD, lane_B[order_B], stamp, total))
@@ -107,7 +108,7 @@ class FeatureQueue:
             return {"tensors": {}, "values": {"batches": []}}
         lane_L = torch.cat([batch.lane_B for batch in self._batches])
         batch_L = torch.repeat_interleave(torch.tensor([len(batch.lane_B) for batch in self._batches]))
-        counts = counts_of_ranks(group, len(lane_L), device)
+        counts = counts_of_ranks(group, len(lane_L))
         key_L2 = gather_rows(group, torch.stack([batch_L, lane_L], dim=1).to(device), counts).cpu()
         features_LAD = gather_rows(group, self.features().transpose(0, 1).contiguous(), counts)
         order_L = (key_L2[:, 0] * (int(key_L2[:, 1].max()) + 1) + key_L2[:, 1]).argsort(stable=True)

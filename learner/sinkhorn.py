@@ -12,14 +12,14 @@ from learner.collective import Alone, Group
 
 ALONE = Alone()
 
-TINY = 1e-30
-"""Floor of the denominators: keeps a prototype or sample whose whole row has underflowed finite in
-float32."""
+FINE_EPSILON = 0.03
+"""Below, and under a prior, all is worked out in float64. Scalings of prototypes, and of samples, differ by
+factors up to exp(2 / epsilon): 9e28 at 0.03, which float32 holds (to 3e38), 3e43 at 0.02, which it does not.
+A prior adds its own spread."""
 
-
-FINE_EPSILON = 0.02
-"""Below, differences of scores are divided by epsilon in float64: one rounding of a float32 cosine (6e-8)
-would show in the sixth digit of a code. Everything else stays float32."""
+TINY = {torch.float32: 1e-37, torch.float64: 1e-300}
+"""Floor of the denominators, near the smallest number: keeps a prototype or sample whose whole row has
+underflowed finite."""
 
 
 class Codes(NamedTuple):
@@ -81,21 +81,23 @@ def assign(
         raise ValueError(f"prior has shape {tuple(prior_K.shape)}, but there are {num_prototypes} prototypes")
     with torch.autocast(scores_ABK.device.type, enabled=False):
         dtype = torch.float64 if scores_ABK.dtype == torch.float64 else torch.float32
-        prior = 1.0 if prior_K is None else prior_K.to(scores_ABK.device, dtype)
+        inner = torch.float64 if epsilon < FINE_EPSILON or prior_K is not None else dtype
+        tiny = TINY[inner]
+        prior = 1.0 if prior_K is None else prior_K.to(scores_ABK.device, inner)
         f_A1K = group.max(scores_ABK.to(dtype).amax(-2, keepdim=True))
-        shifted_ABK = scores_ABK.to(torch.float64 if epsilon < FINE_EPSILON else dtype) - f_A1K
+        shifted_ABK = scores_ABK.to(inner) - f_A1K
         logits_ABK = shifted_ABK[..., :keep, :] / epsilon
         g_AB1 = shifted_ABK.amax(-1, keepdim=True)
-        kernel_ABK = shifted_ABK.sub_(g_AB1).div_(epsilon).exp_().to(dtype)
-        v_A1B = g_AB1.div(epsilon).exp_().to(dtype).mT
-        u_A1K = torch.ones_like(f_A1K, dtype=dtype)
+        kernel_ABK = shifted_ABK.sub_(g_AB1).div_(epsilon).exp_()
+        v_A1B = g_AB1.div(epsilon).exp_().mT
+        u_A1K = torch.ones_like(f_A1K, dtype=inner)
         for _ in range(iterations):
-            u_A1K = prior / group.sum(v_A1B @ kernel_ABK).clamp_min_(TINY)
+            u_A1K = prior / group.sum(v_A1B @ kernel_ABK).clamp_min_(tiny)
             u_A1K = u_A1K / u_A1K.amax(-1, keepdim=True)  # its scale is free: keep it from drifting to inf
-            v_A1B = (kernel_ABK @ u_A1K.mT).clamp_min_(TINY).reciprocal_().mT
-        mass_AK = ((v_A1B @ kernel_ABK) * u_A1K).squeeze(-2)
+            v_A1B = (kernel_ABK @ u_A1K.mT).clamp_min_(tiny).reciprocal_().mT
+        mass_AK = ((v_A1B @ kernel_ABK) * u_A1K).squeeze(-2).to(dtype)
         # The last scaling of samples once more, in the log domain: exact where the kernel has underflowed.
-        codes_ABK = logits_ABK.add_(u_A1K.clamp_min(TINY).log_()).softmax(-1).to(dtype)
+        codes_ABK = logits_ABK.add_(u_A1K.clamp_min(tiny).log_()).softmax(-1).to(dtype)
         if hard:
             codes_ABK = torch.zeros_like(codes_ABK).scatter_(-1, codes_ABK.argmax(-1, keepdim=True), 1.0)
     return Codes(codes_ABK, mass_AK)

@@ -110,6 +110,9 @@ class RunConfig:
     """W, commits whose shards are shuffled together; an open stream is read once W more have arrived."""
     passes: int = 1
     """Times that a sealed stream is read; one is the rule."""
+    tail: str = "drop"
+    """What remains of a pass when some lane cannot fill its chunk: drop leaves it unread, counted as left
+    over; train makes a last, short batch of it, dealt over all lanes: fewer than `lanes` are left over."""
     end_samples: int = 0
     """The run ends with the first step that brings it to so many samples; 0 = with its stream."""
     workers: int = 2
@@ -145,10 +148,9 @@ class RunConfig:
             raise ConfigError(f"precision must be float32, bfloat16 or float64, got {self.precision!r}")
         if self.device not in {"auto", "cpu", "cuda"} and not self.device.removeprefix("cuda:").isdigit():
             raise ConfigError(f"device must be auto, cpu, cuda or cuda:N, got {self.device!r}")
-        if self.on_nonfinite not in {"stop", "skip"}:
-            raise ConfigError(f"on_nonfinite must be stop or skip, got {self.on_nonfinite!r}")
-        if self.mode not in {"auto", "strict", "available"}:
-            raise ConfigError(f"mode must be auto, strict or available, got {self.mode!r}")
+        _one_of("tail", self.tail, "drop", "train")
+        _one_of("on_nonfinite", self.on_nonfinite, "stop", "skip")
+        _one_of("mode", self.mode, "auto", "strict", "available")
         if self.mode == "available" and self.accumulate > 1:
             raise ConfigError(
                 "mode = available cannot accumulate: parts of a batch are groups of lanes, and any lanes may "
@@ -220,6 +222,7 @@ IDENTITY = (
     "lanes",
     "batch",
     "window",
+    "tail",
     "crops",
     "replay.updates",
     "replay.window_samples",
@@ -325,6 +328,11 @@ def _what_fits(batch: int, lanes: int) -> str:
         f"batch {batch} is not a whole multiple of {lanes} lanes: take batch {' or '.join(batches)}, "
         f"or lanes {', '.join(str(number) for number in sorted(near))}"
     )
+
+
+def _one_of(name: str, value: str, *allowed: str) -> None:
+    if value not in allowed:
+        raise ConfigError(f"{name} must be {', '.join(allowed[:-1])} or {allowed[-1]}, got {value!r}")
 
 
 def _at_least(section: str, config: Any, **least: int) -> None:

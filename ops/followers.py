@@ -34,8 +34,8 @@ from ops.registration import Registration
 from ops.rundir import RunRecord, read_json, write_json
 from ops.server import Server
 from ops.snapshots import SnapshotStore
+from stream.batch import Batch
 from stream.lanes import LaneLag, LaneStats
-from stream.loader import Batch
 
 logger = logging.getLogger(__name__)
 

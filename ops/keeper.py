@@ -19,8 +19,8 @@ from ops.progress import ProgressLine
 from ops.publisher import PublishResult
 from ops.rundir import write_json
 from ops.steps import Waiting
-from stream.lanes import Cursor
-from stream.loader import Batch
+from stream.batch import Batch
+from stream.cursor import Cursor
 
 
 class Keeper:

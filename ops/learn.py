@@ -37,11 +37,11 @@ from ops.ranks import World
 from ops.run import Run, device_of
 from ops.rundir import RunRecord, read_lines
 from ops.signals import StopRequest
-from ops.source_spec import follower_of, pinned, reading_mode, sealed_steps, source_spec
+from ops.source_spec import follower_of, pinned, reading_mode, sealed_samples, source_spec
+from stream.cursor import Cursor, start_cursor
 from stream.errors import StreamError, StreamNotFound
-from stream.lanes import Cursor, Source, SourceSpec
-from stream.loader import start_cursor
 from stream.shard_source import ShardSource
+from stream.source import Source, SourceSpec
 
 # Seconds between two looks for a stream that does not exist yet.
 LOOK_S = 0.5
@@ -310,12 +310,12 @@ def _await(
 def _length(
     source: Source | None, spec: SourceSpec, config: RunConfig, saved: Checkpoint | None
 ) -> int | None:
-    """Samples of the whole run when the stream has its end; see `sealed_steps`."""
+    """Samples of the whole run when the stream has its end; see `sealed_samples`."""
     if source is None:
         return None
     start = saved.cursor if saved is not None else _start(source, config)
-    steps = sealed_steps(source, start, reading_mode(config, pinned(spec, start)), config)
-    return None if steps is None else steps * config.batch * config.passes
+    samples = sealed_samples(source, start, reading_mode(config, pinned(spec, start)), config)
+    return None if samples is None else samples * config.passes
 
 
 def _start(source: Source, config: RunConfig) -> Cursor:

@@ -13,7 +13,8 @@ from ops.errors import ConfigError, RankFailed, RunMismatch, RunNotFound
 from ops.outcome import Summary
 from ops.ranks import World
 from ops.rundir import RunRecord, append_line, read_run, write_run
-from stream.lanes import Cursor, Source
+from stream.cursor import Cursor
+from stream.source import Source
 
 # Under this name the first rank says what it found.
 OPENED = "opened"

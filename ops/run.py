@@ -29,10 +29,11 @@ from ops.ranks import World
 from ops.signals import StopRequest
 from ops.source_spec import reading_mode
 from ops.steps import Patience, Steps, Stop, Waiting
+from stream.batch import Batch
+from stream.cursor import Cursor, joined
 from stream.errors import TooManyBadRecords
-from stream.lanes import Cursor, SourceSpec, joined
-from stream.loader import Batch
 from stream.replay_loader import ReplayLoader
+from stream.source import SourceSpec
 from stream.topic_follower import TopicFollower
 
 logger = logging.getLogger(__name__)
@@ -254,6 +255,7 @@ class Run:
             ranks=self._world.ranks,
             rank=self._world.rank,
             passes=config.passes,
+            tail=config.tail == "train",
             pin_memory=device_of(config, self._world.local_rank).type == "cuda",
             mode=reading_mode(config, self._spec),
         )
@@ -278,7 +280,7 @@ class Run:
         self._step_ended = asked = time.monotonic()
         for batch in steps:
             self._load_s = time.monotonic() - asked
-            self._tried, self._spent = batch, batch.stats
+            self._tried, self._spent, self._num_replays = batch, batch.stats, 0
             # A replay that is not finite leaves a step half done: here it is known where that may happen.
             risky = self.config.replay.updates > 1 and self._not_finite.knows(batch)
             self._before = self.learner.state_dict() if risky else None
@@ -292,6 +294,7 @@ class Run:
         for again in steps.replays():
             self._load_s += time.monotonic() - asked
             self._tried, self._spent = again, self._spent + again.stats
+            self._num_replays += 1
             yield again
             asked = time.monotonic()
 
@@ -310,14 +313,14 @@ class Run:
         now = time.monotonic()
         step_s, self._step_ended = now - self._step_ended, now
         if self._carrier is not None:
-            lanes = set(batch.lane_B.tolist())
+            lanes = steps.loader.lanes  # those of the batch may be others, in a tail
             self._carrier.used([p for p in batch.cursor.positions if p.lane in lanes], batch.bad)
         if self._keeper is None:
             return
         pace = Pace(
             step_s=step_s,
             load_s=self._load_s,
-            replays=self.config.replay.updates - 1,
+            replays=self._num_replays,
             lag=steps.lag,
             restarts=steps.restarts,
             lanes=steps.lanes,
@@ -379,7 +382,7 @@ def followed_by(report: StepReport, replay: StepReport) -> StepReport:
 
 def views_of(batch: Batch) -> Views:
     """What the learner sees of a batch."""
-    return Views(crops=batch.crops, uniforms=batch.uniforms, lane_B=batch.lane_B)
+    return Views(crops=batch.crops, uniforms=batch.uniforms, lane_B=batch.dealt_B)
 
 
 def device_of(config: RunConfig, local_rank: int = 0) -> torch.device:

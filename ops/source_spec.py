@@ -6,9 +6,11 @@ from ops.config import RunConfig
 from ops.errors import ConfigError
 from ops.rundir import RunRecord
 from stream.config import NONE
-from stream.lanes import Cursor, Source, SourceSpec
+from stream.cursor import Cursor
 from stream.loader import AVAILABLE, STRICT
 from stream.shard_source import ShardSource, ShardSpec
+from stream.source import Source, SourceSpec
+from stream.tail import trainable
 from stream.topic_address import is_topic, read_address
 from stream.topic_follower import TopicFollower
 from stream.topic_spec import OPEN, TopicSpec
@@ -63,8 +65,8 @@ def reading_mode(config: RunConfig, spec: SourceSpec) -> str:
     return AVAILABLE if live and config.replay.updates == config.accumulate == 1 else STRICT
 
 
-def sealed_steps(source: Source, cursor: Cursor, mode: str, config: RunConfig) -> int | None:
-    """Steps of one pass when the stream has its end; None while it is open.
+def sealed_samples(source: Source, cursor: Cursor, mode: str, config: RunConfig) -> int | None:
+    """Samples of one pass when the stream has its end and all are good; None while it is open.
 
     Args:
         source: the stream.
@@ -84,12 +86,25 @@ def sealed_steps(source: Source, cursor: Cursor, mode: str, config: RunConfig) -
         lanes = [source.outlook(position, 0).available for position in cursor.first_positions()]
         chunks = [in_lane // config.chunk for in_lane in lanes]
         records, steps = sum(lanes), sum(chunks) // config.lanes if mode == AVAILABLE else min(chunks)
-    if steps == 0:
+    samples = steps * config.batch
+    samples += tail_samples(records - samples, config)
+    if samples == 0:
         raise ConfigError(
-            f"the stream is sealed with {records} records, fewer than one batch of {config.batch}: "
+            f"the stream is sealed with {records} records, {_too_few(config)}: "
             "nothing could be learned; lower batch and lanes"
         )
-    return steps
+    return samples
+
+
+def tail_samples(records: int, config: RunConfig) -> int:
+    """How many of so many records that the whole steps of a pass leave are trained."""
+    return trainable(records, lanes=config.lanes, batch=config.batch) if config.tail == "train" else 0
+
+
+def _too_few(config: RunConfig) -> str:
+    if config.tail == "train":
+        return f"fewer than the {config.lanes} lanes"
+    return f"fewer than one batch of {config.batch}"
 
 
 def follower_of(stream: str, config: RunConfig, record: RunRecord) -> TopicFollower | None:

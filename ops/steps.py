@@ -15,9 +15,11 @@ from typing import Any, NoReturn
 from ops.errors import EXIT_FAILED, RankFailed, RankLost, Starved
 from ops.exit_codes import exit_code_of
 from ops.ranks import Rows, World
+from stream.batch import Batch
 from stream.errors import StreamError
 from stream.lanes import LaneLag, LaneStats, add_counts
-from stream.loader import TURN_S, Batch, Readiness
+from stream.loader import TURN_S
+from stream.readiness import Readiness
 from stream.replay_loader import ReplayLoader
 
 logger = logging.getLogger(__name__)
@@ -32,7 +34,8 @@ class State(enum.IntEnum):
     WAITING = 0
     PASS_ENDED = 1
     FAILED = 2
-    READY = 3
+    TAIL_FOUND = 3
+    READY = 4
 
 
 class Stop(enum.IntEnum):
@@ -144,6 +147,7 @@ class Steps:
         self._lag_here, self._next_lag, self._tell = 0, 0.0, 0
         self._waits_since = 0.0
         self._named_at = 0.0
+        self._left_over = 0
 
     def __iter__(self) -> Iterator[Batch]:
         while not self.loader.finished:
@@ -151,7 +155,10 @@ class Steps:
             if self.stop is not Stop.NO:
                 return
             if state is State.PASS_ENDED:
-                self.loader.end_pass(self._left_over())
+                self._end_chunks()
+                continue
+            if state is State.TAIL_FOUND:
+                self._deal_tail()
                 continue
             batch = self.loader.take(stats)
             self._say_ahead()
@@ -180,7 +187,7 @@ class Steps:
             rows = self._heard()
             state = _decided(rows)
             stopping = self.stop is not Stop.NO and not replaying
-            if stopping or state is State.PASS_ENDED:
+            if stopping or state in {State.PASS_ENDED, State.TAIL_FOUND}:
                 return state, LaneStats()
             if state is State.READY:
                 return state, self._account(rows)
@@ -276,17 +283,26 @@ class Steps:
             crop_s=sum(row.crop_us for row in rows) / 1e6,
         )
 
-    def _left_over(self) -> int:
-        """Records that all ranks leave unread at the end of a pass."""
-        own = 0
+    def _end_chunks(self) -> None:
+        """Some lane can fill no further chunk of the pass: begin with what remains, or the next pass."""
+        own: dict[int, int] = {}
         try:
-            own = self.loader.unread()
+            own = self.loader.unread_by_lane()
         except (StreamError, OSError) as error:
             self.error = error
-        told = self._world.gather([own, self._told()])
+        told = self._world.gather([list(own.items()), self._told()])
         if any(failed for _, failed in told):
             self._raise([failed for _, failed in told])
-        return sum(unread for unread, _ in told)
+        unread = {lane: records for rows, _ in told for lane, records in rows}
+        self._left_over = sum(unread.values())
+        if not self.loader.begin_tail(unread):
+            self.loader.end_pass(self._left_over)
+
+    def _deal_tail(self) -> None:
+        """All ranks know which of the samples that remain are good: deal them, or go to the next pass."""
+        told = self._world.gather(self.loader.tail_found)
+        if not self.loader.deal_tail([(*sample,) for found in told for sample in found]):
+            self.loader.end_pass(self._left_over)
 
     def _told(self) -> list[Any] | None:
         """Why this rank cannot go on, for the others, and with which exit code."""
@@ -337,6 +353,7 @@ _STATES = {
     Readiness.READY: State.READY,
     Readiness.WAITING: State.WAITING,
     Readiness.PASS_ENDED: State.PASS_ENDED,
+    Readiness.TAIL_FOUND: State.TAIL_FOUND,
 }
 
 

@@ -53,6 +53,37 @@ def test_float64_codes_equal_the_oracle_for_any_size_and_epsilon(
     torch.testing.assert_close(codes, expected, rtol=0, atol=1e-9)
 
 
+def clustered(samples: int, prototypes: int, *, seed: int = 0) -> Tensor:
+    """[1, B, K] float32 cosines as of a trained network: tight groups of features, of unequal sizes."""
+    generator = torch.Generator().manual_seed(seed)
+    centres = torch.nn.functional.normalize(torch.randn(6, 16, generator=generator), dim=1)
+    sizes = torch.tensor([0.6, 0.2, 0.1, 0.05, 0.03, 0.02])
+
+    def drawn(count: int, weights: Tensor) -> Tensor:
+        near = centres[torch.multinomial(weights, count, replacement=True, generator=generator)]
+        return torch.nn.functional.normalize(near + 0.02 * torch.randn(count, 16, generator=generator), dim=1)
+
+    return (drawn(samples, sizes) @ drawn(prototypes, sizes.flip(0)).T)[None]
+
+
+@pytest.mark.parametrize("exponent", [0.0, 2.0])
+@pytest.mark.parametrize(
+    ("epsilon", "iterations"),
+    [(0.005, 100), (0.01, 20), (0.01, 100), (0.02, 50), (0.03, 10), (0.03, 100), (0.05, 300)],
+)
+def test_codes_of_clustered_features_equal_the_oracle_after_many_iterations(
+    epsilon: float, iterations: int, exponent: float
+) -> None:
+    scores = clustered(128, 64)
+    prior = power_law_prior(torch.rand(64, generator=torch.Generator().manual_seed(1)), exponent)
+    given = prior if exponent else None
+    codes, mass = assign(scores, epsilon=epsilon, iterations=iterations, prior_K=given)
+    expected = log_sinkhorn(scores[0], epsilon=epsilon, iterations=iterations, prior_K=given)
+    torch.testing.assert_close(codes[0].double(), expected, rtol=0, atol=3e-6)
+    error = float((expected.sum(0) / 128 - prior.double()).abs().sum())
+    assert float(marginal_error(mass, given)) == pytest.approx(error, abs=1e-5)
+
+
 def test_codes_tend_to_the_best_assignment_as_epsilon_falls() -> None:
     scores = cosines(24, 24)[0].double()
     rows, columns = linear_sum_assignment(-scores.numpy())

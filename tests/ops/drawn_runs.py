@@ -13,7 +13,8 @@ from ops.pictures import KINDS
 from ops.run import device_of
 from ops.rundir import RunRecord, write_run
 from stream.config import ShardConfig
-from stream.lanes import Cursor, Position
+from stream.cursor import Cursor
+from stream.lanes import Position
 from stream.manifest import Manifest
 from stream.record import Record, sha256_of
 from stream.shards import ShardWriter

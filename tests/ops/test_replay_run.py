@@ -14,8 +14,8 @@ from ops.errors import ConfigError, NotFinite, RunMismatch
 from ops.outcome import FINISHED, STOPPED, Summary
 from ops.rundir import read_lines
 from stream.errors import StreamDamaged
-from stream.lanes import Entry
 from stream.shard_source import ShardSource
+from stream.source import Entry
 from tests.ops.small_runs import STEPS, StopAfter, bits, config_of, killed, run
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -25,8 +25,9 @@ from ops.signals import StopRequest
 from ops.standing import look
 from stream.config import ShardConfig
 from stream.errors import StreamNotFound, TooManyBadRecords
-from stream.loader import Loader, Readiness
+from stream.loader import Loader
 from stream.manifest import Manifest
+from stream.readiness import Readiness
 from stream.record import Record
 from stream.shards import ShardWriter
 from tests.ops.small_runs import StopAfter, bits, config_of, full_disk, run, write_stream
