@@ -326,14 +326,14 @@ class Publisher:
             # Whoever answers next may be another server, which knows less: the epoch is taken anew.
             self._holds = False
             self._store.client.connection_pool.disconnect()
+        elif job is not None and self._holds:
+            # The server answers but takes nothing, so each new snapshot would leave one more file behind.
+            with contextlib.suppress(redis.RedisError, OSError, OpsError):
+                self._drop_encoders()
         if self._failures == 1:
             logger.warning("snapshots cannot be published now, the learner goes on: %s", error)
         else:
             logger.debug("attempt %d: %s", self._failures, error)
-        if job is not None and self._holds:
-            # The server answers but takes nothing, so each new snapshot would leave one more file behind.
-            with contextlib.suppress(redis.RedisError, OSError, OpsError):
-                self._drop_encoders()
         if job is not None:
             self._tell(_result(job, "error", detail=str(error), began=began))
 

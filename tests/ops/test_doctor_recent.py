@@ -15,7 +15,7 @@ from ops.live import LiveView
 from ops.outcome import Summary
 from ops.recent import TROUBLE_S
 from ops.rundir import append_line
-from ops.standing import RUNNING
+from ops.standing import RUNNING, look
 from ops.verdicts import START_S
 from tests.ops import synthetic
 from tests.ops.test_doctor import WELL
@@ -29,7 +29,7 @@ def found(**change: Any) -> list[str]:
 
 def as_if_live(run_dir: Path, live: LiveView, monkeypatch: pytest.MonkeyPatch) -> Facts:
     """What the doctor gathers while the live page says this."""
-    standing = replace(doctor_facts.look(run_dir), status=RUNNING, url="http://here/")
+    standing = replace(look(run_dir), status=RUNNING, url="http://here/")
     body = json.loads(json.dumps(live.status(), default=str))
     monkeypatch.setattr(doctor_facts, "look", lambda _run_dir: standing)
     monkeypatch.setattr(doctor_facts, "ask", lambda _url: body)
