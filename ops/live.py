@@ -71,6 +71,8 @@ class LiveView:
         self.prototypes = LivePrototypes(prototypes, exemplars)
         self.ranks = 1
         """Learners that share the run; set once, before it is looked at."""
+        self.published_before = 0
+        """Snapshot that earlier lives of the run published last; set once."""
         self._lock = threading.Lock()
         self._started = time.time()
         self._fixed = {
@@ -275,7 +277,7 @@ class LiveView:
                 restarts=body["recent"]["troubles"].get("reader_restarts", 0),
             ),
             verdicts.snapshots(
-                version=shot.get("version", 0),
+                version=shot.get("version", self.published_before),
                 result="" if last is None else last.result,
                 detail="" if last is None else last.detail,
                 age_s=now - shot["time"] if shot else None,

@@ -140,7 +140,12 @@ def snapshots(*, version: int, result: str, detail: str, age_s: float | None) ->
         "unhealthy": ("watch", f"Published{age}, but not healthy ({detail}): stable stays where it is."),
         "stale_epoch": ("bad", "A newer learner publishes for this run: two learners work on it. End one."),
         "error": ("bad", f"Not published, tried again: {detail}"),
-    }.get(result, ("unknown", "The first one is still to come."))
+    }.get(
+        result,
+        ("unknown", "Published before this start; the next one is still to come.")
+        if version
+        else ("unknown", "The first one is still to come."),
+    )
     return Verdict(name="snapshots", title="Snapshots", state=found[0], value=value, text=found[1])
 
 

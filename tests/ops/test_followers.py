@@ -40,7 +40,8 @@ def test_a_server_that_may_lose_snapshots_is_an_event_on_the_live_page(tmp_path:
         with Followers(
             tmp_path, record, config, samples=0, skipped={}, history=[], total_samples=None
         ) as followers:
-            followers.start_publishing(Progress())
+            followers.start_publishing(Progress(snapshot_version=4))
+            assert "v4" in [row["value"] for row in followers.live.status()["verdicts"]]
             wait_for(lambda: len(followers.live.events()) == 2)
             told = [event["text"] for event in followers.live.events() if event["kind"] == "redis"]
     assert "keeps nothing over a restart" in told[0]
