@@ -337,7 +337,9 @@ class Learner:
         load_weights(self._model, encoder, tensors)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the next steps depend on; every rank calls it, and every rank gets all of it.
+        """Everything that the next steps depend on, of all ranks.
+
+        Every rank calls it, or `hand_over_state` where it is not wanted.
 
         Returns:
             {"version": int, "tensors": {name: copy on the CPU}, "values": {name: JSON value}}.
@@ -365,6 +367,10 @@ class Learner:
             values["usage"].append(usage["values"])
             tensors[f"generation.{head}"] = generation_K.clone()
         return {"version": state.VERSION, "tensors": tensors, "values": values}
+
+    def hand_over_state(self) -> None:
+        """This rank's part of `state_dict`, for those that call that one meanwhile; copies no weight."""
+        self._swav.queue.hand_over(self._group, self._network.device)
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Go on from a state, of any number of ranks.

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from ops import checkpoint, settings
 from ops.checkpoint_writer import CheckpointWriter
-from ops.config import RunConfig, build, is_identity
+from ops.config import RunConfig, is_identity
+from ops.config_file import build
 from ops.errors import ConfigError, RunMismatch, RunNotFound
 from ops.lock import RunLock
 from ops.outcome import Progress

@@ -1,12 +1,9 @@
-"""The root config of a run: one tree of frozen dataclasses, read from TOML, a recipe and `--set a.b=v`."""
+"""The root config of a run: one tree of frozen dataclasses."""
 
-import copy
 import hashlib
 import json
-import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from learner.config import (
@@ -243,80 +240,6 @@ def is_identity(name: str, old: Any, new: Any) -> bool:
     if name == "precision":  # bfloat16 keeps its weights in float32, so those two can follow each other
         return "float64" in {old, new}
     return name in IDENTITY
-
-
-def load_values(path: Path) -> dict[str, Any]:
-    """Read a config file into nested plain values, without its [recipe] table.
-
-    Raises:
-        ConfigError: the file is missing, or is not TOML.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"config file {path} cannot be read: {error}") from error
-    return parse_values(text, str(path))
-
-
-def parse_values(text: str, name: str) -> dict[str, Any]:
-    """Parse TOML into nested plain values, without the [recipe] table that describes it.
-
-    Raises:
-        ConfigError: not TOML; the message names `name` and the place.
-    """
-    try:
-        values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{name} is not valid TOML: {error}") from error
-    values.pop("recipe", None)
-    return values
-
-
-def build(values: Mapping[str, Any], assignments: Iterable[str] = ()) -> RunConfig:
-    """A config from nested plain values and `a.b=v` assignments, the later ones winning.
-
-    Raises:
-        ConfigError: see `RunConfig.from_dict` and `settings.assign`.
-    """
-    # Over the defaults, so that `crops.1.count=4` has something to change; checked once, at the end.
-    merged = _merged(RunConfig().to_dict(), values)
-    for assignment in assignments:
-        settings.assign(merged, assignment)
-    return RunConfig.from_dict(merged)
-
-
-def advice(config: RunConfig) -> list[str]:
-    """One sentence for each setting that is allowed but probably not meant."""
-    found = []
-    largest = max(config.swav.prototypes)
-    pool = config.batch + config.swav.queue_samples
-    if pool < largest:
-        found.append(
-            f"batch + queue is {pool}, fewer than the {largest} prototypes: a balanced code cannot reach "
-            f"all of them in one step; raise swav.queue_samples to {largest - config.batch} or more"
-        )
-    annealed = config.optim.anneal_samples > 0
-    if config.optim.schedule == "constant" and config.optim.final_learning_rate and not annealed:
-        found.append("optim.final_learning_rate is ignored: the schedule is constant")
-    if 0 < config.reseed.after_samples < 10 * largest:
-        found.append(
-            f"reseed.after_samples = {config.reseed.after_samples} is less than ten samples for each of the "
-            f"{largest} prototypes: even traffic leaves some unused for so long; set it to {10 * largest}"
-        )
-    if config.checkpoint.keep == 1:
-        found.append("checkpoint.keep is 1: when the only checkpoint is damaged the run starts anew")
-    return found
-
-
-def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for name, value in over.items():
-        below = merged.get(name)
-        if isinstance(below, Mapping) and isinstance(value, Mapping):
-            merged[name] = _merged(below, value)
-        else:
-            merged[name] = copy.deepcopy(value)
-    return merged
 
 
 def _what_fits(batch: int, lanes: int) -> str:

@@ -4,10 +4,12 @@ from dataclasses import replace
 
 from ops.config import RunConfig
 from ops.errors import ConfigError
+from ops.ranks import World
 from ops.rundir import RunRecord
 from stream.config import NONE
 from stream.cursor import Cursor
 from stream.loader import AVAILABLE, STRICT
+from stream.replay_loader import ReplayLoader
 from stream.shard_source import ShardSource, ShardSpec
 from stream.source import Source, SourceSpec
 from stream.tail import trainable
@@ -63,6 +65,37 @@ def reading_mode(config: RunConfig, spec: SourceSpec) -> str:
         return config.mode
     live = isinstance(spec, TopicSpec) and all(end == OPEN for _, end in spec.bounds)
     return AVAILABLE if live and config.replay.updates == config.accumulate == 1 else STRICT
+
+
+def open_loader(
+    spec: SourceSpec, config: RunConfig, cursor: Cursor, *, world: World, pin_memory: bool
+) -> ReplayLoader:
+    """Start the readers of one rank.
+
+    Args:
+        spec: opens the stream.
+        config: of the run.
+        cursor: where it goes on.
+        world: the ranks, of which this is one.
+        pin_memory: batches are to go to a CUDA device.
+
+    Raises:
+        StreamError: the stream cannot be read, or is not the one of the cursor.
+    """
+    return ReplayLoader(
+        spec,
+        replay=config.replay,
+        cursor=cursor,
+        crops=config.crops,
+        config=config.reader,
+        workers=config.workers,
+        ranks=world.ranks,
+        rank=world.rank,
+        passes=config.passes,
+        tail=config.tail == "train",
+        pin_memory=pin_memory,
+        mode=reading_mode(config, spec),
+    )
 
 
 def sealed_samples(source: Source, cursor: Cursor, mode: str, config: RunConfig) -> int | None:

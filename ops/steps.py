@@ -5,7 +5,6 @@ stop, and what it has read. The row is handed in while the update before is stil
 agreeing costs no time when readers keep up. A rank alone goes through the same motions with a table of one.
 """
 
-import enum
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +14,7 @@ from typing import Any, NoReturn
 from ops.errors import EXIT_FAILED, RankFailed, RankLost, Starved
 from ops.exit_codes import exit_code_of
 from ops.ranks import Rows, World
+from ops.votes import Row, State, Stop, decided
 from stream.batch import Batch
 from stream.errors import StreamError
 from stream.lanes import LaneLag, LaneStats, add_counts
@@ -26,25 +26,6 @@ logger = logging.getLogger(__name__)
 
 # Seconds between two counts of the lag.
 LAG_S = 0.5
-
-
-class State(enum.IntEnum):
-    """What a rank can do next. The smallest of all ranks is what is done."""
-
-    WAITING = 0
-    PASS_ENDED = 1
-    FAILED = 2
-    TAIL_FOUND = 3
-    READY = 4
-
-
-class Stop(enum.IntEnum):
-    """Whether a rank is asked to stop, and how; the smallest counts."""
-
-    TERMINATE = 0
-    """By SIGTERM."""
-    ASKED = 1
-    NO = 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,41 +48,6 @@ class Patience:
     """Seconds after which the lanes are named that hold up the others."""
     fail_s: float
     """Seconds after which a rank ends the run whose readers bring nothing although records are there."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Row:
-    """What one rank says before one update; goes over the wire as integers."""
-
-    turn: int
-    """Number of the vote: the same on all ranks, or they have lost step."""
-    state: State
-    stop: Stop
-    starving: int
-    """Lanes without the records for the next chunk."""
-    lag: int
-    restarts: int
-    rebuilding: int
-    """1: it reads the window of replays again."""
-    name: int
-    """1: the first rank wants to know which lanes are starving."""
-    tell: int
-    """1: the first rank wants to know how far each lane is behind."""
-    read: int = 0
-    used: int = 0
-    bytes: int = 0
-    read_us: int = 0
-    decode_us: int = 0
-    crop_us: int = 0
-
-    def wire(self) -> list[int]:
-        return [int(getattr(self, field)) for field in self.__dataclass_fields__]
-
-    @classmethod
-    def of_wire(cls, numbers: list[int]) -> "_Row":
-        values = dict(zip(cls.__dataclass_fields__, numbers, strict=True))
-        state, stop = State(values.pop("state")), Stop(values.pop("stop"))
-        return cls(state=state, stop=stop, **values)
 
 
 class Steps:
@@ -185,7 +131,7 @@ class Steps:
         replaying = self.loader.replays_left > 0
         while True:
             rows = self._heard()
-            state = _decided(rows)
+            state = decided(rows)
             stopping = self.stop is not Stop.NO and not replaying
             if stopping or state in {State.PASS_ENDED, State.TAIL_FOUND}:
                 return state, LaneStats()
@@ -218,7 +164,7 @@ class Steps:
         except (StreamError, OSError) as error:
             state, self.error = State.FAILED, error
         self._turn += 1
-        row = _Row(
+        row = Row(
             turn=self._turn,
             state=state,
             stop=self._asked(),
@@ -248,12 +194,12 @@ class Steps:
         except (StreamError, OSError) as error:
             logger.warning("the lag cannot be told now: %s", error)
 
-    def _heard(self) -> list[_Row]:
+    def _heard(self) -> list[Row]:
         """What all ranks have said."""
         if self._ahead is None:
             self._say(TURN_S)
         assert self._ahead is not None
-        rows = [_Row.of_wire(numbers) for numbers in self._ahead()]
+        rows = [Row.of_wire(numbers) for numbers in self._ahead()]
         self._ahead = None
         if any(row.turn != self._turn for row in rows):
             raise RankLost(f"the ranks have lost step: they stand at {[row.turn for row in rows]}")
@@ -266,7 +212,7 @@ class Steps:
             self.lanes = [LaneLag(**lag) for told in self._world.gather(own) for lag in told]
         return rows
 
-    def _account(self, rows: list[_Row]) -> LaneStats:
+    def _account(self, rows: list[Row]) -> LaneStats:
         """What all ranks read for the next update, added up."""
         skipped: dict[str, int] = {}
         # All ranks see the same table, so all of them ask for the reasons, or none does.
@@ -318,7 +264,7 @@ class Steps:
         why, code = told[rank] or ("", EXIT_FAILED)
         raise RankFailed(f"rank {rank} of {self._world.ranks} cannot go on: {why}", code)
 
-    def _name_the_late(self, rows: list[_Row]) -> None:
+    def _name_the_late(self, rows: list[Row]) -> None:
         """Say which lanes hold up the others; end the run when readers bring nothing for too long."""
         if not rows[0].name:
             return
@@ -339,14 +285,6 @@ class Steps:
             self._warn(f"waiting {waited:.0f} s for records of {_names(starving)}; other lanes have some")
         elif stuck:
             self._warn(f"waiting {waited:.0f} s for the readers of rank {', '.join(map(str, stuck))}")
-
-
-def _decided(rows: Sequence[_Row]) -> State:
-    """What is done: as soon as no rank is still reading, a failure is not kept waiting for new records."""
-    states = {row.state for row in rows if not row.starving}
-    if State.FAILED in states and not states & {State.WAITING, State.PASS_ENDED}:
-        return State.FAILED
-    return min(row.state for row in rows)
 
 
 _STATES = {

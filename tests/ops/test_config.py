@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from learner.config import LearnerConfig
 from ops import settings
-from ops.config import IDENTITY, RunConfig, advice, build, is_identity, load_values
+from ops.advice import advice
+from ops.config import IDENTITY, RunConfig, is_identity
+from ops.config_file import build, load_values
 from ops.errors import EXIT_AGAIN, ConfigError
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from ops import recipes, settings
-from ops.config import advice, build, load_values
+from ops.advice import advice
+from ops.config_file import build, load_values
 from ops.errors import ConfigError
 
 EPOCH_4096 = 312 * 4096

@@ -1,0 +1,26 @@
+"""What is allowed of a run's settings, but probably not meant. Nothing heavy is imported."""
+
+from ops.config import RunConfig
+
+
+def advice(config: RunConfig) -> list[str]:
+    """One sentence for each setting that is allowed but probably not meant."""
+    found = []
+    largest = max(config.swav.prototypes)
+    pool = config.batch + config.swav.queue_samples
+    if pool < largest:
+        found.append(
+            f"batch + queue is {pool}, fewer than the {largest} prototypes: a balanced code cannot reach "
+            f"all of them in one step; raise swav.queue_samples to {largest - config.batch} or more"
+        )
+    annealed = config.optim.anneal_samples > 0
+    if config.optim.schedule == "constant" and config.optim.final_learning_rate and not annealed:
+        found.append("optim.final_learning_rate is ignored: the schedule is constant")
+    if 0 < config.reseed.after_samples < 10 * largest:
+        found.append(
+            f"reseed.after_samples = {config.reseed.after_samples} is less than ten samples for each of the "
+            f"{largest} prototypes: even traffic leaves some unused for so long; set it to {10 * largest}"
+        )
+    if config.checkpoint.keep == 1:
+        found.append("checkpoint.keep is 1: when the only checkpoint is damaged the run starts anew")
+    return found
