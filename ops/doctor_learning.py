@@ -20,7 +20,8 @@ def learning_rate(facts: Facts) -> Finding | None:
     wild = rate is not None and rate > RATE_HIGH.get(optimizer, math.inf)
     above = _stuck(facts) and (facts.loss_over_ln_k or 0.0) > LOSS_ABOVE
     lost = facts.loss_over_ln_k is not None and facts.loss_over_ln_k > LOSS_STUCK
-    trouble = facts.not_finite > 0 or collapsed(facts) or lost
+    spoiled = collapsed(facts) or twins(facts) is not None or codes(facts) is not None
+    trouble = facts.not_finite > 0 or lost or spoiled
     raised = [
         line for line in facts.changes
         if line.get("setting") == "optim.learning_rate" and line["new"] > 3 * line["old"]
