@@ -168,9 +168,9 @@ def test_a_planted_fault_is_found_named_and_not_taken_for_another(
     while life.thread.is_alive() and fault.alert not in life.fired and time.monotonic() < life.well + WAIT_S:
         look(life, watched.server)
     found = time.monotonic()
+    code, findings = doctor(life.run_dir)  # now, as whoever the alert has called would ask
     while life.thread.is_alive() and time.monotonic() < found + SETTLE_S:
         look(life, watched.server)
-    code, findings = doctor(life.run_dir)
     looked_to_the_end = life.thread.is_alive()
     life.stop.ask()
     life.thread.join(60)
