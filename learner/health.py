@@ -133,12 +133,17 @@ def nearest_cosines(prototypes_KD: Tensor) -> Tensor:
     return torch.cat(nearest)
 
 
-def twins(nearest_K: Tensor, threshold: float) -> int:
-    """Number of k with a nearest cosine above the threshold.
+def twins(nearest_R: Tensor, threshold: float, prototypes: int) -> int:
+    """Number of the K prototypes with a nearest cosine above the threshold.
 
     Null: 0. Sees the partial collapse that usage and entropy are blind to.
+
+    Args:
+        nearest_R: `nearest_cosines`, of all prototypes or of evenly spaced ones that stand for them.
+        threshold: cosine from which two are twins.
+        prototypes: K.
     """
-    return int((nearest_K > threshold).sum())
+    return round(int((nearest_R > threshold).sum()) * prototypes / len(nearest_R))
 
 
 def mean_entropy(shares_NK: Tensor) -> float:
@@ -201,7 +206,9 @@ def lidar_rank(z_nND: Tensor) -> float | None:
 
     The spectrum is that of Sw^-1/2 Sb Sw^-1/2, where a class is a sample and its members are its views.
 
-    Null: 1 when views of one image differ as much as images do in all but one direction; up to min(D, N - 1).
+    1 when one direction alone tells images apart; min(D, N - 1) when all do so equally. That is also the null
+    value: of features that are noise no direction tells more than another, so that a collapsed encoder whose
+    views differ by noise alone has a high rank too. Read it with `feature_std` and the agreement of views.
     None with fewer than two views or samples.
 
     Source: Thilak et al. 2023, arXiv:2312.04000 (LiDAR); 1e-4 is added to the diagonal of Sw, as there.

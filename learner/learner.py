@@ -17,7 +17,7 @@ from learner.config import LearnerConfig
 from learner.digest import digest
 from learner.gradients import BUCKET_BYTES, GradientSums
 from learner.health import corrected_agreement, corrected_perplexity, dead_prototypes
-from learner.measure import Measured, Outcome, health_report, judge, measure
+from learner.measure import Measured, Outcome, brought_up_to_date, health_report, judge, measure
 from learner.model import copy_all, encoder_tensors, head_tensors, load_weights, numbered
 from learner.network import Laps, Network
 from learner.objectives.swav import Swav
@@ -88,6 +88,7 @@ class Learner:
             group=self._group,
         )
         self._health: HealthReport | None = None
+        self._measured: Measured | None = None  # the latest arriving batch, since this object was made
         self._watch = Watch(self._network, self._group, config.swav.prototypes[0])
 
     def step(self, views: Views, *, accumulate: int = 1, fresh: bool = True) -> StepReport:
@@ -133,6 +134,7 @@ class Learner:
         self.updates += 1
         self.samples += sum(counts) if fresh else 0
         reseeded = self._reseed(outcome, measured) if fresh else 0
+        self._measured = measured if fresh else self._measured
         due = self._health is None or (fresh and self._interval_ended(sum(counts)))
         if due:
             self._health = self._look(views, outcome, measured)
@@ -301,8 +303,30 @@ class Learner:
             tensors=tensors,
             digest=digest({f"encoder.{name}": tensor for name, tensor in encoder.items()} | weights),
             encoder_digest=digest(encoder),
-            health={} if self._health is None else judge(self._health),
+            health=self._health_now(),
         )
+
+    def _health_now(self) -> dict[str, Any]:
+        """The verdict of this moment: the latest report may be long ago. Changes nothing, no collective.
+
+        Right after a resume it is that of the report: what the last step was like is not part of the state.
+        """
+        report, latest = self._health, self._measured
+        if report is None:
+            return {}
+        if latest is None or report.samples == self.samples:
+            return judge(report) | {"looked_samples": report.samples}
+        priors_H = self._swav.priors([window.counts_K for window in self._usage], self._network.device)
+        now = brought_up_to_date(
+            report,
+            latest,
+            self.config.health,
+            samples=self.samples,
+            usage=self._usage[0],
+            prototypes_KD=self._model.prototypes[0].detach(),
+            prior_K=priors_H[0],
+        )
+        return judge(now) | {"looked_samples": report.samples}
 
     def load_weights(self, encoder: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
         """Start from the weights of a snapshot (its `encoder` and `tensors`); not a resume.
@@ -371,5 +395,5 @@ class Learner:
         self.samples, self.updates = values["samples"], values["updates"]
         ages = {"tensors": state.below("reseed", tensors), "values": values.get("reseed", {})}
         self._reseeder.load_state_dict(ages, samples=self.samples)
-        self._health = state.report_from_json(values["health"])
+        self._health, self._measured = state.report_from_json(values["health"]), None
         self._watch.load_state_dict({"tensors": state.below("watch", tensors), "values": values["watch"]})

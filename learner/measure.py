@@ -149,48 +149,21 @@ def health_report(
     watched: Watched,
 ) -> HealthReport:
     """The dearer figures; a collective, at the same step on every rank."""
-    z_ABD, counts, prior_K = outcome.z_ABD, outcome.counts, outcome.priors_H[0]
+    z_ABD, counts = outcome.z_ABD, outcome.counts
     chosen = [count * HEALTH_SAMPLES // max(HEALTH_SAMPLES, sum(counts)) for count in counts]
     own = chosen[group.rank]
     z_NAD = gather_rows(group, z_ABD[:, :own].transpose(0, 1).contiguous(), chosen).cpu()
     lane_N = gather_rows(group, outcome.lane_B[:own].to(z_ABD.device), chosen).cpu()
     z_ANND = z_NAD.transpose(0, 1)
-    counts_K = usage.counts_K
-    share_K = usage.shares()
-    nearest_K = health.nearest_cosines(outcome.prototypes_H[0]).cpu()
-    p50, p99 = health.quantiles(nearest_K, (0.5, 0.99))
-    ordered = share_K.sort(descending=True).values
-    num = len(counts_K)
     return HealthReport(
-        samples=samples,
-        prototypes=num,
-        usage_samples=len(usage),
-        usage_window_samples=usage.samples,
-        usage_perplexity=health.corrected_perplexity(counts_K),
-        usage_perplexity_raw=health.perplexity(counts_K),
-        usage_kl_to_prior_nats=health.divergence_from_prior(
-            counts_K, None if prior_K is None else prior_K.cpu()
+        **_without_features(
+            measured,
+            config,
+            samples=samples,
+            usage=usage,
+            prototypes_KD=outcome.prototypes_H[0],
+            prior_K=outcome.priors_H[0],
         ),
-        usage_gini_ratio=health.gini(counts_K),
-        dead_prototypes=health.dead_prototypes(counts_K),
-        unused_by_chance=health.unused_by_chance(num, len(usage)),
-        usage_histogram=health.usage_histogram(counts_K),
-        usage_top=tuple(ordered[:EXTREMES].tolist()),
-        usage_bottom=tuple(ordered.flip(0)[:EXTREMES].tolist()),
-        group_usage=tuple(health.group_shares(counts_K, min(GROUPS, num)).tolist()),
-        prototype_twins=health.twins(nearest_K, config.twin_cosine),
-        nn_cosine_mean=float(nearest_K.mean()),
-        nn_cosine_p50=p50,
-        nn_cosine_p99=p99,
-        nn_cosine_max=float(nearest_K.max()),
-        loss=measured.loss,
-        loss_excess_ratio=1 - measured.loss_over_ln_k,
-        code_entropy_nats=measured.code_entropy,
-        prediction_entropy_nats=measured.prediction_entropy,
-        sinkhorn_residual=measured.residual,
-        view_agreement=measured.agreement,
-        view_agreement_corrected=health.corrected_agreement(measured.agreement, share_K),
-        feature_std_ratio=measured.feature_std,
         effective_rank=health.effective_rank(z_ANND[0]),
         alpha_req=health.alpha_req(z_ANND[0]),
         lidar_rank=health.lidar_rank(z_ANND),
@@ -201,6 +174,85 @@ def health_report(
         stream_autocorrelation=health.autocorrelation(z_ANND[0], lane_N),
         **dataclasses.asdict(watched),
     )
+
+
+@torch.no_grad()
+def brought_up_to_date(
+    report: HealthReport,
+    measured: Measured,
+    config: HealthConfig,
+    *,
+    samples: int,
+    usage: UsageWindow,
+    prototypes_KD: Tensor,
+    prior_K: Tensor | None,
+) -> HealthReport:
+    """An earlier report with what is known of a later step: all that is judged. No collective.
+
+    What needs the features themselves, or the frozen copy of the network, stays as it was.
+
+    Args:
+        report: the latest one.
+        measured: the later step.
+        config: settings.
+        samples: seen by then.
+        usage: of the first head, by then.
+        prototypes_KD: of the first head, by then.
+        prior_K: wanted mass; None = uniform.
+    """
+    later = _without_features(
+        measured, config, samples=samples, usage=usage, prototypes_KD=prototypes_KD, prior_K=prior_K
+    )
+    return dataclasses.replace(report, **later)
+
+
+def _without_features(
+    measured: Measured,
+    config: HealthConfig,
+    *,
+    samples: int,
+    usage: UsageWindow,
+    prototypes_KD: Tensor,
+    prior_K: Tensor | None,
+) -> dict[str, Any]:
+    """Fields of a report that follow from a step's sums, the usage window and the prototypes."""
+    counts_K = usage.counts_K
+    share_K = usage.shares()
+    nearest_R = health.nearest_cosines(prototypes_KD).cpu()
+    p50, p99 = health.quantiles(nearest_R, (0.5, 0.99))
+    ordered = share_K.sort(descending=True).values
+    num = len(counts_K)
+    return {
+        "samples": samples,
+        "prototypes": num,
+        "usage_samples": len(usage),
+        "usage_window_samples": usage.samples,
+        "usage_perplexity": health.corrected_perplexity(counts_K),
+        "usage_perplexity_raw": health.perplexity(counts_K),
+        "usage_kl_to_prior_nats": health.divergence_from_prior(
+            counts_K, None if prior_K is None else prior_K.cpu()
+        ),
+        "usage_gini_ratio": health.gini(counts_K),
+        "dead_prototypes": health.dead_prototypes(counts_K),
+        "unused_by_chance": health.unused_by_chance(num, len(usage)),
+        "usage_histogram": health.usage_histogram(counts_K),
+        "usage_top": tuple(ordered[:EXTREMES].tolist()),
+        "usage_bottom": tuple(ordered.flip(0)[:EXTREMES].tolist()),
+        "group_usage": tuple(health.group_shares(counts_K, min(GROUPS, num)).tolist()),
+        "prototype_twins": health.twins(nearest_R, config.twin_cosine, num),
+        "nn_cosine_mean": float(nearest_R.mean()),
+        "nn_cosine_p50": p50,
+        "nn_cosine_p99": p99,
+        "nn_cosine_max": float(nearest_R.max()),
+        "loss": measured.loss,
+        "loss_excess_ratio": 1 - measured.loss_over_ln_k,
+        "code_entropy_nats": measured.code_entropy,
+        "prediction_entropy_nats": measured.prediction_entropy,
+        "sinkhorn_residual": measured.residual,
+        "view_agreement": measured.agreement,
+        "view_agreement_corrected": health.corrected_agreement(measured.agreement, share_K),
+        "feature_std_ratio": measured.feature_std,
+    }
 
 
 LIMITS = {

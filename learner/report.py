@@ -94,7 +94,8 @@ class HealthReport:
     alpha_req: float | None
     """Decay exponent of the features' spectrum."""
     lidar_rank: float | None
-    """Effective rank of what tells images apart, against what tells views of one image apart."""
+    """Effective rank of what tells images apart, against what tells views of one image apart; near D for
+    noise."""
     uniformity: float | None
     """log mean exp(-2 d^2) over pairs of samples; lower is more even."""
     alignment: float | None
@@ -177,4 +178,5 @@ class Snapshot:
     encoder_digest: str
     """SHA-256 (hex) of the encoder alone."""
     health: dict[str, Any]
-    """`verdict`, `limits` and the latest figures, JSON-ready; empty before the first step."""
+    """`verdict`, `limits` and `figures` of this moment, JSON-ready; empty before the first step. Figures that
+    need the features of a batch, or the frozen copy, are those of the report at `looked_samples`."""

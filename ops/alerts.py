@@ -11,7 +11,7 @@ from typing import Any
 
 from learner.measure import LIMITS
 from ops.metric_table import PREFIX
-from ops.verdicts import RESIDUAL_MUCH, STALLED_S, WARM_UP_UPDATES, WINDOW_FULL
+from ops.verdicts import RESIDUAL_MUCH, STALLED_S, START_S, WARM_UP_UPDATES, WINDOW_FULL
 
 JOB = "swavstream"
 DRIFT_MUCH = 0.25
@@ -34,6 +34,8 @@ class Scale:
     """Updates before which a loss at ln K is no finding."""
     stalled_s: float = STALLED_S
     """Seconds without a step; not scaled, since a step takes as long as it takes."""
+    start_s: float = START_S
+    """Seconds from the start to the first step; not scaled either."""
 
     def span(self, seconds: float) -> str:
         """A duration in Prometheus' notation; at least a millisecond unless it is nothing."""
@@ -121,8 +123,10 @@ def _loop(scale: Scale) -> tuple[Alert, ...]:
         _alert(
             "LearnerStalled", "page", MINUTE, "training",
             f"(time() - {PREFIX}last_step_timestamp_seconds > {scale.stalled_s:g}) "
-            f"and {PREFIX}learner_waiting == 0 and {PREFIX}stream_lag_records > 0",
-            "No step is done although records are unread.",
+            f"and {PREFIX}learner_waiting == 0 and {PREFIX}stream_lag_records > 0 "
+            f"or (time() - {PREFIX}learner_start_timestamp_seconds > {scale.start_s:g}) "
+            f"and {PREFIX}learner_waiting == 0 unless {PREFIX}last_step_timestamp_seconds",
+            "No step is done although records are unread, or none since the learner started.",
         ),
         _alert(
             "NotFinite", "page", 0, "training",
@@ -211,7 +215,9 @@ def _stream(scale: Scale) -> tuple[Alert, ...]:
 
 def _keeping(scale: Scale) -> tuple[Alert, ...]:
     span, half_hour = scale.span(10 * MINUTE), scale.span(30 * MINUTE)
-    behind = f"{PREFIX}run_samples - ({PREFIX}snapshot_samples or 0 * {PREFIX}run_samples)"
+    # Those of an earlier life are not known to this one, which publishes its first in its own time.
+    last = f"({PREFIX}snapshot_samples > {PREFIX}run_start_samples or {PREFIX}run_start_samples)"
+    behind = f"{PREFIX}run_samples - {last}"
     return (
         _alert(
             "CheckpointFailing", "page", 0, "training",

@@ -36,10 +36,15 @@ class Facts:
     lag: int | None = None
     waiting: bool = False
     since_step_s: float | None = None
+    since_start_s: float | None = None
+    start_samples: int = 0
+    """Where this life of the run began."""
     reader_restarts: int = 0
+    """Of late, as are all counts of troubles but `stale_epochs`."""
     used: int = 0
+    """Records of late."""
     skipped: Mapping[str, int] = field(default_factory=dict)
-    """Records that could not be used, by reason."""
+    """Records of late that could not be used, by reason."""
     not_finite: int = 0
     """Steps that were refused."""
     publish_errors: int = 0
@@ -49,6 +54,7 @@ class Facts:
     unhealthy: str = ""
     """Limits that the newest snapshot failed; empty = none, or there is no snapshot yet."""
     stale_epochs: int = 0
+    """Since the learner started: once refused it is refused until it ends."""
     snapshot_samples: int | None = None
     redis_error: str = ""
     """Why Redis cannot be reached now; empty = it can, or nobody has asked."""

@@ -2,6 +2,7 @@
 
 import math
 import os
+import time
 import urllib.error
 import urllib.request
 from collections import deque
@@ -16,10 +17,11 @@ from ops.checkpoint import VALUES
 from ops.doctor_case import Facts
 from ops.errors import RedisUnavailable
 from ops.metric_table import PREFIX
+from ops.recent import ALIKE, TROUBLE_S
 from ops.redis_client import URL_VARIABLE, connect, said
 from ops.rundir import newest_saved, read_json, read_lines, read_run
 from ops.snapshots import warnings_of
-from ops.standing import ANSWER_S, Standing, ask, look
+from ops.standing import ANSWER_S, RUNNING, Standing, ask, look
 
 RECENT = 20
 """Entries of the history that the loss is averaged over."""
@@ -42,9 +44,9 @@ def gather(run_dir: Path) -> Facts:
     figures["loss_over_ln_k"] = _recent_loss(run_dir)
     url = _text(record.config, "snapshot", "url") or os.environ.get(URL_VARIABLE, "")
     error, warnings = _look_at_redis(url) if url else ("", ())
-    summary = read_json(run_dir / "summary.json") or {}
-    saved = newest_saved(run_dir)
-    cursor = saved[1] if saved else {}
+    recent = live.get("recent") or {}
+    troubles = recent.get("troubles") or {}
+    used, skipped = (recent["used"], recent["skipped"]) if recent else _records(run_dir)
     published = live.get("snapshot") or {}
     return Facts(
         status=standing.status,
@@ -58,10 +60,12 @@ def gather(run_dir: Path) -> Facts:
         lag=live.get("lag"),
         waiting=live.get("state") == "waiting",
         since_step_s=live.get("since_step_s"),
-        reader_restarts=int(series.get(("reader_restarts_total", ""), 0)),
-        used=standing.samples,
-        skipped=live.get("skipped") or summary.get("skipped_by_reason") or cursor.get("skipped") or {},
-        not_finite=sum(1 for _ in read_lines(run_dir / "nonfinite.jsonl")),
+        since_start_s=live["now"] - live["started"] if live else None,
+        start_samples=live.get("start_samples", 0),
+        reader_restarts=troubles.get("reader_restarts", 0),
+        used=used,
+        skipped=skipped,
+        not_finite=_not_finite(run_dir, standing),
         publish_errors=int(series.get(("snapshots_published_total", "error"), 0)),
         last_publish=_last_publish(live),
         publish_detail=_verdict(live, "snapshots"),
@@ -70,15 +74,17 @@ def gather(run_dir: Path) -> Facts:
         snapshot_samples=published.get("samples"),
         redis_error=error,
         redis_warnings=warnings,
-        checkpoint_errors=int(series.get(("checkpoints_total", "error"), 0)),
-        damaged=tuple(sorted(path.name for path in (run_dir / "checkpoints").glob("damaged-*"))),
+        checkpoint_errors=troubles.get("checkpoint_error", 0),
+        damaged=_damaged(run_dir, troubles.get("checkpoint_damaged", 0)),
     )
 
 
 def _figures(run_dir: Path, standing: Standing, live: Mapping[str, Any]) -> dict[str, Any]:
     """Figures of now, or of the end: the live ones, else those of history and newest checkpoint."""
     if live:
-        return {**(live.get("health") or {}), **live}
+        recent = live.get("recent") or {}
+        alike = {name: mean for name in ALIKE if (mean := recent.get(name)) is not None}
+        return {**(live.get("health") or {}), **live, **alike}
     saved = newest_saved(run_dir)
     values = (read_json(saved[0] / VALUES) or {}).get("values", {}) if saved else {}
     report = values.get("health") or {}
@@ -86,6 +92,34 @@ def _figures(run_dir: Path, standing: Standing, live: Mapping[str, Any]) -> dict
     if report:
         figures["usage_window_fill"] = min(1.0, report["usage_samples"] / report["usage_window_samples"])
     return figures
+
+
+def _records(run_dir: Path) -> tuple[int, Mapping[str, int]]:
+    """Records used and skipped between the oldest and the newest checkpoint there; of all, with one."""
+    folders = sorted((run_dir / "checkpoints").glob("ckpt-*"))
+    cursors = [cursor for path in folders if (cursor := read_json(path / "cursor.json")) is not None]
+    if not cursors:
+        return 0, (read_json(run_dir / "summary.json") or {}).get("skipped_by_reason") or {}
+    first, last = cursors[0] if len(cursors) > 1 else {}, cursors[-1]
+    before, skipped = first.get("skipped", {}), last.get("skipped", {})
+    used = last["samples"] - first.get("samples", 0)
+    return used, {reason: count - before.get(reason, 0) for reason, count in skipped.items()}
+
+
+def _not_finite(run_dir: Path, standing: Standing) -> int:
+    """Steps that were refused of late: before now, or before the end of a run that nobody works on."""
+    end = time.time() if standing.status == RUNNING else standing.latest.get("time", 0.0)
+    lines = read_lines(run_dir / "nonfinite.jsonl")
+    return sum(1 for line in lines if line.get("time", math.inf) > end - TROUBLE_S)
+
+
+def _damaged(run_dir: Path, found: int) -> tuple[str, ...]:
+    """Checkpoints set aside of late: `found` in this life, and those that none has followed yet."""
+    folder = run_dir / "checkpoints"
+    names = sorted(path.name for path in folder.glob("damaged-*"))
+    newest = max((path.name.partition("-")[2] for path in folder.glob("ckpt-*")), default="")
+    late = [name for name in names if name.partition("-")[2] > newest]
+    return tuple(sorted({*late, *names[max(0, len(names) - found) :]}))
 
 
 def _recent_loss(run_dir: Path) -> float | None:

@@ -8,6 +8,8 @@ from ops.verdicts import LOSS_STUCK, RESIDUAL_MUCH, WARM_UP_UPDATES, WINDOW_FULL
 
 # Learning rates that no published run of the method comes near to.
 RATE_HIGH = {"adamw": 0.02, "sgd": 10.0, "lars": 30.0}
+FROM_HEALTHY = "`swavstream learn STREAM --run NEW --init-from RUN:VERSION`"
+"""Begins a run with the weights of a snapshot."""
 LOSS_ABOVE = 1.1
 """Loss against ln K from which it is not only ignorant but confident and wrong."""
 
@@ -18,7 +20,8 @@ def learning_rate(facts: Facts) -> Finding | None:
     wild = rate is not None and rate > RATE_HIGH.get(optimizer, math.inf)
     above = _stuck(facts) and (facts.loss_over_ln_k or 0.0) > LOSS_ABOVE
     lost = facts.loss_over_ln_k is not None and facts.loss_over_ln_k > LOSS_STUCK
-    trouble = facts.not_finite > 0 or collapsed(facts) or lost
+    spoiled = collapsed(facts) or twins(facts) is not None or codes(facts) is not None
+    trouble = facts.not_finite > 0 or lost or spoiled
     raised = [
         line for line in facts.changes
         if line.get("setting") == "optim.learning_rate" and line["new"] > 3 * line["old"]
@@ -34,7 +37,8 @@ def learning_rate(facts: Facts) -> Finding | None:
         cause="The learning rate is far too high.",
         evidence="; ".join(seen),
         setting="optim.learning_rate",
-        advice="Lower it ten times, or lengthen optim.warmup_samples; begin from a checkpoint before.",
+        advice=f"Lower it ten times. Where the run does not come back: a new run ({FROM_HEALTHY}), with a "
+        "longer optim.warmup_samples too.",
         runbook="SwavstreamNotLearning",
     )
 
@@ -73,8 +77,8 @@ def collapse(facts: Facts) -> Finding | None:
         cause="The encoder has collapsed: all images have nearly the same feature.",
         evidence=f"feature spread is {facts.feature_std_ratio:.3f} of 1",
         setting="optim.learning_rate",
-        advice="Lower it, or lengthen optim.warmup_samples or swav.freeze_samples; begin from the last "
-        "healthy snapshot.",
+        advice=f"Begin a new run from the last healthy snapshot ({FROM_HEALTHY}), with a lower rate, or a "
+        "longer optim.warmup_samples or swav.freeze_samples.",
         runbook="SwavstreamFeatureCollapse",
     )
 
@@ -92,8 +96,8 @@ def not_learning(facts: Facts) -> Finding | None:
         evidence=f"loss is {facts.loss_over_ln_k:.3f} of ln K after {facts.updates:,} updates"
         + (f", code entropy is {code:.3f} of it" if soft else ""),
         setting="swav.epsilon",
-        advice="Lower it (0.05 to 0.03), or the learning rate; take fewer prototypes when batch and queue "
-        "are small.",
+        advice="Lower it (0.05 to 0.03), or the learning rate; in a new run take fewer swav.prototypes when "
+        "batch and queue are small.",
         runbook="SwavstreamNotLearning",
     )
 
@@ -113,8 +117,8 @@ def dead(facts: Facts) -> Finding | None:
         cause="Many prototypes get no images.",
         evidence=f"{share:.0%} of the prototypes are used less than a twentieth of the even share",
         setting="swav.queue_samples" if _short(facts) else "swav.epsilon",
-        advice="Batch and queue should hold several samples a prototype; raise swav.epsilon for softer "
-        "codes, or take fewer swav.prototypes in the next run.",
+        advice="Raise swav.epsilon for softer codes, or set reseed.after_samples. In a new run: a batch and "
+        "swav.queue_samples that hold several samples a prototype, or fewer swav.prototypes.",
         runbook="SwavstreamPrototypesDying",
     )
 
@@ -153,9 +157,9 @@ def twins(facts: Facts) -> Finding | None:
         name="twins",
         cause="Many prototypes are nearly the same vector: partial collapse, which usage does not show.",
         evidence=f"{share:.0%} of the prototypes have a twin",
-        setting="swav.freeze_samples",
-        advice="Keep prototypes still at the beginning, or lower swav.epsilon; take fewer swav.prototypes "
-        "next time.",
+        setting="swav.epsilon",
+        advice="Lower it for harder codes. In a new run: swav.freeze_samples keeps prototypes still at the "
+        "beginning, or fewer swav.prototypes.",
         runbook="SwavstreamPrototypeTwins",
     )
 

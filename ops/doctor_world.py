@@ -3,7 +3,7 @@
 from ops.alerts import ALIKE_COSINE, BAD_SHARE, DRIFT_MUCH, SORTED_COSINE
 from ops.doctor_case import Facts, Finding
 from ops.doctor_learning import collapsed
-from ops.verdicts import STALLED_S
+from ops.verdicts import STALLED_S, START_S
 
 
 def two_learners(facts: Facts) -> Finding | None:
@@ -15,14 +15,24 @@ def two_learners(facts: Facts) -> Finding | None:
         cause="Two learners work on this run; the newer one publishes, this one is refused.",
         evidence=f"{facts.stale_epochs} publishes refused with a stale epoch",
         setting="",
-        advice="End one of them. `swavstream snapshots list RUN` shows who publishes.",
+        advice="End one of them. `swavstream snapshots show RUN` names who publishes.",
         runbook="SwavstreamTwoLearners",
     )
 
 
 def stalled(facts: Facts) -> Finding | None:
-    """No step although records are unread."""
-    since = facts.since_step_s
+    """No step although records are unread, or none since the start."""
+    since, start = facts.since_step_s, facts.since_start_s
+    if since is None and start is not None and start > START_S and not facts.waiting:
+        return Finding(
+            name="stalled",
+            cause="No step is done since the learner started: it hangs while it loads, meets the other ranks "
+            "or reads its first batch.",
+            evidence=f"{start:.0f} s since the start",
+            setting="",
+            advice="Look at storage and at the other ranks; end the learner and run the same command again.",
+            runbook="SwavstreamLearnerStalled",
+        )
     if since is None or since <= STALLED_S or facts.waiting or not facts.lag:
         return None
     return Finding(
@@ -79,7 +89,7 @@ def bad_records(facts: Facts) -> Finding | None:
     return Finding(
         name="bad-records",
         cause="Many records cannot be used.",
-        evidence=f"{sum(bad.values()):,} of {read:,} skipped, mostly {worst}",
+        evidence=f"{sum(bad.values()):,} of the latest {read:,} skipped, mostly {worst}",
         setting="reader.max_pixels" if worst == "too_large" else "reader.max_bad_fraction",
         advice="Look at the newest source; the run stops by itself above reader.max_bad_fraction.",
         runbook="SwavstreamBadRecords",
@@ -111,7 +121,7 @@ def readers(facts: Facts) -> Finding | None:
     return Finding(
         name="readers",
         cause="Reader processes die again and again.",
-        evidence=f"{facts.reader_restarts} were replaced",
+        evidence=f"{facts.reader_restarts} were replaced within half an hour",
         setting="workers",
         advice="Nearly always memory: fewer workers, a smaller reader.prefetch or reader.max_pixels.",
         runbook="SwavstreamReadersDying",
@@ -136,7 +146,7 @@ def redis(facts: Facts) -> Finding | None:
 def stale(facts: Facts) -> Finding | None:
     """Snapshots come too late."""
     every = facts.setting("snapshot.every_samples") or 0
-    behind = facts.samples - (facts.snapshot_samples or 0)
+    behind = facts.samples - max(facts.snapshot_samples or 0, facts.start_samples)
     if not facts.live or not every or behind <= 2 * every:
         return None
     failing = bool(facts.redis_error) or facts.last_publish == "error" or facts.stale_epochs > 0

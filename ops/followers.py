@@ -81,6 +81,7 @@ class Followers:
             run=record.uuid,
             config_hash=config.digest(),
             snapshot_every_samples=config.snapshot.every_samples,
+            start_samples=samples,
         )
         self.live = LiveView(
             run=record.uuid,
@@ -129,6 +130,7 @@ class Followers:
 
     def start_publishing(self, progress: Progress) -> None:
         """Register with the stream; find Redis, or start the run's own, and publish in the background."""
+        self.live.published_before = progress.snapshot_version
         kept = read_json(self._run_dir / "run.json") or {}
         self._registration = Registration(
             str(kept.get("stream", self._record.stream)),  # which may have moved since this was made

@@ -22,6 +22,7 @@ from ops.live_figures import figures_of
 from ops.live_history import LiveHistory
 from ops.live_prototypes import LivePrototypes
 from ops.publish_job import PublishResult
+from ops.recent import Recent
 from stream.lanes import LaneLag, LaneStats, add_counts
 
 RATE_S = 30.0
@@ -70,14 +71,18 @@ class LiveView:
         self.prototypes = LivePrototypes(prototypes, exemplars)
         self.ranks = 1
         """Learners that share the run; set once, before it is looked at."""
+        self.published_before = 0
+        """Snapshot that earlier lives of the run published last; set once."""
         self._lock = threading.Lock()
+        self._started = time.time()
         self._fixed = {
             "run": run,
             "run_dir": run_dir,
             "prototypes": prototypes,
             "facts": dict(facts or {}),
             "total_samples": total_samples,
-            "started": time.time(),
+            "start_samples": samples,
+            "started": self._started,
         }
         self._history = LiveHistory()
         self._figures: dict[str, float | None] = {"samples": samples, "prototypes": prototypes}
@@ -98,6 +103,7 @@ class LiveView:
         self._lag: int | None = None
         self._lanes: list[dict[str, Any]] = []
         self._restarts = 0
+        self._recent = Recent()
 
     def observe(
         self,
@@ -127,6 +133,8 @@ class LiveView:
             self._last_step, self._step_s = now, step_s
             self._state = "learning" if self._state != "stopping" else self._state
             died, self._lag, self._restarts = restarts - self._restarts, lag, restarts
+            self._recent.trouble("reader_restarts", died)
+            self._recent.step(stats, report.health)
             self._skipped = add_counts(self._skipped, stats.skipped)
             self._marks.append((now, report.samples))
             while len(self._marks) > 2 and now - self._marks[0][0] > RATE_S:
@@ -211,6 +219,8 @@ class LiveView:
         """A checkpoint was written (ok), could not be (error), or was found damaged (damaged)."""
         now = time.time()
         with self._lock:
+            if result != "ok":
+                self._recent.trouble(f"checkpoint_{result}")
             self._checkpoint = {
                 "result": result, "samples": samples, "seconds": seconds, "time": now, "detail": detail,
             }  # fmt: skip
@@ -250,17 +260,24 @@ class LiveView:
                 "since_step_s": since,
                 "step_s": self._step_s,
                 "skipped": dict(self._skipped),
+                "recent": self._recent.told(),
                 "phases": dict(self._phases),
                 "snapshot": shot,
                 "checkpoint": dict(self._checkpoint),
                 "health": None if self._health is None else asdict(self._health),
             }
-            waiting, restarts = self._state == "waiting", self._restarts
+            waiting = self._state == "waiting"
         found = [
             *verdicts.learning(body),
-            verdicts.stream(lag=body["lag"], waiting=waiting, since_step_s=since, restarts=restarts),
+            verdicts.stream(
+                lag=body["lag"],
+                waiting=waiting,
+                since_step_s=since,
+                since_start_s=now - self._started,
+                restarts=body["recent"]["troubles"].get("reader_restarts", 0),
+            ),
             verdicts.snapshots(
-                version=shot.get("version", 0),
+                version=shot.get("version", self.published_before),
                 result="" if last is None else last.result,
                 detail="" if last is None else last.detail,
                 age_s=now - shot["time"] if shot else None,

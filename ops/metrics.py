@@ -93,6 +93,7 @@ class Metrics:
         run: uuid of the run.
         config_hash: of its settings.
         snapshot_every_samples: between two snapshots; 0 = only one at the end.
+        start_samples: where the run goes on from.
     """
 
     def __init__(
@@ -103,6 +104,7 @@ class Metrics:
         run: str = "",
         config_hash: str = "",
         snapshot_every_samples: int = 0,
+        start_samples: int = 0,
     ) -> None:
         # Without this the library adds a series with the time of its creation to each counter and histogram.
         prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]  # untyped in the library
@@ -133,6 +135,8 @@ class Metrics:
         self.waiting(False)
         self.ready(False)
         self._set("snapshot_every_samples", snapshot_every_samples)
+        self._set("learner_start_timestamp_seconds", time.time())
+        self._set("run_start_samples", start_samples)
         for kind in ("ok", "error", "damaged"):  # a counter that begins at 0 lets its first rise be seen
             self._counters["checkpoints_total"].labels(kind)
         for kind in RESULTS:

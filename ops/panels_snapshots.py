@@ -40,11 +40,12 @@ PUBLISHING = Row(
               query(f"rate({metric('publish_duration_seconds_sum')}[5m]) / "
                     f"rate({metric('publish_duration_seconds_count')}[5m])", "seconds each"),
               help="Beside the learner, which does not wait for it.", unit="s", low=0),
-        lines("Samples behind", query(f"{metric('run_samples')} - {metric('snapshot_samples')}",
-              "since the last",
-                                      may_be_empty=NOT_PUBLISHED),
+        lines("Samples behind",
+              query(f"{metric('run_samples')} - {metric('snapshot_samples')}", "since the last",
+                    may_be_empty=NOT_PUBLISHED),
+              query(f"{metric('run_samples')} - {metric('run_start_samples')}", "since the start"),
               query(metric("snapshot_every_samples"), "interval"),
-              help="More than two intervals is stale.", low=0),
+              help="More than two intervals since both the last and the start is stale.", low=0),
     ),
 )  # fmt: skip
 

@@ -13,8 +13,10 @@ TOTALS = Row(
         number("Ready", metric("learner_ready"), "1 from the first step until the run is stopping.", base=RED,
                steps=[(1, "green")]),
         number("Batch", metric("batch_samples"), "Samples of one step, over all ranks."),
-        number("Last step", f"time() - {metric('last_step_timestamp_seconds')}", "Seconds since it ended.",
-               unit="s"),
+        number("Last step",
+               f"time() - ({metric('last_step_timestamp_seconds')} "
+               f"or {metric('learner_start_timestamp_seconds')})",
+               "Seconds since it ended, or since the learner started.", unit="s"),
     ),
 )  # fmt: skip
 

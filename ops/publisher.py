@@ -1,5 +1,6 @@
 """Publishing snapshots beside the learner: a thread of its own, one waiting snapshot at most, no stall."""
 
+import contextlib
 import logging
 import os
 import socket
@@ -264,9 +265,12 @@ class Publisher:
     def _prune(self) -> None:
         try:
             if self._writer.prune(self._keep, ladder=self._ladder, owner=self._owner, epoch=self.epoch):
-                self._encoders.prune({info.encoder_digest for info in self._store.versions()})
+                self._drop_encoders()
         except (redis.RedisError, OSError, OpsError) as error:
             logger.warning("old snapshots could not be removed now: %s", error)
+
+    def _drop_encoders(self) -> None:
+        self._encoders.prune({info.encoder_digest for info in self._store.versions()})
 
     def _fail(self, job: Job | None, error: Exception, began: float) -> None:
         self._failures += 1
@@ -274,6 +278,10 @@ class Publisher:
             # Whoever answers next may be another server, which knows less: the epoch is taken anew.
             self._holds = False
             self._store.client.connection_pool.disconnect()
+        elif job is not None and self._holds:
+            # The server answers but takes nothing, so each new snapshot would leave one more file behind.
+            with contextlib.suppress(redis.RedisError, OSError, OpsError):
+                self._drop_encoders()
         if self._failures == 1:
             logger.warning("snapshots cannot be published now, the learner goes on: %s", said(error))
         else:

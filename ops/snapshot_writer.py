@@ -51,7 +51,8 @@ class SnapshotWriter:
     def __init__(self, store: SnapshotStore) -> None:
         self.store = store
         self._scripts = {
-            name: store.client.register_script(script(name)) for name in ("acquire", "publish", "prune")
+            name: store.client.register_script(script(name))
+            for name in ("acquire", "upload", "publish", "prune")
         }
 
     def acquire(
@@ -135,7 +136,9 @@ class SnapshotWriter:
                 break
             # Only now are the megabytes sent, past the fence; without a snapshot that names it the blob
             # expires.
-            self.store.client.set(blob_key, blob, ex=ORPHAN_BLOB_S)
+            self._scripts["upload"](
+                keys=[blob_key, self.store.key("refs")], args=[blob, sha256, ORPHAN_BLOB_S]
+            )
         kind = answer[0]
         if kind == b"STALE":
             raise StaleEpoch(_stale(self.store.run, epoch, int(answer[1])))

@@ -35,6 +35,9 @@ RESIDUAL_MUCH = 0.8
 rounds at epsilon 0.03."""
 STALLED_S = 120.0
 """Seconds without a step, with unread records, after which the learner counts as stalled."""
+START_S = 300.0
+"""Seconds from the start of a learner, which waits for nothing, to its first step after which it counts as
+stalled: by then a state is loaded, ranks have met and readers have brought a batch."""
 
 STATES = ("ok", "watch", "bad", "unknown")
 
@@ -73,14 +76,22 @@ def learning(figures: Mapping[str, float | None]) -> list[Verdict]:
     ]
 
 
-def stream(*, lag: int | None, waiting: bool, since_step_s: float | None, restarts: int = 0) -> Verdict:
-    """Verdict on the flow of records; stalled needs unread records.
+def stream(
+    *,
+    lag: int | None,
+    waiting: bool,
+    since_step_s: float | None,
+    since_start_s: float = 0.0,
+    restarts: int = 0,
+) -> Verdict:
+    """Verdict on the flow of records; stalled needs unread records, or a start that brings no first step.
 
     Args:
         lag: records committed but not yet used; None = not known.
         waiting: the learner waits for records.
         since_step_s: seconds since the last step ended; None = there was none.
-        restarts: reader processes that were replaced.
+        since_start_s: seconds since the learner started.
+        restarts: reader processes that were replaced of late.
     """
     title, name = "Stream", "stream"
     text = "Records are used as they come."
@@ -88,6 +99,11 @@ def stream(*, lag: int | None, waiting: bool, since_step_s: float | None, restar
     if since_step_s is None:
         state, text = "unknown", "No step is done yet."
         value = "waiting" if waiting else "starting"
+        if not waiting and since_start_s > START_S:
+            state, text = (
+                "bad",
+                f"No step is done {since_start_s:.0f} s after the start: a rank, a reader or a disk hangs.",
+            )
     elif waiting:
         value, text = (
             "waiting",
@@ -124,7 +140,12 @@ def snapshots(*, version: int, result: str, detail: str, age_s: float | None) ->
         "unhealthy": ("watch", f"Published{age}, but not healthy ({detail}): stable stays where it is."),
         "stale_epoch": ("bad", "A newer learner publishes for this run: two learners work on it. End one."),
         "error": ("bad", f"Not published, tried again: {detail}"),
-    }.get(result, ("unknown", "The first one is still to come."))
+    }.get(
+        result,
+        ("unknown", "Published before this start; the next one is still to come.")
+        if version
+        else ("unknown", "The first one is still to come."),
+    )
     return Verdict(name="snapshots", title="Snapshots", state=found[0], value=value, text=found[1])
 
 

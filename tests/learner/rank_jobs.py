@@ -66,6 +66,7 @@ def train(
         "health": learner.health(),
         "state": arrays(learner.state_dict()),
         "digest": learner.snapshot().digest,
+        "judged": [limit["value"] for limit in learner.snapshot().health["limits"].values()],
         "queued": learner._swav.queue.features().numpy() if len(learner._swav.queue) else None,
         "assigned": reports[-1].assigned_B.numpy(),
     }

@@ -94,15 +94,23 @@ def test_drift_of_the_same_distribution_is_at_its_null_and_of_another_far_above(
 def test_twins_are_found_and_random_prototypes_have_none() -> None:
     prototypes = sphere(300)
     nearest = health.nearest_cosines(prototypes)
-    assert health.twins(nearest, 0.95) == 0
+    assert health.twins(nearest, 0.95, len(nearest)) == 0
     prototypes[10] = prototypes[200] * 3
-    assert health.twins(health.nearest_cosines(prototypes), 0.95) == 2
+    assert health.twins(health.nearest_cosines(prototypes), 0.95, len(prototypes)) == 2
     direct = (sphere(300) @ sphere(300).T).fill_diagonal_(-1).amax(1)
     torch.testing.assert_close(nearest, direct)
 
 
 def test_nearest_cosines_of_very_many_prototypes_are_taken_from_evenly_spaced_ones() -> None:
     assert health.nearest_cosines(sphere(9000, dim=2)).shape == (health.NEIGHBOUR_ROWS,)
+
+
+def test_twins_among_very_many_prototypes_are_counted_for_all_of_them() -> None:
+    prototypes = sphere(16_000, dim=8)
+    prototypes[1:3000:2] = prototypes[:3000:2]
+    nearest = health.nearest_cosines(prototypes)
+    assert len(nearest) == health.NEIGHBOUR_ROWS
+    assert health.twins(nearest, 0.99999, len(prototypes)) == pytest.approx(3000, rel=0.02)
 
 
 def test_feature_deviation_tells_a_sphere_from_a_point() -> None:
@@ -127,18 +135,26 @@ def test_the_slope_of_the_spectrum_is_found() -> None:
     assert health.alpha_req(sphere(100, dim=16)) is None
 
 
-def test_lidar_rank_is_low_when_views_tell_no_images_apart() -> None:
+def test_lidar_rank_counts_the_directions_that_tell_images_apart() -> None:
     images = sphere(300, dim=16, seed=1)
     views = torch.stack([images + 0.05 * sphere(300, dim=16, seed=s) for s in (2, 3)])
+    few = images.clone()
+    few[:, 4:] = 0
+    good = health.lidar_rank(views)
+    four = health.lidar_rank(torch.stack([few + 0.02 * sphere(300, dim=16, seed=s) for s in (2, 3)]))
     one_direction = torch.zeros(300, 16)
     one_direction[:, 0] = torch.linspace(-1, 1, 300)
-    poor = torch.stack([one_direction + 0.3 * sphere(300, dim=16, seed=s) for s in (2, 3)])
-    good, bad = health.lidar_rank(views), health.lidar_rank(poor)
-    assert good is not None
-    assert bad is not None
-    assert good > 12
-    assert bad < 0.8 * good
+    one = health.lidar_rank(torch.stack([one_direction + 1e-3 * sphere(300, dim=16, seed=s) for s in (2, 3)]))
+    assert good == pytest.approx(16, rel=0.05)
+    assert four == pytest.approx(4, rel=0.1)
+    assert one == pytest.approx(1, rel=0.05)
     assert health.lidar_rank(views[:1]) is None
+
+
+def test_lidar_rank_of_noise_alone_is_as_high_as_it_can_be() -> None:
+    point = torch.nn.functional.normalize(torch.ones(1024, 128), dim=1)
+    views = torch.stack([point + 0.1 * sphere(1024, dim=128, seed=s) for s in (2, 3)])
+    assert health.lidar_rank(views) == pytest.approx(128, rel=0.1)
 
 
 def test_uniformity_and_alignment_know_their_ends() -> None:

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tests.learner.small_run import (
+    BATCH,
     KINDS,
     batch,
     run,
@@ -108,11 +109,34 @@ def test_usage_and_health_are_not_part_of_the_digest() -> None:
 def test_health_is_remembered_over_a_restart() -> None:
     learner = small_learner(small_config())
     assert learner.health() is None
-    run(learner, 0, 4)
+    run(learner, 0, 3)  # to the step that brings a report
     restored = small_learner(small_config())
     restored.load_state_dict(learner.state_dict())
     assert restored.health() == learner.health()
     assert restored.snapshot().health == learner.snapshot().health
+
+
+def test_a_snapshot_is_judged_by_what_the_learner_has_become_since_the_last_report() -> None:
+    config = small_config(health={"interval_samples": 10**9})
+    learner, untouched = small_learner(config), small_learner(config)
+    for one in (learner, untouched):
+        run(one, 0, 1)
+        last = one._model.head[-1]
+        assert isinstance(last, torch.nn.Linear)
+        with torch.no_grad():
+            last.weight.zero_()
+            last.bias.fill_(1.0)
+        run(one, 1, 6)
+    health = learner.snapshot().health
+    assert health["verdict"] == "unhealthy"
+    assert not health["limits"]["feature_std_ratio"]["passed"]
+    assert (health["figures"]["samples"], health["looked_samples"]) == (6 * BATCH, BATCH)
+    report = learner.health()
+    assert report is not None
+    assert (report.samples, report.feature_std_ratio > 0.2) == (BATCH, True)
+    assert learner.state_dict()["values"] == untouched.state_dict()["values"]
+    same = weights_of(untouched)
+    assert all(torch.equal(tensor, same[name]) for name, tensor in weights_of(learner).items())
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,7 @@ def assert_same_run(ranks: list[dict[str, Any]], one: dict[str, Any], tolerance:
     for rank in ranks:
         np.testing.assert_allclose(rank["losses"], one["losses"], rtol=tolerance, atol=tolerance)
         np.testing.assert_allclose(rank["figures"], one["figures"], rtol=1e-7, atol=1e-7)
+        np.testing.assert_allclose(rank["judged"], one["judged"], rtol=1e-7, atol=1e-7)
         assert rank["state"]["values"]["samples"] == one["state"]["values"]["samples"]
         assert rank["state"]["tensors"].keys() == one["state"]["tensors"].keys()
         for name, expected in one["state"]["tensors"].items():

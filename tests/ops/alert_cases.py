@@ -8,6 +8,7 @@ POINTS = 480
 
 HEALTHY = {
     'up{job="swavstream"}': "1x{n}",
+    "learner_start_timestamp_seconds": "0x{n}",
     "last_step_timestamp_seconds": "0+15x{n}",
     "learner_waiting": "0x{n}",
     "stream_lag_records": "5000-1x{n}",
@@ -16,6 +17,7 @@ HEALTHY = {
     "feature_std_ratio": "0.9x{n}",
     "loss_over_ln_k_ratio": "0.7x{n}",
     "run_updates": "1000+30x{n}",
+    "run_start_samples": "0x{n}",
     "run_samples": "256000+7680x{n}",
     "usage_perplexity_ratio": "0.8x{n}",
     "usage_window_fill_ratio": "1x{n}",

@@ -16,6 +16,7 @@ from ops.drawn_source import encoded
 from ops.embedded import open_redis
 from ops.pictures import KINDS
 from ops.rundir import read_run
+from ops.signals import StopRequest
 from ops.snapshot_writer import SnapshotWriter
 from ops.snapshots import SnapshotStore
 from stream.config import ShardConfig
@@ -50,12 +51,14 @@ class Planted(Learner):
 
     plant: Plant
     run_dir: Path
+    stop: StopRequest
+    after: int
     times = 0
     """Steps with the fault so far, over all learners of the run."""
 
     def step(self, views: Views, **more: Any) -> StepReport:
         time.sleep(STEP_S)
-        if self.updates >= HEALTHY_AFTER:
+        if self.updates >= type(self).after:
             views = type(self).plant(self, views)
             type(self).times += 1
         return super().step(views, **more)
@@ -103,6 +106,13 @@ def dying(learner: Planted, views: Views) -> Views:
     return views
 
 
+def hang(learner: Planted, views: Views) -> Views:
+    """A step that does not come to its end, as with a device or a rank that does not answer."""
+    while not type(learner).stop.asked():
+        time.sleep(0.05)
+    return views
+
+
 def not_a_number(learner: Planted, views: Views) -> Views:
     """One batch with a sample whose colour is no number; it is met again after going back."""
     return spoiled(views) if type(learner).times < 2 else views
@@ -118,15 +128,21 @@ def second_learner(learner: Planted, views: Views) -> Views:
 
 
 def write(
-    folder: Path, numbers: list[int], *, bad_every: int = 0, seal: bool = True, per_shard: int = 60
+    folder: Path,
+    numbers: list[int],
+    *,
+    bad_every: int = 0,
+    bad_from: int = 0,
+    seal: bool = True,
+    per_shard: int = 60,
 ) -> None:
-    """A stream of drawn pictures in this order."""
+    """A stream of drawn pictures in this order; every so many is none, from some place on."""
     pictures = {number: encoded(5, number, 24)[0] for number in set(numbers)}
     manifest = Manifest.open(str(folder), create=True)
     with ShardWriter(manifest, source_id="drawn", config=ShardConfig(max_records=per_shard)) as writer:
         for place, number in enumerate(numbers):
             payload = pictures[number]
-            if bad_every and place % bad_every == bad_every - 1:
+            if bad_every and place >= bad_from and place % bad_every == bad_every - 1:
                 payload = b"\xff\xd8\xff no image" * 9
             digest = hashlib.sha256(payload).hexdigest()
             writer.write(Record(payload=payload, sha256=digest, media_type="image/jpeg"), place)
@@ -147,7 +163,8 @@ def mixed(folder: Path) -> None:
 
 
 def corrupt(folder: Path) -> None:
-    write(folder, list(range(600)), bad_every=4)
+    """Good records, and from some place on every fourth is none."""
+    write(folder, list(range(600)) * 12, bad_every=4, bad_from=1200)
 
 
 def in_order(folder: Path) -> None:
@@ -187,6 +204,8 @@ class Fault:
     with_it: frozenset[str] = frozenset()
     """Alerts that may fire too, because they are true as well."""
     plant: Plant = nothing
+    after: int = HEALTHY_AFTER
+    """Updates after which it is planted."""
     feed: Feed = mixed
     settings: tuple[str, ...] = ()
 
@@ -205,6 +224,10 @@ FAULTS = (
         name="collapsed-encoder", alert="SwavstreamFeatureCollapse", finding="collapse",
         setting="optim.learning_rate", plant=collapse,
         with_it=_also("NotLearning", "UsageCollapse", "PrototypesDying", "PrototypeTwins"),
+    ),
+    Fault(
+        name="hung-start", alert="SwavstreamLearnerStalled", finding="stalled", setting="", plant=hang,
+        after=0,
     ),
     Fault(
         name="corrupt-input", alert="SwavstreamBadRecords", finding="bad-records",
@@ -237,8 +260,8 @@ FAULTS = (
         setting="swav.epsilon", plant=dying, with_it=_also("CodesUnbalanced", "NotLearning"),
     ),
     Fault(
-        name="twins", alert="SwavstreamPrototypeTwins", finding="twins", setting="swav.freeze_samples",
-        plant=twins,
+        name="twins", alert="SwavstreamPrototypeTwins", finding="twins", setting="swav.epsilon",
+        plant=twins, with_it=_also("PrototypesDying"),  # of two that are equal the first takes all
     ),
     Fault(
         name="sorted-stream", alert="SwavstreamStreamSorted", finding="sorted", setting="window",

@@ -136,6 +136,33 @@ def test_missing_metrics_are_noticed_whatever_the_scraping_job_is_called(
     run(tmp_path, [{"interval": f"{STEP_S}s", "input_series": series, "alert_rule_test": [at]}])
 
 
+def test_a_learner_that_never_makes_its_first_step_is_seen(tmp_path: Path) -> None:
+    begun: dict[str, str | None] = {"last_step_timestamp_seconds": None, "stream_lag_records": None}
+    # Later than 300 s is 315 s, the next point; and then it has to hold for a minute.
+    hangs = Case(sick=begun, fires_s=375, value="375")
+    waits = Case(sick=begun | {"learner_waiting": "1x{n}"}, fires_s=0, value="")
+    name = "SwavstreamLearnerStalled"
+    run(
+        tmp_path,
+        [
+            unit_test(hangs, [(name, hangs.fires_s - STEP_S, False), (name, hangs.fires_s, True)]),
+            unit_test(waits, [(name, 5400, False)]),
+        ],
+    )
+
+
+@pytest.mark.parametrize("published", [None, "4000000x{n}"], ids=["unknown", "of the life before"])
+def test_a_run_that_was_resumed_is_stale_only_after_two_intervals_of_its_own(
+    tmp_path: Path, published: str | None
+) -> None:
+    # 400 samples in each point: two intervals of 50,000 are over after 3,750 s, or more at 3,765 s.
+    resumed: dict[str, str | None] = {
+        "run_start_samples": "5000000x{n}", "run_samples": "5000000+400x{n}", "snapshot_samples": published,
+    }  # fmt: skip
+    name, case = "SwavstreamSnapshotStale", Case(sick=resumed, fires_s=4065, value="1.084e+05")
+    run(tmp_path, [unit_test(case, [(name, case.fires_s - STEP_S, False), (name, case.fires_s, True)])])
+
+
 def test_every_alert_has_a_case_and_a_name_of_its_own() -> None:
     assert CASES.keys() == ALERTS.keys()
 

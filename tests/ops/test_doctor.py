@@ -97,6 +97,8 @@ def test_a_rate_that_was_raised_or_is_wild_explains_a_collapse() -> None:
     wild = config_of("optim.learning_rate=10").to_dict()
     assert found(not_finite=1, config=wild) == ["learning-rate", "not-finite"]
     assert found(config=wild) == []
+    assert found(twins_ratio=0.3, config=wild) == ["learning-rate", "twins"]
+    assert found(sinkhorn_residual=1.1, config=wild) == ["learning-rate", "codes"]
 
 
 @pytest.mark.parametrize(

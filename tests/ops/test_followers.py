@@ -40,7 +40,8 @@ def test_a_server_that_may_lose_snapshots_is_an_event_on_the_live_page(tmp_path:
         with Followers(
             tmp_path, record, config, samples=0, skipped={}, history=[], total_samples=None
         ) as followers:
-            followers.start_publishing(Progress())
+            followers.start_publishing(Progress(snapshot_version=4))
+            assert "v4" in [row["value"] for row in followers.live.status()["verdicts"]]
             wait_for(lambda: len(followers.live.events()) == 2)
             told = [event["text"] for event in followers.live.events() if event["kind"] == "redis"]
     assert "keeps nothing over a restart" in told[0]
@@ -77,6 +78,8 @@ def test_a_run_that_goes_on_shows_the_usage_of_its_earlier_life(tmp_path: Path) 
     second = follow(128)
     assert second.live.prototypes.heatmap()["samples"] == [64, 128]
     assert second.live.events()[0]["text"] == "the run goes on from 128 samples"
+    assert second.live.status()["start_samples"] == 128
+    assert "swavstream_run_start_samples 128.0" in second.metrics.text()[0].decode()
 
 
 def test_directions_are_shown_once_a_snapshot_is_handed_over_and_going_back_is_told(tmp_path: Path) -> None:

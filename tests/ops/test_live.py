@@ -117,6 +117,14 @@ def test_no_unread_records_is_not_a_stall(monkeypatch: pytest.MonkeyPatch) -> No
     assert verdict(live, "stream") == "ok"
 
 
+def test_snapshots_of_an_earlier_life_are_not_denied() -> None:
+    live = view()
+    live.published_before = 7
+    row = next(row for row in live.status()["verdicts"] if row["name"] == "snapshots")
+    assert (row["state"], row["value"]) == ("unknown", "v7")
+    assert row["text"].startswith("Published before this start")
+
+
 def test_publishing_shows_in_the_verdict_and_the_events() -> None:
     live = view()
     live.published(PublishResult(result="ok", samples=64, digest="d", version=3, time=time.time()))

@@ -2,6 +2,7 @@
 
 import math
 import threading
+import time
 from dataclasses import replace
 
 import pytest
@@ -192,6 +193,11 @@ def test_state_of_the_loop_is_shown(metrics: Metrics) -> None:
     assert value(metrics, "checkpoints_total", result="ok") == 1
     assert value(metrics, "checkpoints_total", result="error") == 1
     assert value(metrics, "checkpoint_duration_seconds_count") == 1
+
+
+def test_the_start_is_told_before_there_is_a_step(metrics: Metrics) -> None:
+    assert value(metrics, "learner_start_timestamp_seconds") == pytest.approx(time.time(), abs=60)
+    assert ("last_step_timestamp_seconds", ()) not in series(metrics)
 
 
 def test_failures_are_counted_from_zero_so_that_the_first_one_is_seen(metrics: Metrics) -> None:

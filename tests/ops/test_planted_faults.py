@@ -24,16 +24,16 @@ from tests.ops.small_runs import config_of, run
 
 logger = logging.getLogger(__name__)
 
-SCALE = Scale(factor=1 / 300, warm_up_updates=HEALTHY_AFTER, stalled_s=60)
+SCALE = Scale(factor=1 / 300, warm_up_updates=HEALTHY_AFTER, stalled_s=60, start_s=20)
 HEALTHY = "healthy"
 WAIT_S = 120.0
 """Longest wait for anything; a machine that is busy takes its time."""
 ABOUT_THE_MACHINE = {"SwavstreamMetricsAbsent"}
 """Prometheus got no answer within 0.2 s a few times in a row, which is no fault of the run."""
-HEALTHY_S = 10.0
-"""Length of the healthy run; the slowest alert takes six seconds."""
-SETTLE_S = 0.5
-"""How much longer to look for alerts that should not fire, once the right one has."""
+SETTLE_S = 1.0 + SCALE.factor * max(alert.for_s for alert in alerts.alerts(SCALE))
+"""How much longer to look for alerts that should not fire, once the right one has: none takes longer."""
+HEALTHY_S = 4.0 + SETTLE_S
+"""Length of the healthy run."""
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.timeout(4 * WAIT_S)]
 
@@ -77,14 +77,16 @@ def begin(fault: Fault | None, watched: Watched, folder: Path, monkeypatch: pyte
     class Learner(Planted):
         pass
 
-    Learner.plant, Learner.run_dir = staticmethod(plant), run_dir
+    stop = StopRequest()
+    Learner.plant, Learner.run_dir, Learner.stop = staticmethod(plant), run_dir, stop
+    Learner.after = fault.after if fault else HEALTHY_AFTER
     monkeypatch.setattr("ops.restore.Learner", Learner)
+    monkeypatch.setattr("ops.doctor_world.START_S", SCALE.start_s)
     monkeypatch.setattr(publisher, "RETRY_FIRST_S", 0.1)
     monkeypatch.setattr(publisher, "RETRY_LONGEST_S", 0.3)
     monkeypatch.setattr("ops.followers.PUBLISH_S", 1.0)
     own = fault.settings if fault else ()
     config = config_of(*SETTINGS, f"server.port={watched.ports[name]}", *own)
-    stop = StopRequest()
     life = Life(name, run_dir, threading.Thread(), stop)
 
     def work() -> None:
@@ -95,14 +97,17 @@ def begin(fault: Fault | None, watched: Watched, folder: Path, monkeypatch: pyte
 
     life.thread = threading.Thread(target=work, daemon=True)
     life.thread.start()
-    await_well(life, watched.server, fault.expected if fault else frozenset())
+    expected = fault.expected if fault else frozenset()
+    await_well(life, watched.server, expected, updates=Learner.after)
     return life
 
 
-def await_well(life: Life, server: Prometheus, expected: frozenset[str]) -> None:
+def await_well(life: Life, server: Prometheus, expected: frozenset[str], *, updates: int) -> None:
     """Until Prometheus sees a run that is well but for its fault: in steps, not in seconds."""
     here = f'{{instance="{life.name}"}}'
-    well = f"swavstream_run_updates{here} >= {HEALTHY_AFTER} or swavstream_learner_waiting{here} == 1"
+    well = f"swavstream_run_updates{here} >= {updates} or swavstream_learner_waiting{here} == 1"
+    if not updates:
+        well = f"swavstream_learner_start_timestamp_seconds{here}"
     deadline = time.monotonic() + WAIT_S
     while time.monotonic() < deadline and life.thread.is_alive():
         if server.query(f"up{here} == 1") and server.query(well) and not firing(life, server) - expected:
@@ -163,14 +168,16 @@ def test_a_planted_fault_is_found_named_and_not_taken_for_another(
     while life.thread.is_alive() and fault.alert not in life.fired and time.monotonic() < life.well + WAIT_S:
         look(life, watched.server)
     found = time.monotonic()
-    while time.monotonic() < found + SETTLE_S:
+    code, findings = doctor(life.run_dir)  # now, as whoever the alert has called would ask
+    while life.thread.is_alive() and time.monotonic() < found + SETTLE_S:
         look(life, watched.server)
-    code, findings = doctor(life.run_dir)
+    looked_to_the_end = life.thread.is_alive()
     life.stop.ask()
     life.thread.join(60)
     logger.info("%-18s %s doctor: %s", fault.name, {n: round(s, 1) for n, s in life.fired.items()}, findings)
     assert not life.failed
     assert fault.alert in life.fired
     assert life.fired.keys() <= fault.expected
+    assert looked_to_the_end, "the run came to its end before all other alerts could have fired"
     assert code == 1
     assert findings[fault.finding] == fault.setting

@@ -1,5 +1,6 @@
 """The publisher against a real server that dies, empties, fills up or hangs; the learner must not notice."""
 
+import functools
 import os
 import signal
 import threading
@@ -43,6 +44,9 @@ class Listener:
         with self._changed:
             self.results.append(result)
             self._changed.notify_all()
+
+    def about(self) -> list[tuple[str, int]]:
+        return [(result.result, result.samples) for result in self.results]
 
     def kinds(self) -> list[str]:
         return [result.result for result in self.results]
@@ -260,6 +264,26 @@ def test_a_finished_run_that_publishes_its_end_again_adds_nothing(embedded: Embe
     assert again.publisher.last is not None
     assert again.publisher.last.version == 1
     assert again.close()
+
+
+def test_a_full_server_leaves_no_encoder_behind_for_each_snapshot_that_it_refuses(
+    embedded: EmbeddedRedis,
+) -> None:
+    run = Run(embedded)
+    run.publish_and_wait(1)
+    run.client.config_set("maxmemory", "1")
+
+    def refused(number: int) -> bool:
+        return ("error", 100 * number) in run.heard.about()
+
+    for number in range(2, 8):
+        run.publish(number)
+        run.heard.wait_for(functools.partial(refused, number))
+    left = {path.stem for path in run.files.folder.glob("*.safetensors")}
+    digests = [synthetic.snapshot(number).encoder_digest for number in (1, 6, 7)]
+    assert left == set(digests), "of the one that stands, and the two newest"
+    run.client.config_set("maxmemory", "0")
+    assert run.close()
 
 
 def test_a_full_server_is_an_error_and_publishing_goes_on_when_there_is_room(embedded: EmbeddedRedis) -> None:

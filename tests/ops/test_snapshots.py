@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -112,6 +113,33 @@ def test_each_snapshot_names_the_one_before_as_its_parent(store: SnapshotStore, 
     for number in (1, 2, 3):
         learner.publish(synthetic.snapshot(number), 100 * number)
     assert [(info.version, info.parent) for info in store.versions()] == [(3, 2), (2, 1), (1, None)]
+
+
+def test_equal_bytes_that_another_learner_published_meanwhile_do_not_expire(
+    store: SnapshotStore, learner: Learner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shot, other, upload = synthetic.snapshot(), Learner(store, "two"), learner.writer._scripts["upload"]
+
+    def late(**more: Any) -> Any:
+        """The other one publishes between the question whether the blob is there and its upload."""
+        other.acquire()
+        other.publish(shot, 640)
+        return upload(**more)
+
+    monkeypatch.setitem(learner.writer._scripts, "upload", late)
+    with pytest.raises(StaleEpoch):
+        learner.publish(shot, 640)
+    blob = store.key(f"blob:{store.show('head').blob_sha256}")
+    assert store.client.ttl(blob) == -1
+
+
+def test_a_blob_that_no_snapshot_names_expires(store: SnapshotStore, learner: Learner) -> None:
+    upload = learner.writer._scripts["upload"]
+    keys = [store.key("blob:x"), store.key("refs")]
+    for _ in range(2):
+        upload(keys=keys, args=[b"bytes", "x", 60])
+        assert 0 < store.client.ttl(keys[0]) <= 60
+    assert store.client.get(keys[0]) == b"bytes"
 
 
 def test_an_unhealthy_snapshot_moves_head_but_not_stable(store: SnapshotStore, learner: Learner) -> None:

@@ -81,6 +81,17 @@ def test_waiting_is_well_and_a_stall_is_not() -> None:
     assert verdicts.stream(lag=5, waiting=False, since_step_s=1.0, restarts=2).state == "watch"
 
 
+def test_a_start_without_a_first_step_is_well_only_for_a_while() -> None:
+    def state(since_start_s: float, *, waiting: bool = False) -> str:
+        return verdicts.stream(
+            lag=None, waiting=waiting, since_step_s=None, since_start_s=since_start_s
+        ).state
+
+    assert state(verdicts.START_S - 1) == "unknown"
+    assert state(verdicts.START_S + 1) == "bad"
+    assert state(verdicts.START_S + 1, waiting=True) == "unknown"
+
+
 @pytest.mark.parametrize(
     ("result", "state"),
     [("", "unknown"), ("ok", "ok"), ("repeated", "ok"), ("unhealthy", "watch"), ("superseded", "watch"),

@@ -1,0 +1,74 @@
+"""Whoever does what doctor and runbooks say is not refused, and it has an effect."""
+
+import re
+from importlib import resources
+from typing import Any
+
+import pytest
+
+from ops.config import IDENTITY, RunConfig
+from ops.doctor import examine
+from ops.doctor_case import Facts
+from ops.settings import dotted_names
+from tests.ops.small_runs import config_of
+from tests.ops.test_doctor import WELL
+
+AT_THE_BEGINNING = ("optim.warmup_samples", "swav.freeze_samples", "swav.queue_start_samples")
+"""May be changed on the way, but do nothing once so many samples are over."""
+OF_A_NEW_RUN = {*IDENTITY, *AT_THE_BEGINNING}
+PAGES = sorted(page.name for page in resources.files("ops").joinpath("runbooks").iterdir())
+
+
+def advised(page: str) -> list[str]:
+    """What is to be done, point by point."""
+    text = resources.files("ops").joinpath("runbooks", page).read_text(encoding="utf-8")
+    return re.split(r"^- ", text.partition("## What to do\n")[2], flags=re.MULTILINE)[1:]
+
+
+EACH: tuple[dict[str, Any], ...] = (
+    {"status": "left"}, {"stale_epochs": 1}, {"since_step_s": 500.0}, {"loss_over_ln_k": 1.6},
+    {"not_finite": 1}, {"feature_std_ratio": 0.01}, {"loss_over_ln_k": 0.999},
+    {"usage_perplexity_ratio": 0.02}, {"dead_ratio": 0.4},
+    {"dead_ratio": 0.4, "config": config_of("swav.prototypes=200", "swav.queue_samples=64").to_dict()},
+    {"twins_ratio": 0.3}, {"sinkhorn_residual": 1.1}, {"batch_similarity": 0.3}, {"drift_psi": 0.6},
+    {"skipped": {"truncated": 4000}}, {"skipped": {"too_large": 4000}}, {"waiting": True, "lag": 500},
+    {"reader_restarts": 5}, {"checkpoint_errors": 1}, {"redis_error": "away"}, {"snapshot_samples": 640},
+    {"since_step_s": None, "since_start_s": 1000.0},
+)  # fmt: skip
+"""Changes to the facts of a run that is well, for each thing that the doctor can say."""
+
+
+def says_so(text: str) -> bool:
+    return "new run" in text or "next run" in text
+
+
+def test_the_settings_of_a_new_run_exist() -> None:
+    assert set(dotted_names(RunConfig)) >= OF_A_NEW_RUN
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_runbook_says_of_each_setting_that_takes_a_new_run_that_it_does(page: str) -> None:
+    points = advised(page)
+    assert points
+    for point in points:
+        named = OF_A_NEW_RUN.intersection(re.findall(r"`([a-z0-9_.]+)`", point))
+        assert not named or says_so(" ".join(point.split())), point
+
+
+@pytest.mark.parametrize("change", EACH, ids=lambda change: next(iter(change)))
+def test_the_doctor_says_of_each_setting_that_takes_a_new_run_that_it_does(change: dict[str, Any]) -> None:
+    findings = examine(Facts(**{**WELL, **change}))
+    assert findings
+    for finding in findings:
+        # Those without a dot are words of everyday: they are looked for where a setting is named as such.
+        named = OF_A_NEW_RUN.intersection(re.findall(r"[a-z0-9_]+\.[a-z0-9_]+", finding.advice))
+        if named or finding.setting in OF_A_NEW_RUN:
+            assert says_so(finding.advice), finding
+
+
+def test_who_publishes_is_told_by_the_command_that_is_named() -> None:
+    page = resources.files("ops").joinpath("runbooks", "SwavstreamTwoLearners.md").read_text(encoding="utf-8")
+    (finding,) = examine(Facts(stale_epochs=1))
+    for text in (" ".join(page.split()), finding.advice):
+        assert "`swavstream snapshots show RUN` names" in text
+        assert "`swavstream snapshots list RUN`" not in text
