@@ -116,8 +116,10 @@ class Exemplars:
             gain_B = rank_B - self._rank[assigned_B].min(axis=1)
             wanted = np.flatnonzero(gain_B > 0)
             if len(wanted) > OFFERS:
-                # Those that are furthest above what is kept, empty places first: no prototype goes without.
-                wanted = wanted[np.lexsort((-rank_B[wanted], -gain_B[wanted]))[:OFFERS]]
+                # The best of each prototype, then the second of each: none goes without for a busy one. Among
+                # them those that are furthest above what is kept, empty places first.
+                place = _places(assigned_B[wanted], rank_B[wanted])
+                wanted = wanted[np.lexsort((-rank_B[wanted], -gain_B[wanted], place))[:OFFERS]]
             best_first = wanted[np.argsort(-rank_B[wanted], kind="stable")]
             if not len(best_first):
                 return
@@ -273,6 +275,15 @@ class Exemplars:
             self._where.pop(key, None)
         self._rank[place] = -np.inf
         self._stamp[place[0]] += 1
+
+
+def _places(group_N: NDArray[np.int64], rank_N: NDArray[np.float64]) -> NDArray[np.int64]:
+    """[N]: which of its group each is, the highest rank 0."""
+    order = np.lexsort((-rank_N, group_N))
+    groups = group_N[order]
+    place = np.empty(len(order), np.int64)
+    place[order] = np.arange(len(order)) - np.searchsorted(groups, groups)
+    return place
 
 
 def _fit(prototypes: int, each: int, side: int, memory_bytes: int) -> tuple[int, int]:

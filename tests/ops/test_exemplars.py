@@ -64,6 +64,12 @@ def test_order_and_size_of_batches_do_not_matter(pairs: list[tuple[int, float]],
         assert scores_of(together, prototype) == pytest.approx(expected, abs=1e-4)
 
 
+def test_a_prototype_with_many_images_in_a_batch_takes_no_place_from_one_with_few() -> None:
+    exemplars = Exemplars(2, each=3, thumbnail_px=16)
+    offer(exemplars, [0] * 30 + [1], [0.9] * 30 + [0.1])
+    assert scores_of(exemplars, 1) == [0.1]
+
+
 def test_the_picture_is_that_of_its_sample() -> None:
     exemplars = Exemplars(2, each=2, thumbnail_px=16)
     pictures = synthetic.thumbs(3)
