@@ -118,8 +118,8 @@ class Exemplars:
             if len(wanted) > OFFERS:
                 # The best of each prototype, then the second of each: none goes without for a busy one. Among
                 # them those that are furthest above what is kept, empty places first.
-                place = _places(assigned_B[wanted], rank_B[wanted])
-                wanted = wanted[np.lexsort((-rank_B[wanted], -gain_B[wanted], place))[:OFFERS]]
+                turn = _places(assigned_B[wanted], rank_B[wanted])
+                wanted = wanted[np.lexsort((-rank_B[wanted], -gain_B[wanted], turn))[:OFFERS]]
             best_first = wanted[np.argsort(-rank_B[wanted], kind="stable")]
             if not len(best_first):
                 return
