@@ -12,6 +12,7 @@ from torch import Tensor
 
 from learner import state
 from learner.augment import Views
+from learner.batch_gradient import BatchGradient
 from learner.collective import Alone, Group, counts_of_ranks
 from learner.config import LearnerConfig
 from learner.digest import digest
@@ -24,7 +25,6 @@ from learner.objectives.swav import Swav
 from learner.optim import Updater
 from learner.report import HealthReport, Snapshot, StepReport, require_finite
 from learner.reseed import Arrivals, Reseeder
-from learner.transfer import sent
 from learner.usage import UsageWindow
 from learner.watch import Watch
 
@@ -74,9 +74,10 @@ class Learner:
         self._group: Group = Alone() if group is None else group
         self._network = Network(config, seed=seed, device=device, precision=precision, group=self._group)
         self._model = self._network.model
-        self._sums = GradientSums(self._model.parameters(), self._group, bucket_bytes=bucket_bytes)
         self._updater = Updater(config.optim, self._model.parameters(), total_samples)
         self._swav = Swav(config.swav, dim=config.model.projection_dim, group=self._group)
+        sums = GradientSums(self._model.parameters(), self._group, bucket_bytes=bucket_bytes)
+        self._gradient = BatchGradient(self._network, self._swav, sums, assigned=config.swav.assign_views)
         self._usage = [UsageWindow(k, config.health.usage_window_samples) for k in config.swav.prototypes]
         self._generations = [torch.zeros(k, dtype=torch.int64) for k in config.swav.prototypes]
         self._reseeder = Reseeder(
@@ -116,7 +117,10 @@ class Learner:
         self._model.train()
         self._updater.clear()
         with self._network.statistics_kept():
-            outcome = self._gradients(views, lane_B, parts, counts, laps)
+            usage_H = [window.counts_K for window in self._usage]
+            outcome = self._gradient.of(
+                views, lane_B, parts, counts=counts, samples=self.samples, usage_H=usage_H, laps=laps
+            )
             gradient_norm = self._updater.gradient_norm()
             laps.end("backward")
             measured = measure(outcome, gradient_norm, self.config.swav, self._group)
@@ -164,51 +168,6 @@ class Learner:
         if judge(report)["verdict"] == "healthy":
             self._watch.renew(self.samples, every=self.config.health.reference_samples)
         return report
-
-    def _gradients(
-        self, views: Views, lane_B: Tensor, parts: Sequence[Tensor], counts: Sequence[int], laps: Laps
-    ) -> Outcome:
-        """Features, codes, swapped loss and its gradient, summed over parts and ranks."""
-        prototypes_H = list(self._model.prototypes)
-        assigned = self.config.swav.assign_views
-        frozen = self._swav.frozen(self.samples)
-        priors_H = self._swav.priors([window.counts_K for window in self._usage], self._network.device)
-        if len(parts) == 1:
-            z_nBD = self._network.embed(views, lane_B, laps)
-            z_ABD = z_nBD[:assigned].detach()
-        else:
-            z_ABD = self._network.embed_first(views, lane_B, parts, assigned=assigned, laps=laps)
-        scores_H = self._swav.scores(z_ABD, prototypes_H)
-        codes_H = self._swav.codes(scores_H, priors_H, samples=len(lane_B))
-        laps.end("sinkhorn")
-        loss_H = torch.zeros(len(prototypes_H), dtype=torch.float64, device=z_ABD.device)
-        for part in parts:
-            part_codes_H = [codes.codes_ABK for codes in codes_H]
-            if len(parts) > 1:
-                z_nBD = self._network.embed(views.part(part), lane_B[part], laps)
-                there = sent(part, self._network.device)
-                part_codes_H = [codes_ABK[:, there] for codes_ABK in part_codes_H]
-            loss_HB = self._swav.losses(z_nBD, prototypes_H, part_codes_H, frozen=frozen)
-            loss_H += loss_HB.detach().sum(1) / sum(counts)
-            laps.end("forward")
-            # A sum over samples by N: summed over parts and ranks it is the mean over the global batch.
-            share = loss_HB.mean(0).sum() / sum(counts)
-            if part is parts[-1]:
-                with self._sums.summed(without=prototypes_H if frozen else ()):
-                    torch.autograd.backward(share)
-            else:
-                torch.autograd.backward(share)
-            laps.end("backward")
-        return Outcome(
-            loss_H=loss_H,
-            z_ABD=z_ABD,
-            lane_B=lane_B,
-            prototypes_H=[prototypes_KD.detach() for prototypes_KD in prototypes_H],
-            scores_H=[scores_ABK[:, : len(lane_B)] for scores_ABK in scores_H],
-            codes_H=codes_H,
-            priors_H=priors_H,
-            counts=counts,
-        )
 
     def _reseed(self, outcome: Outcome, measured: Measured) -> int:
         """Move prototypes that no arrival came to for long; returns how many."""
