@@ -14,7 +14,7 @@ from ops.config import RunConfig
 from ops.followers import Followers, Pace
 from ops.history import History, entry_of
 from ops.opening import Opened
-from ops.outcome import Progress, Summary
+from ops.outcome import FINISHED, Progress, Summary
 from ops.progress import ProgressLine
 from ops.publisher import PublishResult
 from ops.rundir import write_json
@@ -149,5 +149,5 @@ class Keeper:
 
     def sum_up(self, summary: Summary) -> None:
         """Write how the run ended, after the stream knows what may go."""
-        self.followers.leave_stream()
+        self.followers.leave_stream(finished=summary.status == FINISHED)
         write_json(self.run_dir / "summary.json", summary.to_json())

@@ -34,6 +34,7 @@ from ops.outcome import FINISHED, STOPPED, Progress, Summary, read_summary, summ
 from ops.process_group import join
 from ops.progress import ProgressLine
 from ops.ranks import World
+from ops.registration import leave
 from ops.run import Run, device_of
 from ops.rundir import RunRecord, read_lines
 from ops.signals import StopRequest
@@ -177,6 +178,7 @@ def _open_run(stack: contextlib.ExitStack, asked: _Asked, *, stop: StopRequest, 
     record, changed = open_run(run_dir, stream=stream, config=config)
     ended = _finished(run_dir, record, stream, config)
     if ended is not None:
+        leave(stream, record.uuid)  # in case the stream could not be told when the run ended
         return ended, None
     check_device(config, launched())
     damaged: list[str] = []

@@ -103,7 +103,7 @@ def prune(
 ) -> None:
     """Let the oldest shards of STREAM go: those beyond the limits that no registered run needs.
 
-    A run is registered while it learns and after, until it has done all its passes: what the oldest of its
+    A run is registered while it learns and after, until it is finished: what the oldest of its
     kept checkpoints would read is never pruned. A run that will never come back is taken out with --forget
     (its name, or the unique beginning of it, as `stream show` lists it). Tars that were adopted with
     --reference stay where they are. Killed at any moment, the same command goes on.
