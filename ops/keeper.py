@@ -1,5 +1,6 @@
 """What the first rank does for all: checkpoints, history, progress line, and telling who follows the run."""
 
+import logging
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +22,11 @@ from ops.rundir import write_json
 from ops.steps import Waiting
 from stream.lanes import Cursor
 from stream.loader import Batch
+
+logger = logging.getLogger(__name__)
+
+PATIENCE_S = 0.25
+"""Longest time that a save which is due waits for the one before to end."""
 
 
 class Keeper:
@@ -46,6 +52,7 @@ class Keeper:
             on_result=followers.checkpointed,
         )
         self._save_s = 0.0
+        self._late = 0
 
     def begin(self, samples: int) -> None:
         """The run goes on from so many samples: what the history says of later ones did not happen."""
@@ -69,6 +76,25 @@ class Keeper:
         self.followers.checkpointing()
         self._writer.save(state, cursor, progress.saved(seconds=seconds))
         self._save_s += time.monotonic() - began
+
+    def free_to_save(self, samples: int) -> bool:
+        """Whether a save now holds the loop up for no longer than copying; if not, it is counted and told.
+
+        A disk on which checkpoints take longer than they are apart must not slow the learner down.
+        """
+        began = time.monotonic()
+        free = self._writer.free(PATIENCE_S)
+        self._save_s += time.monotonic() - began
+        if not free:
+            self._late += 1
+            text = (
+                f"none at {samples:,} samples: the one before is still being written ({self._late} left out "
+                "so far); a larger checkpoint.every_samples, or a quicker disk"
+            )
+            self.followers.event("checkpoint", text)
+            if self._late == 1:
+                logger.warning("checkpoint: %s", text)
+        return free
 
     def save_failed(self) -> bool:
         """Whether the newest save could not be written; waits for one in flight."""

@@ -102,7 +102,7 @@ class Run:
                     report = followed_by(report, replay)
                 self._advance(batch, report)
                 self._observe(batch, report, steps)
-                if self._due(self.config.checkpoint.every_samples):
+                if self._due(self.config.checkpoint.every_samples) and self._free_to_save():
                     self.save()
                 if self._due(self.config.snapshot.every_samples):
                     self.publish()
@@ -192,6 +192,11 @@ class Run:
         """Whether what was learned is in no checkpoint; waits for the save in flight."""
         unsaved = self.cursor != self._saved or (self._keeper is not None and self._keeper.save_failed())
         return bool(self._world.from_lead(unsaved))
+
+    def _free_to_save(self) -> bool:
+        """Whether the save before is written, as the first rank knows; else the next one that is due does."""
+        samples = self.cursor.samples
+        return bool(self._world.from_lead(self._keeper is None or self._keeper.free_to_save(samples)))
 
     def _whole_cursor(self) -> Cursor:
         """The cursor with the positions of all ranks."""

@@ -90,7 +90,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
         body = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except ValueError:
+    except (ValueError, RecursionError):  # no JSON, no UTF-8, or nested too deep
         return None
     return body if isinstance(body, dict) else None
 
@@ -125,7 +125,7 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
     try:
         with path.open(encoding="utf-8", errors="replace") as handle:
             for line in handle:
-                with contextlib.suppress(ValueError):
+                with contextlib.suppress(ValueError, RecursionError):
                     body = json.loads(line)
                     if isinstance(body, dict):
                         yield body
