@@ -5,6 +5,7 @@ OpsError                  1
     RunMismatch           78  the run directory belongs to another stream, network, seed, batch, ...
     RunLocked             1   another learner works in the run directory
     RunNotFound           1   no run in this directory
+    NoRoom                1   the disk of the run directory is full before anything is learned, or at the end
     CheckpointDamaged     78  no checkpoint of the run can be trusted
     CheckpointFailed      1   the last checkpoint of a run could not be written
     NotFinite             78  the loss or a gradient is not a number, twice at the same place
@@ -53,6 +54,10 @@ class RunLocked(OpsError):
 
 class RunNotFound(OpsError):
     """There is no run in this directory."""
+
+
+class NoRoom(OpsError):
+    """The disk of the run directory is full, and what must be written there could not be."""
 
 
 class CheckpointDamaged(OpsError):

@@ -18,7 +18,7 @@ from ops.opening import Opened
 from ops.outcome import FINISHED, Progress, Summary
 from ops.progress import ProgressLine
 from ops.publisher import PublishResult
-from ops.rundir import write_json
+from ops.rundir import room_in, write_json
 from ops.steps import Waiting
 from stream.lanes import Cursor
 from stream.loader import Batch
@@ -176,4 +176,5 @@ class Keeper:
     def sum_up(self, summary: Summary) -> None:
         """Write how the run ended, after the stream knows what may go."""
         self.followers.leave_stream(finished=summary.status == FINISHED)
-        write_json(self.run_dir / "summary.json", summary.to_json())
+        with room_in(self.run_dir):
+            write_json(self.run_dir / "summary.json", summary.to_json())

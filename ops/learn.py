@@ -36,7 +36,7 @@ from ops.progress import ProgressLine
 from ops.ranks import World
 from ops.registration import leave
 from ops.run import Run, device_of
-from ops.rundir import RunRecord, read_lines
+from ops.rundir import RunRecord, read_lines, room_in
 from ops.signals import StopRequest
 from ops.source_spec import follower_of, pinned, reading_mode, sealed_steps, source_spec
 from stream.errors import StreamError, StreamNotFound
@@ -85,6 +85,7 @@ def learn(  # noqa: PLR0913  what the command line may say of a run
         CheckpointDamaged: no checkpoint of the run can be trusted.
         CheckpointFailed: the last checkpoint could not be written.
         PortInUse: the HTTP port is taken.
+        NoRoom: the disk of the run directory is full at the start or at the end.
         RankLost: another rank died; what was learned since the last checkpoint is lost.
         RankFailed: another rank cannot go on, and raised why.
         NotFinite, StreamError, OSError: the run cannot go on; what was learned is saved.
@@ -125,7 +126,8 @@ def learn(  # noqa: PLR0913  what the command line may say of a run
             stack.callback(carrier.close)
         run = Run(opened, spec=spec, stop=stop, world=world, keeper=keeper, carrier=carrier)
         if keeper is not None:
-            write_changes(opened)
+            with room_in(run_dir):
+                write_changes(opened)
             (run_dir / "summary.json").unlink(missing_ok=True)
             keeper.followers.start_publishing(run.progress)
         del opened, began  # else the checkpoint's tensors would stay in memory as long as the run
@@ -160,7 +162,8 @@ def _begin(
                 f"{world.ranks} ranks, but a run of {asked.config.lanes} lanes has at most as many: start "
                 "fewer, or begin a run with more lanes"
             )
-        began = _open_run(stack, asked, stop=stop, out=out)
+        with room_in(asked.run_dir):
+            began = _open_run(stack, asked, stop=stop, out=out)
     except (StreamError, OpsError, OSError, ValueError) as error:
         post_refusal(world, error, exit_code_of(error) or EXIT_FAILED)
         raise

@@ -13,6 +13,7 @@ server.json       where metrics and live page are, while it runs
 """
 
 import contextlib
+import errno
 import json
 import os
 import time
@@ -22,9 +23,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ops.errors import RunMismatch, RunNotFound
+from ops.errors import NoRoom, RunMismatch, RunNotFound
 
 RUN_VERSION = 1
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,6 +60,24 @@ class RunRecord:
             config=dict(config),
             total_samples=None,
         )
+
+
+@contextlib.contextmanager
+def room_in(run_dir: Path) -> Iterator[None]:
+    """Tell of a full disk in one line; around what cannot do without being written there.
+
+    Raises:
+        NoRoom: instead of the error of the system, which need not name a file.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise NoRoom(
+            f"no room is left for the run directory {run_dir} ({error.strerror}): make room there and run "
+            "the same command again, or give --run a directory on another disk"
+        ) from error
 
 
 def read_run(run_dir: Path) -> RunRecord:

@@ -1,5 +1,4 @@
-"""What can befall a file: a byte changed, a piece cut off or out, something added, also what nests deeper than
-a parser can follow."""
+"""What can befall a file: a byte changed, a piece cut off or out, something added, also nested too deep."""
 
 from hypothesis import assume
 from hypothesis import strategies as st

@@ -293,7 +293,9 @@ def test_what_nobody_foresaw_while_writing_is_not_taken_for_a_written_checkpoint
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     results: list[str] = []
-    writer = CheckpointWriter(tmp_path, "run", keep=3, on_result=lambda result, _seconds: results.append(result))
+    writer = CheckpointWriter(
+        tmp_path, "run", keep=3, on_result=lambda result, _seconds: results.append(result)
+    )
     save(writer, 1)
     writer.flush()
 

@@ -23,7 +23,7 @@ from stream.lanes import Cursor, Position, WindowStart
 from stream.manifest import Manifest
 from stream.registry import Registered, read_readers, write_reader
 from stream.retention import forget, prune
-from tests.ops.small_runs import RECORDS, StopAfter, bits, config_of, run, write_stream
+from tests.ops.small_runs import RECORDS, StopAfter, bits, config_of, killed, run, write_stream
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -208,6 +208,23 @@ def test_a_run_directory_that_cannot_be_read_for_a_while_is_one_warning_and_the_
     assert summary.status == STOPPED
     assert read_summary(run_dir) == summary
     assert caplog.text.count("Stale file handle") == 1
+
+
+def test_a_run_that_saved_nothing_of_its_first_stream_leaves_it_for_another(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second = write_stream(tmp_path / "first"), write_stream(tmp_path / "second", seal=False)
+    run_dir, config = tmp_path / "run", config_of("checkpoint.every_samples=100000")
+    assert killed(lambda: run(first, run_dir, config, stop=StopAfter(run_dir, 2, kill=True)))
+    assert len(readers(first)) == 1
+    run(second, run_dir, config, stop=StopAfter(run_dir, 2))
+    assert readers(first) == []
+    assert len(readers(second)) == 1
+    assert f"was begun on {first}" in caplog.text
+    again = tmp_path / "moved"
+    Path(second).rename(again)
+    run(str(again), run_dir, config, stop=StopAfter(run_dir, 4))
+    assert len(readers(str(again))) == 1
 
 
 def test_a_damaged_entry_is_written_anew_by_its_run(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 
 from learner.learner import Learner
 from learner.report import NonFinite, StepReport
@@ -247,6 +248,33 @@ def test_saving_is_not_taken_for_waiting_on_the_readers(
     seconds = watched[-1].metrics.registry.get_sample_value
     assert (seconds("swavstream_learner_seconds_total", {"phase": "checkpoint"}) or 0) >= 0.5
     assert (seconds("swavstream_learner_seconds_total", {"phase": "load"}) or 0) < 0.4
+
+
+def test_a_disk_slower_than_checkpoints_are_apart_does_not_hold_learning_up(
+    tmp_path: Path,
+    whole_run: tuple[Path, Summary],
+    drawn_stream: str,
+    watched: list[Followers],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    real, written = safetensors.torch.save_file, []
+
+    def slow(*arguments: Any) -> None:
+        written.append(time.sleep(2))
+        real(*arguments)
+
+    monkeypatch.setattr("ops.checkpoint_writer.safetensors.torch.save_file", slow)
+    run_dir = tmp_path / "run"
+    summary = run(drawn_stream, run_dir, config_of())
+    assert bits(run_dir) == bits(whole_run[0])
+    assert summary.checkpoint == str(run_dir / "checkpoints" / f"ckpt-{len(written):06d}")
+    assert len(written) == 2, "the first that was due, and the last"
+    told = [event["text"] for event in watched[-1].live.events() if event["kind"] == "checkpoint"]
+    assert sum("still being written" in text for text in told) == 2
+    assert caplog.text.count("still being written") == 1
+    seconds = watched[-1].metrics.registry.get_sample_value
+    assert (seconds("swavstream_learner_seconds_total", {"phase": "checkpoint"}) or 0) < 2
 
 
 def poison(run_dir: Path) -> None:

@@ -16,7 +16,7 @@ import pytest
 from learner.learner import Learner
 from ops.checkpoint import load_newest
 from ops.drawn_source import encoded
-from ops.errors import CheckpointFailed, ConfigError, PortInUse, RunLocked, RunMismatch
+from ops.errors import CheckpointFailed, ConfigError, NoRoom, PortInUse, RunLocked, RunMismatch
 from ops.followers import Followers
 from ops.lock import RunLock
 from ops.outcome import FINISHED, STOPPED, Summary
@@ -193,6 +193,17 @@ class RoomAfterFailure(StopRequest):
             resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
             self.ask()
         return super().asked()
+
+
+@pytest.mark.parametrize("room", [0, 100])
+def test_a_disk_that_is_full_at_the_start_is_one_line_with_the_directory_and_what_to_do(
+    tmp_path: Path, drawn_stream: str, room: int
+) -> None:
+    run_dir = tmp_path / "run"
+    told = rf"no room is left for the run directory {run_dir} \(File too large\): make room there and run"
+    with full_disk(room), pytest.raises(NoRoom, match=told):
+        run(drawn_stream, run_dir, config_of())
+    assert run(drawn_stream, run_dir, config_of("end_samples=64")).samples == 64
 
 
 def test_a_stop_after_a_save_that_failed_saves_once_more(
