@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Sequence
 
 import click
-from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -45,6 +45,8 @@ def launch(arguments: Sequence[str], *, nproc: int) -> int:
         local_addr="127.0.0.1",
         max_restarts=0,
         monitor_interval=0.2,
+        # No files: what ranks write goes to the terminal, and a launcher that is killed leaves none behind.
+        logs_specs=DefaultLogsSpecs(log_dir=os.devnull),
         signals_to_handle="SIGTERM,SIGINT,SIGHUP",
         shutdown_timeout=int(os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", SHUTDOWN_S)),
     )

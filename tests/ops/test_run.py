@@ -258,10 +258,12 @@ def test_a_disk_slower_than_checkpoints_are_apart_does_not_hold_learning_up(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    real, written = safetensors.torch.save_file, []
+    real = safetensors.torch.save_file
+    written: list[float] = []
 
     def slow(*arguments: Any) -> None:
-        written.append(time.sleep(2))
+        written.append(time.monotonic())
+        time.sleep(2)
         real(*arguments)
 
     monkeypatch.setattr("ops.checkpoint_writer.safetensors.torch.save_file", slow)
