@@ -10,6 +10,7 @@ OpsError                  1
     CheckpointFailed      1   the last checkpoint of a run could not be written
     NotFinite             78  the loss or a gradient is not a number, twice at the same place
     RankLost              1   another rank died, or does not answer
+        LauncherGone      1   the launcher died, and the store in which the ranks meet with it
     RankFailed            =   another rank cannot go on; the exit code is that of its error
     Starved               1   readers of a rank bring nothing although records are there
     ServiceError          1   a port in use, a store that cannot be reached
@@ -78,6 +79,10 @@ class NotFinite(OpsError):
 
 class RankLost(OpsError):
     """Another rank died, or has not answered within the time limit."""
+
+
+class LauncherGone(RankLost):
+    """The launcher died, and the store in which the ranks meet with it."""
 
 
 class RankFailed(OpsError):

@@ -35,6 +35,8 @@ def launch(arguments: Sequence[str], *, nproc: int) -> int:
     # All ranks are here: no look-up of this host's name, which need not succeed.
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // nproc)))
+    # Warnings with a stack of C++, of which the ranks say in a line what they mean.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
