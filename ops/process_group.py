@@ -134,7 +134,7 @@ class JoinedWorld(World):
             time.sleep(POLL_S)
 
     def await_lead(self, name: str) -> None:
-        """As `World.await_lead`; without a launcher that could end the others there is nothing to wait for."""
+        """As `World.await_lead`; where the launcher is gone, which would end the others, nobody waits."""
         with contextlib.suppress(LauncherGone):
             self._await_lead(name)
 
@@ -173,8 +173,8 @@ class JoinedWorld(World):
         missing = self._missing()
         if missing is None:
             return LauncherGone(
-                f"the launcher of the {self.ranks} ranks is gone, in whose memory they met: run the same command "
-                "again, it goes on from the last checkpoint"
+                f"the launcher of the {self.ranks} ranks is gone, in whose memory they met: run the same "
+                "command again, it goes on from the last checkpoint"
             )
         if not missing:
             why = " ".join(str(error).split())[:300]

@@ -43,15 +43,10 @@ def show(stream: str, as_json: bool) -> None:
     from stream.registry import read_readers
 
     manifest = _shards(stream)
-    shards = stored = 0
-    oldest: float | None = None
-    newest: float | None = None
-    for number in range(manifest.floor.first, len(manifest)):
-        commit = manifest.entry(number)
-        shards += commit.n > 0
-        stored += commit.bytes
-        oldest = commit.created if oldest is None else oldest
-        newest = commit.created
+    first, size = manifest.floor.first, len(manifest)
+    shards = int((manifest.counts()[first:] > 0).sum())
+    stored = manifest.stored()
+    oldest, newest = [manifest.entry(at).created if first < size else None for at in (first, size - 1)]
     readers = [_reader(manifest, reader) for reader in read_readers(manifest.store)]
     body: dict[str, Any] = {
         "stream": stream,
