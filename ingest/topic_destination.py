@@ -16,6 +16,7 @@ from kafka.structs import OffsetAndMetadata
 from ingest.config import IngestConfig
 from ingest.destination import Resume
 from ingest.topic_history import Stamp, TopicHistory
+from ingest.topic_lease import GROUP_S, TopicLease
 from stream.commits import Accounts
 from stream.digests import DigestSet
 from stream.record import Record
@@ -28,16 +29,14 @@ logger = logging.getLogger(__name__)
 
 LARGEST_REENCODED = 2 * 1024 * 1024
 """Bytes of an image of 384 pixels on the shorter side that was encoded anew, at the very most."""
-GROUP_S = 20.0
-"""Seconds that a cluster may take to have its first group."""
 LONG_LOOK = 10_000
 """Messages to look through that are worth a line."""
 
 
 class TopicDestination:
-    """A topic. Other processes may write other sources meanwhile (implements destination.Destination).
+    """A topic. One process at a time writes one source; others may write other sources meanwhile.
 
-    Nothing keeps a second ingest of the same source out: run one at a time.
+    Implements destination.Destination.
 
     Args:
         url: kafka://HOST:PORT/TOPIC.
@@ -45,7 +44,8 @@ class TopicDestination:
         config: of the ingest.
         create_partitions: make the topic with so many partitions when it is not there; 0 = it must be.
 
-    Raises, from every method: StreamError; StreamNotFound when there is no topic.
+    Raises, from every method: StreamError; StreamNotFound when there is no topic. SourceBusy from `resume`,
+    and from `write` and `tick` when this process was not heard of for so long that another one took over.
     """
 
     def __init__(self, url: str, source_id: str, config: IngestConfig, *, create_partitions: int = 0) -> None:
@@ -56,6 +56,7 @@ class TopicDestination:
         self._facts = look_at(self._address, config.kafka)
         self._check_limit()
         self._fetcher = TopicFetcher(self._address, config.kafka)
+        self._lease = TopicLease(self._address, config.kafka, self._ingest, source_id)
         self._history: TopicHistory | None = None
         self._writer: TopicWriter | None = None
         self._known: DigestSet | None = None
@@ -93,6 +94,7 @@ class TopicDestination:
 
     def resume(self) -> Resume:
         """See Destination."""
+        self._lease.take()
         self._history = TopicHistory(self._fetcher, self._facts.partitions, self._ingest, self._floor())
         past = self._history.past()
         self._begin = self._number = past.next
@@ -123,6 +125,7 @@ class TopicDestination:
             self._there[record.sha256] -= 1
             self._accounts = accounts
             return
+        self._lease.check()
         while self._number in self._taken:
             self._number += 1
         self._settle()
@@ -160,6 +163,7 @@ class TopicDestination:
 
     def tick(self) -> None:
         """See Destination: records do not wait longer than `topic.linger_s`."""
+        self._lease.check()
 
     def seal(self) -> None:
         """See Destination: nothing to do."""
@@ -183,6 +187,7 @@ class TopicDestination:
         writer, self._writer = self._writer, None
         if writer is not None:
             writer.close()
+        self._lease.release()
         self._fetcher.close()
 
     def _open_writer(self) -> TopicWriter:

@@ -7,7 +7,7 @@ whatever batch, rank or attempt it turns up.
 n views   B samples   R rows (views x samples of one kind of crop)   S side in pixels   U uniforms
 """
 
-import itertools
+import functools
 import math
 from dataclasses import dataclass
 
@@ -15,22 +15,8 @@ import torch
 from torch import Tensor
 
 from learner.config import AugmentConfig
-
-UNIFORMS = (
-    "jitter: applied if below jitter_probability",
-    "brightness factor, from max(0, 1 - 0.8 s) to 1 + 0.8 s",
-    "contrast factor, the same",
-    "saturation factor, the same",
-    "hue turn, from -0.2 s to 0.2 s of the circle",
-    "order of the four, one of 24",
-    "grayscale: applied if below grayscale_probability",
-    "blur: applied if below blur_probability",
-    "blur sigma, from blur_sigma_min to blur_sigma_max",
-)
-"""What each of the uniforms of a view is for, in order; the rest is not used."""
-
-ORDERS = tuple(itertools.permutations(range(4)))
-"""Orders of brightness, contrast, saturation and hue (0 to 3), numbered as the uniform picks them."""
+from learner.draws import UNIFORMS, Plan, plan_of
+from learner.transfer import sent
 
 GRAY = (0.2989, 0.587, 0.114)
 """Weights of red, green and blue in luma, as in torchvision."""
@@ -49,7 +35,7 @@ class Views:
     crops: tuple[Tensor, ...]
     """One for each kind of crop: uint8 [count, B, 3, S, S]."""
     uniforms: Tensor
-    """[n, B, 16] float32 on the CPU, in [0, 1): the draws of the photometric half, see UNIFORMS."""
+    """[n, B, 16] float32 on the CPU, in [0, 1): the draws of the photometric half, see `draws.UNIFORMS`."""
     lane_B: Tensor | None = None
     """[B] int64 on the CPU, lane of each sample: batch-norm groups and the queue's shards follow it. None =
     each sample is a lane of its own, dealt to the ranks in turn."""
@@ -84,9 +70,9 @@ class Views:
         return lane_B
 
     def part(self, index_B: Tensor) -> "Views":
-        """Some of the samples."""
+        """Some of the samples; crops in page-locked memory stay in such."""
         return Views(
-            crops=tuple(crop[:, index_B] for crop in self.crops),
+            crops=tuple(_some(crop, index_B) for crop in self.crops),
             uniforms=self.uniforms[:, index_B],
             lane_B=None if self.lane_B is None else self.lane_B[index_B],
         )
@@ -113,57 +99,50 @@ def photometric(
 
     Source: Chen et al. 2020, arXiv:2002.05709, appendix A; Caron et al. 2020, arXiv:2006.09882, A.1.
     """
-    x_R3SS = crops.to(device, non_blocking=True).flatten(0, 1).to(dtype).div_(255)
-    u_RU = uniforms.flatten(0, 1).to(dtype)
-    rows = torch.nonzero(u_RU[:, 0] < config.jitter_probability).squeeze(1)
-    if config.jitter > 0 and len(rows) > 0:
-        _jitter(x_R3SS, rows, u_RU[rows], config.jitter)
-    rows = torch.nonzero(u_RU[:, 6] < config.grayscale_probability).squeeze(1).to(device)
-    if len(rows) > 0:
-        x_R3SS[rows] = _gray(x_R3SS[rows]).expand(-1, 3, -1, -1)
-    rows = torch.nonzero(u_RU[:, 7] < config.blur_probability).squeeze(1)
-    if len(rows) > 0:
-        spread = config.blur_sigma_max - config.blur_sigma_min
-        sigma_R = config.blur_sigma_min + spread * u_RU[rows, 8]
-        rows = rows.to(device)
-        x_R3SS[rows] = blur(x_R3SS[rows], sigma_R.to(device), reach_px=BLUR_REACH * config.blur_sigma_max)
+    x_R3SS = sent(crops, device).flatten(0, 1).to(dtype).div_(255)
+    plan = plan_of(uniforms.flatten(0, 1).to(dtype), config, device)
+    if plan.turns:
+        _jitter(x_R3SS, plan)
+    if len(plan.gray_R) > 0:
+        x_R3SS[plan.gray_R] = _gray(x_R3SS[plan.gray_R]).expand(-1, 3, -1, -1)
+    if len(plan.blur_R) > 0:
+        reach_px = BLUR_REACH * config.blur_sigma_max
+        x_R3SS[plan.blur_R] = blur(x_R3SS[plan.blur_R], plan.sigma_R, reach_px=reach_px)
     return normalise_(x_R3SS, config)
 
 
 def normalise_(x_R3SS: Tensor, config: AugmentConfig) -> Tensor:
     """Subtract the mean and divide by the deviation of each channel, in place."""
-    mean = torch.tensor(config.mean, dtype=x_R3SS.dtype, device=x_R3SS.device)
-    std = torch.tensor(config.std, dtype=x_R3SS.dtype, device=x_R3SS.device)
-    return x_R3SS.sub_(mean[:, None, None]).div_(std[:, None, None])
+    mean, std = (_channels(values, x_R3SS.dtype, x_R3SS.device) for values in (config.mean, config.std))
+    return x_R3SS.sub_(mean).div_(std)
 
 
-def _jitter(x_R3SS: Tensor, rows: Tensor, u_RU: Tensor, strength: float) -> None:
-    """Brightness, contrast, saturation and hue of some rows, each in its own order, written back in place.
+@functools.lru_cache(maxsize=16)
+def _channels(values: tuple[float, float, float], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """[3, 1, 1]; kept, because sending three numbers makes a GPU's host wait."""
+    return torch.tensor(values, dtype=dtype, device=device)[:, None, None]
 
-    In each of the four places of the order, rows that have the same operation there are brought next to each
-    other, so that every operation runs on whole slices: four gathers in place of 24 groups of rows. What
-    decides the layout is worked out on the CPU and sent over.
-    """
-    low = max(0.0, 1 - 0.8 * strength)
-    factors_R3 = low + (1 + 0.8 * strength - low) * u_RU[:, 1:4]
-    turn_R1 = (2 * u_RU[:, 4:5] - 1) * min(0.5, 0.2 * strength)
-    amounts_R4 = torch.cat([factors_R3, turn_R1], dim=1)
-    order_R4 = torch.tensor(ORDERS)[(u_RU[:, 5] * len(ORDERS)).long().clamp_(0, len(ORDERS) - 1)]
-    layout_R = torch.arange(len(rows))
-    part = x_R3SS[rows.to(x_R3SS.device)]
-    for place in range(4):
-        next_R = order_R4[:, place].argsort(stable=True)
-        move_R = torch.empty_like(layout_R).scatter_(0, layout_R, torch.arange(len(rows)))[next_R]
-        part = part[move_R.to(part.device)]
-        layout_R = next_R
-        counts = torch.bincount(order_R4[:, place], minlength=4).tolist()
-        amounts = amounts_R4[layout_R, order_R4[layout_R, place]].to(part.device)[:, None, None, None]
+
+def _some(crop: Tensor, index_B: Tensor) -> Tensor:
+    """Some of the samples of one kind of crop."""
+    if not crop.is_pinned():
+        return crop[:, index_B]
+    out = torch.empty((len(crop), len(index_B), *crop.shape[2:]), dtype=crop.dtype, pin_memory=True)
+    return torch.index_select(crop, 1, index_B, out=out)
+
+
+def _jitter(x_R3SS: Tensor, plan: Plan) -> None:
+    """Brightness, contrast, saturation and hue of some rows, each in its own order, written back in place."""
+    part = x_R3SS[plan.jitter_R]
+    for turn in plan.turns:
+        part = part[turn.move_R]
+        amounts = turn.amount_R[:, None, None, None]
         for operation, slice_, amount in zip(
-            _OPERATIONS, torch.split(part, counts), torch.split(amounts, counts), strict=True
+            _OPERATIONS, torch.split(part, turn.counts), torch.split(amounts, turn.counts), strict=True
         ):
             if len(slice_) > 0:
                 operation(slice_, amount)
-    x_R3SS[rows[layout_R].to(x_R3SS.device)] = part
+    x_R3SS[plan.back_R] = part
 
 
 def _brightness_(x: Tensor, factor: Tensor) -> None:

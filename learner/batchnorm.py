@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from learner.collective import Alone, Group, sum_together
+from learner.transfer import sent_together
 
 
 class _Seen(NamedTuple):
@@ -66,11 +67,9 @@ class Lots:
         if count not in self._rows and self.group_B is not None:
             group_N = self.group_B.repeat(count // len(self.group_B))
             groups = sorted(set(self.group_B.tolist()))
-            alone = len(groups) == 1
-            self._rows[count] = {
-                group: None if alone else torch.nonzero(group_N == group).squeeze(1).to(device)
-                for group in groups
-            }
+            rows = [torch.nonzero(group_N == group).squeeze(1) for group in groups]
+            found = [None] if len(groups) == 1 else sent_together(rows, device)
+            self._rows[count] = dict(zip(groups, found, strict=True))
         return self._rows[count]
 
     def note(self, layer: "GroupBatchNorm", seen: _Seen) -> None:

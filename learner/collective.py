@@ -5,19 +5,20 @@ the identity. Arguments are not changed (except by `sum_`), and every rank calls
 same order.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-BUCKET_BYTES = 32 * 1024 * 1024
-"""Gradients are summed in pieces of about this size: few calls, and little memory for the copies."""
-
 
 class Group(Protocol):
-    """Ranks that hold one global batch between them; called from one thread, each call waits for all."""
+    """Ranks that hold one global batch between them.
+
+    Called from one thread at a time; each call but `sum_later` waits for all. Takes tensors on the device
+    and, for what the host alone needs, on the CPU.
+    """
 
     rank: int
     world: int
@@ -32,6 +33,13 @@ class Group(Protocol):
 
     def sum_(self, tensor: Tensor) -> None:
         """Replace a contiguous tensor by its sum over ranks."""
+        ...
+
+    def sum_later(self, tensor: Tensor) -> Callable[[], None]:
+        """Begin what `sum_` does, and go on; calling what comes back waits until it is done.
+
+        Until then the tensor is not to be touched.
+        """
         ...
 
 
@@ -52,9 +60,15 @@ class Alone:
     def sum_(self, tensor: Tensor) -> None:
         """Nothing to do."""
 
+    def sum_later(self, tensor: Tensor) -> Callable[[], None]:
+        """Nothing to wait for."""
+        return lambda: None
+
 
 class Ranks:
     """The ranks of a torch.distributed process group: gloo for tensors on the CPU, NCCL for CUDA.
+
+    On CUDA the host waits for none of them: like kernels they are put in the stream.
 
     Args:
         process_group: None for the default group, which the caller has initialised.
@@ -81,6 +95,16 @@ class Ranks:
         """In place."""
         dist.all_reduce(tensor, op=dist.ReduceOp.SUM, group=self._process_group)
 
+    def sum_later(self, tensor: Tensor) -> Callable[[], None]:
+        """In place; on CUDA it is the stream that waits, not the host."""
+        work = dist.all_reduce(tensor, op=dist.ReduceOp.SUM, group=self._process_group, async_op=True)
+        assert work is not None, "only members of the group call it"
+
+        def wait() -> None:
+            work.wait()
+
+        return wait
+
 
 def gather_rows(group: Group, rows: Tensor, counts: Sequence[int]) -> Tensor:
     """Rows of all ranks, one rank after the other.
@@ -105,35 +129,14 @@ def gather_rows(group: Group, rows: Tensor, counts: Sequence[int]) -> Tensor:
     return table
 
 
-def counts_of_ranks(group: Group, count: int, device: torch.device) -> tuple[int, ...]:
-    """How many samples every rank brings."""
+def counts_of_ranks(group: Group, count: int) -> tuple[int, ...]:
+    """How many samples every rank brings; agreed on the CPU, so that nobody waits for a GPU."""
     if group.world == 1:
         return (count,)
-    table = torch.zeros(group.world, dtype=torch.int64, device=device)
+    table = torch.zeros(group.world, dtype=torch.int64)
     table[group.rank] = count
     group.sum_(table)
     return tuple(table.tolist())
-
-
-def sum_gradients(parameters: Iterable[Tensor], group: Group, *, bucket_bytes: int = BUCKET_BYTES) -> None:
-    """Replace every gradient by its sum over ranks; parameters without one are left out on every rank.
-
-    An explicit sum after backward, and not DistributedDataParallel: no buffer is ever broadcast, gradients
-    may be missing while prototypes are frozen, and several backward passes may come before it.
-    """
-    if group.world == 1:
-        return
-    bucket: list[Tensor] = []
-    size = 0
-    for parameter in parameters:
-        if parameter.grad is None:
-            continue
-        bucket.append(parameter.grad)
-        size += parameter.grad.numel() * parameter.grad.element_size()
-        if size >= bucket_bytes:
-            sum_together(bucket, group)
-            bucket, size = [], 0
-    sum_together(bucket, group)
 
 
 def sum_together(tensors: Sequence[Tensor], group: Group) -> None:

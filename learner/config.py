@@ -102,7 +102,7 @@ class OptimConfig:
     trust_coefficient: float = 0.001
     """Of lars; > 0."""
     schedule: str = "constant"
-    """constant (after warm-up, no end needed), cosine (needs `schedule_samples`)."""
+    """constant (after warm-up, no end needed) or cosine (needs an end, see `schedule_samples`)."""
     warmup_samples: int = 0
     """Linear from `warmup_start` to `learning_rate`."""
     warmup_start: float = 0.0
@@ -245,25 +245,3 @@ class LearnerConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     health: HealthConfig = field(default_factory=HealthConfig)
     reseed: ReseedConfig = field(default_factory=ReseedConfig)
-
-
-def suggested_queue(prototypes: int, batch: int) -> int:
-    """Samples of a queue that brings batch + queue above K: whole batches; 0 where the batch is enough."""
-    return 0 if batch >= prototypes else batch * math.ceil(prototypes / batch)
-
-
-def advice(config: LearnerConfig, *, batch: int) -> tuple[str, ...]:
-    """What is allowed but seldom meant, a line each, for a global batch of so many samples."""
-    lines = []
-    largest, queue = max(config.swav.prototypes), config.swav.queue_samples
-    if 0 < queue < batch:
-        lines.append(f"swav.queue_samples = {queue} does not hold one batch of {batch}: it will be refused")
-    used = queue // batch * batch
-    if batch + used < largest:
-        lines.append(
-            f"batch + queue = {batch + used} is less than the {largest} prototypes, so codes say little: set "
-            f"swav.queue_samples = {suggested_queue(largest, batch)}, or use fewer prototypes"
-        )
-    if used and config.swav.queue_start_samples < config.swav.freeze_samples:
-        lines.append("the queue fills while prototypes are frozen: early features disturb it, start it later")
-    return tuple(lines)

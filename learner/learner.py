@@ -12,9 +12,10 @@ from torch import Tensor
 
 from learner import state
 from learner.augment import Views
-from learner.collective import Alone, Group, counts_of_ranks, sum_gradients
+from learner.collective import Alone, Group, counts_of_ranks
 from learner.config import LearnerConfig
 from learner.digest import digest
+from learner.gradients import BUCKET_BYTES, GradientSums
 from learner.health import corrected_agreement, corrected_perplexity, dead_prototypes
 from learner.measure import Measured, Outcome, health_report, judge, measure
 from learner.model import copy_all, encoder_tensors, head_tensors, load_weights, numbered
@@ -23,6 +24,7 @@ from learner.objectives.swav import Swav
 from learner.optim import Updater
 from learner.report import HealthReport, Snapshot, StepReport, require_finite
 from learner.reseed import Arrivals, Reseeder
+from learner.transfer import sent
 from learner.usage import UsageWindow
 from learner.watch import Watch
 
@@ -43,6 +45,7 @@ class Learner:
         total_samples: length of the run if it is known; a cosine without `schedule_samples` ends there.
         clock: seconds that only grow; asked between the phases of a step.
         group: the ranks; None = one.
+        bucket_bytes: size of the pieces in which gradients are summed over ranks.
 
     Raises:
         ValueError: settings that do not go together.
@@ -60,6 +63,7 @@ class Learner:
         total_samples: int | None,
         clock: Callable[[], float],
         group: Group | None = None,
+        bucket_bytes: int = BUCKET_BYTES,
     ) -> None:
         self.config = config
         self.samples = 0
@@ -70,6 +74,7 @@ class Learner:
         self._group: Group = Alone() if group is None else group
         self._network = Network(config, seed=seed, device=device, precision=precision, group=self._group)
         self._model = self._network.model
+        self._sums = GradientSums(self._model.parameters(), self._group, bucket_bytes=bucket_bytes)
         self._updater = Updater(config.optim, self._model.parameters(), total_samples)
         self._swav = Swav(config.swav, dim=config.model.projection_dim, group=self._group)
         self._usage = [UsageWindow(k, config.health.usage_window_samples) for k in config.swav.prototypes]
@@ -105,7 +110,7 @@ class Learner:
         self._check(views)
         lane_B = views.lanes(ranks=self._group.world, rank=self._group.rank)
         parts = self._network.parts(lane_B, accumulate)
-        counts = counts_of_ranks(self._group, len(lane_B), self._network.device)
+        counts = counts_of_ranks(self._group, len(lane_B))
         frozen = self._swav.frozen(self.samples)
         self._model.train()
         self._updater.clear()
@@ -176,16 +181,22 @@ class Learner:
         laps.end("sinkhorn")
         loss_H = torch.zeros(len(prototypes_H), dtype=torch.float64, device=z_ABD.device)
         for part in parts:
+            part_codes_H = [codes.codes_ABK for codes in codes_H]
             if len(parts) > 1:
                 z_nBD = self._network.embed(views.part(part), lane_B[part], laps)
-            part_codes_H = [codes.codes_ABK[:, part] for codes in codes_H]
+                there = sent(part, self._network.device)
+                part_codes_H = [codes_ABK[:, there] for codes_ABK in part_codes_H]
             loss_HB = self._swav.losses(z_nBD, prototypes_H, part_codes_H, frozen=frozen)
             loss_H += loss_HB.detach().sum(1) / sum(counts)
             laps.end("forward")
             # A sum over samples by N: summed over parts and ranks it is the mean over the global batch.
-            torch.autograd.backward(loss_HB.mean(0).sum() / sum(counts))
+            share = loss_HB.mean(0).sum() / sum(counts)
+            if part is parts[-1]:
+                with self._sums.summed(without=prototypes_H if frozen else ()):
+                    torch.autograd.backward(share)
+            else:
+                torch.autograd.backward(share)
             laps.end("backward")
-        sum_gradients(self._model.parameters(), self._group)
         return Outcome(
             loss_H=loss_H,
             z_ABD=z_ABD,
@@ -302,7 +313,9 @@ class Learner:
         load_weights(self._model, encoder, tensors)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the next steps depend on; every rank calls it, and every rank gets all of it.
+        """Everything that the next steps depend on, of all ranks.
+
+        Every rank calls it, or `hand_over_state` where it is not wanted.
 
         Returns:
             {"version": int, "tensors": {name: copy on the CPU}, "values": {name: JSON value}}.
@@ -330,6 +343,10 @@ class Learner:
             values["usage"].append(usage["values"])
             tensors[f"generation.{head}"] = generation_K.clone()
         return {"version": state.VERSION, "tensors": tensors, "values": values}
+
+    def hand_over_state(self) -> None:
+        """This rank's part of `state_dict`, for those that call that one meanwhile; copies no weight."""
+        self._swav.queue.hand_over(self._group, self._network.device)
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Go on from a state, of any number of ranks.

@@ -79,7 +79,8 @@ def measure(outcome: Outcome, gradient_norm: Tensor, config: SwavConfig, group: 
     """Add up this rank's share of every figure, sum over ranks in one collective, and divide.
 
     Everything is read back from the device at once, with what needs no sum behind it: a GPU is waited for
-    only here.
+    only here. And it is waited for here, not an update later: what is not finite must be known before the
+    weights move, and keeping all that an update changes until then would cost more than the wait.
 
     Args:
         outcome: of the step.

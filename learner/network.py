@@ -16,6 +16,7 @@ from learner.augment import Views, normalise_, photometric
 from learner.collective import Group
 from learner.config import LearnerConfig
 from learner.model import SwavModel, cosines, on_the_sphere
+from learner.transfer import sent
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.float32, "float64": torch.float64}
 """Of weights, by precision; bfloat16 is that of activations, under autocast."""
@@ -134,7 +135,8 @@ class Network:
         z_ABD = torch.empty(assigned, len(lane_B), dim, dtype=self.dtype, device=self.device)
         with batchnorm.without_tracking(self.model):
             for part in parts:
-                z_ABD[:, part] = self.embed(views.part(part), lane_B[part], laps)[:assigned]
+                z_APD = self.embed(views.part(part), lane_B[part], laps)[:assigned]
+                z_ABD[:, sent(part, self.device)] = z_APD
         return z_ABD
 
     @contextmanager
@@ -225,5 +227,6 @@ class Network:
             batch = some if isinstance(some, Tensor) else torch.stack(list(some))
             if batch.dtype != torch.uint8 or batch.dim() != 4 or batch.shape[1] != 3:
                 raise ValueError(f"images must be uint8 [N, 3, H, W], got {batch.dtype} {tuple(batch.shape)}")
-            scaled = batch.to(device=self.device, dtype=self.dtype).div_(255)
+            # As bytes: a copy that also converts would send four times as much.
+            scaled = batch.to(self.device).to(self.dtype).div_(255)
             yield normalise_(scaled, self._config.augment).contiguous(memory_format=self._memory_format)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from learner.collective import Group, counts_of_ranks, gather_rows
+from learner.transfer import sent
 
 
 class _Batch(NamedTuple):
@@ -74,12 +75,12 @@ class FeatureQueue:
                 f"swav.queue_samples = {self.capacity} does not hold one batch of {total}: "
                 "set it to 0 or to several batches"
             )
-        order_B = lane_B.argsort(
-            stable=True
-        )  # lane order, so that a saved queue comes back in the same order
+        # In lane order, so that a saved queue comes back in the same order.
+        order_B = lane_B.argsort(stable=True)
         in_order = bool((order_B[1:] > order_B[:-1]).all())
         features_ABD = features_ABD.detach()
-        features_ABD = features_ABD.clone() if in_order else features_ABD[:, order_B.to(features_ABD.device)]
+        device = features_ABD.device
+        features_ABD = features_ABD.clone() if in_order else features_ABD[:, sent(order_B, device)]
         while self._batches and len(self) + total > self.capacity:
             self._batches.popleft()
         self._batches.append(_Batch(features_ABD, lane_B[order_B], stamp, total))
@@ -96,7 +97,9 @@ class FeatureQueue:
         return mean, samples - self._batches[0].stamp
 
     def state_dict(self, group: Group, device: torch.device) -> dict[str, Any]:
-        """The queue of all ranks as one sequence, oldest first and lane by lane; every rank gets it.
+        """The queue of all ranks as one sequence, oldest first and lane by lane.
+
+        Every rank calls it, or `hand_over` where the sequence is not wanted.
 
         Returns:
             {"tensors": {"features" [A, all, D], "lane" [all]}, "values": {"batches": [[stamp, total], ...]}};
@@ -105,15 +108,25 @@ class FeatureQueue:
         batches = [[batch.stamp, batch.total] for batch in self._batches]
         if not batches:
             return {"tensors": {}, "values": {"batches": []}}
-        lane_L = torch.cat([batch.lane_B for batch in self._batches])
-        batch_L = torch.repeat_interleave(torch.tensor([len(batch.lane_B) for batch in self._batches]))
-        counts = counts_of_ranks(group, len(lane_L), device)
-        key_L2 = gather_rows(group, torch.stack([batch_L, lane_L], dim=1).to(device), counts).cpu()
-        features_LAD = gather_rows(group, self.features().transpose(0, 1).contiguous(), counts)
+        key_L2, features_LAD = self._of_all_ranks(group, device)
+        key_L2 = key_L2.cpu()
         order_L = (key_L2[:, 0] * (int(key_L2[:, 1].max()) + 1) + key_L2[:, 1]).argsort(stable=True)
         features_ALD = features_LAD[order_L.to(device)].transpose(0, 1).contiguous()
         tensors = {"features": features_ALD, "lane": key_L2[order_L, 1]}
         return {"tensors": tensors, "values": {"batches": batches}}
+
+    def hand_over(self, group: Group, device: torch.device) -> None:
+        """This rank's part of `state_dict`, for those that call that one meanwhile."""
+        if self._batches:
+            self._of_all_ranks(group, device)
+
+    def _of_all_ranks(self, group: Group, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Batch and lane [L, 2] and features [L, A, D] of all ranks, one rank after the other."""
+        lane_L = torch.cat([batch.lane_B for batch in self._batches])
+        batch_L = torch.repeat_interleave(torch.tensor([len(batch.lane_B) for batch in self._batches]))
+        counts = counts_of_ranks(group, len(lane_L))
+        key_L2 = gather_rows(group, torch.stack([batch_L, lane_L], dim=1).to(device), counts)
+        return key_L2, gather_rows(group, self.features().transpose(0, 1).contiguous(), counts)
 
     def load_state_dict(self, state: dict[str, Any], group: Group, device: torch.device) -> None:
         """Take this rank's share of a saved queue: the samples of the lanes that are dealt to it now.

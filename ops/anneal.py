@@ -15,13 +15,14 @@ from pathlib import Path
 
 from ops import checkpoint, settings
 from ops.checkpoint_writer import CheckpointWriter
-from ops.config import RunConfig, build, is_identity
+from ops.config import RunConfig, is_identity
+from ops.config_file import build
 from ops.errors import ConfigError, RunMismatch, RunNotFound
 from ops.lock import RunLock
 from ops.outcome import Progress
 from ops.rundir import RunRecord, read_run, write_run
-from ops.source_spec import reading_mode, sealed_steps, source_spec
-from stream.lanes import Cursor
+from ops.source_spec import reading_mode, sealed_samples, source_spec, tail_samples
+from stream.cursor import Cursor
 
 KIND = "anneal"
 SHARE = 0.2
@@ -165,13 +166,14 @@ def _left(stream: str, config: RunConfig, cursor: Cursor) -> int | None:
     spec = source_spec(stream, config, cursor=cursor)
     source = spec.open()
     try:
-        whole = sealed_steps(source, cursor, reading_mode(config, spec), config)
+        whole = sealed_samples(source, cursor, reading_mode(config, spec), config)
         if whole is None:
             return None
         if cursor.pass_number >= config.passes:
             return 0
-        outlooks = [source.outlook(position, cursor.pass_number) for position in cursor.positions]
-        now = min(outlook.available for outlook in outlooks) // config.chunk
-        return (now + whole * (config.passes - 1 - cursor.pass_number)) * config.batch
+        left = [source.outlook(position, cursor.pass_number).available for position in cursor.positions]
+        now = min(left) // config.chunk * config.batch
+        now += tail_samples(sum(left) - now, config)
+        return now + whole * (config.passes - 1 - cursor.pass_number)
     finally:
         source.close()

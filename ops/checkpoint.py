@@ -21,7 +21,7 @@ from typing import Any
 import safetensors.torch
 
 from ops.errors import CheckpointDamaged, RunMismatch
-from stream.lanes import Cursor
+from stream.cursor import Cursor
 
 logger = logging.getLogger(__name__)
 

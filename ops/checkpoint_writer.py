@@ -31,7 +31,7 @@ from ops.checkpoint import (
 )  # fmt: skip
 from ops.errors import CheckpointFailed
 from ops.rundir import sync_directory
-from stream.lanes import Cursor
+from stream.cursor import Cursor
 
 logger = logging.getLogger(__name__)
 

@@ -1,12 +1,9 @@
-"""The root config of a run: one tree of frozen dataclasses, read from TOML, a recipe and `--set a.b=v`."""
+"""The root config of a run: one tree of frozen dataclasses."""
 
-import copy
 import hashlib
 import json
-import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from learner.config import (
@@ -110,6 +107,9 @@ class RunConfig:
     """W, commits whose shards are shuffled together; an open stream is read once W more have arrived."""
     passes: int = 1
     """Times that a sealed stream is read; one is the rule."""
+    tail: str = "drop"
+    """What remains of a pass when some lane cannot fill its chunk: drop leaves it unread, counted as left
+    over; train makes a last, short batch of it, dealt over all lanes: fewer than `lanes` are left over."""
     end_samples: int = 0
     """The run ends with the first step that brings it to so many samples; 0 = with its stream."""
     workers: int = 2
@@ -145,10 +145,9 @@ class RunConfig:
             raise ConfigError(f"precision must be float32, bfloat16 or float64, got {self.precision!r}")
         if self.device not in {"auto", "cpu", "cuda"} and not self.device.removeprefix("cuda:").isdigit():
             raise ConfigError(f"device must be auto, cpu, cuda or cuda:N, got {self.device!r}")
-        if self.on_nonfinite not in {"stop", "skip"}:
-            raise ConfigError(f"on_nonfinite must be stop or skip, got {self.on_nonfinite!r}")
-        if self.mode not in {"auto", "strict", "available"}:
-            raise ConfigError(f"mode must be auto, strict or available, got {self.mode!r}")
+        _one_of("tail", self.tail, "drop", "train")
+        _one_of("on_nonfinite", self.on_nonfinite, "stop", "skip")
+        _one_of("mode", self.mode, "auto", "strict", "available")
         if self.mode == "available" and self.accumulate > 1:
             raise ConfigError(
                 "mode = available cannot accumulate: parts of a batch are groups of lanes, and any lanes may "
@@ -220,6 +219,7 @@ IDENTITY = (
     "lanes",
     "batch",
     "window",
+    "tail",
     "crops",
     "replay.updates",
     "replay.window_samples",
@@ -242,80 +242,6 @@ def is_identity(name: str, old: Any, new: Any) -> bool:
     return name in IDENTITY
 
 
-def load_values(path: Path) -> dict[str, Any]:
-    """Read a config file into nested plain values, without its [recipe] table.
-
-    Raises:
-        ConfigError: the file is missing, or is not TOML.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"config file {path} cannot be read: {error}") from error
-    return parse_values(text, str(path))
-
-
-def parse_values(text: str, name: str) -> dict[str, Any]:
-    """Parse TOML into nested plain values, without the [recipe] table that describes it.
-
-    Raises:
-        ConfigError: not TOML; the message names `name` and the place.
-    """
-    try:
-        values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{name} is not valid TOML: {error}") from error
-    values.pop("recipe", None)
-    return values
-
-
-def build(values: Mapping[str, Any], assignments: Iterable[str] = ()) -> RunConfig:
-    """A config from nested plain values and `a.b=v` assignments, the later ones winning.
-
-    Raises:
-        ConfigError: see `RunConfig.from_dict` and `settings.assign`.
-    """
-    # Over the defaults, so that `crops.1.count=4` has something to change; checked once, at the end.
-    merged = _merged(RunConfig().to_dict(), values)
-    for assignment in assignments:
-        settings.assign(merged, assignment)
-    return RunConfig.from_dict(merged)
-
-
-def advice(config: RunConfig) -> list[str]:
-    """One sentence for each setting that is allowed but probably not meant."""
-    found = []
-    largest = max(config.swav.prototypes)
-    pool = config.batch + config.swav.queue_samples
-    if pool < largest:
-        found.append(
-            f"batch + queue is {pool}, fewer than the {largest} prototypes: a balanced code cannot reach "
-            f"all of them in one step; raise swav.queue_samples to {largest - config.batch} or more"
-        )
-    annealed = config.optim.anneal_samples > 0
-    if config.optim.schedule == "constant" and config.optim.final_learning_rate and not annealed:
-        found.append("optim.final_learning_rate is ignored: the schedule is constant")
-    if 0 < config.reseed.after_samples < 10 * largest:
-        found.append(
-            f"reseed.after_samples = {config.reseed.after_samples} is less than ten samples for each of the "
-            f"{largest} prototypes: even traffic leaves some unused for so long; set it to {10 * largest}"
-        )
-    if config.checkpoint.keep == 1:
-        found.append("checkpoint.keep is 1: when the only checkpoint is damaged the run starts anew")
-    return found
-
-
-def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for name, value in over.items():
-        below = merged.get(name)
-        if isinstance(below, Mapping) and isinstance(value, Mapping):
-            merged[name] = _merged(below, value)
-        else:
-            merged[name] = copy.deepcopy(value)
-    return merged
-
-
 def _what_fits(batch: int, lanes: int) -> str:
     divisors = [number for number in range(1, min(batch, 1024) + 1) if batch % number == 0]
     near = sorted(divisors, key=lambda number: abs(number - lanes))[:5]
@@ -325,6 +251,11 @@ def _what_fits(batch: int, lanes: int) -> str:
         f"batch {batch} is not a whole multiple of {lanes} lanes: take batch {' or '.join(batches)}, "
         f"or lanes {', '.join(str(number) for number in sorted(near))}"
     )
+
+
+def _one_of(name: str, value: str, *allowed: str) -> None:
+    if value not in allowed:
+        raise ConfigError(f"{name} must be {', '.join(allowed[:-1])} or {allowed[-1]}, got {value!r}")
 
 
 def _at_least(section: str, config: Any, **least: int) -> None:

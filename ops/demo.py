@@ -14,7 +14,8 @@ from typing import Any, Self, TextIO
 import torch
 
 from ops import recipes
-from ops.config import RunConfig, build
+from ops.config import RunConfig
+from ops.config_file import build
 from ops.demo_feed import Feed, FeedProcess
 from ops.embedded import EmbeddedRedis
 from ops.errors import OpsError, RunLocked

@@ -1,12 +1,13 @@
 """What is wrong with a run, why, and which setting to change: rules over plain facts.
 
 Each rule is a pure function of `Facts`: a finding, or None. Limits are those of the alerts. The order is that
-of the table at the end: what stops a run, what spoils it, what will; a cause comes before what it causes.
+of the table at the end: what stops a run, what spoils it, what will; but what follows from another finding
+stands under it (`ops.doctor_causes`).
 """
 
 from collections.abc import Callable
 
-from ops import doctor_learning, doctor_world
+from ops import doctor_causes, doctor_learning, doctor_world
 from ops.doctor_case import Facts, Finding
 
 RULES: tuple[Callable[[Facts], Finding | None], ...] = (
@@ -29,10 +30,11 @@ RULES: tuple[Callable[[Facts], Finding | None], ...] = (
     doctor_world.checkpoints,
     doctor_world.redis,
     doctor_world.stale,
+    doctor_world.unhealthy,
     doctor_world.redis_settings,
 )
 
 
 def examine(facts: Facts) -> list[Finding]:
-    """Everything that is wrong, in the order in which to look at it."""
-    return [finding for rule in RULES if (finding := rule(facts)) is not None]
+    """Everything that is wrong, in the order in which to look at it: causes before what follows from them."""
+    return doctor_causes.in_order([finding for rule in RULES if (finding := rule(facts)) is not None])

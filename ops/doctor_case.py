@@ -46,6 +46,8 @@ class Facts:
     last_publish: str = ""
     """Result of the latest attempt."""
     publish_detail: str = ""
+    unhealthy: str = ""
+    """Limits that the newest snapshot failed; empty = none, or there is no snapshot yet."""
     stale_epochs: int = 0
     snapshot_samples: int | None = None
     redis_error: str = ""
@@ -79,6 +81,8 @@ class Finding:
     """What to do."""
     runbook: str
     """Name of the page in ops/runbooks; empty = none."""
+    follows_from: str = ""
+    """Name of the finding that explains this one; empty = it is a cause, as far as is known."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""

@@ -16,7 +16,7 @@ from ops.checkpoint import VALUES
 from ops.doctor_case import Facts
 from ops.errors import RedisUnavailable
 from ops.metric_table import PREFIX
-from ops.redis_client import URL_VARIABLE, connect
+from ops.redis_client import URL_VARIABLE, connect, said
 from ops.rundir import newest_saved, read_json, read_lines, read_run
 from ops.snapshots import warnings_of
 from ops.standing import ANSWER_S, Standing, ask, look
@@ -65,6 +65,7 @@ def gather(run_dir: Path) -> Facts:
         publish_errors=int(series.get(("snapshots_published_total", "error"), 0)),
         last_publish=_last_publish(live),
         publish_detail=_verdict(live, "snapshots"),
+        unhealthy=_unhealthy(published),
         stale_epochs=int(series.get(("snapshots_published_total", "stale_epoch"), 0)),
         snapshot_samples=published.get("samples"),
         redis_error=error,
@@ -137,6 +138,12 @@ def _last_publish(live: Mapping[str, Any]) -> str:
     return "error" if "Not published" in _verdict(live, "snapshots") else ""
 
 
+def _unhealthy(published: Mapping[str, Any]) -> str:
+    """Limits that the newest snapshot failed; too early to judge is none."""
+    detail = str(published.get("detail", "")) if published.get("result") == "unhealthy" else ""
+    return "" if detail.startswith("warming") else detail
+
+
 def _verdict(live: Mapping[str, Any], name: str) -> str:
     """The sentence of one verdict of the live page."""
     return next((row["text"] for row in live.get("verdicts", ()) if row["name"] == name), "")
@@ -149,7 +156,7 @@ def _look_at_redis(url: str) -> tuple[str, tuple[str, ...]]:
             client.ping()
             return "", tuple(warnings_of(client))
     except (redis.RedisError, RedisUnavailable, OSError) as error:
-        return f"Redis does not answer: {error}", ()
+        return f"Redis does not answer: {said(error)}", ()
 
 
 def _text(config: Mapping[str, Any], section: str, name: str) -> str:

@@ -103,10 +103,10 @@ def _window_full(facts: Facts) -> bool:
 
 
 def dead(facts: Facts) -> Finding | None:
-    """Prototypes without images, without a collapse."""
+    """Prototypes without images."""
     share = facts.dead_ratio
     many = share is not None and share > LIMITS["dead_prototypes_ratio"][0]
-    if not many or not _window_full(facts) or collapsed(facts):  # a collapse explains it
+    if not many or not _window_full(facts):
         return None
     return Finding(
         name="dead-prototypes",
@@ -127,14 +127,15 @@ def _short(facts: Facts) -> bool:
 
 
 def usage(facts: Facts) -> Finding | None:
-    """A few prototypes take all, without a collapse."""
+    """A few prototypes take all."""
     ratio = facts.usage_perplexity_ratio
     low = ratio is not None and ratio < LIMITS["usage_perplexity_ratio"][0]
-    if not low or not _window_full(facts) or collapsed(facts):
+    if not low or not _window_full(facts):
         return None
     return Finding(
         name="usage",
-        cause="A few prototypes take nearly all images, and the encoder has not collapsed.",
+        cause="A few prototypes take nearly all images"
+        + ("." if collapsed(facts) else ", and the encoder has not collapsed."),
         evidence=f"perplexity of usage is {ratio:.3f} of K",
         setting="swav.prior",
         advice="Look at the images of the busiest ones: a stream of one kind, or sorted. An uneven balance "

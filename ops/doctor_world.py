@@ -134,18 +134,34 @@ def redis(facts: Facts) -> Finding | None:
 
 
 def stale(facts: Facts) -> Finding | None:
-    """Snapshots come too late, and nothing else explains it."""
+    """Snapshots come too late."""
     every = facts.setting("snapshot.every_samples") or 0
     behind = facts.samples - (facts.snapshot_samples or 0)
-    known = facts.live and not facts.redis_error and facts.last_publish != "error" and not facts.stale_epochs
-    if not known or not every or behind <= 2 * every:
+    if not facts.live or not every or behind <= 2 * every:
         return None
+    failing = bool(facts.redis_error) or facts.last_publish == "error" or facts.stale_epochs > 0
     return Finding(
         name="snapshots-late",
-        cause="Snapshots are made faster than they can be sent.",
+        cause="Readers get no newer snapshots."
+        if failing
+        else "Snapshots are made faster than they can be sent.",
         evidence=f"the newest is {behind:,} samples old, {every:,} are set",
-        setting="snapshot.every_samples",
-        advice="Raise it.",
+        setting="" if failing else "snapshot.every_samples",
+        advice="They come again by themselves once its cause is mended." if failing else "Raise it.",
+        runbook="SwavstreamSnapshotStale",
+    )
+
+
+def unhealthy(facts: Facts) -> Finding | None:
+    """Snapshots fail the limits of health."""
+    if not facts.unhealthy:
+        return None
+    return Finding(
+        name="snapshots-unhealthy",
+        cause="Snapshots are published but not healthy: `stable` stays where it is.",
+        evidence=facts.unhealthy,
+        setting="",
+        advice="Nothing here: who reads `stable` still gets the last healthy one.",
         runbook="SwavstreamSnapshotStale",
     )
 

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 
 import torch
 
-from ops.config import RunConfig, advice
+from ops.advice import advice
+from ops.config import RunConfig
 from ops.estimate import Memory
+from ops.refusals import refusals
 
 HEADROOM = 1.3
 """Peaks that were measured on a CPU were up to so many times the estimate."""
@@ -82,7 +84,7 @@ def warnings(
         memory: of one rank; None when that cannot be told, as with more ranks than lanes.
         stream: what would be read; None = not known yet.
     """
-    found = [*_of_ranks(config, ranks), *advice(config), *_of_queue(config)]
+    found = [*refusals(config, ranks), *_of_ranks(config, ranks), *advice(config)]
     found += [*_of_rate(config, base), *_of_groups(config, ranks)]
     if memory is not None:
         found += _of_memory(config, machine, memory, ranks)
@@ -92,24 +94,11 @@ def warnings(
 
 
 def _of_ranks(config: RunConfig, ranks: int) -> Iterator[str]:
-    if ranks > config.lanes:
-        yield (
-            f"{ranks} ranks are more than {config.lanes} lanes: every rank needs one; raise lanes, or use "
-            f"{config.lanes} ranks"
-        )
-    elif config.lanes % ranks:
+    if ranks < config.lanes and config.lanes % ranks:
         more = math.ceil(config.lanes / ranks)
         yield (
             f"{config.lanes} lanes cannot be dealt evenly to {ranks} ranks: some get {more} and wait for "
             f"nobody, others {more - 1} and wait in every step"
-        )
-
-
-def _of_queue(config: RunConfig) -> Iterator[str]:
-    if 0 < config.swav.queue_samples < config.batch:
-        yield (
-            f"swav.queue_samples = {config.swav.queue_samples} does not hold one batch of {config.batch}: "
-            "the first update would be refused"
         )
 
 
@@ -143,18 +132,15 @@ def _of_groups(config: RunConfig, ranks: int) -> Iterator[str]:
             f"model.bn_groups = {groups} is no multiple of {ranks} ranks: each layer of batch norm sends its "
             "statistics in every pass, which is slow between machines"
         )
-    if config.accumulate > 1 and groups % (ranks * config.accumulate):
-        yield (
-            f"accumulate = {config.accumulate} on {ranks} ranks needs model.bn_groups to be a multiple of "
-            f"{ranks * config.accumulate}, got {groups}: the first update would be refused"
-        )
 
 
 def _of_memory(config: RunConfig, machine: Machine, memory: Memory, ranks: int) -> Iterator[str]:
     cuda = uses_cuda(config, machine)
     here = ranks if not cuda else min(ranks, max(1, len(machine.device_bytes)))
     host = here * (memory.host if cuda else memory.host + memory.device)
-    help_ = "lower batch, raise accumulate (with model.bn_groups), or set model.activation_checkpointing"
+    help_ = "lower batch, or raise accumulate (with model.bn_groups)"
+    if not config.model.activation_checkpointing:
+        help_ += ", or set model.activation_checkpointing"
     if cuda and machine.device_bytes and memory.device * HEADROOM > min(machine.device_bytes):
         yield (
             f"a rank takes about {gib(memory.device)}, "

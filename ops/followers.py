@@ -10,7 +10,6 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -19,50 +18,26 @@ import numpy as np
 
 from learner.report import Snapshot, StepReport
 from ops.config import RunConfig
-from ops.embedded import EmbeddedRedis
-from ops.encoders import EncoderFiles
-from ops.errors import OpsError, RedisUnavailable
-from ops.exemplars import Exemplars
+from ops.errors import OpsError
+from ops.kept_files import KeptFiles
 from ops.launched import launched
 from ops.live import LiveView
 from ops.metrics import Metrics
 from ops.outcome import Progress
-from ops.probe import ProbeSet
-from ops.publisher import Publisher, PublishResult
-from ops.redis_client import connect, redis_url
+from ops.pace import Pace
+from ops.publish_job import PublishResult
+from ops.publisher import Publisher
+from ops.publishing import start_publisher
 from ops.registration import Registration
 from ops.rundir import RunRecord, read_json, write_json
 from ops.server import Server
-from ops.snapshots import SnapshotStore
+from stream.batch import Batch
 from stream.lanes import LaneLag, LaneStats
-from stream.loader import Batch
 
 logger = logging.getLogger(__name__)
 
 # Longest wait for the last snapshot to be published, seconds: less than what supervisors allow after SIGTERM.
 PUBLISH_S = 20.0
-
-
-@dataclass(kw_only=True, slots=True)
-class Pace:
-    """How the loop goes, beside what the learner reports."""
-
-    step_s: float
-    """From the end of the step before to the end of this one."""
-    load_s: float
-    """Part of it that was spent waiting for the batch and its replays."""
-    save_s: float = 0.0
-    """Part of it for which a checkpoint held up the loop; most of its writing goes on in the background."""
-    replays: int
-    """Updates of the step beside that of the arriving batch."""
-    lag: int
-    """Records committed but not yet used, as of the last look."""
-    restarts: int
-    """Reader processes replaced so far."""
-    lanes: Sequence[LaneLag] = ()
-    """How far each lane is behind, as of the last look."""
-    dead_letters: tuple[int, int] = (0, 0)
-    """Sent and dropped so far, by this rank."""
 
 
 class Followers:
@@ -100,12 +75,7 @@ class Followers:
         self._run_dir, self._record, self._config = run_dir, record, config
         self._samples, self._left_out = samples, sum(skipped.values())
         self._registration: Registration | None = None
-        thumbnail, prototypes = config.reader.thumbnail_px, config.swav.prototypes[0]
-        self._exemplars = Exemplars(prototypes, thumbnail_px=thumbnail) if thumbnail >= 8 else None
-        self._probe = ProbeSet(run_dir)
-        self._pictures = run_dir / "exemplars.safetensors"
-        if self._exemplars is not None:
-            self._exemplars.load(self._pictures)
+        self._files = KeptFiles(run_dir, config)
         self.metrics = Metrics(
             version=importlib.metadata.version("swavstream"),
             run=record.uuid,
@@ -115,7 +85,7 @@ class Followers:
         self.live = LiveView(
             run=record.uuid,
             run_dir=str(run_dir),
-            prototypes=prototypes,
+            prototypes=config.swav.prototypes[0],
             facts={
                 "network": config.model.backbone,
                 "batch": f"{config.batch} = {config.lanes} lanes x {config.chunk}",
@@ -124,10 +94,9 @@ class Followers:
             total_samples=total_samples,
             samples=samples,
             skipped=skipped,
-            exemplars=self._exemplars,
+            exemplars=self._files.exemplars,
         )
-        self._usage_file = run_dir / "usage-history.safetensors"
-        self.live.prototypes.history.load(self._usage_file, samples=samples)
+        self._files.keep_usage(self.live.prototypes.history, samples=samples)
         team = launched()
         if team is not None:
             self.live.ranks = team.ranks
@@ -169,31 +138,15 @@ class Followers:
         )
         self._registration.start()
         self._stack.callback(self._registration.close)
-        url = redis_url(self._config.snapshot.url)
-        revive = None
-        if not url:
-            embedded = EmbeddedRedis(self._run_dir)
-            self._stack.callback(_quietly, embedded.close)
-            try:
-                embedded.start()
-            except (RedisUnavailable, OSError) as error:
-                logger.warning("snapshots cannot be published now, the learner goes on: %s", error)
-            url, revive = embedded.url, embedded.ensure
-        client = connect(url)
-        self._stack.callback(client.close)
-        self._publisher = Publisher(
-            SnapshotStore(client, self._record.uuid),
-            EncoderFiles(self._run_dir),
-            config_hash=self._config.digest(),
-            floor_epoch=progress.snapshot_epoch,
-            floor_version=progress.snapshot_version,
-            keep=self._config.snapshot.keep,
-            ladder=self._config.snapshot.ladder,
+        self._publisher = start_publisher(
+            self._run_dir,
+            self._record,
+            self._config,
+            progress,
             on_result=self._published,
             on_warning=lambda sentence: self.event("redis", sentence),
-            revive=revive,
+            on_leaving=lambda close: self._stack.callback(_quietly, close),
         )
-        self._publisher.start()
         self._stack.callback(self.finish, 0.5)
 
     def observe(self, report: StepReport, batch: Batch, pace: Pace) -> None:
@@ -224,7 +177,7 @@ class Followers:
             keys=batch.keys,
             thumbs=thumbs,
         )
-        self._keep_probe(lambda: self._probe.observe(thumbs, batch.keys, samples=report.samples))
+        self._files.observe(thumbs, batch.keys, samples=report.samples)
 
     def left_out(self, stats: LaneStats, *, skipped: Mapping[str, int]) -> None:
         """A batch was read but not learned from; `skipped` are all records skipped by the run, by reason."""
@@ -276,22 +229,11 @@ class Followers:
         self.metrics.checkpoint(result, seconds)
         self.live.checkpoint(result, samples=self._samples, seconds=seconds, detail=detail)
         if result == "ok":
-            try:
-                self.live.prototypes.history.save(self._usage_file)
-                if self._exemplars is not None:
-                    self._exemplars.save(self._pictures)
-            except OSError as error:
-                logger.warning("what the live page shows could not be kept: %s", error)
+            self._files.after_checkpoint()
 
     def checkpointing(self) -> None:
         """A checkpoint is about to be written: what must not be behind it is written first."""
-        self._keep_probe(self._probe.save)
-
-    def _keep_probe(self, work: Callable[[], None]) -> None:
-        try:
-            work()
-        except OSError as error:
-            logger.warning("the probe set could not be kept: %s", error)
+        self._files.before_checkpoint()
 
     def publish(self, snapshot: Snapshot, *, samples: int, updates: int) -> None:
         """Hand a snapshot over; it is sent in the background."""

@@ -6,6 +6,7 @@ becomes of the run that they are from:
     RUN/initial.safetensors   encoder.*, head.* and prototypes, as a snapshot names them
 """
 
+import contextlib
 import logging
 import os
 from collections.abc import Mapping
@@ -27,8 +28,8 @@ from ops.embedded import open_redis
 from ops.encoders import EncoderFiles
 from ops.errors import ConfigError, RedisUnavailable, RunMismatch, RunNotFound
 from ops.ranks import World
-from ops.redis_client import redis_url
-from ops.rundir import RunRecord, read_run, sync_directory, write_run
+from ops.redis_client import redis_url, said
+from ops.rundir import RunRecord, aside_of, read_run, sync_directory, write_run
 from ops.snapshot_reader import load_snapshot, snapshot_digest
 from ops.snapshots import SnapshotStore
 
@@ -36,6 +37,8 @@ logger = logging.getLogger(__name__)
 
 KIND = "weights"
 FILE = "initial.safetensors"
+# What it replaces, until the run begins.
+EARLIER = f".{FILE}.before"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -77,15 +80,32 @@ def begin(
     _check_fits(weights, config, source)
     named = {f"encoder.{name}": tensor for name, tensor in weights.encoder.items()}
     named |= weights.tensors
-    aside = run_dir / f".{FILE}.part"
+    path = run_dir / FILE
+    aside = aside_of(path)
     safetensors.torch.save_file({name: tensor.contiguous() for name, tensor in named.items()}, aside)
     with aside.open("rb") as handle:
         os.fsync(handle.fileno())
-    aside.replace(run_dir / FILE)
+    if path.exists():
+        path.replace(run_dir / EARLIER)
+    aside.replace(path)
     sync_directory(run_dir)
     record = replace(record, origin={"kind": KIND, **weights.origin})
     write_run(run_dir, record)
     return record
+
+
+def restore_earlier(run_dir: Path) -> None:
+    """Put back the first weights that `begin` has replaced."""
+    with contextlib.suppress(FileNotFoundError):
+        (run_dir / EARLIER).replace(run_dir / FILE)
+
+
+def settle(run_dir: Path) -> None:
+    """Those that `begin` has written count from here on; also where it was killed meanwhile."""
+    if (run_dir / FILE).exists():
+        (run_dir / EARLIER).unlink(missing_ok=True)
+    else:
+        restore_earlier(run_dir)
 
 
 def load(run_dir: Path, record: RunRecord, learner: Learner, world: World) -> None:
@@ -147,7 +167,9 @@ def _of_snapshot(run_dir: Path, record: RunRecord, which: str) -> Weights:
         with open_redis(run_dir, url) as client:
             shot = load_snapshot(SnapshotStore(client, record.uuid), EncoderFiles(run_dir), which)
     except redis.RedisError as error:
-        raise RedisUnavailable(f"no answer from the snapshots of {run_dir}: {error}; is it up?") from error
+        raise RedisUnavailable(
+            f"no answer from the snapshots of {run_dir}: {said(error)}; is it up?"
+        ) from error
     kept = {name: value for name, value in shot.tensors.items() if name.startswith(("head.", "prototypes"))}
     origin = {
         "run": record.uuid,

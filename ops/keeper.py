@@ -11,17 +11,19 @@ import numpy as np
 from learner.report import Snapshot, StepReport
 from ops.checkpoint import Checkpoint, load_newest
 from ops.checkpoint_writer import CheckpointWriter
+from ops.claim import RunClaim
 from ops.config import RunConfig
-from ops.followers import Followers, Pace
+from ops.followers import Followers
 from ops.history import History, entry_of
-from ops.opening import Opened
+from ops.opening import Opened, write_changes
 from ops.outcome import FINISHED, Progress, Summary
+from ops.pace import Pace
 from ops.progress import ProgressLine
-from ops.publisher import PublishResult
+from ops.publish_job import PublishResult
 from ops.rundir import room_in, write_json
 from ops.steps import Waiting
-from stream.lanes import Cursor
-from stream.loader import Batch
+from stream.batch import Batch
+from stream.cursor import Cursor
 
 logger = logging.getLogger(__name__)
 
@@ -35,15 +37,17 @@ class Keeper:
     A full disk, a Redis that is away, a terminal that hangs: nothing here ends a run but `flush`.
     """
 
-    def __init__(self, opened: Opened, *, followers: Followers, line: ProgressLine) -> None:
+    def __init__(self, opened: Opened, *, claim: RunClaim, followers: Followers, line: ProgressLine) -> None:
         """Take a run directory over, which this process has locked.
 
         Args:
             opened: the run.
+            claim: by which it is held.
             followers: who is told.
             line: the progress line.
         """
         self.run_dir, self.followers, self.line = opened.run_dir, followers, line
+        self._claim = claim
         self._config: RunConfig = opened.config
         self._writer = CheckpointWriter(
             self.run_dir,
@@ -53,6 +57,19 @@ class Keeper:
         )
         self._save_s = 0.0
         self._late = 0
+
+    def started(self, opened: Opened, progress: Progress) -> None:
+        """The learner is made, as it is asked for: write that down, and tell the world.
+
+        Args:
+            opened: the run, with what is changed from here on.
+            progress: with the fence that the publisher goes on from.
+        """
+        self._claim.begun()
+        with room_in(self.run_dir):
+            write_changes(opened)
+        (self.run_dir / "summary.json").unlink(missing_ok=True)
+        self.followers.start_publishing(progress)
 
     def begin(self, samples: int) -> None:
         """The run goes on from so many samples: what the history says of later ones did not happen."""

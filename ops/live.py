@@ -21,7 +21,7 @@ from ops.exemplars import Exemplars
 from ops.live_figures import figures_of
 from ops.live_history import LiveHistory
 from ops.live_prototypes import LivePrototypes
-from ops.publisher import PublishResult
+from ops.publish_job import PublishResult
 from stream.lanes import LaneLag, LaneStats, add_counts
 
 RATE_S = 30.0

@@ -54,6 +54,8 @@ class RunLock:
 
     def __init__(self, run_dir: Path, *, heartbeat_s: float = HEARTBEAT_S, stale_s: float = STALE_S) -> None:
         self.path = run_dir / "lock"
+        self.made = False
+        """The file was not there before."""
         self._heartbeat_s = heartbeat_s
         self._stale_s = stale_s
         self._handle: int | None = None
@@ -65,14 +67,19 @@ class RunLock:
 
         Raises:
             RunLocked: somebody else has it; the message says who, and when it was last seen.
+            FileNotFoundError: there is no such directory.
         """
-        handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            self._take(handle)
-        except BaseException:
-            os.close(handle)
-            raise
-        self._handle = handle
+        while self._handle is None:
+            self.made = not self.path.exists()
+            handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            try:
+                self._take(handle)
+                # Whoever held it before may have removed it, and another one be there already.
+                if _is_at(self.path, handle):
+                    self._handle = handle
+            finally:
+                if self._handle is None:
+                    os.close(handle)
         self._thread = threading.Thread(target=self._beat, name="run-lock", daemon=True)
         self._thread.start()
         return self
@@ -105,16 +112,20 @@ class RunLock:
                 return True
         return False
 
-    def release(self) -> None:
-        """Give the directory back. May be called twice."""
+    def release(self, *, remove: bool = False) -> None:
+        """Give the directory back, as if it had never been taken if the file is to be removed.
+
+        May be called twice.
+        """
         if self._handle is None:
             return
         self._stopped.set()
         if self._thread is not None:
             self._thread.join()
-        # Emptied, not removed: another process may already wait with this very file open.
         with contextlib.suppress(OSError):
             os.ftruncate(self._handle, 0)
+            if remove:
+                self.path.unlink()
         os.close(self._handle)
         self._handle = None
 
@@ -167,6 +178,14 @@ def holder_of(run_dir: Path) -> Holder | None:
         return holder
     elsewhere = holder.host != socket.gethostname()
     return holder if fresh and (elsewhere or (locked is None and _is_running(holder.pid))) else None
+
+
+def _is_at(path: Path, handle: int) -> bool:
+    """Whether an open file is the one under a name."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(handle))
+    except FileNotFoundError:
+        return False
 
 
 def _last_seen(path: Path) -> float:

@@ -20,7 +20,7 @@ from ops.metric_table import (
     LANES_SHOWN,
     PREFIX,
 )
-from ops.publisher import RESULTS, PublishResult
+from ops.publish_job import RESULTS, PublishResult
 from stream.lanes import LaneLag, LaneStats
 
 STEP_GAUGES: Mapping[str, str] = {

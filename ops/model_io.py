@@ -10,8 +10,8 @@ import torch
 from learner.learner import Learner
 from ops import checkpoint, rundir
 from ops.config import RunConfig
+from ops.devices import device_of
 from ops.errors import RunMismatch, RunNotFound
-from ops.run import device_of
 from ops.snapshot_reader import LoadedSnapshot
 
 logger = logging.getLogger(__name__)

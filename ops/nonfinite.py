@@ -13,8 +13,9 @@ from learner.report import NonFinite
 from ops.errors import NotFinite
 from ops.ranks import World
 from ops.rundir import append_line, read_lines
-from stream.lanes import Cursor, LaneStats, add_counts
-from stream.loader import Batch
+from stream.batch import Batch
+from stream.cursor import Cursor
+from stream.lanes import LaneStats, add_counts
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,8 @@ from ops.outcome import Summary
 from ops.ranks import World
 from ops.registration import leave
 from ops.rundir import RunRecord, append_line, read_run, write_run
-from stream.lanes import Cursor, Source
+from stream.cursor import Cursor
+from stream.source import Source
 
 logger = logging.getLogger(__name__)
 

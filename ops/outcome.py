@@ -8,7 +8,7 @@ from typing import Any
 
 from ops.config import RunConfig
 from ops.rundir import read_json
-from stream.lanes import Cursor
+from stream.cursor import Cursor
 
 FINISHED, STOPPED = "finished", "stopped"
 # The loss of a summary is the mean over so many last updates: one batch alone is noise.

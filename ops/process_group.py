@@ -37,6 +37,9 @@ def join(*, device: torch.device, timeout_s: float, orphaned: Callable[[], None]
     Raises:
         RankLost: the other ranks did not come.
     """
+    if device.type == "cuda" and (device.index or 0) < torch.cuda.device_count():
+        # Before NCCL chooses one, and before page-locked memory opens the first one as well.
+        torch.cuda.set_device(device)
     place = launched()
     if place is None:
         return World()
@@ -49,12 +52,11 @@ class JoinedWorld(World):
     def __init__(
         self, place: Launched, *, device: torch.device, timeout_s: float, orphaned: Callable[[], None]
     ) -> None:
-        if device.type == "cuda":
-            torch.cuda.set_device(device)  # before NCCL chooses one
         self.ranks, self.rank, self.local_rank = place.ranks, place.rank, place.local_rank
         self._timeout_s, self._kept_by_launcher = timeout_s, place.launcher_keeps_store
         timeout = timedelta(seconds=timeout_s)
-        backend = "nccl" if device.type == "cuda" else "gloo"
+        # What the host alone needs is agreed over gloo there too: nobody waits for a GPU because of it.
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         try:
             store, _, _ = next(rendezvous("env://", timeout=timeout))
             # A launcher may keep the store over restarts: what an earlier life left there is not ours.
@@ -241,3 +243,14 @@ class _WatchedRanks(Ranks):
         """As `Ranks.sum_`."""
         with self._watched():
             super().sum_(tensor)
+
+    def sum_later(self, tensor: torch.Tensor) -> Callable[[], None]:
+        """As `Ranks.sum_later`; a rank that is lost may show at either end."""
+        with self._watched():
+            wait = super().sum_later(tensor)
+
+        def watched_wait() -> None:
+            with self._watched():
+                wait()
+
+        return watched_wait

@@ -7,15 +7,15 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import redis
 
 from learner.report import Snapshot
-from ops import plain_json
 from ops.encoders import EncoderFiles
 from ops.errors import OpsError, StaleEpoch
-from ops.snapshot_info import FORMAT, health_in_words
+from ops.publish_job import Job, PublishResult
+from ops.redis_client import said
+from ops.snapshot_info import health_in_words
 from ops.snapshot_writer import EpochLost, Published, SnapshotWriter
 from ops.snapshots import SnapshotStore, warnings_of
 
@@ -31,44 +31,6 @@ HEALTHY = "healthy"
 
 GIVE_UP_S = 1.0
 """How much longer `close` waits for an attempt that is under way, seconds."""
-
-RESULTS = ("ok", "unhealthy", "repeated", "superseded", "stale_epoch", "error")
-"""ok: head and stable moved. unhealthy: head moved, stable stayed. repeated: it was there, an answer had
-been lost. superseded: a newer one was ready before it could be sent. stale_epoch: a newer learner
-publishes. error: it is tried again."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PublishResult:
-    """What became of one snapshot, or of one attempt at it."""
-
-    result: str
-    """One of RESULTS."""
-    samples: int
-    """Samples seen when the snapshot was taken."""
-    digest: str
-    version: int = 0
-    """Its number; 0 when it was not published."""
-    epoch: int = 0
-    seconds: float = 0.0
-    """What the attempt took, encoder file and all."""
-    blob_bytes: int = 0
-    """What went to Redis."""
-    abandoned: tuple[int, ...] = ()
-    """Versions whose line this one ended."""
-    reseeded: tuple[int, ...] = ()
-    """Prototypes of the first head that began anew since the version before."""
-    detail: str = ""
-    """What went wrong."""
-    time: float = 0.0
-    """When, unix seconds."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class _Job:
-    snapshot: Snapshot
-    samples: int
-    updates: int
 
 
 class Publisher:
@@ -123,8 +85,8 @@ class Publisher:
         self._started_ms = int(time.time() * 1000)
         self._who = f"{socket.gethostname()}:{os.getpid()}"
         self._ready = threading.Condition()
-        self._pending: _Job | None = None
-        self._in_flight: _Job | None = None
+        self._pending: Job | None = None
+        self._in_flight: Job | None = None
         self._closing = False
         self._given_up = False
         self._fenced = False
@@ -139,16 +101,16 @@ class Publisher:
 
     def publish(self, snapshot: Snapshot, *, samples: int, updates: int) -> None:
         """Hand over a snapshot; returns at once."""
-        job = _Job(snapshot=snapshot, samples=samples, updates=updates)
+        job = Job(snapshot=snapshot, samples=samples, updates=updates)
         with self._ready:
             replaced, self._pending = self._pending, None if self._fenced else job
             fenced = self._fenced
             in_flight = self._in_flight
             self._ready.notify()
         if replaced is not None and replaced is not in_flight:
-            self._tell(_result(replaced, "superseded"))
+            self._tell(replaced.became("superseded"))
         if fenced:
-            self._tell(_result(job, "stale_epoch", detail="fenced off earlier"))
+            self._tell(job.became("stale_epoch", detail="fenced off earlier"))
 
     def close(self, timeout_s: float = 20.0) -> bool:
         """Publish what still waits and end; blocks for `timeout_s`, and a second more, at most.
@@ -195,7 +157,7 @@ class Publisher:
         # Bounded before it is a float: a night without Redis is a thousand failures.
         return min(RETRY_FIRST_S * 2.0 ** min(self._failures - 1, 16), longest)
 
-    def _attempt(self, job: _Job | None) -> bool:
+    def _attempt(self, job: Job | None) -> bool:
         """Take the epoch, and publish `job` when there is one; returns whether it went well."""
         began = time.monotonic()
         try:
@@ -207,7 +169,7 @@ class Publisher:
             self._fenced = True
             logger.warning("snapshots are no longer published: %s", error)
             if job is not None:
-                self._tell(_result(job, "stale_epoch", detail=str(error), began=began))
+                self._tell(job.became("stale_epoch", detail=str(error), began=began))
             return False
         except (redis.RedisError, OSError, OpsError) as error:
             self._fail(job, error, began)
@@ -243,11 +205,16 @@ class Publisher:
                 if self._on_warning is not None:
                     self._on_warning(sentence)
 
-    def _send(self, job: _Job, began: float) -> PublishResult:
+    def _send(self, job: Job, began: float) -> PublishResult:
         shot = job.snapshot
         path = self._encoders.save(shot.encoder_digest, shot.encoder)
         healthy = shot.health.get("verdict") == HEALTHY
-        fields = self._fields(job, f"{path.parent.name}/{path.name}")
+        fields = job.fields(
+            encoder=f"{path.parent.name}/{path.name}",
+            run_dir=str(self._encoders.folder.parent.resolve()),
+            config_hash=self._config_hash,
+            publisher=self._who,
+        )
         try:
             done = self._publish(job, fields, healthy)
         except EpochLost:
@@ -282,7 +249,7 @@ class Publisher:
         )
         return self.last
 
-    def _publish(self, job: _Job, fields: dict[str, str | int], healthy: bool) -> Published:
+    def _publish(self, job: Job, fields: dict[str, str | int], healthy: bool) -> Published:
         return self._writer.publish(
             owner=self._owner,
             epoch=self.epoch,
@@ -294,21 +261,6 @@ class Publisher:
             floor_version=self.version,
         )
 
-    def _fields(self, job: _Job, encoder: str) -> dict[str, str | int]:
-        prototypes, dim = job.snapshot.tensors["prototypes"].shape
-        return {
-            "format": FORMAT,
-            "updates": job.updates,
-            "prototypes": prototypes,
-            "dim": dim,
-            "encoder_digest": job.snapshot.encoder_digest,
-            "encoder": encoder,
-            "run_dir": str(self._encoders.folder.parent.resolve()),
-            "config_hash": self._config_hash,
-            "health": plain_json.dumps(job.snapshot.health),
-            "publisher": self._who,
-        }
-
     def _prune(self) -> None:
         try:
             if self._writer.prune(self._keep, ladder=self._ladder, owner=self._owner, epoch=self.epoch):
@@ -316,30 +268,19 @@ class Publisher:
         except (redis.RedisError, OSError, OpsError) as error:
             logger.warning("old snapshots could not be removed now: %s", error)
 
-    def _fail(self, job: _Job | None, error: Exception, began: float) -> None:
+    def _fail(self, job: Job | None, error: Exception, began: float) -> None:
         self._failures += 1
         if isinstance(error, redis.ConnectionError | redis.TimeoutError | redis.ReadOnlyError):
             # Whoever answers next may be another server, which knows less: the epoch is taken anew.
             self._holds = False
             self._store.client.connection_pool.disconnect()
         if self._failures == 1:
-            logger.warning("snapshots cannot be published now, the learner goes on: %s", error)
+            logger.warning("snapshots cannot be published now, the learner goes on: %s", said(error))
         else:
             logger.debug("attempt %d: %s", self._failures, error)
         if job is not None:
-            self._tell(_result(job, "error", detail=str(error), began=began))
+            self._tell(job.became("error", detail=said(error), began=began))
 
     def _tell(self, result: PublishResult) -> None:
         if self._on_result is not None:
             self._on_result(result)
-
-
-def _result(job: _Job, kind: str, *, detail: str = "", began: float | None = None) -> PublishResult:
-    return PublishResult(
-        result=kind,
-        samples=job.samples,
-        digest=job.snapshot.digest,
-        seconds=0.0 if began is None else time.monotonic() - began,
-        detail=detail,
-        time=time.time(),
-    )

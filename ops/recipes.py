@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ops import settings
-from ops.config import RunConfig, build, load_values
+from ops.config import RunConfig
+from ops.config_file import build, load_values
 from ops.errors import ConfigError, RunNotFound
 from ops.rundir import read_run
 

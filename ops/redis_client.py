@@ -12,7 +12,8 @@ User and password may stand in the URL, but are better kept out of it:
     SWAVSTREAM_REDIS_PASSWORD_FILE       file that holds it; read for each connection, so that it may change
     SWAVSTREAM_REDIS_SENTINEL_PASSWORD   of the Sentinels themselves, where they ask for one
 
-On a Redis Cluster give the node that holds the run's slot: all keys of a run are in one, see `ops.snapshots`.
+An address in brackets is one of IPv6. On a Redis Cluster give the node that holds the run's slot: all keys of
+a run are in one, see `ops.snapshots`. Redirects are not followed, but `said` names the node.
 """
 
 import os
@@ -53,7 +54,10 @@ def redis_url(configured: str = "") -> str:
 
 def safe_url(url: str) -> str:
     """The URL without user, password and options, fit for a message."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # as for a bracket that is never closed
+        return "..."
     place = parts.netloc.rpartition("@")[2]
     return f"{parts.scheme}://{place}{parts.path}"
 
@@ -78,6 +82,16 @@ def connect(url: str) -> redis.Redis:
         return redis.Redis.from_url(url, **options)
     except ValueError as error:
         raise RedisUnavailable(f"not a Redis URL: {safe_url(url)!r}; give {SCHEMES}") from error
+
+
+def said(error: Exception) -> str:
+    """What went wrong with a server, for people: a redirect of a Cluster is the address to give."""
+    if isinstance(error, redis.exceptions.AskError):
+        return (
+            f"this node of a Redis Cluster does not hold the keys of the run: give redis://{error.host}:"
+            f"{error.port}, which does (slot {error.slot_id})"
+        )
+    return str(error)
 
 
 class EnvironmentCredentials(CredentialProvider):
@@ -123,6 +137,19 @@ def _authority(scheme: str) -> dict[str, Any]:
     return {"ssl_ca_certs": place}
 
 
+def _host_and_port(place: str) -> tuple[str, int]:
+    """Of one Sentinel: HOST, HOST:PORT, [ADDRESS] or [ADDRESS]:PORT.
+
+    Raises:
+        ValueError: no host, or a port that is none.
+    """
+    parts = urlsplit(f"//{place.strip()}")  # which knows brackets, and checks the port
+    port = SENTINEL_PORT if parts.port is None else parts.port
+    if not parts.hostname or not port:
+        raise ValueError(place)
+    return parts.hostname, port
+
+
 def _by_sentinel(url: str) -> redis.Redis:
     """A client of whichever server the Sentinels name as the master.
 
@@ -134,10 +161,7 @@ def _by_sentinel(url: str) -> redis.Redis:
     service, _, database = parts.path.strip("/").partition("/")
     if parts.scheme not in {"sentinel", *TLS} or not places or not service:
         raise ValueError(url)
-    hosts = []
-    for place in places.split(","):
-        host, colon, port = place.rpartition(":")
-        hosts.append((host, int(port)) if colon else (place, SENTINEL_PORT))
+    hosts = [_host_and_port(place) for place in places.split(",")]
     options = _authority(parts.scheme)
     if parts.scheme in TLS:
         named = {name: values[-1] for name, values in parse_qs(parts.query).items()}

@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 
 from ops.checkpoint import CURSOR, name_of, numbers
+from stream.cursor import Cursor
 from stream.errors import StreamError
-from stream.lanes import Cursor
 from stream.manifest import Manifest
 from stream.registry import Registered, forget_reader, write_reader
 from stream.store import open_store

@@ -4,7 +4,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ops import recipes, settings
-from ops.config import RunConfig, build
+from ops.config import RunConfig
+from ops.config_file import build
 from ops.errors import ConfigError
 from ops.estimate import Memory, memory_of
 from ops.fit import Machine, Stream, gib, samples_of, uses_cuda, warnings

@@ -8,31 +8,29 @@ runs this same code; the first one also keeps the run directory, and tells those
 import logging
 import signal
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 
-import torch
-
-from learner.augment import Views
-from learner.learner import Learner
 from learner.report import NonFinite, StepReport
-from ops import initial
 from ops.checkpoint import Checkpoint
-from ops.config import RunConfig
-from ops.errors import CheckpointFailed, ConfigError, NotFinite, RankFailed, RunMismatch, Starved
-from ops.followers import Pace
+from ops.devices import device_of
+from ops.errors import CheckpointFailed, NotFinite, RankFailed, Starved
 from ops.keeper import Keeper
 from ops.nonfinite import NonFiniteLog, left_out
 from ops.opening import Opened, checkpoint_for_all
-from ops.outcome import FINISHED, STOPPED, Progress, Summary, summarise
+from ops.outcome import FINISHED, STOPPED, Summary, summarise
+from ops.pace import Pace
 from ops.ranks import World
+from ops.restore import restore
 from ops.signals import StopRequest
-from ops.source_spec import reading_mode
-from ops.steps import Patience, Steps, Stop, Waiting
+from ops.source_spec import open_loader
+from ops.step_at_hand import StepAtHand
+from ops.steps import Patience, Steps, Waiting
+from ops.votes import Stop
+from stream.batch import Batch
+from stream.cursor import Cursor, joined
 from stream.errors import TooManyBadRecords
-from stream.lanes import Cursor, SourceSpec, joined
-from stream.loader import Batch
 from stream.replay_loader import ReplayLoader
+from stream.source import SourceSpec
 from stream.topic_follower import TopicFollower
 
 logger = logging.getLogger(__name__)
@@ -69,15 +67,17 @@ class Run:
             ConfigError: settings that the learner cannot have.
             RunMismatch: the state of the checkpoint does not fit the settings, or this program.
         """
-        self.run_dir, self.record, self.config = opened.run_dir, opened.record, opened.config
+        self.run_dir, self.config = opened.run_dir, opened.config
         self.stop = stop
-        self._spec, self._start, self._world, self._keeper = spec, opened.start, world, keeper
+        # Without its checkpoint, whose tensors would stay in memory as long as the run.
+        self._opened = replace(opened, saved=None)
+        self._spec, self._world, self._keeper = spec, world, keeper
         self._carrier = carrier
         self._not_finite = NonFiniteLog(self.run_dir, world=world)
         self._began = time.monotonic()
+        self._hand: StepAtHand | None = None
         self._restore(opened.saved)
         self._seconds_before = self.progress.seconds
-        self._load_s = 0.0
         self._steps: Steps | None = None
 
     def train(self) -> None:
@@ -93,15 +93,13 @@ class Run:
     def _train(self) -> None:
         with self._open_loader() as loader:
             steps = self._steps = self._in_step(loader)
-            for batch in self._timed(steps):
-                report = self.learner.step(views_of(batch), accumulate=self.config.accumulate)
-                for again in self._replays(steps):
-                    replay = self.learner.step(
-                        views_of(again), accumulate=self.config.accumulate, fresh=False
-                    )
-                    report = followed_by(report, replay)
+            hand = self._hand = StepAtHand(
+                steps, self.learner, not_finite=self._not_finite, accumulate=self.config.accumulate
+            )
+            for batch in hand.batches():
+                report = hand.learn(batch)
                 self._advance(batch, report)
-                self._observe(batch, report, steps)
+                self._observe(batch, report, steps, hand)
                 if self._due(self.config.checkpoint.every_samples) and self._free_to_save():
                     self.save()
                 if self._due(self.config.snapshot.every_samples):
@@ -115,9 +113,12 @@ class Run:
     def save(self) -> None:
         """Save learner and cursor; the writing goes on in the background."""
         began = time.monotonic()
-        state, cursor = self.learner.state_dict(), self._whole_cursor()
         if self._keeper is not None:
+            state, cursor = self.learner.state_dict(), self._whole_cursor()
             self._keeper.save(state, cursor, self.progress, seconds=self.seconds(), began=began)
+        else:
+            self.learner.hand_over_state()
+            self._whole_cursor()
         self._saved = self.cursor
 
     def publish(self) -> None:
@@ -143,7 +144,7 @@ class Run:
         All ranks met the error between the same two steps.
         """
         try:
-            if self._within_step:
+            if self._hand is not None and self._hand.within:
                 logger.warning("the step is not complete: the run goes on from its last checkpoint")
             elif self._unsaved():
                 self.save()
@@ -215,52 +216,20 @@ class Run:
         return Stop.TERMINATE if self.stop.signal == signal.SIGTERM else Stop.ASKED
 
     def _restore(self, saved: Checkpoint | None) -> None:
-        config = self.config
-        try:
-            self.learner = Learner(
-                config.learner,
-                seed=config.seed,
-                device=device_of(config, self._world.local_rank),
-                precision=config.precision,
-                total_samples=config.length(self.record.total_samples),
-                clock=time.perf_counter,
-                group=self._world.group,
-            )
-        except ValueError as error:
-            raise ConfigError(str(error)) from error
-        self.cursor, self.progress, self._restored_from = self._start, Progress(), None
-        if saved is None:
-            initial.load(self.run_dir, self.record, self.learner, self._world)
-        else:
-            try:
-                self.learner.load_state_dict(saved.state)
-                self.progress = Progress(**saved.progress)
-            except (ValueError, TypeError) as error:
-                raise RunMismatch(
-                    f"checkpoint {saved.path} does not fit: {error}. Give the settings of the run as it was"
-                ) from error
-            self.cursor, self._restored_from = saved.cursor, saved.path
+        restored = restore(self._opened, saved, self._world)
+        self.learner, self.cursor, self.progress = restored.learner, restored.cursor, restored.progress
+        self._restored_from = restored.path
+        self._hand = None
         self._samples_before = self.cursor.samples
-        self._within_step = False
         # A run that has just begun is worth no checkpoint of its own.
         self._saved = self.cursor
         if self._keeper is not None:
             self._keeper.begin(self.cursor.samples)
 
     def _open_loader(self) -> ReplayLoader:
-        config = self.config
-        return ReplayLoader(
-            self._spec,
-            replay=config.replay,
-            cursor=self.cursor,
-            crops=config.crops,
-            config=config.reader,
-            workers=config.workers,
-            ranks=self._world.ranks,
-            rank=self._world.rank,
-            passes=config.passes,
-            pin_memory=device_of(config, self._world.local_rank).type == "cuda",
-            mode=reading_mode(config, self._spec),
+        device = device_of(self.config, self._world.local_rank)
+        return open_loader(
+            self._spec, self.config, self.cursor, world=self._world, pin_memory=device.type == "cuda"
         )
 
     def _in_step(self, loader: ReplayLoader) -> Steps:
@@ -278,31 +247,8 @@ class Run:
         if self._keeper is not None:
             self._keeper.waiting(waiting, samples=self.cursor.samples)
 
-    def _timed(self, steps: Steps) -> Iterator[Batch]:
-        """The batches, noting what waiting for each took."""
-        self._step_ended = asked = time.monotonic()
-        for batch in steps:
-            self._load_s = time.monotonic() - asked
-            self._tried, self._spent = batch, batch.stats
-            # A replay that is not finite leaves a step half done: here it is known where that may happen.
-            risky = self.config.replay.updates > 1 and self._not_finite.knows(batch)
-            self._before = self.learner.state_dict() if risky else None
-            yield batch
-            asked = time.monotonic()
-
-    def _replays(self, steps: Steps) -> Iterator[Batch]:
-        """Batches for the further updates of the step, noting what they cost."""
-        self._within_step = True
-        asked = time.monotonic()
-        for again in steps.replays():
-            self._load_s += time.monotonic() - asked
-            self._tried, self._spent = again, self._spent + again.stats
-            yield again
-            asked = time.monotonic()
-
     def _advance(self, batch: Batch, report: StepReport) -> None:
         """Only now are these samples used."""
-        self._within_step = False
         self._samples_before, self.cursor = self.cursor.samples, batch.cursor
         self.progress.note(
             loss=report.loss,
@@ -311,18 +257,16 @@ class Run:
             updates=report.updates,
         )
 
-    def _observe(self, batch: Batch, report: StepReport, steps: Steps) -> None:
-        now = time.monotonic()
-        step_s, self._step_ended = now - self._step_ended, now
+    def _observe(self, batch: Batch, report: StepReport, steps: Steps, hand: StepAtHand) -> None:
         if self._carrier is not None:
-            lanes = set(batch.lane_B.tolist())
+            lanes = steps.loader.lanes  # those of the batch may be others, in a tail
             self._carrier.used([p for p in batch.cursor.positions if p.lane in lanes], batch.bad)
         if self._keeper is None:
             return
         pace = Pace(
-            step_s=step_s,
-            load_s=self._load_s,
-            replays=self.config.replay.updates - 1,
+            step_s=hand.step_s,
+            load_s=hand.load_s,
+            replays=hand.replays,
             lag=steps.lag,
             restarts=steps.restarts,
             lanes=steps.lanes,
@@ -330,7 +274,7 @@ class Run:
         )
         self._keeper.observe(
             report,
-            replace(batch, stats=self._spent),
+            replace(batch, stats=hand.stats),
             pace,
             steps=self.cursor.steps,
             seconds=self.seconds(),
@@ -351,7 +295,9 @@ class Run:
         Raises:
             NotFinite: the same step again, and `on_nonfinite` says stop; or too many skipped in a row.
         """
-        batch, keeper = self._tried, self._keeper
+        hand, keeper = self._hand, self._keeper
+        assert hand is not None  # the error is of its step
+        batch = hand.batch
         first = self._not_finite.note(error, batch)
         if keeper is not None:
             keeper.followers.non_finite(str(error))
@@ -363,36 +309,9 @@ class Run:
             if keeper is not None:
                 keeper.followers.skipped(self.cursor.skipped)
             return
-        if self._before is not None:
-            self.learner.load_state_dict(self._before)
-            self._within_step = False
+        hand.undo()
         if self.config.on_nonfinite == "stop":
             raise self._not_finite.stop(error, batch) from error
         self.cursor = self._not_finite.skip(error, batch, self.cursor)
         if keeper is not None:
-            keeper.followers.left_out(left_out(self._spent), skipped=self.cursor.skipped)
-
-
-def followed_by(report: StepReport, replay: StepReport) -> StepReport:
-    """The report of an arriving batch, with the updates and seconds of a replay after it added."""
-    seconds = {
-        phase: report.seconds.get(phase, 0.0) + replay.seconds.get(phase, 0.0)
-        for phase in (*report.seconds, *replay.seconds)
-    }
-    return replace(report, updates=replay.updates, seconds=seconds)
-
-
-def views_of(batch: Batch) -> Views:
-    """What the learner sees of a batch."""
-    return Views(crops=batch.crops, uniforms=batch.uniforms, lane_B=batch.lane_B)
-
-
-def device_of(config: RunConfig, local_rank: int = 0) -> torch.device:
-    """The device of a rank; `auto` and `cuda` are the GPU of its number on this host, if there is one."""
-    wanted = config.device
-    if wanted == "auto":
-        wanted = "cuda" if torch.cuda.is_available() else "cpu"
-    if wanted != "cuda":
-        return torch.device(wanted)
-    # A launcher may show each rank its own GPU only.
-    return torch.device("cuda", local_rank if torch.cuda.device_count() > 1 else 0)
+            keeper.followers.left_out(left_out(hand.stats), skipped=self.cursor.skipped)

@@ -116,12 +116,21 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def write_json(path: Path, body: Mapping[str, Any]) -> None:
-    """Write one JSON object: aside, synced, renamed, so that readers see the old or the new one."""
-    aside = path.with_name(f".{path.name}.part")
+    """Write one JSON object, whole or not at all."""
+    write_whole(path, f"{json.dumps(body, indent=1)}\n".encode())
+
+
+def aside_of(path: Path) -> Path:
+    """The name beside a file under which it is written before it is renamed."""
+    return path.with_name(f".{path.name}.part")
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a small file: aside, synced, renamed, so that readers see the old or the new one."""
+    aside = aside_of(path)
     try:
-        with aside.open("w", encoding="utf-8") as handle:
-            json.dump(body, handle, indent=1)
-            handle.write("\n")
+        with aside.open("wb") as handle:
+            handle.write(content)
             handle.flush()
             os.fsync(handle.fileno())
         aside.replace(path)

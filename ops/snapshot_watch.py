@@ -27,6 +27,7 @@ import redis
 from ops.embedded import open_redis
 from ops.encoders import EncoderFiles
 from ops.errors import OpsError, RedisUnavailable, SnapshotNotFound
+from ops.redis_client import said
 from ops.rundir import read_run
 from ops.snapshot_reader import LoadedSnapshot, load_snapshot
 from ops.snapshots import SnapshotStore
@@ -128,7 +129,9 @@ class SnapshotWatch:
                 if time.monotonic() >= deadline:
                     if isinstance(error, SnapshotNotFound):
                         raise
-                    raise RedisUnavailable(f"no answer from the snapshots of the run: {error}") from error
+                    raise RedisUnavailable(
+                        f"no answer from the snapshots of the run: {said(error)}"
+                    ) from error
                 time.sleep(min(0.1, self._poll_s))
         self._given = self._current
         self._thread.start()
@@ -175,7 +178,7 @@ class SnapshotWatch:
                         self._tried()
                         self._listen(heard)
             except (redis.RedisError, OSError) as error:
-                self._trouble(f"Redis does not answer: {error}")
+                self._trouble(f"Redis does not answer: {said(error)}")
                 self._closing.wait(pause)
 
     def _listen(self, heard: Any) -> None:

@@ -4,11 +4,15 @@ from dataclasses import replace
 
 from ops.config import RunConfig
 from ops.errors import ConfigError
+from ops.ranks import World
 from ops.rundir import RunRecord
 from stream.config import NONE
-from stream.lanes import Cursor, Source, SourceSpec
+from stream.cursor import Cursor
 from stream.loader import AVAILABLE, STRICT
+from stream.replay_loader import ReplayLoader
 from stream.shard_source import ShardSource, ShardSpec
+from stream.source import Source, SourceSpec
+from stream.tail import trainable
 from stream.topic_address import is_topic, read_address
 from stream.topic_follower import TopicFollower
 from stream.topic_spec import OPEN, TopicSpec
@@ -63,8 +67,39 @@ def reading_mode(config: RunConfig, spec: SourceSpec) -> str:
     return AVAILABLE if live and config.replay.updates == config.accumulate == 1 else STRICT
 
 
-def sealed_steps(source: Source, cursor: Cursor, mode: str, config: RunConfig) -> int | None:
-    """Steps of one pass when the stream has its end; None while it is open.
+def open_loader(
+    spec: SourceSpec, config: RunConfig, cursor: Cursor, *, world: World, pin_memory: bool
+) -> ReplayLoader:
+    """Start the readers of one rank.
+
+    Args:
+        spec: opens the stream.
+        config: of the run.
+        cursor: where it goes on.
+        world: the ranks, of which this is one.
+        pin_memory: batches are to go to a CUDA device.
+
+    Raises:
+        StreamError: the stream cannot be read, or is not the one of the cursor.
+    """
+    return ReplayLoader(
+        spec,
+        replay=config.replay,
+        cursor=cursor,
+        crops=config.crops,
+        config=config.reader,
+        workers=config.workers,
+        ranks=world.ranks,
+        rank=world.rank,
+        passes=config.passes,
+        tail=config.tail == "train",
+        pin_memory=pin_memory,
+        mode=reading_mode(config, spec),
+    )
+
+
+def sealed_samples(source: Source, cursor: Cursor, mode: str, config: RunConfig) -> int | None:
+    """Samples of one pass when the stream has its end and all are good; None while it is open.
 
     Args:
         source: the stream.
@@ -84,12 +119,25 @@ def sealed_steps(source: Source, cursor: Cursor, mode: str, config: RunConfig) -
         lanes = [source.outlook(position, 0).available for position in cursor.first_positions()]
         chunks = [in_lane // config.chunk for in_lane in lanes]
         records, steps = sum(lanes), sum(chunks) // config.lanes if mode == AVAILABLE else min(chunks)
-    if steps == 0:
+    samples = steps * config.batch
+    samples += tail_samples(records - samples, config)
+    if samples == 0:
         raise ConfigError(
-            f"the stream is sealed with {records} records, fewer than one batch of {config.batch}: "
+            f"the stream is sealed with {records} records, {_too_few(config)}: "
             "nothing could be learned; lower batch and lanes"
         )
-    return steps
+    return samples
+
+
+def tail_samples(records: int, config: RunConfig) -> int:
+    """How many of so many records that the whole steps of a pass leave are trained."""
+    return trainable(records, lanes=config.lanes, batch=config.batch) if config.tail == "train" else 0
+
+
+def _too_few(config: RunConfig) -> str:
+    if config.tail == "train":
+        return f"fewer than the {config.lanes} lanes"
+    return f"fewer than one batch of {config.batch}"
 
 
 def follower_of(stream: str, config: RunConfig, record: RunRecord) -> TopicFollower | None:

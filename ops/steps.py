@@ -5,7 +5,6 @@ stop, and what it has read. The row is handed in while the update before is stil
 agreeing costs no time when readers keep up. A rank alone goes through the same motions with a table of one.
 """
 
-import enum
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,33 +14,20 @@ from typing import Any, NoReturn
 from ops.errors import EXIT_FAILED, RankFailed, RankLost, Starved
 from ops.exit_codes import exit_code_of
 from ops.ranks import Rows, World
+from ops.votes import Row, State, Stop, decided
+from stream.batch import Batch
 from stream.errors import StreamError
 from stream.lanes import LaneLag, LaneStats, add_counts
-from stream.loader import TURN_S, Batch, Readiness
+from stream.loader import TURN_S
+from stream.readiness import Readiness
 from stream.replay_loader import ReplayLoader
 
 logger = logging.getLogger(__name__)
 
 # Seconds between two counts of the lag.
 LAG_S = 0.5
-
-
-class State(enum.IntEnum):
-    """What a rank can do next. The smallest of all ranks is what is done."""
-
-    WAITING = 0
-    PASS_ENDED = 1
-    FAILED = 2
-    READY = 3
-
-
-class Stop(enum.IntEnum):
-    """Whether a rank is asked to stop, and how; the smallest counts."""
-
-    TERMINATE = 0
-    """By SIGTERM."""
-    ASKED = 1
-    NO = 2
+# A message names so many lanes, or ranks, and no more.
+MOST_NAMED = 16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,41 +50,6 @@ class Patience:
     """Seconds after which the lanes are named that hold up the others."""
     fail_s: float
     """Seconds after which a rank ends the run whose readers bring nothing although records are there."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Row:
-    """What one rank says before one update; goes over the wire as integers."""
-
-    turn: int
-    """Number of the vote: the same on all ranks, or they have lost step."""
-    state: State
-    stop: Stop
-    starving: int
-    """Lanes without the records for the next chunk."""
-    lag: int
-    restarts: int
-    rebuilding: int
-    """1: it reads the window of replays again."""
-    name: int
-    """1: the first rank wants to know which lanes are starving."""
-    tell: int
-    """1: the first rank wants to know how far each lane is behind."""
-    read: int = 0
-    used: int = 0
-    bytes: int = 0
-    read_us: int = 0
-    decode_us: int = 0
-    crop_us: int = 0
-
-    def wire(self) -> list[int]:
-        return [int(getattr(self, field)) for field in self.__dataclass_fields__]
-
-    @classmethod
-    def of_wire(cls, numbers: list[int]) -> "_Row":
-        values = dict(zip(cls.__dataclass_fields__, numbers, strict=True))
-        state, stop = State(values.pop("state")), Stop(values.pop("stop"))
-        return cls(state=state, stop=stop, **values)
 
 
 class Steps:
@@ -144,6 +95,7 @@ class Steps:
         self._lag_here, self._next_lag, self._tell = 0, 0.0, 0
         self._waits_since = 0.0
         self._named_at = 0.0
+        self._left_over = 0
 
     def __iter__(self) -> Iterator[Batch]:
         while not self.loader.finished:
@@ -151,7 +103,10 @@ class Steps:
             if self.stop is not Stop.NO:
                 return
             if state is State.PASS_ENDED:
-                self.loader.end_pass(self._left_over())
+                self._end_chunks()
+                continue
+            if state is State.TAIL_FOUND:
+                self._deal_tail()
                 continue
             batch = self.loader.take(stats)
             self._say_ahead()
@@ -178,9 +133,9 @@ class Steps:
         replaying = self.loader.replays_left > 0
         while True:
             rows = self._heard()
-            state = _decided(rows)
+            state = decided(rows)
             stopping = self.stop is not Stop.NO and not replaying
-            if stopping or state is State.PASS_ENDED:
+            if stopping or state in {State.PASS_ENDED, State.TAIL_FOUND}:
                 return state, LaneStats()
             if state is State.READY:
                 return state, self._account(rows)
@@ -211,7 +166,7 @@ class Steps:
         except (StreamError, OSError) as error:
             state, self.error = State.FAILED, error
         self._turn += 1
-        row = _Row(
+        row = Row(
             turn=self._turn,
             state=state,
             stop=self._asked(),
@@ -241,12 +196,12 @@ class Steps:
         except (StreamError, OSError) as error:
             logger.warning("the lag cannot be told now: %s", error)
 
-    def _heard(self) -> list[_Row]:
+    def _heard(self) -> list[Row]:
         """What all ranks have said."""
         if self._ahead is None:
             self._say(TURN_S)
         assert self._ahead is not None
-        rows = [_Row.of_wire(numbers) for numbers in self._ahead()]
+        rows = [Row.of_wire(numbers) for numbers in self._ahead()]
         self._ahead = None
         if any(row.turn != self._turn for row in rows):
             raise RankLost(f"the ranks have lost step: they stand at {[row.turn for row in rows]}")
@@ -259,7 +214,7 @@ class Steps:
             self.lanes = [LaneLag(**lag) for told in self._world.gather(own) for lag in told]
         return rows
 
-    def _account(self, rows: list[_Row]) -> LaneStats:
+    def _account(self, rows: list[Row]) -> LaneStats:
         """What all ranks read for the next update, added up."""
         skipped: dict[str, int] = {}
         # All ranks see the same table, so all of them ask for the reasons, or none does.
@@ -276,17 +231,26 @@ class Steps:
             crop_s=sum(row.crop_us for row in rows) / 1e6,
         )
 
-    def _left_over(self) -> int:
-        """Records that all ranks leave unread at the end of a pass."""
-        own = 0
+    def _end_chunks(self) -> None:
+        """Some lane can fill no further chunk of the pass: begin with what remains, or the next pass."""
+        own: dict[int, int] = {}
         try:
-            own = self.loader.unread()
+            own = self.loader.unread_by_lane()
         except (StreamError, OSError) as error:
             self.error = error
-        told = self._world.gather([own, self._told()])
+        told = self._world.gather([list(own.items()), self._told()])
         if any(failed for _, failed in told):
             self._raise([failed for _, failed in told])
-        return sum(unread for unread, _ in told)
+        unread = {lane: records for rows, _ in told for lane, records in rows}
+        self._left_over = sum(unread.values())
+        if not self.loader.begin_tail(unread):
+            self.loader.end_pass(self._left_over)
+
+    def _deal_tail(self) -> None:
+        """All ranks know which of the samples that remain are good: deal them, or go to the next pass."""
+        told = self._world.gather(self.loader.tail_found)
+        if not self.loader.deal_tail([(*sample,) for found in told for sample in found]):
+            self.loader.end_pass(self._left_over)
 
     def _told(self) -> list[Any] | None:
         """Why this rank cannot go on, for the others, and with which exit code."""
@@ -302,7 +266,7 @@ class Steps:
         why, code = told[rank] or ("", EXIT_FAILED)
         raise RankFailed(f"rank {rank} of {self._world.ranks} cannot go on: {why}", code)
 
-    def _name_the_late(self, rows: list[_Row]) -> None:
+    def _name_the_late(self, rows: list[Row]) -> None:
         """Say which lanes hold up the others; end the run when readers bring nothing for too long."""
         if not rows[0].name:
             return
@@ -312,35 +276,36 @@ class Steps:
         told = self._world.gather(own)
         late = [rank for rank, row in enumerate(rows) if row.state is State.WAITING]
         stuck = [rank for rank in late if not (rows[rank].starving or rows[rank].rebuilding)]
+        num_lanes = sum(one["lanes"] for one in told)
+        whose = "; ".join(
+            f"rank {rank} ({_names([*range(rank, num_lanes, len(told))])})" for rank in stuck[:MOST_NAMED]
+        )
         # The first rank's watch decides, so that all do the same.
         if stuck and told[0]["waited"] >= self._patience.fail_s:
             raise Starved(
-                f"rank {', '.join(map(str, stuck))}: no batch for {told[0]['waited']:.0f} s although records "
+                f"{whose}: no batch for {told[0]['waited']:.0f} s although records "
                 "are there: readers hang, or the storage does; look at them and run the same command again"
             )
         starving = sorted(lane for rank in late for lane in told[rank]["starving"])
-        if starving and len(starving) < sum(one["lanes"] for one in told):
-            self._warn(f"waiting {waited:.0f} s for records of {_names(starving)}; other lanes have some")
+        if starving and len(starving) < num_lanes:
+            ranks = sorted({lane % len(told) for lane in starving})
+            of_ranks = f" (rank {', '.join(map(str, ranks))})" if len(told) > 1 else ""
+            self._warn(
+                f"waiting {waited:.0f} s for records of {_names(starving)}{of_ranks}; other lanes have some"
+            )
         elif stuck:
-            self._warn(f"waiting {waited:.0f} s for the readers of rank {', '.join(map(str, stuck))}")
-
-
-def _decided(rows: Sequence[_Row]) -> State:
-    """What is done: as soon as no rank is still reading, a failure is not kept waiting for new records."""
-    states = {row.state for row in rows if not row.starving}
-    if State.FAILED in states and not states & {State.WAITING, State.PASS_ENDED}:
-        return State.FAILED
-    return min(row.state for row in rows)
+            self._warn(f"waiting {waited:.0f} s for the readers of {whose}")
 
 
 _STATES = {
     Readiness.READY: State.READY,
     Readiness.WAITING: State.WAITING,
     Readiness.PASS_ENDED: State.PASS_ENDED,
+    Readiness.TAIL_FOUND: State.TAIL_FOUND,
 }
 
 
 def _names(lanes: list[int]) -> str:
-    shown = ", ".join(map(str, lanes[:16]))
-    more = f" and {len(lanes) - 16} more" if len(lanes) > 16 else ""
+    shown = ", ".join(map(str, lanes[:MOST_NAMED]))
+    more = f" and {len(lanes) - MOST_NAMED} more" if len(lanes) > MOST_NAMED else ""
     return f"lane{'s' if len(lanes) > 1 else ''} {shown}{more}"

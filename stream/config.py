@@ -176,8 +176,8 @@ class KafkaConfig:
     check_hostname: bool = True
     """Whether a broker's certificate must carry its name."""
     on_gap: str = "stop"
-    """Records that were not read yet and are gone (retention, truncation, compaction): stop, or skip them,
-    counted as `lost`."""
+    """Records that were not read yet and are gone (retention, deletion, compaction): stop, or skip them,
+    counted as `lost`. A log that was cut off or written anew below where a run stands stops it either way."""
     dead_letters: str = ""
     """Topic that is told of records that cannot be used; empty = the topic's name with .dead; - = none."""
     group: str = ""

@@ -1,19 +1,12 @@
-"""Lanes, positions and the cursor: where a reader is, and in which order it reads.
+"""Lanes: where a reader of one is, what reading it cost and met, and which of them a rank reads.
 
-A lane is one of V totally ordered sequences of records. A position is the next unread record of a lane, the
-cursor is the positions of all lanes; both are a handful of integers, so that nothing else has to be saved or
-reconstructed at a resume.
+A lane is one of V totally ordered sequences of records. A position is the next unread record of a lane: a
+handful of integers, so that nothing else has to be saved or reconstructed at a resume.
 """
 
-import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
-from stream.errors import StreamDamaged
-from stream.record import Record
-
-CURSOR_VERSION = 1
 LOST = "lost"
 """Reason of records that were gone before they were read; they say nothing about the quality of the input."""
 Bounds = tuple[tuple[int, int], ...]
@@ -22,7 +15,7 @@ Bounds = tuple[tuple[int, int], ...]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Position:
-    """The next unread record of one lane; six integers, the same shape for both carriers."""
+    """The next unread record of one lane; a few integers, the same shape for both carriers."""
 
     lane: int
     """Which lane, 0 .. V-1."""
@@ -36,6 +29,9 @@ class Position:
     """Good samples that this lane has given so far: the next sample number, over all passes."""
     end: int = -1
     """Kafka: last offset of the current block. Shards: -1."""
+    proof: int = 0
+    """Kafka: digest of the current block's messages, between blocks of the message before (topic_proof.py);
+    0 = none, as in cursors from before there was one. Shards: 0."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,238 +76,6 @@ def add_counts(one: Mapping[str, int], other: Mapping[str, int]) -> dict[str, in
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class WindowStart:
-    """Where the samples begin that later replays can still be drawn from; reading on from here finds them."""
-
-    pass_number: int
-    steps: int
-    """Steps that the run had done there."""
-    positions: tuple[Position, ...]
-    """Exactly V, in lane order."""
-    pass_ends: tuple[int, ...] = ()
-    """Steps that had been done when each pass from `pass_number` on ended: where a pass ends is agreed by all
-    lanes, so a rank cannot see it in its own."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Cursor:
-    """The positions of all V lanes, with what they are positions of; saved beside the weights it produced."""
-
-    source: Mapping[str, str]
-    """Identity of the stream, as `Source.identity()` gives it."""
-    seed: int
-    lanes: int
-    """V."""
-    chunk: int
-    """C, samples a lane gives to one step; V x C is the global batch."""
-    window: int
-    """W, commits that are shuffled together (Kafka: records of a block)."""
-    pass_number: int = 0
-    """Which pass over a sealed stream; 0 is the first."""
-    steps: int = 0
-    samples: int = 0
-    """Distinct arrivals used so far, over all passes."""
-    skipped: Mapping[str, int] = field(default_factory=dict)
-    """Records that could not be used so far, by reason."""
-    left_over: int = 0
-    """Records that ended passes left unread because a whole step could no longer be filled."""
-    positions: tuple[Position, ...]
-    """Exactly V, in lane order."""
-    recent: tuple[tuple[int, int], ...] = ()
-    """Records read and unusable ones among them, of the newest steps: the budget of bad records."""
-    replay: WindowStart | None = None
-    """None when nothing is replayed, or nothing of the past can be."""
-    begin: int = 0
-    """Unit at which each pass begins: on shards what was pruned before the run began is not part of it."""
-    accept_until: int = 0
-    """Until the run has read so many records, unusable ones spend no budget."""
-    deadly: tuple[tuple[int, int], ...] = ()
-    """Unit and index of each record that was left out because it kills its decoder, ascending."""
-    bounds: Bounds = ()
-    """Where the lanes of a topic begin and end for this run; empty for shards."""
-
-    def __post_init__(self) -> None:
-        for positions in (self.positions, self.replay.positions if self.replay else self.positions):
-            if [position.lane for position in positions] != list(range(self.lanes)):
-                raise ValueError(
-                    f"a cursor of {self.lanes} lanes needs exactly one position a lane, in order; got "
-                    f"{len(positions)} positions"
-                )
-        if self.bounds and len(self.bounds) != self.lanes:
-            raise ValueError(f"a cursor of {self.lanes} lanes has {len(self.bounds)} bounds")
-
-    def first_positions(self) -> tuple[Position, ...]:
-        """Where a pass begins; `seq` goes on."""
-        starts = [start for start, _ in self.bounds] or [0] * self.lanes
-        return tuple(
-            Position(lane=p.lane, unit=self.begin, base=starts[p.lane], seq=p.seq) for p in self.positions
-        )
-
-    @property
-    def read(self) -> int:
-        """Records read so far, used or not, over all passes."""
-        return self.samples + sum(self.skipped.values())
-
-    def advanced(self, after: Iterable[Position], stats: LaneStats) -> "Cursor":
-        """The cursor after one step that used the chunks ending at `after`."""
-        moved = {position.lane: position for position in after}
-        return replace(
-            self,
-            steps=self.steps + 1,
-            samples=self.samples + stats.used,
-            skipped=add_counts(self.skipped, stats.skipped),
-            positions=tuple(moved.get(position.lane, position) for position in self.positions),
-        )
-
-    def to_json(self) -> str:
-        """One JSON object; `Cursor.from_json` reads it back equal."""
-        body: dict[str, Any] = {"version": CURSOR_VERSION}
-        for name in (
-            "seed", "lanes", "chunk", "window", "pass_number", "steps", "samples", "left_over",
-        ):  # fmt: skip
-            body[name] = getattr(self, name)
-        body["source"] = dict(self.source)
-        body["skipped"] = dict(self.skipped)
-        body["recent"] = [list(counts) for counts in self.recent]
-        body["positions"] = _rows(self.positions)
-        for name in ("begin", "accept_until"):
-            if getattr(self, name):
-                body[name] = getattr(self, name)
-        if self.deadly:
-            body["deadly"] = [list(place) for place in self.deadly]
-        if self.bounds:
-            body["bounds"] = [list(bound) for bound in self.bounds]
-        if self.replay is not None:
-            body["replay"] = {
-                "pass_number": self.replay.pass_number,
-                "steps": self.replay.steps,
-                "positions": _rows(self.replay.positions),
-                "pass_ends": list(self.replay.pass_ends),
-            }
-        return json.dumps(body, sort_keys=True)
-
-    @classmethod
-    def from_json(cls, text: str) -> "Cursor":
-        """Read a cursor back.
-
-        Raises:
-            StreamDamaged: not a cursor, of another version, or with missing or doubled lanes.
-        """
-        try:
-            body = json.loads(text)
-            version = body.pop("version")
-            if version != CURSOR_VERSION:
-                raise StreamDamaged(f"cursor version is {version!r}; this program reads {CURSOR_VERSION}")
-            positions = _positions(body.pop("positions"))
-            recent = tuple((_whole(read), _whole(bad)) for read, bad in body.pop("recent", ()))
-            deadly = tuple((_whole(unit), _whole(index)) for unit, index in body.pop("deadly", ()))
-            bounds = tuple((_whole(start), _whole(end, least=-1)) for start, end in body.pop("bounds", ()))
-            replay = body.pop("replay", None)
-            if replay is not None:
-                replay = WindowStart(
-                    pass_number=_whole(replay["pass_number"]),
-                    steps=_whole(replay["steps"]),
-                    positions=_positions(replay["positions"]),
-                    pass_ends=tuple(_whole(steps) for steps in replay["pass_ends"]),
-                )
-            for name, value in body.items():
-                if name == "source":
-                    body[name] = {_text(key): _text(text) for key, text in value.items()}
-                elif name == "skipped":
-                    body[name] = {_text(reason): _whole(count) for reason, count in value.items()}
-                else:
-                    _whole(value)
-            return cls(
-                positions=positions, recent=recent, replay=replay, deadly=deadly, bounds=bounds, **body
-            )
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            raise StreamDamaged(f"cursor cannot be read: {error!r}") from error
-
-
-def joined(cursors: Sequence[Cursor]) -> Cursor:
-    """The cursor of the whole run from those of all its ranks, in order of ranks, all after the same step.
-
-    Each has moved the positions of its own lanes, and met the deadly records in them; everything else is the
-    same in all of them.
-
-    Raises:
-        ValueError: they are not of the same step.
-    """
-    first = cursors[0]
-    if any((one.pass_number, one.steps) != (first.pass_number, first.steps) for one in cursors):
-        raise ValueError(f"ranks stand at different steps: {[one.steps for one in cursors]}")
-    ranks = len(cursors)
-    positions = tuple(cursors[lane % ranks].positions[lane] for lane in range(first.lanes))
-    replay = first.replay
-    if replay is not None:
-        starts = [one.replay for one in cursors if one.replay is not None]
-        begun = tuple(starts[lane % ranks].positions[lane] for lane in range(first.lanes))
-        replay = replace(replay, positions=begun)
-    deadly = sorted({place for one in cursors for place in one.deadly})
-    return replace(first, positions=positions, replay=replay, deadly=tuple(deadly))
-
-
-def _rows(positions: Iterable[Position]) -> list[list[int]]:
-    return [[p.lane, p.unit, p.base, p.idx, p.seq, p.end] for p in positions]
-
-
-def _positions(rows: Iterable[Iterable[int]]) -> tuple[Position, ...]:
-    return tuple(
-        Position(
-            lane=_whole(lane),
-            unit=_whole(unit, least=-1),
-            base=_whole(base, least=-1),
-            idx=_whole(idx, least=-1),
-            seq=_whole(seq),
-            end=_whole(end, least=-1),
-        )
-        for lane, unit, base, idx, seq, end in rows
-    )
-
-
-def _whole(value: object, least: int = 0) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**63:
-        raise ValueError(f"expected a whole number from {least} on, got {value!r}")
-    return value
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"expected text, got {value!r}")
-    return value
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Entry:
-    """One place of a lane: where it stands, and what was found there."""
-
-    unit: int
-    """Shards: commit number. Kafka: partition."""
-    index: int
-    """Shards: record number in the shard. Kafka: offset."""
-    record: Record | None
-    """None when the record cannot be used."""
-    reason: str = ""
-    """Why it cannot be used; empty when it can."""
-    size: int = 0
-    """Encoded bytes read for it."""
-    count: int = 1
-    """Records that it stands for: more than one only when they are lost."""
-    time: float = 0.0
-    """When the record was put on the stream, seconds since 1970; 0 = not known."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Outlook:
-    """What one lane still has after a position."""
-
-    available: int
-    """Unread records of this lane that may be read now."""
-    ended: bool
-    """No further record will ever come (the stream is sealed and its end is known)."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class LaneLag:
     """How far one lane is behind the end of the stream, or of the run."""
 
@@ -326,60 +90,17 @@ class LaneLag:
     """Age of the newest record read ahead; as above."""
 
 
-class Source(Protocol):
-    """A stream being read, lane by lane; one object per process, not thread-safe.
+@dataclass(frozen=True, slots=True)
+class BadPlace:
+    """Where an unusable record stands, and why it is unusable."""
 
-    Every method is a function of its arguments and of what is committed: a source holds no position.
-    """
+    lane: int
+    unit: int
+    index: int
+    reason: str
 
-    lanes: int
-
-    def identity(self) -> dict[str, str]:
-        """What the cursor is bound to: kind and uuid, never an address; equal for every reader."""
-        ...
-
-    def bounds(self) -> Bounds:
-        """Where lanes begin and end for a run; empty where that follows from the stream."""
-        ...
-
-    def refresh(self) -> bool:
-        """Look for new commits; True when the stream grew or was sealed. Never waits for arrivals."""
-        ...
-
-    def sealed(self) -> bool:
-        """Whether the stream has its end."""
-        ...
-
-    def outlook(self, position: Position, pass_number: int) -> Outlook:
-        """How much of the lane after `position` may be read now. No record is read."""
-        ...
-
-    def unread(self, positions: Iterable[Position], pass_number: int = 0) -> int:
-        """Committed records after these positions, also those that may not be read yet."""
-        ...
-
-    def read(self, position: Position, pass_number: int) -> Iterator[tuple[Entry, Position]]:
-        """Entries from `position` on, each with the position after it, as far as may be read now.
-
-        The caller raises `seq` of the position after: it alone knows whether the record became a sample.
-        """
-        ...
-
-    def entry(self, unit: int, index: int) -> Entry:
-        """Read one record again, by the place that its `Entry` named."""
-        ...
-
-    def close(self) -> None:
-        """Let go of files and connections. May be called twice."""
-        ...
-
-
-class SourceSpec(Protocol):
-    """What a reader process needs to open the stream for itself; small and picklable."""
-
-    def open(self) -> Source:
-        """Open the stream in this process."""
-        ...
+    def __str__(self) -> str:
+        return f"lane {self.lane}, unit {self.unit}, record {self.index}: {self.reason}"
 
 
 def owned_lanes(lanes: int, ranks: int, rank: int) -> range:

@@ -5,68 +5,34 @@ crash. So the sequence of batches is a function of (seed, V, C, data), whatever 
 readers and whatever dies.
 """
 
-import enum
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
 import torch
-from torch import Tensor
 
 from stream.available import AvailableLookahead
+from stream.batch import Batch, copied
+from stream.budget import charged, too_many_bad
 from stream.config import CropConfig, ReaderConfig
-from stream.errors import StreamMismatch, StreamPruned, TooManyBadRecords
-from stream.lanes import Cursor, LaneLag, LaneStats, Position, Source, SourceSpec, owned_lanes
+from stream.continuing import check_kept, check_same_stream
+from stream.cursor import Cursor
+from stream.lag import lane_lags
+from stream.lanes import BadPlace, LaneLag, LaneStats, Position, owned_lanes
 from stream.lookahead import Lookahead
+from stream.plan import plan_of
 from stream.pool import InlinePool, Pool, ProcessPool
-from stream.reader import Answer, BadPlace, ReadPlan, Spent, outlook_from
+from stream.reader import Answer, Chunk, Remains, Spent
+from stream.readiness import Readiness
 from stream.slabs import Frame, FrameLayout, Slab
+from stream.source import SourceSpec
 
 STRICT, AVAILABLE = "strict", "available"
 TURN_S = 0.1
 """Longest time between two looks at `should_stop`."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Batch:
-    """Samples of one step: lanes ascending, and in a lane in order of their numbers; B = lanes x C."""
-
-    crops: tuple[Tensor, ...]
-    """For each kind of crop [count, B, 3, S, S] uint8."""
-    uniforms: Tensor
-    """[n_views, B, 16] float32 in [0, 1): numbers for the photometric half; kinds of crops in order."""
-    lane_B: Tensor
-    """[B] int64."""
-    seq_B: Tensor
-    """[B] int64; with the lane, the name of the sample."""
-    refs_B2: Tensor
-    """[B, 2] int64: unit and index of the record, as in `Entry`."""
-    keys: tuple[str, ...]
-    """Hex SHA-256 of each record, empty where it states none."""
-    thumbs: Tensor | None
-    """[B, 3, T, T] uint8: the whole image squeezed; None when the thumbnail size is 0."""
-    bad: tuple[BadPlace, ...]
-    """Where the records lie that could not be used for this batch."""
-    cursor: Cursor
-    """After this batch. With several ranks only this rank's lanes have moved (`stream.lanes.joined`)."""
-    stats: LaneStats
-    """Of this batch, over all ranks."""
-
-
-class Readiness(enum.Enum):
-    """What the next step of this rank can be."""
-
-    READY = enum.auto()
-    """`take` gives a batch."""
-    WAITING = enum.auto()
-    """Not yet: chunks are in work, or records have not arrived."""
-    PASS_ENDED = enum.auto()
-    """A lane can fill no further chunk of this pass; `end_pass` goes to the next one."""
-    FINISHED = enum.auto()
-    """All passes are done."""
 
 
 class Loader:
@@ -75,8 +41,8 @@ class Loader:
     Iterating blocks: until chunks are read, and on an open stream until records arrive, for ever. It ends
     when all passes over a sealed stream are done (`finished` is then true) or when `should_stop` says so. To
     be used by one thread; `waiting` and `worker_restarts` may be read by any. After an exception only `close`
-    may be called. Several ranks agree between `ready` and `take` or `end_pass`, instead of iterating. It
-    replays nothing: `ReplayLoader` does.
+    may be called. Several ranks agree between `ready` and `take` or `end_pass`, instead of iterating. What
+    remains of a pass it leaves over (`TailLoader` does not), and it replays nothing (`ReplayLoader` does).
 
     Args:
         spec: opens the stream, here and in each reader process.
@@ -125,13 +91,14 @@ class Loader:
         self.cursor = cursor
         self.waiting = False
         self._passes, self._pin_memory, self._should_stop = passes, pin_memory, should_stop
-        self._plan = _plan(cursor, tuple(crops), config, len(self._lanes))
+        self._plan = plan_of(cursor, tuple(crops), config, lanes=len(self._lanes))
         layout = FrameLayout(crops=tuple(crops), thumbnail_px=config.thumbnail_px, columns=self._plan.columns)
         with ExitStack() as opened:
             self._source = spec.open()
             opened.callback(self._source.close)
-            _check_same_stream(self._source, cursor)
-            self._check_kept()
+            check_same_stream(self._source, cursor)
+            if not self.finished:
+                check_kept(self._source, self._positions(), cursor.pass_number)
             # In this process nothing is read ahead, so one frame is enough.
             num_frames = config.prefetch if workers else 1
             self._slab = Slab(layout, num_frames + more_frames)
@@ -163,8 +130,8 @@ class Loader:
                 return self.take()
             if state is Readiness.FINISHED:
                 break
-            if state is Readiness.PASS_ENDED:
-                self.end_pass()
+            if state is not Readiness.WAITING:
+                self._end_chunks(state)
         self.waiting = False
         raise StopIteration
 
@@ -203,22 +170,14 @@ class Loader:
 
     def lane_lags(self) -> tuple[LaneLag, ...]:
         """How far each lane of this rank is behind, in learning and in reading ahead. Quick: no I/O."""
-        positions = {position.lane: position for position in self._positions()}
-        pass_number, now = self.cursor.pass_number, time.time()
-        found = []
-        for lane, (ahead, newest) in self._ahead.fetched().items():
-            trained = 0 if self.finished else self._source.unread((positions[lane],), pass_number)
-            fetched = 0 if self.finished else self._source.unread((ahead,), pass_number)
-            found.append(
-                LaneLag(
-                    lane=lane,
-                    trained_records=trained,
-                    trained_s=_behind(trained, self._newest.get(lane, 0.0), now),
-                    fetched_records=fetched,
-                    fetched_s=_behind(fetched, newest, now),
-                )
-            )
-        return tuple(found)
+        return lane_lags(
+            self._source,
+            self.cursor.pass_number,
+            trained=self._positions(),
+            trained_newest=self._newest,
+            fetched=self._ahead.fetched(),
+            finished=self.finished,
+        )
 
     def ready(self, timeout_s: float) -> Readiness:
         """What the next step can be; blocks so long at most until that is known.
@@ -259,19 +218,10 @@ class Loader:
         """
         chunks = self._ahead.chunks()
         stats = self.upcoming if of_all is None else of_all
-        cursor = self.cursor.advanced((chunk.after for chunk in chunks), stats)
-        # What was accepted beforehand is forgotten too: the budget begins anew behind it.
-        accepted = self.cursor.read < cursor.accept_until
-        newest = () if accepted else (*cursor.recent, (stats.seen, stats.seen - stats.used))
-        recent = _newest(newest, self._plan.bad_window)
-        bad = tuple(place for chunk in chunks for place in chunk.bad)
-        if self._plan.over_budget(sum(read for read, _ in recent), sum(bad for _, bad in recent)):
-            raise self._too_many_bad(stats, bad)
+        cursor, bad = self._after(chunks, stats)
         frame = self._ahead.batch(self._frames)
-        deadly = {*cursor.deadly, *(place for chunk in chunks for place in chunk.deadly)}
-        self.cursor = self._moved(replace(cursor, recent=recent, deadly=tuple(sorted(deadly))), frame)
+        self.cursor = self._moved(cursor, frame)
         batch = self._batch(frame, stats, lanes=self._ahead.lanes(), bad=bad)
-        self._newest |= {chunk.after.lane: chunk.newest for chunk in chunks}
         self._ahead.advance()
         return batch
 
@@ -296,25 +246,14 @@ class Loader:
         )
         self._ahead.begin(self._positions(), self.cursor.pass_number)
 
+    def _end_chunks(self, state: Readiness) -> None:
+        """Go on, alone, from where a pass can fill no further chunk of some lane."""
+        self.end_pass()
+
     def close(self) -> None:
         """End the readers and let go of memory and files. May be called twice."""
         self._frames = ()
         self._opened.close()
-
-    def _check_kept(self) -> None:
-        """Refuse before anything is read when records of any lane have been pruned."""
-        missed, pruned = 0, None
-        for position in () if self.finished else self._positions():
-            try:
-                outlook_from(self._source, position, self.cursor.pass_number)
-            except StreamPruned as error:
-                missed, pruned = missed + error.missed, error
-        if pruned is not None:
-            raise StreamPruned(
-                f"{missed:,} records that come next for this run were pruned from its stream ({pruned}): "
-                "a new run begins at the first that is kept",
-                missed=missed,
-            ) from pruned
 
     def _readers(self, spec: SourceSpec, workers: int) -> Pool:
         plan = self._plan
@@ -324,6 +263,21 @@ class Loader:
         if workers:
             return ProcessPool(spec, plan, self._slab, workers)
         return InlinePool(self._source, plan, self._frames)
+
+    def _after(
+        self, parts: Sequence[Chunk | Remains], stats: LaneStats
+    ) -> tuple[Cursor, tuple[BadPlace, ...]]:
+        """The cursor after a step of these parts of lanes, and where their unusable records lie.
+
+        Raises:
+            TooManyBadRecords: the budget of unusable records is spent.
+        """
+        cursor = self.cursor.advanced((part.after for part in parts), stats)
+        bad = tuple(place for part in parts for place in part.bad)
+        cursor = charged(self.cursor, cursor, stats, bad, self._plan)
+        deadly = {*cursor.deadly, *(place for part in parts for place in part.deadly)}
+        self._newest |= {part.after.lane: part.newest for part in parts}
+        return replace(cursor, deadly=tuple(sorted(deadly))), bad
 
     def _moved(self, after: Cursor, frame: Frame) -> Cursor:
         """The cursor after the step that lies in a frame."""
@@ -350,20 +304,10 @@ class Loader:
             return Readiness.PASS_ENDED
         failure = self._ahead.failure()
         if isinstance(failure, Spent):
-            raise self._too_many_bad(failure.stats, failure.bad)
+            raise too_many_bad(self.cursor, failure.stats, failure.bad, self._plan)
         if failure is not None:
             raise failure.error
         return Readiness.WAITING
-
-    def _too_many_bad(self, stats: LaneStats, bad: Sequence[BadPlace]) -> TooManyBadRecords:
-        reasons = ", ".join(f"{reason} {count}" for reason, count in stats.skipped.items())
-        examples = f"; for example {'; '.join(map(str, bad[:3]))}" if bad else ""
-        return TooManyBadRecords(
-            f"more than {self._plan.max_bad_fraction:.0%} of the last {self._plan.bad_window} records cannot "
-            f"be used; in this step: {reasons}{examples}. Mend the stream "
-            "or raise reader.max_bad_fraction; `learn --accept-bad-until now` goes past all that the stream "
-            f"has now (this run has read {self.cursor.read:,} records)"
-        )
 
     def _batch(
         self,
@@ -374,75 +318,12 @@ class Loader:
         thumbs: bool = True,
         bad: tuple[BadPlace, ...] = (),
     ) -> Batch:
-        return Batch(
-            crops=tuple(self._own(kind) for kind in frame.crops),
-            uniforms=self._own(frame.uniforms),
+        return copied(
+            frame,
             lane_B=torch.tensor(lanes or self._lanes).repeat_interleave(self._plan.chunk),
-            seq_B=frame.seq_B.clone(),
-            refs_B2=frame.refs_B2.clone(),
-            keys=tuple(bytes(row).rstrip(b"\0").decode("ascii") for row in frame.keys.numpy()),
-            thumbs=frame.thumbs.clone() if thumbs and self._plan.thumbnail_px else None,
             bad=bad,
             cursor=self.cursor,
             stats=stats,
+            thumbs=thumbs and self._plan.thumbnail_px > 0,
+            pin_memory=self._pin_memory,
         )
-
-    def _own(self, shared: Tensor) -> Tensor:
-        """A copy out of the frame, which is filled again."""
-        own = torch.empty(shared.shape, dtype=shared.dtype, pin_memory=self._pin_memory)
-        return own.copy_(shared)
-
-
-def _behind(records: int, newest: float, now: float) -> float | None:
-    """Age of the newest record that a lane got to, seconds; 0 when it has all, None when it is not known."""
-    if newest == 0.0:  # shards do not say, nor has a topic before its first record
-        return None
-    return max(now - newest, 0.0) if records else 0.0
-
-
-def start_cursor(source: Source, *, seed: int, chunk: int, window: int, begin: int = 0) -> Cursor:
-    """The cursor of a run that begins: the first record of every lane, from the unit `begin` on."""
-    empty = Cursor(
-        source=source.identity(),
-        seed=seed,
-        lanes=source.lanes,
-        chunk=chunk,
-        window=window,
-        begin=begin,
-        positions=tuple(Position(lane=lane) for lane in range(source.lanes)),
-        bounds=source.bounds(),
-    )
-    return replace(empty, positions=empty.first_positions())
-
-
-def _plan(cursor: Cursor, crops: tuple[CropConfig, ...], config: ReaderConfig, lanes: int) -> ReadPlan:
-    return ReadPlan(
-        seed=cursor.seed,
-        chunk=cursor.chunk,
-        crops=crops,
-        thumbnail_px=config.thumbnail_px,
-        max_pixels=config.max_pixels,
-        max_bad_fraction=config.max_bad_fraction,
-        bad_window=config.bad_window,
-        columns=lanes * cursor.chunk,
-        batch=cursor.lanes * cursor.chunk,
-        deadly=frozenset(cursor.deadly),
-    )
-
-
-def _check_same_stream(source: Source, cursor: Cursor) -> None:
-    identity = source.identity()
-    if dict(cursor.source) != identity or cursor.lanes != source.lanes:
-        raise StreamMismatch(
-            f"the cursor is of {dict(cursor.source)}, {cursor.lanes} lanes, but the stream is {identity}, "
-            f"{source.lanes} lanes: give the stream that the run began with, or begin a new run"
-        )
-
-
-def _newest(steps: Sequence[tuple[int, int]], window: int) -> tuple[tuple[int, int], ...]:
-    """As few of the newest steps as hold `window` records."""
-    first, read = len(steps), 0
-    while first > 0 and read < window:
-        first -= 1
-        read += steps[first][0]
-    return tuple(steps[first:])

@@ -9,10 +9,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
 
-from stream.lanes import Position, Source
+from stream.lanes import Position
 from stream.pool import Pool
 from stream.reader import Answer, Chunk, Failed, Question, Short, Spent, Wanted, outlook_from
 from stream.slabs import Frame
+from stream.source import Source
 
 _SAMPLES_OF_A_QUESTION = 32
 """So many small images make a question long enough (about 5 ms at 32 pixels) that asking costs little."""

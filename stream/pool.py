@@ -19,10 +19,12 @@ from typing import Any, Protocol
 from stream import worker
 from stream.errors import WorkerFailed
 from stream.fork_server import fork_server
-from stream.lanes import Source, SourceSpec
+from stream.layout import KILLS_DECODER
 from stream.marks import Mark, Place
-from stream.reader import KILLS_DECODER, Answer, Failed, Question, ReadPlan, answer
+from stream.plan import ReadPlan
+from stream.reader import Answer, Failed, Question, answer
 from stream.slabs import Frame, Slab
+from stream.source import Source, SourceSpec
 
 logger = logging.getLogger(__name__)
 

@@ -7,65 +7,19 @@ samples that were read before: recall.py.)
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-
-from stream import crops
-from stream.config import CropConfig
-from stream.decode import decode_image
 from stream.errors import BadRecord, StreamError, StreamMismatch
-from stream.lanes import Entry, LaneStats, Outlook, Position, Source
-from stream.marks import Mark, Place
-from stream.record import Record
-from stream.slabs import KEY_BYTES, Frame
+from stream.lanes import BadPlace, LaneStats, Position
+from stream.layout import Layout
+from stream.marks import Place
+from stream.plan import ReadPlan
+from stream.slabs import Frame
+from stream.source import Outlook, Source
 
-BAD_PLACES = 10_000
-"""So many places of unusable records are remembered of a chunk; the budget is spent before."""
-KILLS_DECODER = "kills_decoder"
-"""Reason of a record in whose decoder one reader after the other died."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ReadPlan:
-    """How records become samples; the same for every question of a loader."""
-
-    seed: int
-    chunk: int
-    """C, samples of one chunk."""
-    crops: tuple[CropConfig, ...]
-    thumbnail_px: int
-    max_pixels: int
-    max_bad_fraction: float
-    bad_window: int
-    columns: int
-    """Samples of one batch of this rank."""
-    batch: int
-    """B, samples of one batch of all ranks."""
-    deadly: frozenset[Place] = frozenset()
-    """Records that are not decoded, because that kills."""
-    mark: Mark | None = None
-    """Where a reader process leaves the name of the record that it decodes."""
-
-    def over_budget(self, read: int, bad: int) -> bool:
-        """Whether so many records hold too many unusable ones."""
-        return read >= self.bad_window and bad > self.max_bad_fraction * read
-
-
-@dataclass(frozen=True, slots=True)
-class BadPlace:
-    """Where an unusable record stands, and why it is unusable."""
-
-    lane: int
-    unit: int
-    index: int
-    reason: str
-
-    def __str__(self) -> str:
-        return f"lane {self.lane}, unit {self.unit}, record {self.index}: {self.reason}"
+Sample = tuple[int, int, int, int]
+"""Lane and number in it, which are its name; unit and index of its record."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,13 +63,26 @@ class Recalled:
 
 
 @dataclass(frozen=True, slots=True)
+class Remains:
+    """What a lane still has, by name: no frame holds it yet."""
+
+    after: Position
+    stats: LaneStats
+    bad: tuple[BadPlace, ...]
+    deadly: tuple[Place, ...]
+    newest: float
+    """As of a `Chunk`."""
+    samples: tuple[Sample, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Failed:
     """What was wanted cannot be had: what the source raised."""
 
     error: Exception
 
 
-Result = Chunk | Short | Spent | Recalled | Failed
+Result = Chunk | Short | Spent | Recalled | Remains | Failed
 
 
 class Task(Protocol):
@@ -208,20 +175,16 @@ def read_chunk(
         outlook = source.outlook(position, pass_number)
     if outlook.available < plan.chunk:
         return Short(position.lane, plan.chunk, outlook.ended)
-    layout = Layout(plan, frame, column)
+    layout = Layout(plan=plan, frame=frame, column=column)
     clock = time.perf_counter()
     for entry, after in source.read(position, pass_number):
         layout.read_s += time.perf_counter() - clock
-        layout.read += entry.count
-        layout.newest = max(layout.newest, entry.time)
-        layout.num_bytes += entry.size
+        layout.met(entry)
         try:
             layout.add(entry, lane=position.lane, seq=position.seq + layout.used)
         except BadRecord as error:
             layout.skip(entry, position.lane, error.reason)
-            bad = layout.stats().seen - layout.used
-            # The other chunks of this step can only add good records up to a whole batch.
-            if plan.over_budget(bad + plan.batch, bad):
+            if layout.spent():
                 return Spent(layout.stats(), tuple(layout.bad))
         if layout.used == plan.chunk:
             layout.finish()
@@ -244,96 +207,3 @@ def outlook_from(source: Source, position: Position, pass_number: int) -> Outloo
     except StreamMismatch:
         source.refresh()
     return source.outlook(position, pass_number)
-
-
-@dataclass(slots=True)
-class Layout:
-    """Samples while they are laid out, with the account of what was met."""
-
-    plan: ReadPlan
-    frame: Frame
-    column: int
-    """Of the frame, where the first sample goes."""
-    read: int = 0
-    used: int = 0
-    num_bytes: int = 0
-    read_s: float = 0.0
-    decode_s: float = 0.0
-    crop_s: float = 0.0
-    newest: float = 0.0
-    skipped: dict[str, int] = field(default_factory=dict)
-    bad: list[BadPlace] = field(default_factory=list)
-    deadly: list[Place] = field(default_factory=list)
-    floats: list[NDArray[np.float64]] = field(default_factory=list)
-    seqs: list[int] = field(default_factory=list)
-    refs: list[tuple[int, int]] = field(default_factory=list)
-    keys: list[bytes] = field(default_factory=list)
-
-    def add(self, entry: Entry, *, lane: int, seq: int, draw: int = 0) -> None:
-        """Decode one record and cut its views into the next column; the thumbnail only at its first draw.
-
-        Raises:
-            BadRecord: it cannot be used; the column is still free.
-        """
-        record = entry.record
-        if record is None:
-            raise BadRecord(entry.reason)
-        plan, column = self.plan, self.column + self.used
-        if (entry.unit, entry.index) in plan.deadly:
-            raise BadRecord(KILLS_DECODER)
-        start = time.perf_counter()
-        if plan.mark is not None:
-            plan.mark.set(entry.unit, entry.index)
-        try:
-            image = decode_image(record.payload, max_pixels=plan.max_pixels)
-        finally:
-            if plan.mark is not None:
-                plan.mark.clear()
-            decoded = time.perf_counter()
-            self.decode_s += decoded - start
-        views = crops.num_views(plan.crops)
-        floats = crops.draw(plan.seed, lane, seq, draw, views * crops.FLOATS_PER_VIEW)
-        floats = floats.reshape(views, crops.FLOATS_PER_VIEW)
-        crops.multi_crop_into(image, plan.crops, floats, self.frame.crops, column)
-        if plan.thumbnail_px and draw == 0:
-            self.frame.thumbs[column] = crops.thumbnail(image, plan.thumbnail_px)
-        self.floats.append(floats)
-        self.seqs.append(seq)
-        self.refs.append((entry.unit, entry.index))
-        self.keys.append(_key(record))
-        self.used += 1
-        self.crop_s += time.perf_counter() - decoded
-
-    def skip(self, entry: Entry, lane: int, reason: str) -> None:
-        """Count a record that cannot be used."""
-        self.skipped[reason] = self.skipped.get(reason, 0) + entry.count
-        if reason == KILLS_DECODER:
-            self.deadly.append((entry.unit, entry.index))
-        if len(self.bad) < BAD_PLACES:
-            self.bad.append(BadPlace(lane, entry.unit, entry.index, reason))
-
-    def finish(self) -> None:
-        """Write what is cheaper to write for all samples at once."""
-        columns = slice(self.column, self.column + self.used)
-        uniforms = crops.uniforms(np.stack(self.floats, axis=1))
-        self.frame.uniforms[:, columns] = torch.from_numpy(uniforms)
-        self.frame.seq_B[columns] = torch.tensor(self.seqs, dtype=torch.int64)
-        self.frame.refs_B2[columns] = torch.tensor(self.refs, dtype=torch.int64)
-        keys = torch.frombuffer(bytearray(b"".join(self.keys)), dtype=torch.uint8)
-        self.frame.keys[columns] = keys.view(self.used, KEY_BYTES)
-
-    def stats(self) -> LaneStats:
-        """The account so far."""
-        return LaneStats(
-            read=self.read,
-            used=self.used,
-            skipped=dict(sorted(self.skipped.items())),
-            bytes=self.num_bytes,
-            read_s=self.read_s,
-            decode_s=self.decode_s,
-            crop_s=self.crop_s,
-        )
-
-
-def _key(record: Record) -> bytes:
-    return record.sha256.encode("ascii", "replace")[:KEY_BYTES].ljust(KEY_BYTES, b"\0")

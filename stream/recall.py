@@ -1,4 +1,4 @@
-"""What a reader does for a replay: samples that were read before, by the place of their records.
+"""What a reader does for a replay or a tail: samples that were read before, by the place of their records.
 
 No pixels are kept anywhere: the record is read and decoded again, and other views are cut from it.
 """
@@ -8,12 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from stream.errors import BadRecord, StreamDamaged
-from stream.lanes import Source
-from stream.reader import Layout, ReadPlan, Recalled
+from stream.layout import Layout
+from stream.plan import ReadPlan
+from stream.reader import Recalled, Sample
 from stream.slabs import Frame
-
-Sample = tuple[int, int, int, int]
-"""Lane and number in it, which are its name; unit and index of its record."""
+from stream.source import Source
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +21,7 @@ class Recall:
 
     samples: tuple[Sample, ...]
     draw: int
-    """>= 1, another one at each replay: it gives other views."""
+    """0: the views of its arrival, and its thumbnail. Another one at each replay: it gives other views."""
     frame: int
     column: int
     """Of the first one; the others follow."""
@@ -34,7 +33,7 @@ class Recall:
             StreamDamaged: a record can no longer be used.
             StreamError: what the source raises.
         """
-        layout = Layout(plan, frames[self.frame], self.column)
+        layout = Layout(plan=plan, frame=frames[self.frame], column=self.column)
         for lane, seq, unit, index in self.samples:
             clock = time.perf_counter()
             entry = source.entry(unit, index)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stream.crops import unit_interval
-from stream.lanes import Cursor, WindowStart
+from stream.cursor import Cursor, WindowStart
 
 _PURPOSE = int.from_bytes(b"replay")
 """Second half of the Philox key: keeps these numbers apart from others that are drawn with the run's seed."""
@@ -103,6 +103,10 @@ class ReplayWindow:
         picked_LC3 = np.take_along_axis(held_LW3, picks_VC[self._lanes_L][:, :, None], axis=1)
         lanes_LC1 = np.broadcast_to(self._lanes_L[:, None, None], (*picked_LC3.shape[:2], 1))
         return np.concatenate([lanes_LC1, picked_LC3], axis=2).reshape(-1, 4)
+
+    def clear(self) -> None:
+        """Forget all samples."""
+        self._steps.clear()
 
     def marked(self, after: Cursor) -> Cursor:
         """The cursor with the start of what the next step's window will still hold of the past."""

@@ -5,18 +5,23 @@ and a loader that goes on from it first reads that far again.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypedDict, Unpack
+from typing import Unpack
 
+from stream.batch import Batch
 from stream.config import CropConfig, ReaderConfig, ReplayConfig
+from stream.cursor import Cursor, WindowStart
 from stream.errors import StreamError, StreamMismatch
-from stream.lanes import Cursor, LaneStats, SourceSpec, WindowStart
-from stream.loader import AVAILABLE, TURN_S, Batch, Loader, Readiness
+from stream.lanes import LaneStats
+from stream.loader import AVAILABLE, TURN_S, Loader
 from stream.reader import Answer, Failed, Question, Recalled
+from stream.readiness import Readiness
 from stream.recall import Recall
 from stream.replay import ReplayWindow, with_pass_ended
 from stream.slabs import Frame
+from stream.source import SourceSpec
+from stream.tail_loader import LoaderOptions, TailLoader
 
 _SAMPLES_OF_A_QUESTION = 32
 _QUESTIONS_A_READER = 2
@@ -24,15 +29,11 @@ _SMALLEST_CROP = CropConfig(count=1, size=8, scale_min=1.0, scale_max=1.0)
 """What is cut when only names are wanted: a reader cuts something."""
 
 
-class LoaderOptions(TypedDict, total=False):
-    """What else a `Loader` may be given, and what it means there."""
+class ReplayOptions(LoaderOptions, total=False):
+    """What else a `ReplayLoader` may be given."""
 
-    ranks: int
-    rank: int
-    passes: int
-    pin_memory: bool
-    should_stop: Callable[[], bool]
-    mode: str
+    tail: bool
+    """Whether the remains of a pass are trained, see `TailLoader`."""
 
 
 @dataclass(slots=True)
@@ -46,7 +47,7 @@ class _Replay:
     failure: Exception | None = None
 
 
-class ReplayLoader(Loader):
+class ReplayLoader(TailLoader):
     """A loader that also gives `updates - 1` batches of replays after each batch that it gives.
 
     Each replay is, for every lane, C samples drawn without replacement from the lane's part of the window:
@@ -54,12 +55,15 @@ class ReplayLoader(Loader):
     these are just C, they come in another order. Views are new at each draw. As for batches, which samples
     and views these are does not depend on ranks, readers, crashes or where a run was resumed.
 
+    A tail gets its own update and no replay, and the window is empty behind it: a replay is whole chunks of
+    every lane, and the samples of a tail are none.
+
     The readers are asked for all replays of a step when its batch is taken. Until the window of a cursor has
     been read again, `ready` answers WAITING.
 
     Args:
         replay: how many updates, and the window; `updates = 1` is a plain loader.
-        spec, cursor, crops, config, workers, options: as for `Loader`.
+        spec, cursor, crops, config, workers, options: as for `TailLoader`.
 
     Raises:
         ValueError, StreamMismatch, StreamError: as `Loader`, and for a window that is not whole batches.
@@ -74,7 +78,7 @@ class ReplayLoader(Loader):
         crops: Sequence[CropConfig],
         config: ReaderConfig,
         workers: int,
-        **options: Unpack[LoaderOptions],
+        **options: Unpack[ReplayOptions],
     ) -> None:
         if replay.updates > 1 and options.get("mode") == AVAILABLE:
             raise ValueError(
@@ -182,6 +186,13 @@ class ReplayLoader(Loader):
         stats = replay.stats if of_all is None else of_all
         return self._batch(self._frames[replay.frame], stats, thumbs=False)
 
+    def begin_tail(self, unread: Mapping[int, int]) -> bool:
+        """As `TailLoader.begin_tail`."""
+        began = super().begin_tail(unread)
+        if began:
+            self._replays.clear()  # if nobody wanted them; readers have been waited for
+        return began
+
     def end_pass(self, left_over: int | None = None) -> None:
         """As `Loader.end_pass`; the window goes on over it."""
         super().end_pass(left_over)
@@ -203,10 +214,14 @@ class ReplayLoader(Loader):
         before = self.cursor
         self._window.add(before, frame.seq_B, frame.refs_B2)
         for update in range(1, self._updates):
-            self._ask(before, update)
+            self._ask_replay(before, update)
         return self._window.marked(after)
 
-    def _ask(self, before: Cursor, update: int) -> None:
+    def _after_tail(self, after: Cursor) -> Cursor:
+        self._window.clear()
+        return replace(after, replay=None)
+
+    def _ask_replay(self, before: Cursor, update: int) -> None:
         """Ask for the samples of one replay, in pieces that all readers can work at."""
         samples = [tuple(row) for row in self._window.draw(before, update).tolist()]
         draw = before.steps * self._updates + update
@@ -236,7 +251,7 @@ class ReplayLoader(Loader):
                 replay.stats += result.stats
 
     def _open_past(
-        self, start: WindowStart, spec: SourceSpec, config: ReaderConfig, workers: int, options: LoaderOptions
+        self, start: WindowStart, spec: SourceSpec, config: ReaderConfig, workers: int, options: ReplayOptions
     ) -> Loader:
         """A loader that finds again what the window held: which records were good takes decoding them."""
         cursor = replace(

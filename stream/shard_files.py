@@ -13,9 +13,9 @@ from dataclasses import replace
 from stream.commits import Commit, is_absolute
 from stream.errors import BadRecord, StreamDamaged, StreamPruned
 from stream.index import NO_DIGEST, IndexRow, Member, ShardIndex, decode_index
-from stream.lanes import Entry
 from stream.manifest import Manifest
 from stream.record import Record, decode_sample
+from stream.source import Entry
 from stream.store import Bytes, explained, open_bytes
 from stream.tars import BLOCK_BYTES, parse_header
 

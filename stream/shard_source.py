@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from stream.errors import StreamMismatch, StreamPruned
-from stream.lanes import Bounds, Entry, Outlook, Position
+from stream.lanes import Bounds, Position
 from stream.manifest import Manifest
 from stream.order import LARGEST_SEED, lane_total, record_order, slice_bounds, window_order
 from stream.shard_files import ShardFiles
+from stream.source import Entry, Outlook
 
 _KEPT_WINDOWS = 4
 """Windows of each lane whose order is kept in memory."""

@@ -44,6 +44,17 @@ class Frame:
     keys: Tensor
     """[B, KEY_BYTES] uint8, ASCII; zeros where a record states no digest."""
 
+    def first(self, columns: int) -> "Frame":
+        """The first columns of it, in the same memory."""
+        return Frame(
+            crops=tuple(kind[:, :columns] for kind in self.crops),
+            uniforms=self.uniforms[:, :columns],
+            thumbs=self.thumbs[:columns],
+            seq_B=self.seq_B[:columns],
+            refs_B2=self.refs_B2[:columns],
+            keys=self.keys[:columns],
+        )
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FrameLayout:

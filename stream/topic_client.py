@@ -6,6 +6,7 @@ a thread of its own from the moment it is made: make it in the process that uses
 
 import contextlib
 import os
+import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from kafka.admin import ConfigResource, ConfigResourceType
 from stream.config import KafkaConfig, TopicWriterConfig
 from stream.errors import StreamError, StreamNotFound
 from stream.topic_address import TopicAddress
-from stream.topic_library import listener
+from stream.topic_library import ALERT, listener
 
 Answer = TypeVar("Answer")
 
@@ -69,7 +70,7 @@ def client_options(address: TopicAddress, config: KafkaConfig) -> dict[str, Any]
     Raises:
         StreamError: a secret that is asked for is nowhere, or cannot be read.
     """
-    listener()
+    listener().forget()
     options: dict[str, Any] = {
         "bootstrap_servers": list(address.servers),
         "client_id": "swavstream",
@@ -81,20 +82,7 @@ def client_options(address: TopicAddress, config: KafkaConfig) -> dict[str, Any]
         "reconnect_backoff_max_ms": 1000,
     }
     if config.security.endswith("tls"):
-        options["ssl_check_hostname"] = config.check_hostname
-        for name, path in (
-            ("ssl_cafile", config.ca_file),
-            ("ssl_certfile", config.cert_file),
-            ("ssl_keyfile", config.key_file),
-        ):
-            if path:
-                if not Path(path).is_file():
-                    raise StreamError(
-                        f"kafka.{name.removeprefix('ssl_')[:-4]}_file names {path}: no such file"
-                    )
-                options[name] = path
-        if config.key_file:
-            options["ssl_password"] = _secret(config.key_password_file, KEY_PASSWORD_VARIABLE)
+        options |= _tls(config)
     if config.security.startswith("sasl"):
         password = _secret(config.password_file, PASSWORD_VARIABLE)
         if password is None:
@@ -127,7 +115,8 @@ def open_consumer(address: TopicAddress, config: KafkaConfig, *, check_crcs: boo
             enable_auto_commit=False,
             # Else an offset that is gone would become the newest one, silently.
             auto_offset_reset="none",
-            # Records of a transaction that was given up were never written.
+            # Records of a transaction that was given up were never written: they, and the marks that end
+            # transactions, count neither as read nor as missing (topic_batches.py).
             isolation_level="read_committed",
             # In C, by the extra kafka-python[crc32c]: in Python it takes a core for 50 images a second.
             check_crcs=check_crcs,
@@ -137,6 +126,7 @@ def open_consumer(address: TopicAddress, config: KafkaConfig, *, check_crcs: boo
             # What is asked for is there already: waiting for more would only hold up the next lane, since a
             # broker has one fetch of a client in work.
             fetch_max_wait_ms=50,
+            # All that a fetch brought: bytes bound it, images being of any size.
             max_poll_records=10_000,
             metrics_enabled=False,
         )
@@ -235,6 +225,11 @@ def explained(address: TopicAddress) -> Iterator[None]:
                 f"Kafka at {address.place} refuses the user or password: see kafka.username, and "
                 f"{PASSWORD_VARIABLE} or kafka.password_file"
             ) from error
+        if ALERT in refusal:
+            raise StreamError(
+                f"Kafka at {address.place} refuses the certificate of this client, or wants one "
+                f"({refusal[-120:]}): see kafka.cert_file and kafka.key_file"
+            ) from error
         if refusal:
             raise StreamError(
                 f"no secure line to Kafka at {address.place} ({refusal[-200:]}): see kafka.ca_file, "
@@ -245,6 +240,34 @@ def explained(address: TopicAddress) -> Iterator[None]:
             # A broker that refuses a login may hang up before its answer is read.
             "kafka.security and, with SASL, the user or password as it wants them?"
         ) from error
+
+
+def _tls(config: KafkaConfig) -> dict[str, Any]:
+    """Settings of TLS, each file tried here: the library would try again and again, or ask the terminal."""
+    options: dict[str, Any] = {"ssl_check_hostname": config.check_hostname}
+    for name in ("ca_file", "cert_file", "key_file"):
+        path = getattr(config, name)
+        if path and not Path(path).is_file():
+            raise StreamError(f"kafka.{name} names {path}: no such file")
+        if path:
+            options[f"ssl_{name.removesuffix('_file')}file"] = path
+    context = ssl.create_default_context()
+    try:
+        if config.ca_file:
+            context.load_verify_locations(config.ca_file)
+    except (ssl.SSLError, OSError) as error:
+        raise StreamError(f"kafka.ca_file, {config.ca_file}, holds no certificates (PEM): {error}") from error
+    if config.key_file:
+        options["ssl_password"] = _secret(config.key_password_file, KEY_PASSWORD_VARIABLE) or Secret("")
+        try:
+            context.load_cert_chain(config.cert_file, config.key_file, options["ssl_password"])
+        except (ssl.SSLError, OSError) as error:
+            raise StreamError(
+                f"kafka.cert_file and kafka.key_file ({config.cert_file}, {config.key_file}) are no "
+                f"certificate and its key (PEM), or its password is another one: {error}. It stands in "
+                f"{KEY_PASSWORD_VARIABLE} or kafka.key_password_file"
+            ) from error
+    return options
 
 
 def _told(error: errors.KafkaError) -> str:

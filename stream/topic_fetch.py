@@ -10,15 +10,17 @@ import struct
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from typing import Any
 
 from kafka import KafkaConsumer, TopicPartition, errors
+from kafka.structs import OffsetAndMetadata
 
 from stream.config import KafkaConfig
 from stream.errors import StreamError
 from stream.topic_address import TopicAddress
+from stream.topic_batches import Voids
 from stream.topic_client import explained, open_consumer
+from stream.topic_kept import Kept, Message, message_of
 
 logger = logging.getLogger(__name__)
 
@@ -39,39 +41,8 @@ PARSE_ERRORS = (
 """What the client library raises for bytes that are no batch, or not the batch that was written."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Message:
-    """One message, or a place whose message cannot be read."""
-
-    offset: int
-    epoch: int = -1
-    """Leader epoch of its batch."""
-    time: float = 0.0
-    """When it was sent, seconds since 1970; 0 = not known."""
-    value: bytes | None = None
-    headers: tuple[tuple[str, bytes | None], ...] = ()
-    broken: bool = False
-    """Its batch fails the check of Kafka, and it states no digest of its own."""
-
-    @property
-    def size(self) -> int:
-        """Bytes of the value."""
-        return len(self.value or b"")
-
-
 class Gone(Exception):
-    """The log does not hold an offset: it begins later, or ends before."""
-
-
-@dataclass(slots=True)
-class _Kept:
-    """Messages of a partition that follow each other."""
-
-    first: int
-    after: int
-    """Offset to go on from; nothing lies between the last message and it."""
-    messages: list[Message] = field(default_factory=list)
-    num_bytes: int = 0
+    """The log does not hold an offset: it begins later, ends before, or has other messages before it."""
 
 
 class TopicFetcher:
@@ -83,7 +54,8 @@ class TopicFetcher:
     def __init__(self, address: TopicAddress, config: KafkaConfig) -> None:
         self._address, self._config = address, config
         self._consumer: KafkaConsumer | None = None
-        self._kept: OrderedDict[int, _Kept] = OrderedDict()
+        self._kept: OrderedDict[int, Kept] = OrderedDict()
+        self._voids = Voids()
         self._away_since: float | None = None
 
     def ends(self, partitions: Iterable[int]) -> dict[int, int] | None:
@@ -107,6 +79,12 @@ class TopicFetcher:
         """Partitions that the topic has by now, as of the client's last look."""
         with explained(self._address):
             return len(self._client().partitions_for_topic(self._address.topic) or ())
+
+    def uuid(self) -> str:
+        """Of the topic that has this name, as of the client's last look; empty when it does not say."""
+        with explained(self._address):
+            found = self._client()._cluster.topic_id(self._address.topic)
+        return "" if found is None else str(found)
 
     def messages(self, partition: int, offset: int, *, count: int, stop: int) -> tuple[list[Message], int]:
         """Messages from `offset` on, in order; at most `count`, and none at `stop` or later.
@@ -168,6 +146,7 @@ class TopicFetcher:
         # Here, and not in the constructor: its thread must begin in the process that reads.
         if self._consumer is None:
             self._consumer = open_consumer(self._address, self._config)
+            self._voids.watch(self._consumer)
         return self._consumer
 
     def _topic(self, partition: int) -> TopicPartition:
@@ -193,14 +172,12 @@ class TopicFetcher:
         self._away_since = None
         return {topic.partition: offset for topic, offset in found.items()}
 
-    def _from(self, partition: int, offset: int) -> _Kept:
+    def _from(self, partition: int, offset: int) -> Kept:
         """What is kept of a partition from an offset on."""
         kept = self._kept.get(partition)
         if kept is None or not kept.first <= offset <= kept.after:
-            kept = self._kept[partition] = _Kept(offset, offset)
-        while kept.messages and kept.messages[0].offset < offset:
-            kept.num_bytes -= kept.messages.pop(0).size
-        kept.first = offset
+            kept = self._kept[partition] = Kept(offset, offset)
+        kept.drop_before(offset)
         self._kept.move_to_end(partition)
         return kept
 
@@ -212,20 +189,24 @@ class TopicFetcher:
                 return
             del self._kept[oldest]
 
-    def _fetch(self, partition: int, kept: _Kept) -> None:
+    def _fetch(self, partition: int, kept: Kept) -> None:
         """One fetch; what it brings is kept."""
         topic = self._topic(partition)
         with explained(self._address):
             consumer = self._client()
             try:
-                consumer.assign([topic])
-                consumer.seek(topic, kept.after)
+                self._seek(consumer, topic, kept)
+                self._voids.clear()
                 got = consumer.poll(POLL_MS)
                 # Past markers of transactions, which are never given out.
                 after = consumer.position(topic, timeout_ms=POLL_MS)
             except errors.OffsetOutOfRangeError as error:
+                del self._kept[partition]
                 raise Gone from error
             except errors.LogTruncationError as error:
+                if topic not in error.divergent_offsets:  # told late, of one that was read before
+                    return
+                del self._kept[partition]
                 raise Gone from error
             except errors.RetriableError:
                 time.sleep(0.1)
@@ -241,17 +222,32 @@ class TopicFetcher:
                 self._salvage(topic, kept)
                 return
         for one in got.get(topic, ()):
-            self._keep(kept, _message(one))
-        kept.after = max(kept.after, after or 0)
+            kept.add(message_of(one), self._voids)
+        kept.reach(after or 0, self._voids)
 
-    def _salvage(self, topic: TopicPartition, kept: _Kept) -> None:
+    def _seek(self, consumer: KafkaConsumer, topic: TopicPartition, kept: Kept) -> None:
+        """Ask for what comes next, and say of which epoch the message before was.
+
+        After an election the broker then tells when its log parts from what was read. The library's `seek`
+        takes no epoch; and given one, it would first ask in a request of its own, 0.1 s for every fetch
+        after an election, while the fetch itself asks the same.
+        """
+        consumer.assign([topic])
+        state = consumer._subscription.assignment[topic]
+        state.seek(OffsetAndMetadata(kept.after, "", kept.epoch))
+        led = consumer._cluster.leader_epoch_for_partition(topic)
+        state._current_leader_epoch = -1 if led is None else led
+
+    def _salvage(self, topic: TopicPartition, kept: Kept) -> None:
         """Go on past a batch that fails Kafka's check, or is no batch.
 
         Messages that state their own digest are taken: it is compared later, and is the better check. Of
         others only the first, as broken; whether the next belongs to the same batch is seen when it is read.
         """
         offset = kept.after
+        self._voids.clear()
         consumer = open_consumer(self._address, self._config, check_crcs=False)
+        self._voids.watch(consumer)
         try:
             consumer.assign([topic])
             consumer.seek(topic, offset)
@@ -266,33 +262,18 @@ class TopicFetcher:
                 consumer.close(autocommit=False, timeout_ms=1000)
         first = got[0] if got else None
         if first is None or first.offset > offset:
-            self._keep(kept, Message(offset=offset, broken=True))
+            kept.add(Message(offset=offset, broken=True), self._voids)
             return
         for one in got:
-            message = _message(one)
+            message = message_of(one)
             if not any(name == "sha256" for name, _ in message.headers):
                 if one is first:
-                    self._keep(kept, Message(offset=offset, time=message.time, broken=True))
+                    kept.add(Message(offset=offset, time=message.time, broken=True), self._voids)
                 return
-            self._keep(kept, message)
-
-    def _keep(self, kept: _Kept, message: Message) -> None:
-        kept.messages.append(message)
-        kept.num_bytes += message.size
-        kept.after = message.offset + 1
+            kept.add(message, self._voids)
 
     def _drop_client(self) -> None:
         consumer, self._consumer = self._consumer, None
         if consumer is not None:
             with contextlib.suppress(errors.KafkaError):
                 consumer.close(autocommit=False, timeout_ms=1000)
-
-
-def _message(one: Any) -> Message:
-    return Message(
-        offset=one.offset,
-        epoch=-1 if one.leader_epoch is None else one.leader_epoch,
-        time=max(one.timestamp, 0) / 1000,
-        value=one.value,
-        headers=tuple(one.headers),
-    )

@@ -17,8 +17,7 @@ from kafka.structs import OffsetAndMetadata
 
 from stream.config import KafkaConfig
 from stream.errors import StreamError
-from stream.lanes import LOST, Position
-from stream.reader import BadPlace
+from stream.lanes import LOST, BadPlace, Position
 from stream.topic_address import TopicAddress
 from stream.topic_client import client_options, explained, open_admin, patiently
 

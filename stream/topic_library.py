@@ -10,7 +10,15 @@ import time
 NAME = "kafka"
 WELCOME = "Bootstrap complete"
 """Said once a client is let in: what was refused before is over."""
-REFUSALS = ("AuthenticationFailed", "CERTIFICATE_VERIFY_FAILED", "UnsupportedSaslMechanism", "SSLError")
+ALERT = "_ALERT_"
+"""In what is said when a broker refuses the certificate of a client, or that there is none."""
+REFUSALS = (
+    "AuthenticationFailed",
+    "CERTIFICATE_VERIFY_FAILED",
+    "UnsupportedSaslMechanism",
+    "SSLError",
+    ALERT,
+)
 RECENT_S = 60.0
 
 
@@ -32,6 +40,10 @@ class Listener(logging.Handler):
         root = logging.getLogger()
         if root.isEnabledFor(logging.INFO):
             root.handle(record)
+
+    def forget(self) -> None:
+        """What was refused so far is not of the client that is made next."""
+        self._refusal = ""
 
     def refusal(self) -> str:
         """What was refused of late; empty when nothing was."""

@@ -23,7 +23,7 @@ REASONS: Mapping[str, str] = {
     "too_large": "the image is larger than a reader takes",
     "unknown_format": "the headers are of another version, or the image is not in the message",
     "bad_checksum": "the bytes are not those that were written",
-    "lost": "gone from the topic before it was read (retention, truncation, compaction)",
+    "lost": "gone from the topic before it was read (retention, deletion, compaction)",
 }
 """Why a message gives no record, beside what a decoder finds."""
 

@@ -5,11 +5,12 @@ from typing import TYPE_CHECKING
 
 from stream.config import KafkaConfig
 from stream.errors import BadRecord, StreamDamaged, StreamMismatch
-from stream.lanes import Bounds, Entry
+from stream.lanes import Bounds
 from stream.order import LARGEST_SEED
+from stream.source import Entry
 from stream.topic_address import read_address
 from stream.topic_client import TopicFacts
-from stream.topic_fetch import Message
+from stream.topic_kept import Message
 from stream.topic_record import decode_message
 
 if TYPE_CHECKING:
@@ -68,8 +69,8 @@ class TopicSpec:
         if facts.compacted and self.kafka.on_gap == "stop":
             raise StreamDamaged(
                 f"{self.url} is compacted (cleanup.policy={facts.settings['cleanup.policy']}): messages "
-                "leave its middle unread and uncounted. Set cleanup.policy=delete, or allow it with --set "
-                "kafka.on_gap=skip"
+                "leave its middle before they are read. Set cleanup.policy=delete, or let them be skipped "
+                "and counted as `lost`: --set kafka.on_gap=skip"
             )
 
     def entry(self, lane: int, message: Message) -> Entry:

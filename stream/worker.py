@@ -14,10 +14,11 @@ from multiprocessing.connection import Connection, wait
 import torch
 
 from stream.errors import StreamError
-from stream.lanes import Source, SourceSpec
 from stream.marks import Mark
-from stream.reader import Answer, Failed, Question, ReadPlan, Result, answer
+from stream.plan import ReadPlan
+from stream.reader import Answer, Failed, Question, Result, answer
 from stream.slabs import Slab
+from stream.source import Source, SourceSpec
 
 
 def serve(

@@ -30,6 +30,10 @@ VERSION = "4.3.1"
 VARIABLE = "SWAVSTREAM_TEST_KAFKA"
 REQUIRED = "kafka" in os.environ.get("SWAVSTREAM_REQUIRE", "").split(",")
 USER, PASSWORD = "learner", "pass-2f6b91-word"
+SCRAM = ("SCRAM-SHA-256", "SCRAM-SHA-512")
+SCRAM_PASSWORD, KEY_PASSWORD = "scram-83c0d7-word", "key-5a11e4-word"
+LISTENERS = ("plain", "secure", "open", "mutual", "controller")
+"""Open; TLS and a password; a password alone; TLS with a certificate of the client; not for clients."""
 
 POM = f"""<project xmlns="http://maven.apache.org/POM/4.0.0">
   <modelVersion>4.0.0</modelVersion>
@@ -50,15 +54,26 @@ PROPERTIES = """
 process.roles=broker,controller
 node.id=1
 controller.quorum.bootstrap.servers=127.0.0.1:{controller}
-listeners=PLAINTEXT://127.0.0.1:{plain},SECURE://127.0.0.1:{secure},CONTROLLER://127.0.0.1:{controller}
-advertised.listeners=PLAINTEXT://127.0.0.1:{plain},SECURE://127.0.0.1:{secure}
+listeners={clients},CONTROLLER://127.0.0.1:{controller}
+advertised.listeners={clients}
 controller.listener.names=CONTROLLER
-listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,SECURE:SASL_SSL
-listener.name.secure.sasl.enabled.mechanisms=PLAIN
+listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAIN:PLAINTEXT,SECURE:SASL_SSL,OPEN:SASL_PLAINTEXT,MUTUAL:SSL
+inter.broker.listener.name=PLAIN
+listener.name.secure.sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-256,SCRAM-SHA-512
 listener.name.secure.plain.sasl.jaas.config=org.apache.kafka.common.security.plain.PlainLoginModule \\
     required user_{user}="{password}";
+listener.name.secure.scram-sha-256.sasl.jaas.config={scram_login}
+listener.name.secure.scram-sha-512.sasl.jaas.config={scram_login}
 listener.name.secure.ssl.keystore.type=PEM
 listener.name.secure.ssl.keystore.location={folder}/server.pem
+listener.name.open.sasl.enabled.mechanisms=SCRAM-SHA-256,SCRAM-SHA-512
+listener.name.open.scram-sha-256.sasl.jaas.config={scram_login}
+listener.name.open.scram-sha-512.sasl.jaas.config={scram_login}
+listener.name.mutual.ssl.client.auth=required
+listener.name.mutual.ssl.keystore.type=PEM
+listener.name.mutual.ssl.keystore.location={folder}/server.pem
+listener.name.mutual.ssl.truststore.type=PEM
+listener.name.mutual.ssl.truststore.location={folder}/client.pem
 log.dirs={folder}/data
 num.partitions=1
 auto.create.topics.enable=false
@@ -70,6 +85,8 @@ transaction.state.log.min.isr=1
 share.coordinator.state.topic.replication.factor=1
 share.coordinator.state.topic.min.isr=1
 group.initial.rebalance.delay.ms=0
+# Compaction is waited for by tests.
+log.cleaner.backoff.ms=100
 # A killed broker is let in again when its last session is over.
 broker.session.timeout.ms=1500
 broker.heartbeat.interval.ms=300
@@ -78,7 +95,7 @@ broker.heartbeat.interval.ms=300
 JVM = ("-Xms128m", "-Xmx384m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xshare:auto")
 
 _CERTIFICATE = (
-    "openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=test",
+    "openssl", "req", "-x509", "-newkey", "rsa:2048", "-days", "2", "-subj", "/CN=test",
     "-addext", "subjectAltName=IP:127.0.0.1",
 )  # fmt: skip
 _FETCH = ("mvn", "-q", "-B", "dependency:copy-dependencies", "-DincludeScope=runtime")
@@ -89,7 +106,7 @@ class Broker:
 
     def __init__(self, server: str, *, folder: Path | None = None, libs: Path | None = None) -> None:
         self.server = server
-        self.secure = ""
+        self.secure = self.open = self.mutual = ""
         self.disturbed = False
         self.folder, self._libs = folder, libs
         self._process: subprocess.Popen[bytes] | None = None
@@ -109,27 +126,36 @@ class Broker:
     @classmethod
     def prepared(cls, folder: Path, libs: Path) -> "Broker":
         """A node that is ready to be started."""
-        with contextlib.ExitStack() as stack:  # three at once, so that they differ
-            sockets = [stack.enter_context(socket.socket()) for _ in range(3)]
+        with contextlib.ExitStack() as stack:  # all at once, so that they differ
+            sockets = [stack.enter_context(socket.socket()) for _ in LISTENERS]
             for one in sockets:
                 one.bind(("127.0.0.1", 0))
-            plain, secure, controller = (one.getsockname()[1] for one in sockets)
-        subprocess.run(
-            [*_CERTIFICATE, "-keyout", "key.pem", "-out", "ca.pem"],
-            cwd=folder,
-            check=True,
-            capture_output=True,
-        )
+            ports = {name: one.getsockname()[1] for name, one in zip(LISTENERS, sockets, strict=True)}
+        _certify(folder, "key.pem", "ca.pem", "-nodes")
+        _certify(folder, "client.key", "client.pem", "-passout", f"pass:{KEY_PASSWORD}")
         (folder / "server.pem").write_text((folder / "key.pem").read_text() + (folder / "ca.pem").read_text())
+        clients = ",".join(f"{name.upper()}://127.0.0.1:{ports[name]}" for name in LISTENERS[:-1])
         (folder / "server.properties").write_text(
             PROPERTIES.format(
-                plain=plain, secure=secure, controller=controller, folder=folder, user=USER, password=PASSWORD
+                clients=clients,
+                controller=ports["controller"],
+                folder=folder,
+                user=USER,
+                password=PASSWORD,
+                scram_login="org.apache.kafka.common.security.scram.ScramLoginModule required;",
             )
         )
-        broker = cls(f"127.0.0.1:{plain}", folder=folder, libs=libs)
-        broker.secure = f"127.0.0.1:{secure}"
+        broker = cls(f"127.0.0.1:{ports['plain']}", folder=folder, libs=libs)
+        broker.secure, broker.open, broker.mutual = (
+            f"127.0.0.1:{ports[name]}" for name in ("secure", "open", "mutual")
+        )
         cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
-        broker._java("kafka.tools.StorageTool", "format", "--standalone", "-t", cluster, "-c")
+        users = [f"{mechanism}=[name={USER},password={SCRAM_PASSWORD}]" for mechanism in SCRAM]
+        broker._java(
+            *("kafka.tools.StorageTool", "format", "--standalone", "-t", cluster),
+            *(word for user in users for word in ("--add-scram", user)),
+            "-c",
+        )
         return broker
 
     def start(self) -> None:
@@ -218,6 +244,12 @@ def kafka_of_session() -> Iterator[Broker]:
     finally:
         broker.stop(kill=True)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _certify(folder: Path, key: str, certificate: str, *options: str) -> None:
+    """A key, and a certificate that it signs for itself."""
+    command = [*_CERTIFICATE, *options, "-keyout", key, "-out", certificate]
+    subprocess.run(command, cwd=folder, check=True, capture_output=True)
 
 
 def _libraries() -> Path:

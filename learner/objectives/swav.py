@@ -15,6 +15,7 @@ from learner.loss import swapped_loss
 from learner.model import cosines
 from learner.queue import FeatureQueue
 from learner.sinkhorn import Codes, assign, power_law_prior
+from learner.transfer import sent_together
 
 
 class Swav:
@@ -46,7 +47,8 @@ class Swav:
         """
         if self._config.prior == "uniform":
             return [None for _ in usage_H]
-        return [power_law_prior(usage_K, self._config.prior_exponent).to(device) for usage_K in usage_H]
+        exponent = self._config.prior_exponent
+        return list(sent_together([power_law_prior(usage_K, exponent) for usage_K in usage_H], device))
 
     @torch.no_grad()
     def scores(self, z_ABD: Tensor, prototypes_H: Sequence[Tensor]) -> list[Tensor]:

@@ -1,10 +1,13 @@
 """`swavstream anneal`: an annealed copy of a run for release."""
 
 import json
+import shlex
 import sys
 from pathlib import Path
 
 import click
+
+from ops.launched import launched
 
 
 @click.command()
@@ -23,6 +26,14 @@ import click
 @click.option(
     "--set", "assignments", multiple=True, metavar="A.B=V", help="Change a setting of the copy; repeatable."
 )
+@click.option(
+    "--nproc", type=click.IntRange(min=1), default=1, show_default=True, metavar="N",
+    help="Ranks on this machine: one for each GPU.",
+)  # fmt: skip
+@click.option(
+    "--make-only", is_flag=True,
+    help="Make the copy and print the `learn` command that goes on with it, for torchrun on many machines.",
+)  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object, the last line.")
 def command(
     run_dir: Path,
@@ -30,6 +41,8 @@ def command(
     out: Path | None,
     stream: str | None,
     assignments: tuple[str, ...],
+    nproc: int,
+    make_only: bool,
     as_json: bool,
 ) -> int:
     """Make an annealed copy of RUN for release: the learning rate falls to zero over the next samples.
@@ -42,15 +55,33 @@ def command(
     Examples:
         swavstream anneal RUN/
         swavstream anneal RUN/ --samples 1000000 --out RELEASE/
+        swavstream anneal RUN/ --nproc 8
     """  # noqa: D301
     from ops import anneal
     from ops.learn import learn
     from ops.signals import StopRequest
 
+    if launched() is not None:
+        raise click.UsageError(
+            "anneal starts its ranks itself (--nproc); for many machines make the copy with --make-only and "
+            "give torchrun the `learn` command that it prints"
+        )
     out = out if out is not None else run_dir.with_name(f"{run_dir.name}-annealed")
     copy = anneal.prepare(run_dir, out, samples=samples, stream=stream, assignments=assignments)
     verb = "made at" if copy.made else "goes on; it was made at"
     click.echo(f"copy {out} {verb} {copy.start:,} samples, ends at {copy.end:,}", err=True)
+    as_rank = ["learn", f"--run={out}", *(f"--set={one}" for one in assignments), *(["--json"] * as_json)]
+    if make_only:
+        click.echo(shlex.join(["swavstream", *as_rank, copy.stream]))
+        return 0
+    if nproc > copy.config.lanes:
+        raise click.UsageError(
+            f"--nproc {nproc}: a run of {copy.config.lanes} lanes has at most as many ranks"
+        )
+    if nproc > 1:
+        from ops.launch import launch
+
+        return launch([*as_rank, "--", copy.stream], nproc=nproc)
     stop = StopRequest()
     summary = learn(copy.stream, out, copy.config, stop=stop, out=sys.stderr)
     if summary.status == "finished" and summary.samples < copy.end:

@@ -19,7 +19,7 @@ def command(run_dir: Path, as_json: bool) -> int:
     """Say what is wrong with the run in RUN, why, and which setting to change.
 
     Asks the live run when there is one, and else reads the directory. Changes nothing. Exit code 0: nothing
-    was found; 1: something was.
+    was found; 1: something was. What follows from another finding stands under it.
 
     \b
     Examples:
@@ -45,18 +45,26 @@ def command(run_dir: Path, as_json: bool) -> int:
 
 
 def _told(facts: "Facts", findings: "list[Finding]") -> str:
+    from ops.doctor_causes import depth
+
     where = "asked live" if facts.live else "from its files"
     pages = Path(__file__).parents[1] / "runbooks"
     head = f"{facts.status}, {facts.samples:,} samples ({where})"
     if not findings:
         return f"{head}: nothing found"
     lines = [f"{head}: {len(findings)} found"]
-    for number, finding in enumerate(findings, start=1):
-        lines.append(f"{number}. {finding.cause}")
-        lines.append(f"   seen     {finding.evidence}")
-        if finding.setting:
-            lines.append(f"   setting  {finding.setting}")
-        lines.append(f"   do       {finding.advice}")
+    numbers = {finding.name: number for number, finding in enumerate(findings, start=1)}
+    for finding in findings:
+        told = [f"{numbers[finding.name]}. {finding.cause}"]
+        if finding.follows_from:
+            told[0] += f" (follows from {numbers[finding.follows_from]})"
+        told.append(f"   seen     {finding.evidence}")
+        if finding.setting and not finding.follows_from:
+            told.append(f"   setting  {finding.setting}")
+        if not finding.follows_from:  # what to do about a consequence is to mend its cause
+            told.append(f"   do       {finding.advice}")
         if finding.runbook:
-            lines.append(f"   page     {pages / finding.runbook}.md")
+            told.append(f"   page     {pages / finding.runbook}.md")
+        indent = "   " * depth(finding, findings)
+        lines += [indent + line for line in told]
     return "\n".join(lines)

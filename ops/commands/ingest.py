@@ -69,10 +69,11 @@ def command(
     folder or any fsspec URL, made when it is not there, and sealed at the end, unless --open; or it is
     kafka://HOST:PORT/TOPIC, which is made with --create-topic --partitions N and stays open.
 
-    Killed or stopped, the same command goes on where it was; finished, it does nothing. What cannot be used
-    is skipped and counted by its reason: found = written + skipped. Images above 384 pixels on the shorter
-    side are made smaller; sound small JPEGs stay as they are, byte for byte. Labels for evaluation come from
-    .cls or .json beside the image, or with --label-from parent from its folder.
+    Killed or stopped, the same command goes on where it was; finished, it does nothing. A second ingest of
+    the same source is refused while the first is at work. What cannot be used is skipped and counted by its
+    reason: found = written + skipped. Images above 384 pixels on the shorter side are made smaller; sound
+    small JPEGs stay as they are, byte for byte. Labels for evaluation come from .cls or .json beside the
+    image, or with --label-from parent from its folder.
 
     An endless stream is kept small by --keep-hours or --keep-bytes: old shards leave, but never one that a
     registered run still needs. With --max-ahead the ingest waits for the slowest of these runs.

@@ -7,7 +7,8 @@ from pathlib import Path
 import click
 
 from ops import recipes
-from ops.config import advice, build
+from ops.advice import advice
+from ops.config_file import build
 from ops.launched import launched
 from ops.signals import RANK_NOTE, StopRequest
 

@@ -35,7 +35,7 @@ def ask(run_dir: Path, url: str, question: "Callable[[SnapshotStore], Answer]") 
 
     from ops.embedded import open_redis
     from ops.errors import RedisUnavailable
-    from ops.redis_client import redis_url, safe_url
+    from ops.redis_client import redis_url, safe_url, said
     from ops.rundir import read_run
     from ops.snapshots import SnapshotStore
 
@@ -46,7 +46,9 @@ def ask(run_dir: Path, url: str, question: "Callable[[SnapshotStore], Answer]") 
             return question(SnapshotStore(client, record.uuid))
     except redis.RedisError as error:
         told = safe_url(place) if place else f"the server of {run_dir}"
-        raise RedisUnavailable(f"no answer from {told}: {error}; is it up, and is the URL right?") from error
+        raise RedisUnavailable(
+            f"no answer from {told}: {said(error)}; is it up, and is the URL right?"
+        ) from error
 
 
 def operator() -> str:

@@ -5,8 +5,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from learner.collective import Group, counts_of_ranks, gather_rows, sum_gradients
+from learner.collective import Group, counts_of_ranks, gather_rows
 from learner.config import LearnerConfig
+from learner.gradients import GradientSums
 from learner.network import Network
 from learner.report import NonFinite
 from learner.sinkhorn import assign
@@ -111,13 +112,14 @@ def sums(group: Group, *, bucket_bytes: int) -> dict[str, Any]:
     """Every collective once."""
     given = torch.tensor([1.0, -2.0]) * (group.rank + 1)
     total, largest = group.sum(given), group.max(given)
-    counts = counts_of_ranks(group, group.rank + 2, torch.device("cpu"))
+    counts = counts_of_ranks(group, group.rank + 2)
     rows = torch.full((group.rank + 2, 3), group.rank, dtype=torch.int64)
-    parameters = [torch.zeros(5, 3, requires_grad=True) for _ in range(4)]
-    for index, parameter in enumerate(parameters):
-        if index != 2:
-            parameter.grad = torch.full((5, 3), float(group.rank + index))
-    sum_gradients(parameters, group, bucket_bytes=bucket_bytes)
+    parameters = [torch.nn.Parameter(torch.zeros(5, 3)) for _ in range(4)]
+    sums = GradientSums(parameters, group, bucket_bytes=bucket_bytes)
+    used = [(index, parameter) for index, parameter in enumerate(parameters) if index != 2]
+    loss = torch.stack([(group.rank + index) * parameter.sum() for index, parameter in used]).sum()
+    with sums.summed():
+        torch.autograd.backward(loss)
     return {
         "given": given.numpy(),
         "sum": total.numpy(),
@@ -135,7 +137,7 @@ def watch(group: Group, *, config: LearnerConfig, steps: range) -> list[Any]:
     found = []
     for step in steps:
         views = batch(step, ranks=group.world, rank=group.rank)
-        counts = counts_of_ranks(group, views.crops[0].shape[1], network.device)
+        counts = counts_of_ranks(group, views.crops[0].shape[1])
         seen = looking.observe(
             views,
             counts,

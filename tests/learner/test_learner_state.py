@@ -144,3 +144,16 @@ def test_a_state_is_a_copy_that_later_steps_do_not_change() -> None:
     kept = {name: tensor.clone() for name, tensor in state["tensors"].items()}
     run(learner, 4, 6)
     assert same_bits(state["tensors"], kept)
+
+
+def test_handing_a_state_over_copies_no_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    learner = small_learner(KINDS["adamw"])
+    run(learner, 0, 2)
+
+    def refuse(tensor: torch.Tensor) -> torch.Tensor:
+        raise AssertionError(tuple(tensor.shape))
+
+    monkeypatch.setattr("learner.state.copied", refuse)
+    learner.hand_over_state()
+    with pytest.raises(AssertionError):
+        learner.state_dict()

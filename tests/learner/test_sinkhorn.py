@@ -54,7 +54,7 @@ def test_float64_codes_equal_the_oracle_for_any_size_and_epsilon(
 
 
 def clustered(samples: int, prototypes: int, *, seed: int = 0) -> Tensor:
-    """[1, B, K] float32 cosines as of a trained network: few tight groups of features, of very unequal sizes."""
+    """[1, B, K] float32 cosines as of a trained network: tight groups of features, of unequal sizes."""
     generator = torch.Generator().manual_seed(seed)
     centres = torch.nn.functional.normalize(torch.randn(6, 16, generator=generator), dim=1)
     sizes = torch.tensor([0.6, 0.2, 0.1, 0.05, 0.03, 0.02])

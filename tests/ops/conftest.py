@@ -10,6 +10,7 @@ import torch
 from ops.followers import Followers
 from ops.outcome import Summary
 from tests.ops import small_runs
+from tests.ops.redis_publishing import HELD_UP_S, Make, Publishing
 
 
 @pytest.fixture(scope="module")
@@ -46,5 +47,22 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> list[Followers]:
             made.append(self)
             return super().__enter__()
 
-    monkeypatch.setattr("ops.learn.Followers", Watched)
+    monkeypatch.setattr("ops.beginning.Followers", Watched)
     return made
+
+
+@pytest.fixture
+def publishing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
+    """Begins publishers that try again quickly; none of them may hold up its learner."""
+    monkeypatch.setattr("ops.publisher.RETRY_FIRST_S", 0.05)
+    monkeypatch.setattr("ops.publisher.RETRY_LONGEST_S", 0.2)
+    made: list[Publishing] = []
+
+    def make(url: str) -> Publishing:
+        made.append(Publishing(url, tmp_path / "run"))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+        assert one.longest_s < HELD_UP_S, "the learner never waits"

@@ -7,13 +7,15 @@ from pathlib import Path
 from learner.learner import Learner
 from ops import recipes
 from ops.checkpoint_writer import CheckpointWriter
-from ops.config import RunConfig, build
+from ops.config import RunConfig
+from ops.config_file import build
+from ops.devices import device_of
 from ops.drawn_source import encoded
 from ops.pictures import KINDS
-from ops.run import device_of
 from ops.rundir import RunRecord, write_run
 from stream.config import ShardConfig
-from stream.lanes import Cursor, Position
+from stream.cursor import Cursor
+from stream.lanes import Position
 from stream.manifest import Manifest
 from stream.record import Record, sha256_of
 from stream.shards import ShardWriter

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import ops.run
+import ops.restore
 from learner.augment import Views
 from learner.learner import Learner
 from learner.report import StepReport
@@ -127,7 +127,7 @@ def _be_rank(
             trace.flush()
             return report
 
-    vars(ops.run)["Learner"] = Traced  # in a process of its own
+    vars(ops.restore)["Learner"] = Traced  # in a process of its own
     stop, code = StopRequest(), 0
     try:
         outcome: dict[str, Any] = {"summary": run(stream, run_dir, config, stop=stop, **more).to_json()}

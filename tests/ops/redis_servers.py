@@ -96,12 +96,12 @@ class Server:
         self.kill()
 
 
-def sentinel(folder: Path, master: Server) -> Server:
-    """A Sentinel that takes the master for dead after 0.4 s, alone."""
+def sentinel(folder: Path, master: Server, *, quorum: int = 1) -> Server:
+    """A Sentinel that takes the master for dead after 0.4 s, when so many say so."""
     watcher = Server(folder, program=debian_server())
     for name in ("save", "enable-debug-command"):
         del watcher.settings[name]
-    watcher.settings |= {"sentinel monitor": f"prototypes 127.0.0.1 {master.port} 1"}
+    watcher.settings |= {"sentinel monitor": f"prototypes 127.0.0.1 {master.port} {quorum}"}
     for name, value in (("down-after-milliseconds", 400), ("failover-timeout", 3000)):
         watcher.settings[f"sentinel {name}"] = f"prototypes {value}"
     watcher.mode = ("--sentinel",)

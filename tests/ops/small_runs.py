@@ -15,7 +15,8 @@ import torch
 
 from ops import recipes
 from ops.checkpoint import load_newest
-from ops.config import RunConfig, build
+from ops.config import RunConfig
+from ops.config_file import build
 from ops.drawn_source import encoded
 from ops.embedded import open_redis
 from ops.learn import learn

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,13 +10,14 @@ import pytest
 
 from ops import anneal, model_io
 from ops.cli import run as command
-from ops.config import build
+from ops.config_file import build
 from ops.embedded import open_redis
 from ops.errors import ConfigError, RunMismatch, RunNotFound
 from ops.lock import RunLock
 from ops.outcome import FINISHED, STOPPED
 from ops.rundir import read_lines, read_run
 from ops.snapshots import SnapshotStore
+from tests.ops.launching import LIMIT_S, PROGRAM, started, summary_of
 from tests.ops.small_runs import STEPS, StopAfter, bits, config_of, run, write_stream
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -160,6 +162,29 @@ def test_the_command_prints_where_the_copy_is_and_its_summary(
     printed = capsys.readouterr()
     assert json.loads(printed.out.splitlines()[-1])["samples"] == HALF + BATCH
     assert f"copy {tmp_path / 'c'} made at 128 samples, ends at 160" in printed.err
+
+
+def test_several_ranks_anneal_as_one(half_run: Path, tmp_path: Path) -> None:
+    arguments = ["anneal", str(half_run), "--samples", "64", "--json"]
+    ranks = started([*PROGRAM, *arguments, "--out", str(tmp_path / "ranks"), "--nproc", "2"])
+    out, err = ranks.communicate(timeout=LIMIT_S)
+    assert ranks.returncode == 0, err
+    assert command([*arguments, "--out", str(tmp_path / "one")]) == 0
+    one, two = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("one", "ranks"))
+    assert summary_of(out)["samples"] == one["samples"] == two["samples"] == HALF + 64
+    assert two["loss"] == pytest.approx(one["loss"], rel=1e-3)
+
+
+def test_a_copy_may_be_made_only_and_the_printed_command_goes_on(
+    half_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "a copy"
+    assert command(["anneal", str(half_run), "--samples", "32", "--out", str(out), "--make-only"]) == 0
+    program, *arguments = shlex.split(capsys.readouterr().out)
+    assert program == "swavstream"
+    assert not (out / "summary.json").exists()
+    assert command(arguments) == 0
+    assert json.loads((out / "summary.json").read_text())["samples"] == HALF + BATCH
 
 
 def test_a_run_may_be_given_an_end_in_samples_and_a_later_one(tmp_path: Path, drawn_stream: str) -> None:

@@ -21,7 +21,8 @@ import torch
 from ops.checkpoint import load_newest, meta_digest, numbers, read_meta
 from ops.checkpoint_writer import CheckpointWriter
 from ops.errors import CheckpointDamaged, CheckpointFailed, RunMismatch
-from stream.lanes import Cursor, Position
+from stream.cursor import Cursor
+from stream.lanes import Position
 
 FILES = ("learner.safetensors", "state.json", "cursor.json", "meta.json")
 POINTS = ("begun", "tensors written", "synced", "renamed", "visible", "pruning", "pruned")

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from learner.config import LearnerConfig
 from ops import settings
-from ops.config import IDENTITY, RunConfig, advice, build, is_identity, load_values
+from ops.advice import advice, enough_queue
+from ops.config import IDENTITY, RunConfig, is_identity
+from ops.config_file import build, load_values
 from ops.errors import EXIT_AGAIN, ConfigError
 
 
@@ -182,6 +184,32 @@ def test_differences_name_each_setting_once() -> None:
 def test_advice_warns_of_fewer_samples_than_prototypes_and_not_otherwise() -> None:
     assert any("batch + queue is 256, fewer than the 3000 prototypes" in line for line in advice(build({})))
     assert advice(build({}, ["swav.queue_samples=3840"])) == []
+
+
+@pytest.mark.parametrize(
+    ("prototypes", "batch"), [(3000, 256), (16_000, 4096), (100, 64), (512, 512), (2, 4096)]
+)
+def test_the_queue_that_is_advised_holds_whole_batches_and_is_enough(prototypes: int, batch: int) -> None:
+    queue = enough_queue(prototypes, batch)
+    assert queue % batch == 0
+    assert batch + queue >= prototypes
+    assert queue == 0 or batch + queue - batch < prototypes
+    settings = [f"swav.prototypes={prototypes}", f"batch={batch}", "lanes=64", "swav.queue_samples="]
+    assert not any(
+        "batch + queue" in line for line in advice(build({}, [*settings[:3], f"{settings[3]}{queue}"]))
+    )
+
+
+def test_a_queue_whose_last_batch_does_not_fit_is_not_counted_whole() -> None:
+    (line,) = advice(build({}, ["batch=256", "swav.prototypes=3000", "swav.queue_samples=2744"]))
+    assert "batch + queue is 2816" in line
+    assert "raise swav.queue_samples to 2816" in line
+
+
+def test_a_sharp_epsilon_with_few_iterations_is_warned_of() -> None:
+    few = ["swav.prototypes=100", "swav.epsilon=0.01"]
+    assert any("raise swav.sinkhorn_iterations to 10" in line for line in advice(build({}, few)))
+    assert advice(build({}, [*few, "swav.sinkhorn_iterations=10"])) == []
 
 
 def test_a_prototype_that_is_given_up_too_soon_is_warned_of() -> None:

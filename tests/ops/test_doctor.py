@@ -14,6 +14,7 @@ from ops.cli import cli
 from ops.config import RunConfig
 from ops.doctor import RULES, examine
 from ops.doctor_case import Facts
+from ops.doctor_causes import CAUSES, depth
 from ops.doctor_facts import gather
 from ops.errors import RunNotFound
 from ops.outcome import Summary
@@ -31,6 +32,16 @@ WELL: dict[str, Any] = {
 }  # fmt: skip
 
 
+SICK = Facts(
+    status="left", live=True, config=CONFIG, samples=10_000, updates=400, loss_over_ln_k=1.5,
+    feature_std_ratio=0.5, usage_perplexity_ratio=0.01, usage_window_fill=1.0, dead_ratio=0.9,
+    twins_ratio=0.9, sinkhorn_residual=1.5, drift_psi=1.0, batch_similarity=0.9, lag=5000, since_step_s=500.0,
+    reader_restarts=9, used=10, skipped={"truncated": 10}, not_finite=1, stale_epochs=1, unhealthy="twins",
+    redis_error="away", redis_warnings=("x",), checkpoint_errors=1,
+)  # fmt: skip
+"""Nearly everything at once."""
+
+
 def found(**change: Any) -> list[str]:
     return [finding.name for finding in examine(Facts(**{**WELL, **change}))]
 
@@ -43,7 +54,7 @@ def found(**change: Any) -> list[str]:
         ({"since_step_s": 500.0}, "stalled"),
         ({"loss_over_ln_k": 1.6}, "learning-rate"),
         ({"not_finite": 3}, "not-finite"),
-        ({"feature_std_ratio": 0.01, "loss_over_ln_k": 1.0, "dead_ratio": 0.9}, "collapse"),
+        ({"feature_std_ratio": 0.01, "loss_over_ln_k": 1.0}, "collapse"),
         ({"loss_over_ln_k": 0.999}, "not-learning"),
         ({"usage_perplexity_ratio": 0.02}, "usage"),
         ({"dead_ratio": 0.4}, "dead-prototypes"),
@@ -88,6 +99,70 @@ def test_a_rate_that_was_raised_or_is_wild_explains_a_collapse() -> None:
     assert found(config=wild) == []
 
 
+@pytest.mark.parametrize(
+    ("change", "chain"),
+    [
+        (
+            {"skipped": {"truncated": 4000}, "waiting": True, "lag": 500},
+            {"bad-records": "", "starved": "bad-records"},
+        ),
+        (
+            {"redis_error": "Redis does not answer", "snapshot_samples": 640},
+            {"redis": "", "snapshots-late": "redis"},
+        ),
+        (
+            {"stale_epochs": 2, "snapshot_samples": 640},
+            {"two-learners": "", "snapshots-late": "two-learners"},
+        ),
+        (
+            {"feature_std_ratio": 0.01, "dead_ratio": 0.9, "unhealthy": "feature_std_ratio"},
+            {"collapse": "", "dead-prototypes": "collapse", "snapshots-unhealthy": "collapse"},
+        ),
+        (
+            {"loss_over_ln_k": 1.6, "not_finite": 3, "sinkhorn_residual": 1.1},
+            {"learning-rate": "", "not-finite": "learning-rate", "codes": "learning-rate"},
+        ),
+        (
+            {"batch_similarity": 0.3, "drift_psi": 0.6, "dead_ratio": 0.4, "reader_restarts": 5},
+            {"sorted": "", "dead-prototypes": "sorted", "drift": "sorted", "readers": ""},
+        ),
+        (
+            {"reader_restarts": 5, "since_step_s": 500.0, "checkpoint_errors": 1},
+            {"readers": "", "stalled": "readers", "checkpoints": ""},
+        ),
+    ],
+    ids=lambda value: next(iter(value)) if "" in value.values() else "",
+)
+def test_what_follows_from_a_finding_stands_under_it(change: dict[str, Any], chain: dict[str, str]) -> None:
+    findings = examine(Facts(**{**WELL, **change}))
+    assert [(finding.name, finding.follows_from) for finding in findings] == list(chain.items())
+
+
+def test_a_consequence_of_a_consequence_stands_two_below() -> None:
+    wild = config_of("optim.learning_rate=10").to_dict()
+    findings = examine(Facts(**{**WELL, "config": wild, "feature_std_ratio": 0.01, "dead_ratio": 0.9}))
+    assert [(one.name, one.follows_from, depth(one, findings)) for one in findings] == [
+        ("learning-rate", "", 0), ("collapse", "learning-rate", 1), ("dead-prototypes", "collapse", 2),
+    ]  # fmt: skip
+
+
+def test_snapshots_that_are_unhealthy_for_no_known_reason_are_no_finding() -> None:
+    assert found(unhealthy="prototype_drift") == []
+
+
+def test_no_finding_is_its_own_cause_and_all_that_are_named_exist() -> None:
+    sick = {finding.name for finding in examine(SICK)} | {"collapse", "not-learning", "starved"}
+    assert sick >= {*CAUSES, *(cause for causes in CAUSES.values() for cause in causes)}
+
+    def above(name: str, seen: tuple[str, ...] = ()) -> None:
+        assert name not in seen
+        for cause in CAUSES.get(name, ()):
+            above(cause, (*seen, name))
+
+    for name in CAUSES:
+        above(name)
+
+
 def test_dead_prototypes_of_a_short_queue_are_told_to_lengthen_it() -> None:
     short = config_of("swav.prototypes=200", "swav.queue_samples=64").to_dict()
     (finding,) = examine(Facts(**{**WELL, "config": short, "dead_ratio": 0.5}))
@@ -103,14 +178,7 @@ def test_a_lane_of_kafka_without_records_is_not_a_matter_of_the_window() -> None
 def test_settings_and_pages_that_are_named_exist() -> None:
     known = set(dotted_names(RunConfig))
     pages = {page.name for page in resources.files("ops").joinpath("runbooks").iterdir()}
-    sick = Facts(
-        status="left", live=True, config=CONFIG, updates=400, loss_over_ln_k=1.5, feature_std_ratio=0.5,
-        usage_perplexity_ratio=0.01, usage_window_fill=1.0, dead_ratio=0.9, twins_ratio=0.9,
-        sinkhorn_residual=1.5, drift_psi=1.0, batch_similarity=0.9, lag=5000, waiting=True,
-        reader_restarts=9, used=10, skipped={"truncated": 10}, not_finite=1, stale_epochs=1,
-        redis_error="away", redis_warnings=("x",), checkpoint_errors=1,
-    )  # fmt: skip
-    findings = examine(sick)
+    findings = examine(SICK)
     assert len(findings) >= len(RULES) - 4
     for finding in findings:
         assert finding.setting == "" or finding.setting in known
@@ -141,7 +209,24 @@ def test_the_command_prints_findings_for_people_and_programs(
     assert "1 steps refused, see nonfinite.jsonl" in told.output
     assert "setting  on_nonfinite" in told.output
     asked = CliRunner().invoke(cli, ["doctor", str(place), "--json"], standalone_mode=False)
-    assert "not-finite" in {row["name"] for row in json.loads(asked.output)["findings"]}
+    assert {row["name"]: row["follows_from"] for row in json.loads(asked.output)["findings"]} == {
+        "not-finite": ""
+    }
+
+
+def test_the_command_shows_a_consequence_under_its_cause(
+    monkeypatch: pytest.MonkeyPatch, whole_run: tuple[Path, Summary]
+) -> None:
+    facts = Facts(**{**WELL, "redis_error": "Redis does not answer", "snapshot_samples": 640})
+    monkeypatch.setattr("ops.doctor_facts.gather", lambda _run_dir: facts)
+    told = CliRunner().invoke(cli, ["doctor", str(whole_run[0])], standalone_mode=False)
+    lines = [line.rstrip() for line in told.output.splitlines()]
+    assert lines[0].endswith("2 found")
+    assert lines[1].startswith("1. Redis is away")
+    assert "   setting  snapshot.url" in lines
+    assert "   2. Readers get no newer snapshots. (follows from 1)" in lines
+    assert "      seen     the newest is 9,360 samples old, 640 are set" in lines
+    assert told.return_value == 1
 
 
 def test_a_directory_without_a_run_is_an_error(tmp_path: Path) -> None:

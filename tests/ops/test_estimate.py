@@ -13,7 +13,8 @@ from torch import Tensor
 from learner.augment import Views
 from learner.learner import Learner
 from ops import recipes
-from ops.config import RunConfig, build
+from ops.config import RunConfig
+from ops.config_file import build
 from ops.estimate import TRACED, activations, memory_of
 
 PLAIN = ("precision=float32", "lanes=16", "batch=64", "optim.schedule=constant")

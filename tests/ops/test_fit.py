@@ -7,7 +7,7 @@ import pytest
 
 from ops import recipes
 from ops.cli import run as command
-from ops.config import build, load_values
+from ops.config_file import build, load_values
 from ops.fit import Machine, Stream
 from ops.resolved import resolve
 from tests.ops.small_runs import write_stream

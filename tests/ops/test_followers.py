@@ -6,7 +6,7 @@ from ops.embedded import EmbeddedRedis
 from ops.errors import RedisUnavailable
 from ops.followers import Followers
 from ops.outcome import Progress
-from ops.publisher import PublishResult
+from ops.publish_job import PublishResult
 from ops.rundir import RunRecord
 from tests.ops import synthetic
 from tests.ops.drawn_runs import tiny_config

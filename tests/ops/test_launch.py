@@ -1,22 +1,18 @@
 """Starting ranks from the command line: `learn --nproc`, torchrun, and what a dead rank leaves to be read."""
 
-import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import click
 import pytest
 
 from ops.rundir import read_lines
+from tests.ops.launching import LIMIT_S, PROGRAM, started, summary_of
 from tests.ops.small_runs import SETTINGS
 
-LIMIT_S = 120.0
-PROGRAM = [sys.executable, "-P", "-m", "ops.cli"]
 TORCHRUN = [
     sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1",
     "--nproc-per-node=2", "-m", "ops.cli", "--",
@@ -26,18 +22,6 @@ TORCHRUN = [
 def command(stream: str, run_dir: Path, *more: str) -> list[str]:
     settings = [f"--set={assignment}" for assignment in SETTINGS]
     return ["learn", stream, f"--run={run_dir}", "--recipe=smoke", "--json", *settings, *more]
-
-
-def started(arguments: list[str]) -> subprocess.Popen[str]:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    return subprocess.Popen(
-        arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-    )
-
-
-def summary_of(out: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(out.strip().splitlines()[-1])
-    return found
 
 
 def ranks_of(launcher: int) -> list[int]:

@@ -9,7 +9,7 @@ import torch
 from ops.exemplars import Exemplars
 from ops.live import BEAT_S, WAITING_S, LiveView
 from ops.live_history import COLUMNS, LiveHistory
-from ops.publisher import PublishResult
+from ops.publish_job import PublishResult
 from tests.ops import synthetic
 
 

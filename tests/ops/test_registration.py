@@ -18,8 +18,9 @@ from ops.registration import Registration, first_needed, kept_cursors
 from ops.rundir import read_run, write_json
 from ops.signals import StopRequest
 from stream.config import RetentionConfig
+from stream.cursor import Cursor, WindowStart
 from stream.errors import StreamPruned
-from stream.lanes import Cursor, Position, WindowStart
+from stream.lanes import Position
 from stream.manifest import Manifest
 from stream.registry import Registered, read_readers, write_reader
 from stream.retention import forget, prune

@@ -202,6 +202,23 @@ def test_the_budget_of_bad_records_is_that_of_all_ranks(tmp_path: Path) -> None:
     assert ends[0] == ends[1] == ends[2]
 
 
+class OfTheFirst(Learner):
+    """Only the rank that writes a checkpoint copies the weights."""
+
+    def state_dict(self) -> dict[str, Any]:
+        assert os.environ["RANK"] == "0"
+        return super().state_dict()
+
+
+def test_ranks_that_write_no_checkpoint_copy_no_weights(
+    tmp_path: Path, long_stream: str, alone: tuple[Path, Trace], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tests.ops.forked_ranks.Learner", OfTheFirst)
+    ranks = start(2, long_stream, tmp_path / "run", config_of(*EXACT))
+    assert [outcome["summary"]["status"] for outcome in ranks.wait()] == [FINISHED, FINISHED]
+    assert_same_end(tmp_path / "run", alone[0])
+
+
 class Spoilt(Learner):
     """The fifth update meets a weight that is not a number, twice: on the rank of lane 5."""
 

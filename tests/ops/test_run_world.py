@@ -25,11 +25,12 @@ from ops.signals import StopRequest
 from ops.standing import look
 from stream.config import ShardConfig
 from stream.errors import StreamNotFound, TooManyBadRecords
-from stream.loader import Loader, Readiness
+from stream.loader import Loader
 from stream.manifest import Manifest
+from stream.readiness import Readiness
 from stream.record import Record
 from stream.shards import ShardWriter
-from tests.ops.small_runs import StopAfter, bits, config_of, full_disk, run, write_stream
+from tests.ops.small_runs import StopAfter, bits, config_of, full_disk, killed, run, write_stream
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -84,21 +85,27 @@ def test_a_tunable_setting_may_change_and_the_change_is_written_down(
     assert [entry["learning_rate"] for entry in read_lines(run_dir / "history.jsonl")][-1] == 0.01
 
 
-def test_a_run_that_has_saved_nothing_takes_other_settings(tmp_path: Path, drawn_stream: str) -> None:
+def killed_before_it_was_saved(stream: str, run_dir: Path) -> None:
+    assert killed(lambda: run(stream, run_dir, config_of("seed=5"), stop=StopAfter(run_dir, 1, kill=True)))
+
+
+def test_a_run_that_has_saved_nothing_takes_other_settings(
+    tmp_path: Path, drawn_stream: str, one_thread: None
+) -> None:
     run_dir = tmp_path / "run"
-    with pytest.raises(StreamNotFound):
-        run(str(tmp_path / "nowhere"), run_dir, config_of("seed=5"))
+    killed_before_it_was_saved(drawn_stream, run_dir)
     uuid = read_run(run_dir).uuid
     run(drawn_stream, run_dir, config_of("seed=6"), stop=StopAfter(run_dir, 1))
     assert read_run(run_dir).config["seed"] == 6
     assert read_run(run_dir).uuid == uuid
 
 
-def test_a_run_killed_in_its_first_checkpoint_takes_other_settings(tmp_path: Path, drawn_stream: str) -> None:
+def test_a_run_killed_in_its_first_checkpoint_takes_other_settings(
+    tmp_path: Path, drawn_stream: str, one_thread: None
+) -> None:
     run_dir = tmp_path / "run"
-    with pytest.raises(StreamNotFound):
-        run(str(tmp_path / "nowhere"), run_dir, config_of("seed=5"))
-    (run_dir / "checkpoints" / ".tmp-4d").mkdir(parents=True)
+    killed_before_it_was_saved(drawn_stream, run_dir)
+    (run_dir / "checkpoints" / ".tmp-4d").mkdir()
     assert run(drawn_stream, run_dir, config_of("seed=6"), stop=StopAfter(run_dir, 1)).steps == 1
 
 

@@ -183,8 +183,8 @@ def test_closing_ends_a_wait_and_leaves_current_usable(run: Run) -> None:
     began = time.monotonic()
     watch.close()
     watch.close()
-    assert watch.wait(5) is None
-    assert time.monotonic() - began < 2
+    assert watch.wait(60) is None
+    assert time.monotonic() - began < 30
     assert watch.current.info.version == 1
 
 

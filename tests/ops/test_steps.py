@@ -8,7 +8,8 @@ import pytest
 
 from ops.errors import RankFailed, RankLost, Starved
 from ops.ranks import Rows, World
-from ops.steps import Patience, State, Steps, Stop, Waiting, _decided, _Row
+from ops.steps import Patience, Steps, Waiting
+from ops.votes import Row, State, Stop, decided
 from stream.config import ReplayConfig
 from stream.replay_loader import ReplayLoader
 from tests.stream.test_loader import CONFIG, KINDS, SPEC, begin
@@ -28,7 +29,7 @@ class Two(World):
         self._changes, self._told, self._reasons = list(changes), told, reasons
 
     def rows(self, row: Sequence[int]) -> Callable[[], Rows]:
-        own = _Row.of_wire(list(row))
+        own = Row.of_wire(list(row))
         change = self._changes.pop(0) if self._changes and own.state is State.READY else {}
         rows = [list(row), replace(own, **change).wire()]
         return lambda: rows
@@ -89,17 +90,17 @@ def test_what_keeps_another_rank_from_going_on_is_told() -> None:
     assert e.value.exit_code == 78
 
 
-def row(state: State, starving: int = 0) -> _Row:
-    return _Row(
+def row(state: State, starving: int = 0) -> Row:
+    return Row(
         turn=1, state=state, stop=Stop.NO, starving=starving, lag=0, restarts=0, rebuilding=0, name=0, tell=0
     )
 
 
 def test_a_failure_is_told_once_no_rank_is_still_reading() -> None:
-    assert _decided([row(State.WAITING, starving=2), row(State.FAILED)]) is State.FAILED
-    assert _decided([row(State.READY), row(State.FAILED)]) is State.FAILED
-    assert _decided([row(State.WAITING), row(State.FAILED)]) is State.WAITING
-    assert _decided([row(State.PASS_ENDED), row(State.FAILED)]) is State.PASS_ENDED
+    assert decided([row(State.WAITING, starving=2), row(State.FAILED)]) is State.FAILED
+    assert decided([row(State.READY), row(State.FAILED)]) is State.FAILED
+    assert decided([row(State.WAITING), row(State.FAILED)]) is State.WAITING
+    assert decided([row(State.PASS_ENDED), row(State.FAILED)]) is State.PASS_ENDED
 
 
 def test_ranks_that_have_lost_step_are_refused() -> None:
@@ -114,13 +115,16 @@ def test_lanes_without_records_are_named_after_a_while() -> None:
     steps = steps_of(world, patience=AT_ONCE, warn=said.append)
     with steps.loader:
         next(iter(steps))
-    assert said == ["waiting 0 s for records of lanes 1, 3; other lanes have some"]
+    assert said == ["waiting 0 s for records of lanes 1, 3 (rank 1); other lanes have some"]
 
 
 def test_a_rank_whose_readers_bring_nothing_ends_the_run_by_name() -> None:
     world = Two({"state": State.WAITING}, told={"starving": [], "lanes": 3})
     steps = steps_of(world, patience=AT_ONCE)
-    with steps.loader, pytest.raises(Starved, match="rank 1: no batch for 0 s although records are there"):
+    with (
+        steps.loader,
+        pytest.raises(Starved, match=r"rank 1 \(lanes 1, 3, 5\): no batch for 0 s although records are"),
+    ):
         next(iter(steps))
 
 

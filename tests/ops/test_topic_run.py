@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from kafka import TopicPartition
 
 from ops.config import RunConfig
 from ops.errors import ConfigError, RunMismatch
@@ -16,8 +17,8 @@ from ops.rundir import newest_saved, read_run
 from ops.signals import StopRequest
 from ops.source_spec import reading_mode, source_spec
 from ops.standing import look
+from stream.cursor import Cursor
 from stream.errors import StreamMismatch
-from stream.lanes import Cursor
 from stream.topic_address import read_address
 from stream.topic_spec import TopicSpec
 from tests.kafka_broker import Broker
@@ -92,6 +93,26 @@ def test_two_ranks_killed_and_one_are_one_run_over_a_topic(
     }
     assert found[9][0] == pytest.approx(expected[9][0], rel=1e-9)
     assert cursor_of(tmp_path / "two") == cursor_of(tmp_path / "alone")
+
+
+def test_two_ranks_stop_at_what_is_gone_or_count_it_and_the_accounts_add_up(
+    kafka: Broker, tmp_path: Path, one_thread: None
+) -> None:
+    def die(rank: int, update: int) -> None:
+        if (rank, update) == (0, 5):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    url = filled(kafka, LANES, 320)
+    start(2, url, tmp_path / "run", config_of("window=4"), at=die, until="now").wait()
+    stands = cursor_of(tmp_path / "run").positions[2].base
+    with admin(url) as client:
+        client.delete_records({TopicPartition(read_address(url).topic, 2): 70})
+    stopped = start(2, url, tmp_path / "run", config_of("window=4"), until="now").wait()
+    assert all(f"{70 - stands} messages of {url}, partition 2" in told["error"] for told in stopped)
+    skip = config_of("window=4", "kafka.on_gap=skip")
+    summary = start(2, url, tmp_path / "run", skip, until="now").wait()[0]["summary"]
+    assert summary["skipped_by_reason"] == {"lost": 70 - stands}
+    assert summary["samples"] + 70 - stands + summary["left_over"] == 320
 
 
 def test_a_live_topic_is_read_as_records_come_until_somebody_stops(kafka: Broker, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """A small stream in memory: deterministic images, dealt to lanes in turn, shuffled in blocks.
 
-It holds real encoded images, some of them unusable, and implements `stream.lanes.Source`. A growing one reads
-its length from a file, so that other processes see it grow.
+It holds real encoded images, some of them unusable, and implements `stream.source.Source`. A growing one
+reads its length from a file, so that other processes see it grow.
 """
 
 import functools
@@ -18,8 +18,9 @@ from typing import cast
 import numpy as np
 from PIL import Image
 
-from stream.lanes import Bounds, Entry, Outlook, Position
+from stream.lanes import Bounds, Position
 from stream.record import Record
+from stream.source import Entry, Outlook
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -6,7 +6,8 @@ import time
 from types import FrameType
 
 from stream.config import CropConfig, ReaderConfig
-from stream.loader import Loader, start_cursor
+from stream.cursor import start_cursor
+from stream.loader import Loader
 from stream.pool import ProcessPool
 from tests.stream.fake_source import FakeSpec
 

@@ -2,10 +2,11 @@
 
 import contextlib
 import hashlib
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
+from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition, errors
 
 from stream.config import KafkaConfig, TopicWriterConfig
 from stream.record import Record, media_type_of
@@ -67,6 +68,22 @@ def filled(broker: Broker, partitions: int, records: int) -> str:
     url = made(broker, partitions)
     fill(url, partitions, range(records))
     return url
+
+
+def make_anew(url: str) -> None:
+    """Delete a topic, and make another one of its name."""
+    topic = read_address(url).topic
+    with admin(url) as client:
+        client.delete_topics([topic])
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                client.create_topics({topic: {"num_partitions": 1, "replication_factor": 1}})
+                break
+            except errors.TopicAlreadyExistsError:  # the broker still deletes
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+        client.wait_for_topics([topic])
 
 
 def spec_of(url: str, lanes: int, *, window: int = 4, until: str = "now", **options: Any) -> TopicSpec:

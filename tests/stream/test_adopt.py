@@ -15,9 +15,10 @@ from PIL import Image
 from stream.adopt import adopt_tar, index_tar
 from stream.commits import Commit
 from stream.errors import StreamError, StreamSealed
-from stream.lanes import Entry, Position
+from stream.lanes import Position
 from stream.manifest import Manifest
 from stream.record import Record, sha256_of
+from stream.source import Entry
 from stream.store import open_store
 from stream.tars import TarDamage, TarFile, parse_header, walk_tar
 from tests.stream.make_shards import files_below, forget_memory, image_bytes, memory_url, open_source

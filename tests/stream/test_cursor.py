@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stream.cursor import Cursor, WindowStart
 from stream.errors import StreamDamaged, StreamError
-from stream.lanes import Cursor, Position, WindowStart
+from stream.lanes import Position
 from tests.damages import other_than
 
 COUNTS = st.integers(0, 2**62)
@@ -16,10 +17,10 @@ COUNTS = st.integers(0, 2**62)
 
 @st.composite
 def positions(draw: st.DrawFn, lanes: int) -> tuple[Position, ...]:
-    numbers = draw(st.lists(st.tuples(COUNTS, COUNTS, COUNTS, COUNTS), min_size=lanes, max_size=lanes))
+    numbers = draw(st.lists(st.tuples(*[COUNTS] * 6), min_size=lanes, max_size=lanes))
     return tuple(
-        Position(lane=lane, unit=unit, base=base, idx=idx, seq=seq)
-        for lane, (unit, base, idx, seq) in enumerate(numbers)
+        Position(lane=lane, unit=unit, base=base, idx=idx, seq=seq, end=end - 1, proof=proof)
+        for lane, (unit, base, idx, seq, end, proof) in enumerate(numbers)
     )
 
 
@@ -51,6 +52,15 @@ def cursors(draw: st.DrawFn) -> Cursor:
         accept_until=draw(COUNTS),
         deadly=draw(pairs),
     )
+
+
+def test_a_position_from_before_there_were_proofs_has_none_and_a_longer_one_is_refused() -> None:
+    cursor = Cursor(source={}, seed=0, lanes=1, chunk=1, window=1, positions=(Position(lane=0, base=7),))
+    body = json.loads(cursor.to_json())
+    assert body["positions"] == [[0, 0, 7, 0, 0, -1]]
+    for more in ([3, 3], [-1], ["3"], [3.0]):
+        with pytest.raises(StreamDamaged):
+            Cursor.from_json(json.dumps({**body, "positions": [body["positions"][0] + more]}))
 
 
 @given(cursor=cursors())

@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from stream.batch import Batch
 from stream.config import CropConfig, ReaderConfig
+from stream.cursor import Cursor, start_cursor
 from stream.errors import StreamError, StreamMismatch, TooManyBadRecords
-from stream.lanes import Cursor, LaneStats, Position
-from stream.loader import Batch, Loader, start_cursor
+from stream.lanes import LaneStats, Position
+from stream.loader import Loader
 from tests.stream.fake_source import FakeSpec, grow
 
 KINDS = (

@@ -7,10 +7,14 @@ from dataclasses import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stream.lanes import LaneStats, SourceSpec, joined
-from stream.loader import Batch, Loader, Readiness
+from stream.batch import Batch
+from stream.cursor import joined
+from stream.lanes import LaneStats
+from stream.loader import Loader
 from stream.pool import Pool
 from stream.reader import Answer, Question, answer
+from stream.readiness import Readiness
+from stream.source import SourceSpec
 from tests.stream.test_loader import CONFIG, KINDS, SPEC, begin, load
 
 

@@ -5,9 +5,11 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
+from stream.batch import Batch
 from stream.config import ShardConfig
-from stream.lanes import Cursor, Position
-from stream.loader import Batch, Loader, start_cursor
+from stream.cursor import Cursor, start_cursor
+from stream.lanes import Position
+from stream.loader import Loader
 from stream.manifest import Manifest
 from stream.reader import Chunk, read_chunk
 from stream.record import Record

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from stream.batch import Batch
 from stream.errors import WorkerFailed
-from stream.loader import Batch
 from stream.pool import MOST_DEATHS_OF_ONE_QUESTION
 from tests.stream.fake_source import FakeSpec, grow
 from tests.stream.load_and_leave import PooledLoader

@@ -15,7 +15,8 @@ from stream.config import CropConfig
 from stream.decode import decode_image
 from stream.errors import StreamError
 from stream.lanes import Position
-from stream.reader import Chunk, ReadPlan, Short, Spent, read_chunk
+from stream.plan import ReadPlan
+from stream.reader import Chunk, Short, Spent, read_chunk
 from stream.slabs import Frame, FrameLayout, Slab
 from tests.stream.fake_source import FakeSource, FakeSpec, grow, picture
 

@@ -12,16 +12,20 @@ import pytest
 import torch
 
 from stream import crops
+from stream.batch import Batch
 from stream.config import ReplayConfig
+from stream.cursor import Cursor, joined, start_cursor
 from stream.decode import decode_image
 from stream.errors import StreamDamaged, StreamMismatch
-from stream.lanes import Cursor, Entry, LaneStats, joined
-from stream.loader import Batch, Loader, Readiness, start_cursor
+from stream.lanes import LaneStats
+from stream.loader import Loader
 from stream.manifest import Manifest
 from stream.pool import ProcessPool
+from stream.readiness import Readiness
 from stream.replay import choose
 from stream.replay_loader import ReplayLoader
 from stream.shard_source import ShardSpec
+from stream.source import Entry
 from tests.stream.fake_source import FakeSource, FakeSpec, picture
 from tests.stream.test_loader import CHUNK, CONFIG, KINDS, SPEC, begin, load, records
 from tests.stream.test_loader_shards import append

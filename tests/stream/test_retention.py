@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 
 from stream.adopt import adopt_tar
 from stream.config import CropConfig, ReaderConfig, RetentionConfig
+from stream.cursor import start_cursor
 from stream.digests import known_digests
 from stream.errors import StreamDamaged, StreamError, StreamPruned
 from stream.floor import NAME, Floor, decode_floor, encode_floor
 from stream.lanes import Position
-from stream.loader import Loader, start_cursor
+from stream.loader import Loader
 from stream.manifest import Manifest
 from stream.record import sha256_of
 from stream.registry import Registered, decode_reader, encode_reader, read_readers, write_reader

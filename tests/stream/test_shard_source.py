@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stream.errors import StreamDamaged, StreamMismatch, StreamNotFound
-from stream.lanes import Entry, Outlook, Position
+from stream.lanes import Position
 from stream.manifest import Manifest
 from stream.shard_source import ShardSource, ShardSpec
+from stream.source import Entry, Outlook
 from tests.stream.make_shards import (
     append_shards,
     forget_memory,

@@ -1,5 +1,4 @@
 import gc
-import logging
 from pathlib import Path
 
 import kafka.record.util
@@ -10,8 +9,8 @@ from stream.errors import StreamError, StreamNotFound
 from stream.topic_address import TopicAddress, is_topic, read_address
 from stream.topic_client import PASSWORD_VARIABLE, Secret, client_options, create_topic, look_at
 from stream.topic_spec import TopicSpec
-from tests.kafka_broker import PASSWORD, USER, Broker
-from tests.stream.make_topic import made, messages
+from tests.kafka_broker import Broker
+from tests.stream.make_topic import made
 
 
 def test_an_address_names_brokers_and_a_topic() -> None:
@@ -102,44 +101,3 @@ def test_a_topic_is_made_once_with_room_for_large_images(kafka: Broker) -> None:
     create_topic(address, KafkaConfig(), TopicWriterConfig(), partitions=7)
     assert look_at(address, KafkaConfig()) == first
     assert (first.partitions, first.max_message_bytes, first.compacted) == (3, 5_000_000, False)
-
-
-def secure(broker: Broker, tmp_path: Path, password: str) -> KafkaConfig:
-    folder = broker.own()
-    (tmp_path / "password").write_text(password)
-    return KafkaConfig(
-        security="sasl_tls", mechanism="PLAIN", username=USER,
-        password_file=str(tmp_path / "password"), ca_file=str(folder / "ca.pem"),
-    )  # fmt: skip
-
-
-def test_tls_and_a_password_open_a_topic_and_are_never_told(
-    kafka: Broker, tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
-) -> None:
-    url = made(kafka, 2)
-    config = secure(kafka, tmp_path, PASSWORD)
-    address = TopicAddress((kafka.secure,), read_address(url).topic)
-    with caplog.at_level(logging.DEBUG):
-        assert look_at(address, config).partitions == 2
-        source = TopicSpec(url=str(address), lanes=2, window=1, seed=0, kafka=config, until="now").open()
-        assert source.bounds() == ((0, 0), (0, 0))
-        source.close()
-    told = caplog.text + "".join(capfd.readouterr()) + repr(config)
-    assert PASSWORD not in told
-    assert messages(url) == []
-
-
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # the library leaves a socket
-def test_a_wrong_password_is_one_clear_error(
-    kafka: Broker,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.setattr("stream.topic_client.BOOTSTRAP_MS", 4000)
-    address = TopicAddress((kafka.secure,), "any")
-    with pytest.raises(StreamError, match="user or password") as caught:
-        look_at(address, secure(kafka, tmp_path, "hunter2"))
-    assert "hunter2" not in str(caught.value)
-    assert not any(capfd.readouterr())
-    gc.collect()

@@ -1,3 +1,4 @@
+import hashlib
 import logging
 import time
 from collections.abc import Sequence
@@ -8,16 +9,32 @@ from typing import Any
 import pytest
 from kafka import TopicPartition
 
-from stream.config import KafkaConfig, ReaderConfig
+from stream.batch import Batch
+from stream.config import KafkaConfig, ReaderConfig, ReplayConfig, TopicWriterConfig
+from stream.cursor import Cursor, joined, start_cursor
 from stream.errors import StreamDamaged, StreamError, StreamMismatch
-from stream.lanes import Cursor, Position, Source, joined
-from stream.loader import AVAILABLE, Batch, Loader, Readiness, start_cursor
+from stream.lanes import Position
+from stream.loader import AVAILABLE, STRICT, Loader
 from stream.order import record_order
+from stream.readiness import Readiness
+from stream.replay_loader import ReplayLoader
+from stream.source import Source
 from stream.topic_address import read_address
+from stream.topic_client import look_at
 from stream.topic_record import encode_message
 from stream.topic_spec import TopicSpec
+from stream.topic_writer import TopicWriter
 from tests.kafka_broker import Broker
-from tests.stream.make_topic import admin, fill, filled, made, producer, record_of, spec_of
+from tests.stream.make_topic import (
+    admin,
+    fill,
+    filled,
+    made,
+    make_anew,
+    producer,
+    record_of,
+    spec_of,
+)  # fmt: skip
 from tests.stream.test_loader import KINDS, content
 from tests.stream.test_loader_elastic import agree, samples
 
@@ -73,6 +90,23 @@ def test_records_come_back_as_they_were_sent(sixty: str) -> None:
     assert [entry.record for entry in entries] == [record_of(number) for number in range(2, 60, LANES)]
     assert all(abs(entry.time - time.time()) < 600 for entry in entries)
     assert source.entry(2, 7) == entries[7]
+    source.close()
+
+
+def test_a_record_larger_than_a_fetch_goes_there_and_back(kafka: Broker) -> None:
+    url = made(kafka, 1, max_message_bytes=8 << 20)
+    payload = record_of(3).payload + bytes(5 << 20)
+    large = replace(record_of(3), payload=payload, sha256=hashlib.sha256(payload).hexdigest())
+    address, config = read_address(url), KafkaConfig()
+    writer = TopicWriter(address, look_at(address, config), config, TopicWriterConfig())
+    for record in (record_of(1), large, record_of(2)):
+        writer.send(record, partition=0, headers=[])
+    writer.flush()
+    writer.close()
+    assert config.fetch_bytes < len(payload)
+    source = spec_of(url, 1, window=1).open()
+    entries = [entry for entry, _ in source.read(Position(lane=0), 0)]
+    assert [entry.record for entry in entries] == [record_of(1), large, record_of(2)]
     source.close()
 
 
@@ -200,17 +234,7 @@ def test_partitions_that_are_added_later_are_named_and_not_read(
 def test_a_topic_made_anew_under_the_same_name_is_another_one(kafka: Broker) -> None:
     url = filled(kafka, 1, 8)
     spec, cursor = begin(spec_of(url, 1))
-    topic = read_address(url).topic
-    with admin(url) as client:
-        client.delete_topics([topic])
-        deadline = time.monotonic() + 20
-        while time.monotonic() < deadline:
-            try:
-                client.create_topics({topic: {"num_partitions": 1, "replication_factor": 1}})
-                break
-            except Exception:  # noqa: BLE001  the broker still deletes
-                time.sleep(0.1)
-        client.wait_for_topics([topic])
+    make_anew(url)
     fill(url, 1, range(8))
     with pytest.raises(StreamMismatch, match="the cursor is of"):
         load(spec, cursor)
@@ -273,37 +297,6 @@ def test_a_position_of_another_reading_is_refused(sixty: str, position: Position
     with pytest.raises(StreamMismatch, match="another topic, number of lanes or window"):
         source.outlook(position, 0)
     source.close()
-
-
-def test_a_compacted_topic_is_refused_unless_gaps_are_allowed(kafka: Broker) -> None:
-    url = kafka.url(kafka.new_topic())
-    with admin(url) as client:
-        wanted = {"num_partitions": 1, "replication_factor": 1, "configs": {"cleanup.policy": "compact"}}
-        client.create_topics({read_address(url).topic: wanted})
-        client.wait_for_topics([read_address(url).topic])
-    with pytest.raises(StreamDamaged, match=r"cleanup\.policy=compact"):
-        spec_of(url, 1).open()
-    assert begin(spec_of(url, 1, kafka=SKIP))[1].bounds == ((0, 0),)
-
-
-def test_transactions_leave_gaps_that_do_no_harm_and_given_up_records_are_not_read(kafka: Broker) -> None:
-    url = made(kafka, 1)
-    topic = read_address(url).topic
-    with producer(url, transactional_id=topic) as client:
-        client.init_transactions()
-        for first, keep in ((0, True), (5, False), (10, True)):
-            client.begin_transaction()
-            for number in range(first, first + 5):
-                key, headers = encode_message(record_of(number))
-                client.send(topic, key=key, value=record_of(number).payload, headers=headers, partition=0)
-            if keep:
-                client.commit_transaction()
-            else:
-                client.abort_transaction()
-    spec, cursor = begin(spec_of(url, 1, window=3), chunk=2)
-    batches = load(spec, cursor)
-    kept = {record_of(number).sha256 for number in (*range(5), *range(10, 15))}
-    assert sorted(key for batch in batches for key in batch.keys) == sorted(kept)
 
 
 def test_poison_is_skipped_by_reason_and_its_places_are_told(kafka: Broker) -> None:
@@ -422,6 +415,28 @@ def test_available_mode_uses_every_record_once_over_crashes_and_ranks(kafka: Bro
             loader.close()
     assert len(got) == len(set(got)) == 105 == cursor.samples
     assert cursor.left_over == 5
+
+
+@pytest.mark.parametrize("mode", [STRICT, AVAILABLE])
+def test_the_tail_of_a_topic_is_trained_also_where_lanes_are_uneven(kafka: Broker, mode: str) -> None:
+    url = made(kafka, 3)
+    fill(url, 3, [n for n in range(120) if n % 3 != 1 or n < 90])  # 40, 30 and 40 records
+    spec, cursor = begin(spec_of(url, 3, window=4), chunk=5)
+    with ReplayLoader(
+        spec,
+        cursor=cursor,
+        crops=KINDS,
+        config=CONFIG,
+        workers=0,
+        mode=mode,
+        replay=ReplayConfig(),
+        tail=True,
+    ) as loader:
+        batches = list(loader)
+        assert loader.lag() == 0
+    assert len(names(batches)) == len(set(names(batches))) == 110
+    assert sorted(len(batch.keys) for batch in batches) == [5] + [15] * 7
+    assert (loader.cursor.samples, loader.cursor.left_over) == (110, 0)
 
 
 def test_lag_is_told_by_lane_in_records_and_seconds(kafka: Broker) -> None:

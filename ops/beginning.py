@@ -1,0 +1,225 @@
+"""How the first rank begins: it takes the run directory, finds where the run stands, and opens its stream."""
+
+import contextlib
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+from ops import initial
+from ops.checkpoint import Checkpoint, load_newest
+from ops.claim import RunClaim
+from ops.config import RunConfig
+from ops.devices import check_device
+from ops.errors import EXIT_FAILED, ConfigError, OpsError, RunMismatch
+from ops.exit_codes import exit_code_of
+from ops.followers import Followers
+from ops.keeper import Keeper
+from ops.launched import launched
+from ops.opening import Opened, accepting, bind, open_run, post_opened, post_refusal, with_changes
+from ops.outcome import FINISHED, STOPPED, Progress, Summary, read_summary, summarise
+from ops.progress import ProgressLine
+from ops.ranks import World
+from ops.redis_client import connect, redis_url
+from ops.refusals import refusals
+from ops.registration import leave
+from ops.rundir import RunRecord, read_lines, room_in
+from ops.signals import StopRequest
+from ops.source_spec import pinned, reading_mode, sealed_samples, source_spec
+from stream.cursor import Cursor, start_cursor
+from stream.errors import StreamError, StreamNotFound
+from stream.shard_source import ShardSource
+from stream.source import Source, SourceSpec
+
+# Seconds between two looks for a stream that does not exist yet.
+LOOK_S = 0.5
+
+
+Began = tuple[Opened | Summary, Keeper | None]
+"""A run that is ready to learn and who keeps it; or how it ended, when there is nothing to do."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Asked:
+    """What `learn` was given that says which run this is."""
+
+    stream: str
+    run_dir: Path
+    config: RunConfig
+    wait: bool
+    init_from: str | None
+    accept_bad_until: str
+    until: str
+
+
+def begin(
+    stack: contextlib.ExitStack, asked: Asked, *, stop: StopRequest, out: TextIO | None, world: World
+) -> Began:
+    """Open the run as the first rank does, and tell the others.
+
+    Args:
+        stack: gets all that is to be closed at the end.
+        asked: which run, as it is asked for.
+        stop: ends the waiting for a stream that does not exist yet.
+        out: where progress is written; None is stderr.
+        world: the ranks.
+
+    Raises:
+        RunLocked, RunMismatch, StreamNotFound, CheckpointDamaged, PortInUse, NoRoom, ConfigError: see
+            `ops.learn`.
+    """
+    try:
+        refused = next(refusals(asked.config, world.ranks), None)
+        if refused is not None:
+            raise ConfigError(refused)
+        with room_in(asked.run_dir):
+            began = _open_run(stack, asked, stop=stop, out=out)
+    except (StreamError, OpsError, OSError, ValueError) as error:
+        post_refusal(world, error, exit_code_of(error) or EXIT_FAILED)
+        raise
+    post_opened(world, began[0])
+    return began
+
+
+def _open_run(stack: contextlib.ExitStack, asked: Asked, *, stop: StopRequest, out: TextIO | None) -> Began:
+    """Take the run directory, find where the run stands and that its stream is there."""
+    stream, run_dir, config = asked.stream, asked.run_dir, asked.config
+    # Before signals become requests: taking the lock may wait for the heartbeat of another host.
+    claim = stack.enter_context(RunClaim(run_dir))
+    stack.enter_context(stop)
+    record, changed = open_run(run_dir, stream=stream, config=config)
+    ended = _finished(run_dir, record, stream, config)
+    if ended is not None:
+        leave(stream, record.uuid)  # in case the stream could not be told when the run ended
+        return ended, None
+    check_device(config, launched())
+    _check_redis(config)
+    damaged: list[str] = []
+    saved = load_newest(run_dir, set_aside=True, on_damaged=damaged.append)
+    _check(saved, record, run_dir)
+    record = initial.begin(run_dir, record, config, asked.init_from, saved=saved is not None)
+    spec = source_spec(stream, config, until=asked.until, cursor=saved.cursor if saved else None)
+    source = _open(spec, wait=asked.wait)
+    if source is not None:
+        stack.callback(source.close)
+    total = config.length(record.total_samples or _length(source, spec, config, saved))
+    followers = stack.enter_context(_followers(run_dir, record, config, saved=saved, total=total))
+    for name in damaged:
+        followers.checkpointed("damaged", detail=name)
+    line = ProgressLine(out if out is not None else sys.stderr, total=total)
+    if followers.url:
+        line.note(f"live page {followers.url}  metrics {followers.url}metrics")
+    if source is None:
+        source = _await(stream, spec, stop, followers, line)
+        if source is None:
+            return _never_began(run_dir, saved, config), None
+        stack.callback(source.close)
+    start = _start(source, config)
+    total = _length(source, spec, config, saved)
+    record = bind(run_dir, record, stream=stream, source=start.source, total_samples=total)
+    opened = Opened(run_dir=run_dir, record=record, config=config, start=start, saved=saved)
+    opened, changed = accepting(opened, asked.accept_bad_until, source=source, changed=changed)
+    source.close()
+    opened = with_changes(opened, stream=stream, changed=changed)
+    return opened, Keeper(opened, claim=claim, followers=followers, line=line)
+
+
+def _followers(
+    run_dir: Path, record: RunRecord, config: RunConfig, *, saved: Checkpoint | None, total: int | None
+) -> Followers:
+    """Who follows the run, shown what it had come to when it was saved."""
+    done = saved.cursor.samples if saved else 0
+    past = read_lines(run_dir / "history.jsonl")
+    return Followers(
+        run_dir,
+        record,
+        config,
+        samples=done,
+        skipped=saved.cursor.skipped if saved else {},
+        history=[entry for entry in past if entry.get("samples", 0) <= done],
+        total_samples=total,
+    )
+
+
+def _finished(run_dir: Path, record: RunRecord, stream: str, config: RunConfig) -> Summary | None:
+    """The summary of a run that has nothing left to do."""
+    ended = read_summary(run_dir)
+    if ended is None or ended.status != FINISHED or ended.passes < config.passes:
+        return None
+    if record.config.get("end_samples", 0) != config.end_samples:
+        return None
+    return ended if stream == record.stream else None
+
+
+def _check(saved: Checkpoint | None, record: RunRecord, run_dir: Path) -> None:
+    if saved is not None and saved.run != record.uuid:
+        raise RunMismatch(
+            f"the checkpoints in {run_dir} are of run {saved.run}, run.json says {record.uuid}: "
+            "put back the run.json that belongs to them, or give --run another directory"
+        )
+
+
+def _check_redis(config: RunConfig) -> None:
+    """Refuse an address that is none; nobody is asked, since a server that is away refuses nothing."""
+    url = redis_url(config.snapshot.url)
+    if url:
+        connect(url).close()
+
+
+def _open(spec: SourceSpec, *, wait: bool) -> Source | None:
+    try:
+        return spec.open()
+    except StreamNotFound:
+        if wait:
+            return None
+        raise
+
+
+def _await(
+    url: str, spec: SourceSpec, stop: StopRequest, followers: Followers, line: ProgressLine
+) -> Source | None:
+    """Wait until the stream is there; None when somebody asked to stop first."""
+    while not stop.wait(LOOK_S):
+        followers.waiting(True, f"no stream at {url} yet")
+        if line.due(0):
+            line.say(f"waiting for a stream at {url}")
+        source = _open(spec, wait=True)
+        if source is not None:
+            return source
+    line.end()
+    return None
+
+
+def _length(
+    source: Source | None, spec: SourceSpec, config: RunConfig, saved: Checkpoint | None
+) -> int | None:
+    """Samples of the whole run when the stream has its end; see `sealed_samples`."""
+    if source is None:
+        return None
+    start = saved.cursor if saved is not None else _start(source, config)
+    samples = sealed_samples(source, start, reading_mode(config, pinned(spec, start)), config)
+    return None if samples is None else samples * config.passes
+
+
+def _start(source: Source, config: RunConfig) -> Cursor:
+    """The cursor of a run that begins now."""
+    begin = source.begin if isinstance(source, ShardSource) else 0
+    return start_cursor(source, seed=config.seed, chunk=config.chunk, window=config.window, begin=begin)
+
+
+def _never_began(run_dir: Path, saved: Checkpoint | None, config: RunConfig) -> Summary:
+    """The summary of a run that was stopped while it waited for its stream."""
+    nothing = Cursor(
+        source={}, seed=config.seed, lanes=0, chunk=config.chunk, window=config.window, positions=()
+    )
+    progress = Progress(**saved.progress) if saved else Progress()
+    return summarise(
+        status=STOPPED,
+        run_dir=run_dir,
+        cursor=saved.cursor if saved else nothing,
+        progress=progress,
+        seconds=progress.seconds,
+        config=config,
+        checkpoint=saved.path if saved else None,
+        snapshot=None,
+    )

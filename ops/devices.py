@@ -1,0 +1,38 @@
+"""Which device a rank computes on, and whether it is there."""
+
+import torch
+
+from ops.config import RunConfig
+from ops.errors import ConfigError
+from ops.launched import Launched
+
+
+def device_of(config: RunConfig, local_rank: int = 0) -> torch.device:
+    """The device of a rank; `auto` and `cuda` are the GPU of its number on this host, if there is one."""
+    wanted = config.device
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    if wanted != "cuda":
+        return torch.device(wanted)
+    # A launcher may show each rank its own GPU only.
+    return torch.device("cuda", local_rank if torch.cuda.device_count() > 1 else 0)
+
+
+def check_device(config: RunConfig, place: Launched | None = None) -> None:
+    """Refuse a device that this machine, or this rank, does not have.
+
+    Raises:
+        ConfigError: says which there are.
+    """
+    if place is not None and config.device.startswith("cuda:"):
+        raise ConfigError(
+            f"device {config.device} with {place.ranks} ranks: all would take the same GPU; give "
+            "--set device=cuda"
+        )
+    device = device_of(config, place.local_rank if place else 0)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        whose = f"rank {place.rank} wants {device}, but this host" if place else f"{device}: this machine"
+        raise ConfigError(
+            f"device {config.device} is not there ({whose} has {torch.cuda.device_count()} CUDA devices); "
+            "start as many ranks as there are GPUs, or give --set device=cpu"
+        )

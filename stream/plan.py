@@ -1,0 +1,49 @@
+"""The plan of a reader: how records become samples, the same for every question of a loader."""
+
+from dataclasses import dataclass
+
+from stream.config import CropConfig, ReaderConfig
+from stream.cursor import Cursor
+from stream.marks import Mark, Place
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReadPlan:
+    """How records become samples; the same for every question of a loader."""
+
+    seed: int
+    chunk: int
+    """C, samples of one chunk."""
+    crops: tuple[CropConfig, ...]
+    thumbnail_px: int
+    max_pixels: int
+    max_bad_fraction: float
+    bad_window: int
+    columns: int
+    """Samples of one batch of this rank."""
+    batch: int
+    """B, samples of one batch of all ranks."""
+    deadly: frozenset[Place] = frozenset()
+    """Records that are not decoded, because that kills."""
+    mark: Mark | None = None
+    """Where a reader process leaves the name of the record that it decodes."""
+
+    def over_budget(self, read: int, bad: int) -> bool:
+        """Whether so many records hold too many unusable ones."""
+        return read >= self.bad_window and bad > self.max_bad_fraction * read
+
+
+def plan_of(cursor: Cursor, crops: tuple[CropConfig, ...], config: ReaderConfig, *, lanes: int) -> ReadPlan:
+    """The plan of a rank with so many lanes, of the run that the cursor is of."""
+    return ReadPlan(
+        seed=cursor.seed,
+        chunk=cursor.chunk,
+        crops=crops,
+        thumbnail_px=config.thumbnail_px,
+        max_pixels=config.max_pixels,
+        max_bad_fraction=config.max_bad_fraction,
+        bad_window=config.bad_window,
+        columns=lanes * cursor.chunk,
+        batch=cursor.lanes * cursor.chunk,
+        deadly=frozenset(cursor.deadly),
+    )

@@ -1,0 +1,221 @@
+"""Batches for the learner to the last sample: after the chunks of a pass, what they leave (see tail.py)."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypedDict, Unpack
+
+import torch
+
+from stream.batch import Batch, copied
+from stream.budget import too_many_bad
+from stream.config import CropConfig, ReaderConfig
+from stream.cursor import Cursor
+from stream.lanes import LaneStats
+from stream.loader import Loader
+from stream.reader import Answer, Failed, Question, Recalled, Remains, Result, Sample, Spent
+from stream.readiness import Readiness
+from stream.recall import Recall
+from stream.rest import Rest
+from stream.source import SourceSpec
+from stream.tail import dealt, quotas
+
+_SAMPLES_OF_A_QUESTION = 32
+
+
+class LoaderOptions(TypedDict, total=False):
+    """What else a `Loader` may be given, and what it means there."""
+
+    ranks: int
+    rank: int
+    passes: int
+    pin_memory: bool
+    should_stop: Callable[[], bool]
+    mode: str
+
+
+@dataclass(slots=True)
+class _Tail:
+    """One batch that is being made of what remains; it is no state: at a resume it is made again."""
+
+    missing: set[int] = field(default_factory=set)
+    """Tickets of questions without an answer."""
+    remains: dict[int, Remains] = field(default_factory=dict)
+    """Of lanes of this rank."""
+    failures: dict[int, Failed | Spent] = field(default_factory=dict)
+    """By ticket."""
+    own: list[tuple[int, Sample]] | None = None
+    """Samples that were dealt to this rank, with their lanes there; None before."""
+    recalled: LaneStats = field(default_factory=LaneStats)
+
+    def parts(self) -> list[Remains]:
+        """In order of lanes."""
+        return [self.remains[lane] for lane in sorted(self.remains)]
+
+
+class TailLoader(Loader):
+    """A loader that can also train what the chunks of a pass leave.
+
+    Then, where a pass has ended, `begin_tail` asks which of the next B remaining records are good: readers
+    find that out by decoding. `ready` answers TAIL_FOUND when those of this rank's lanes are known, and
+    `deal_tail`, given those of all ranks, asks for the samples that are this rank's in the batch, which may
+    be of any lane: that is why they are read a second time. Then `ready` answers READY, and `take` gives the
+    batch, with a cursor behind all of its records. So it goes on until fewer than V samples remain.
+
+    Args:
+        tail: whether; else it is a plain loader.
+        spec: as for `Loader`.
+        cursor: as for `Loader`.
+        crops: as for `Loader`.
+        config: as for `Loader`.
+        workers: as for `Loader`.
+        more_frames: as for `Loader`.
+        options: as for `Loader`.
+
+    Raises:
+        ValueError, StreamMismatch, StreamPruned, StreamError: as `Loader`.
+    """
+
+    def __init__(
+        self,
+        spec: SourceSpec,
+        *,
+        cursor: Cursor,
+        crops: Sequence[CropConfig],
+        config: ReaderConfig,
+        workers: int,
+        tail: bool = False,
+        more_frames: int = 0,
+        **options: Unpack[LoaderOptions],
+    ) -> None:
+        self._trains_tail = tail
+        self._tail: _Tail | None = None
+        self._ranks, self._rank = options.get("ranks", 1), options.get("rank", 0)
+        super().__init__(
+            spec,
+            cursor=cursor,
+            crops=crops,
+            config=config,
+            workers=workers,
+            more_frames=more_frames,
+            **options,
+        )
+
+    def unread_by_lane(self) -> dict[int, int]:
+        """Records of each of this rank's lanes that the chunks of a pass which has ended leave unread."""
+        self._source.refresh()  # a reader may have seen more of the stream than this process has
+        pass_number = self.cursor.pass_number
+        return {p.lane: self._source.unread((p,), pass_number) for p in self._positions()}
+
+    def begin_tail(self, unread: Mapping[int, int]) -> bool:
+        """Ask for the samples that remain; False when there cannot be enough, and the pass ends.
+
+        Args:
+            unread: `unread_by_lane` of all ranks.
+        """
+        if not self._trains_tail or sum(unread.values()) < self.cursor.lanes:
+            return False
+        self._ahead.begin(self._positions(), self.cursor.pass_number)
+        self._tail = tail = _Tail()
+        wanted = quotas(unread, batch=self._plan.batch)
+        for position in self._positions():
+            if position.lane in wanted:
+                rest = Rest(position, self.cursor.pass_number, wanted[position.lane])
+                self._ask(tail, position.lane + 1, rest)
+        return True
+
+    @property
+    def tail_found(self) -> list[Sample]:
+        """The good ones of the samples that remain, of this rank's lanes."""
+        assert self._tail is not None
+        return [sample for part in self._tail.parts() for sample in part.samples]
+
+    def deal_tail(self, found: Sequence[Sample]) -> bool:
+        """Ask for this rank's samples of the tail; False when there are too few in all: the pass ends.
+
+        Args:
+            found: `tail_found` of all ranks.
+        """
+        assert self._tail is not None
+        tail, lanes = self._tail, self.cursor.lanes
+        if len(found) < lanes:
+            self._tail = None
+            return False
+        tail.own = [(lane, some) for lane, some in dealt(found, lanes) if lane % self._ranks == self._rank]
+        for column in range(0, len(tail.own), _SAMPLES_OF_A_QUESTION):
+            some = tuple(sample for _, sample in tail.own[column : column + _SAMPLES_OF_A_QUESTION])
+            self._ask(tail, lanes + column + 1, Recall(some, draw=0, frame=0, column=column))
+        return True
+
+    @property
+    def upcoming(self) -> LaneStats:
+        """Account of this rank's part of the batch that is ready; in a tail, of its lanes' part of it."""
+        if self._tail is None:
+            return super().upcoming
+        return sum((part.stats for part in self._tail.parts()), self._tail.recalled)
+
+    def take(self, of_all: LaneStats | None = None) -> Batch:
+        """As `Loader.take`."""
+        if self._tail is None:
+            return super().take(of_all)
+        tail, stats = self._tail, self.upcoming if of_all is None else of_all
+        assert tail.own is not None
+        cursor, bad = self._after(tail.parts(), stats)
+        self.cursor = self._after_tail(cursor)
+        batch = copied(
+            self._frames[0].first(len(tail.own)),
+            lane_B=torch.tensor([lane for _, (lane, _, _, _) in tail.own]),
+            dealt_B=torch.tensor([lane for lane, _ in tail.own]),
+            bad=bad,
+            cursor=self.cursor,
+            stats=stats,
+            thumbs=self._plan.thumbnail_px > 0,
+            pin_memory=self._pin_memory,
+        )
+        self._tail = None
+        self._ahead.begin(self._positions(), self.cursor.pass_number)
+        return batch
+
+    def _end_chunks(self, state: Readiness) -> None:
+        going_on = False
+        if state is Readiness.PASS_ENDED:
+            going_on = self.begin_tail(self.unread_by_lane())
+        elif state is Readiness.TAIL_FOUND:
+            going_on = self.deal_tail(self.tail_found)
+        if not going_on:
+            self.end_pass()
+
+    def _after_tail(self, after: Cursor) -> Cursor:
+        """The cursor after a tail."""
+        return after
+
+    def _ask(self, tail: _Tail, ticket: int, task: Rest | Recall) -> None:
+        tail.missing.add(ticket)
+        self._pool.submit(Question(ticket, (task,)))
+
+    def _state(self) -> Readiness:
+        tail = self._tail
+        if tail is None:
+            return super()._state()
+        if tail.missing:
+            return Readiness.WAITING
+        for _, failure in sorted(tail.failures.items()):
+            if isinstance(failure, Spent):
+                raise too_many_bad(self.cursor, failure.stats, failure.bad, self._plan)
+            raise failure.error
+        return Readiness.TAIL_FOUND if tail.own is None else Readiness.READY
+
+    def _take_in(self, reply: Answer) -> None:
+        if self._tail is None:
+            super()._take_in(reply)
+            return
+        self._tail.missing.remove(reply.ticket)
+        for result in reply.results:
+            self._keep(self._tail, reply.ticket, result)
+
+    def _keep(self, tail: _Tail, ticket: int, result: Result) -> None:
+        if isinstance(result, Remains):
+            tail.remains[result.after.lane] = result
+        elif isinstance(result, Recalled):
+            tail.recalled += result.stats
+        elif isinstance(result, Failed | Spent):
+            tail.failures[ticket] = result
