@@ -87,6 +87,10 @@ class Run:
                 self._train()
             except NonFinite as error:
                 self._go_back(error)
+            except TooManyBadRecords as error:
+                if self._carrier is not None:  # those that stopped the run are what somebody will look for
+                    self._carrier.used((), error.bad)
+                raise
             else:
                 return
 
