@@ -5,7 +5,6 @@ would take seconds and memory.
 """
 
 import importlib
-import multiprocessing
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
@@ -13,15 +12,14 @@ from multiprocessing.context import ForkServerContext
 from ingest.config import IngestConfig
 from ingest.prepared import Result
 from ingest.sources import Found
+from stream.fork_server import fork_server
 
 DECODERS = "ingest.serving"
 
 
 def context() -> ForkServerContext:
     """Where to start processes: not forked from this one, whose threads might hold locks."""
-    found = multiprocessing.get_context("forkserver")
-    found.set_forkserver_preload([DECODERS])
-    return found
+    return fork_server([DECODERS])
 
 
 def begin_imports() -> None:

@@ -53,8 +53,9 @@ class _Worker:
     ready: bool = False
     jobs: deque[_Job] = field(default_factory=deque)
     """Asked and not yet answered."""
-    since: float = 0.0
-    """When it last said something, or was asked."""
+    silent_s: float = 0.0
+    """Seconds waited for it since it last said something or was asked; a time in which this whole program was
+    held up, by Ctrl-Z or a freezer, counts as one tick."""
 
 
 def count_of(config: IngestConfig) -> int:
@@ -142,7 +143,7 @@ class Preparers:
         process = self._context.Process(target=serve, args=(theirs, self._config), daemon=True)
         process.start()
         theirs.close()
-        return _Worker(process, ours, since=time.monotonic())
+        return _Worker(process, ours)
 
     def _fill(self, items: Iterator[Found | None]) -> bool:
         """Read on until enough is on its way, or a result can be given out; False at the end of the items."""
@@ -184,7 +185,7 @@ class Preparers:
             if worker.ready and not worker.jobs and self._batches:
                 batch = self._batches.popleft()
                 worker.jobs.extend(batch)
-                worker.since = time.monotonic()
+                worker.silent_s = 0.0
                 # A process that is gone shows when its answers are read.
                 with contextlib.suppress(OSError):
                     worker.connection.send([(job.found.payload, job.found.path) for job in batch])
@@ -192,6 +193,7 @@ class Preparers:
     def _listen(self) -> None:
         """Take the answers; replace processes that died, and those that say nothing for too long."""
         by_connection = {worker.connection: worker for worker in self._workers}
+        began = time.monotonic()
         heard = wait(list(by_connection), timeout=TICK_S)
         for connection in heard:
             worker = by_connection[connection]  # type: ignore[index]  # wait gives back what it was given
@@ -200,14 +202,15 @@ class Preparers:
                     self._take(worker, worker.connection.recv())
             except (EOFError, OSError):
                 self._died(worker)
-        now = time.monotonic()
+        waited = min(time.monotonic() - began, TICK_S)
         for worker in self._workers:
-            if worker.jobs and now - worker.since > self._config.timeout_s and not worker.connection.poll():
+            worker.silent_s += waited if worker.jobs and worker.connection not in heard else 0.0
+            if worker.silent_s > self._config.timeout_s and not worker.connection.poll():
                 self._give_up(worker.jobs.popleft(), BadRecord("decode_timeout"))
                 self._replace(worker)
 
     def _take(self, worker: _Worker, answer: Prepared | tuple[str, str] | None) -> None:
-        worker.since = time.monotonic()
+        worker.silent_s = 0.0
         if answer is None:
             worker.ready = True
             self._failed_starts = 0

@@ -79,7 +79,7 @@ def stamp_of(message: Message, ingest: str) -> Stamp | None:
             sha256=(known.get("sha256") or b"").decode("ascii"),
             time=message.time,
         )
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, RecursionError) as error:
         raise StreamDamaged(
             f"the record at offset {message.offset} is of this ingest, but its headers cannot be read "
             f"({error}): give this ingest another --name, or another topic"

@@ -22,7 +22,8 @@ from ops.progress import ProgressLine
 from ops.ranks import World
 from ops.redis_client import connect, redis_url
 from ops.refusals import refusals
-from ops.rundir import RunRecord, read_lines
+from ops.registration import leave
+from ops.rundir import RunRecord, read_lines, room_in
 from ops.signals import StopRequest
 from ops.source_spec import pinned, reading_mode, sealed_samples, source_spec
 from stream.cursor import Cursor, start_cursor
@@ -64,13 +65,15 @@ def begin(
         world: the ranks.
 
     Raises:
-        RunLocked, RunMismatch, StreamNotFound, CheckpointDamaged, PortInUse, ConfigError: see `ops.learn`.
+        RunLocked, RunMismatch, StreamNotFound, CheckpointDamaged, PortInUse, NoRoom, ConfigError: see
+            `ops.learn`.
     """
     try:
         refused = next(refusals(asked.config, world.ranks), None)
         if refused is not None:
             raise ConfigError(refused)
-        began = _open_run(stack, asked, stop=stop, out=out)
+        with room_in(asked.run_dir):
+            began = _open_run(stack, asked, stop=stop, out=out)
     except (StreamError, OpsError, OSError, ValueError) as error:
         post_refusal(world, error, exit_code_of(error) or EXIT_FAILED)
         raise
@@ -87,6 +90,7 @@ def _open_run(stack: contextlib.ExitStack, asked: Asked, *, stop: StopRequest, o
     record, changed = open_run(run_dir, stream=stream, config=config)
     ended = _finished(run_dir, record, stream, config)
     if ended is not None:
+        leave(stream, record.uuid)  # in case the stream could not be told when the run ended
         return ended, None
     check_device(config, launched())
     _check_redis(config)

@@ -26,7 +26,7 @@ from stream.cursor import Cursor
 logger = logging.getLogger(__name__)
 
 META_VERSION = 1
-PREFIX = "ckpt-"
+PREFIX, DAMAGED = "ckpt-", "damaged-"
 TENSORS, VALUES, CURSOR, META = "learner.safetensors", "state.json", "cursor.json", "meta.json"
 # A file that is not there is damage; any other error of the system may be gone the next time.
 MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
@@ -73,8 +73,10 @@ def load_newest(
         try:
             found = load(path)
         except CheckpointDamaged as error:
-            if not path.exists():
-                continue  # pruned while we read: a newer one has come, or an older one is as good
+            # Only the lock's holder prunes. For others what is gone was pruned: a newer one has come, or an
+            # older one is as good; a link that leads nowhere is still there.
+            if not (set_aside or path.exists() or path.is_symlink()):
+                continue
             refused[path] = str(error)
             continue
         for damaged, why in refused.items():
@@ -129,7 +131,7 @@ def read_meta(path: Path) -> dict[str, Any]:
     try:
         meta = json.loads((path / META).read_text(encoding="utf-8"))
         stated = meta.pop("sha256")
-    except (*MISSING, ValueError, KeyError, AttributeError, TypeError) as error:
+    except (*MISSING, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise CheckpointDamaged(f"checkpoint {path.name} is damaged: {META} cannot be read") from error
     if stated != meta_digest(meta):
         raise CheckpointDamaged(f"checkpoint {path.name} is damaged: {META} is not what was written")
@@ -148,18 +150,26 @@ def numbers(folder: Path) -> list[int]:
         names = [entry.name for entry in folder.iterdir()]
     except (FileNotFoundError, NotADirectoryError):
         return []
-    tails = [name.removeprefix(PREFIX) for name in names if name.startswith(PREFIX)]
-    return sorted(int(tail) for tail in tails if tail.isdigit())
+    found = [number_of(name, PREFIX) for name in names]
+    return sorted(number for number in found if number is not None)
 
 
-def name_of(number: int) -> str:
-    """Directory name of a checkpoint."""
-    return f"{PREFIX}{number:06d}"
+def name_of(number: int, prefix: str = PREFIX) -> str:
+    """Directory name of a checkpoint, or of one that was set aside."""
+    return f"{prefix}{number:06d}"
+
+
+def number_of(name: str, prefix: str) -> int | None:
+    """The number in a name that `name_of` gave; None for any other name."""
+    tail = name.removeprefix(prefix)
+    if not (tail.isascii() and tail.isdecimal()):
+        return None
+    return int(tail) if name_of(int(tail), prefix) == name else None
 
 
 def _set_aside(path: Path) -> None:
     with contextlib.suppress(OSError):  # a read-only mount: it is refused again the next time
-        path.rename(path.with_name(f"damaged-{path.name.removeprefix(PREFIX)}"))
+        path.rename(path.with_name(f"{DAMAGED}{path.name.removeprefix(PREFIX)}"))
 
 
 def file_digest(path: Path) -> tuple[str, int]:

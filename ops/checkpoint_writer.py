@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ops.checkpoint import (
     CURSOR,
+    DAMAGED,
     META,
     META_VERSION,
     TENSORS,
@@ -25,6 +26,7 @@ from ops.checkpoint import (
     file_digest,
     meta_digest,
     name_of,
+    number_of,
     numbers,
 )  # fmt: skip
 from ops.errors import CheckpointFailed
@@ -41,10 +43,10 @@ class CheckpointWriter:
     """Writes the checkpoints of one run in the background, at most one at a time.
 
     `save` takes the tensors over and writes them in a thread of its own: nobody may change them afterwards
-    (`Learner.state_dict` gives copies). When the save before is still being written it waits for that first.
-    Only the holder of the run's lock may have one; call it
-    from one thread. A save that fails (a full disk, a read-only mount) is a warning and counted: the run goes
-    on, and the next save tries again. `flush` waits for the last save and raises when that one failed.
+    (`Learner.state_dict` gives copies). When the save before is still being written it waits for that first;
+    `free` says beforehand whether it would. Only the holder of the run's lock may have one; call it from one
+    thread. A save that fails (a full disk, a read-only mount) is a warning and counted: the run goes on, and
+    the next save tries again. `flush` waits for the last save and raises when that one failed.
     """
 
     def __init__(
@@ -95,10 +97,19 @@ class CheckpointWriter:
             "progress": dict(progress),
         }
         self._next += 1
+        # Until it has ended well: a thread may also end in a way that nobody foresaw.
+        self._error = RuntimeError("writing it ended early, the log says how")
         self._thread = threading.Thread(
             target=self._write, args=(tensors, values, cursor.to_json(), body), name="checkpoint"
         )
         self._thread.start()
+
+    def free(self, patience_s: float) -> bool:
+        """Whether a save would begin at once; waits so long at most for the one in flight to end."""
+        if self._thread is not None:
+            self._thread.join(patience_s)
+            return not self._thread.is_alive()
+        return True
 
     def flush(self) -> Path | None:
         """Wait for the save in flight.
@@ -135,6 +146,7 @@ class CheckpointWriter:
         began = time.monotonic()
         aside = self.folder / f".tmp-{uuid.uuid4().hex}"
         final = self.folder / name_of(meta["number"])
+        visible = False
         try:
             aside.mkdir()
             self._at("begun")
@@ -152,17 +164,23 @@ class CheckpointWriter:
             self._at("renamed")
             sync_directory(self.folder)
             self._at("visible")
+            visible = True
         except (OSError, safetensors.SafetensorError) as error:
-            shutil.rmtree(aside, ignore_errors=True)
             self._error = error
-            self.failures += 1
             logger.warning("checkpoint %s could not be written: %s; the run goes on", final.name, error)
-            self._on_result("error", time.monotonic() - began)
             return
+        finally:
+            if not visible:
+                shutil.rmtree(aside, ignore_errors=True)
+                self.failures += 1
+                self._on_result("error", time.monotonic() - began)
         self._error = None
         self.last = final
         self._on_result("ok", time.monotonic() - began)
-        self._prune()
+        try:
+            self._prune()
+        except OSError as error:
+            logger.warning("old checkpoints could not be removed: %s; the next save tries again", error)
 
     def _prune(self) -> None:
         for number in numbers(self.folder)[: -self._keep]:
@@ -182,11 +200,11 @@ class CheckpointWriter:
             logger.info("swept %d unfinished checkpoints of a process that died", len(stray))
         damaged = self._damaged()
         for number in damaged[:-DAMAGED_KEPT]:
-            shutil.rmtree(self.folder / f"damaged-{number:06d}", ignore_errors=True)
+            shutil.rmtree(self.folder / name_of(number, DAMAGED), ignore_errors=True)
 
     def _damaged(self) -> list[int]:
-        tails = [path.name.partition("-")[2] for path in self.folder.glob("damaged-*")]
-        return sorted(int(tail) for tail in tails if tail.isdigit())
+        found = [number_of(path.name, DAMAGED) for path in self.folder.iterdir()]
+        return sorted(number for number in found if number is not None)
 
 
 def _synced(path: Path) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from ops.drawn_source import DrawnSource
 from ops.rundir import read_json, write_json
 from stream import worker
 from stream.config import ShardConfig
+from stream.fork_server import fork_server
 from stream.manifest import Manifest
 from stream.record import Record
 
@@ -74,8 +75,7 @@ class FeedProcess:
     def __init__(self, feed: Feed) -> None:
         self._feed = feed
         # Of the same server that the learner's readers come from: what it has imported is in memory once.
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([worker.__name__])
+        context = fork_server([worker.__name__])
         self._stop = context.Event()
         self._process = context.Process(
             target=_fill, args=(feed, self._stop), name="demo-ingest", daemon=True

@@ -5,10 +5,12 @@ OpsError                  1
     RunMismatch           78  the run directory belongs to another stream, network, seed, batch, ...
     RunLocked             1   another learner works in the run directory
     RunNotFound           1   no run in this directory
+    NoRoom                1   the disk of the run directory is full before anything is learned, or at the end
     CheckpointDamaged     78  no checkpoint of the run can be trusted
     CheckpointFailed      1   the last checkpoint of a run could not be written
     NotFinite             78  the loss or a gradient is not a number, twice at the same place
     RankLost              1   another rank died, or does not answer
+        LauncherGone      1   the launcher died, and the store in which the ranks meet with it
     RankFailed            =   another rank cannot go on; the exit code is that of its error
     Starved               1   readers of a rank bring nothing although records are there
     ServiceError          1   a port in use, a store that cannot be reached
@@ -55,6 +57,10 @@ class RunNotFound(OpsError):
     """There is no run in this directory."""
 
 
+class NoRoom(OpsError):
+    """The disk of the run directory is full, and what must be written there could not be."""
+
+
 class CheckpointDamaged(OpsError):
     """A checkpoint whose files are not what was written."""
 
@@ -73,6 +79,10 @@ class NotFinite(OpsError):
 
 class RankLost(OpsError):
     """Another rank died, or has not answered within the time limit."""
+
+
+class LauncherGone(RankLost):
+    """The launcher died, and the store in which the ranks meet with it."""
 
 
 class RankFailed(OpsError):

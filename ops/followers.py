@@ -262,14 +262,14 @@ class Followers:
         publisher.close(PUBLISH_S if timeout_s is None else timeout_s)
         return publisher.last
 
-    def leave_stream(self) -> None:
-        """Tell the stream for the last time what the run still needs: nothing once all its passes are done.
+    def leave_stream(self, *, finished: bool) -> None:
+        """Tell the stream for the last time what the run still needs: nothing once it is finished.
 
         Before the run is announced as finished: a finished run is never opened again, so whoever is killed
         in between must not leave it in the register for ever.
         """
         if self._registration is not None:
-            self._registration.close()
+            self._registration.close(finished=finished)
 
     def _skipped(self, skipped: Mapping[str, int]) -> None:
         self.live.skipped(skipped)

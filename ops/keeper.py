@@ -1,5 +1,6 @@
 """What the first rank does for all: checkpoints, history, progress line, and telling who follows the run."""
 
+import logging
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,14 +16,19 @@ from ops.config import RunConfig
 from ops.followers import Followers
 from ops.history import History, entry_of
 from ops.opening import Opened, write_changes
-from ops.outcome import Progress, Summary
+from ops.outcome import FINISHED, Progress, Summary
 from ops.pace import Pace
 from ops.progress import ProgressLine
 from ops.publish_job import PublishResult
-from ops.rundir import write_json
+from ops.rundir import room_in, write_json
 from ops.steps import Waiting
 from stream.batch import Batch
 from stream.cursor import Cursor
+
+logger = logging.getLogger(__name__)
+
+PATIENCE_S = 0.25
+"""Longest time that a save which is due waits for the one before to end."""
 
 
 class Keeper:
@@ -50,6 +56,7 @@ class Keeper:
             on_result=followers.checkpointed,
         )
         self._save_s = 0.0
+        self._late = 0
 
     def started(self, opened: Opened, progress: Progress) -> None:
         """The learner is made, as it is asked for: write that down, and tell the world.
@@ -59,7 +66,8 @@ class Keeper:
             progress: with the fence that the publisher goes on from.
         """
         self._claim.begun()
-        write_changes(opened)
+        with room_in(self.run_dir):
+            write_changes(opened)
         (self.run_dir / "summary.json").unlink(missing_ok=True)
         self.followers.start_publishing(progress)
 
@@ -85,6 +93,25 @@ class Keeper:
         self.followers.checkpointing()
         self._writer.save(state, cursor, progress.saved(seconds=seconds))
         self._save_s += time.monotonic() - began
+
+    def free_to_save(self, samples: int) -> bool:
+        """Whether a save now holds the loop up for no longer than copying; if not, it is counted and told.
+
+        A disk on which checkpoints take longer than they are apart must not slow the learner down.
+        """
+        began = time.monotonic()
+        free = self._writer.free(PATIENCE_S)
+        self._save_s += time.monotonic() - began
+        if not free:
+            self._late += 1
+            text = (
+                f"none at {samples:,} samples: the one before is still being written ({self._late} left out "
+                "so far); a larger checkpoint.every_samples, or a quicker disk"
+            )
+            self.followers.event("checkpoint", text)
+            if self._late == 1:
+                logger.warning("checkpoint: %s", text)
+        return free
 
     def save_failed(self) -> bool:
         """Whether the newest save could not be written; waits for one in flight."""
@@ -165,5 +192,6 @@ class Keeper:
 
     def sum_up(self, summary: Summary) -> None:
         """Write how the run ended, after the stream knows what may go."""
-        self.followers.leave_stream()
-        write_json(self.run_dir / "summary.json", summary.to_json())
+        self.followers.leave_stream(finished=summary.status == FINISHED)
+        with room_in(self.run_dir):
+            write_json(self.run_dir / "summary.json", summary.to_json())

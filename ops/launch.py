@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import click
 from torch.distributed import DistError
-from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.elastic.rendezvous import RendezvousError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -57,6 +57,8 @@ def launch(arguments: Sequence[str], *, nproc: int, nodes: Nodes | None = None) 
         # of it (torch 2.14).
         os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // nproc)))
+    # Warnings with a stack of C++, of which the ranks say in a line what they mean.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     config = LaunchConfig(
         min_nodes=nodes.least if nodes else 1,
         max_nodes=nodes.most if nodes else 1,
@@ -67,6 +69,8 @@ def launch(arguments: Sequence[str], *, nproc: int, nodes: Nodes | None = None) 
         local_addr="127.0.0.1" if here else None,
         max_restarts=0,
         monitor_interval=0.2,
+        # No files: what ranks write goes to the terminal, and a launcher that is killed leaves none behind.
+        logs_specs=DefaultLogsSpecs(log_dir=os.devnull),
         signals_to_handle="SIGTERM,SIGINT,SIGHUP",
         shutdown_timeout=int(os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", SHUTDOWN_S)),
     )

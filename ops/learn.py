@@ -59,6 +59,7 @@ def learn(  # noqa: PLR0913  what the command line may say of a run
         CheckpointDamaged: no checkpoint of the run can be trusted.
         CheckpointFailed: the last checkpoint could not be written.
         PortInUse: the HTTP port is taken.
+        NoRoom: the disk of the run directory is full at the start or at the end.
         RankLost: another rank died; what was learned since the last checkpoint is lost.
         RankFailed: another rank cannot go on, and raised why.
         NotFinite, StreamError, OSError: the run cannot go on; what was learned is saved.

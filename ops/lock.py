@@ -155,7 +155,7 @@ def read_holder(path: Path) -> Holder | None:
     try:
         body = json.loads(path.read_text(encoding="utf-8"))
         return Holder(host=str(body["host"]), pid=int(body["pid"]), started=float(body["started"]))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

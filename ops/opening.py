@@ -1,5 +1,6 @@
 """Opening a run directory: a new run, or the same one again with the changes that it allows."""
 
+import logging
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -12,9 +13,12 @@ from ops.config import RunConfig, is_identity
 from ops.errors import ConfigError, RankFailed, RunMismatch, RunNotFound
 from ops.outcome import Summary
 from ops.ranks import World
+from ops.registration import leave
 from ops.rundir import RunRecord, append_line, read_run, write_run
 from stream.cursor import Cursor
 from stream.source import Source
+
+logger = logging.getLogger(__name__)
 
 # Under this name the first rank says what it found.
 OPENED = "opened"
@@ -83,6 +87,15 @@ def bind(
     """
     if not record.source:
         bound = replace(record, stream=stream, source=dict(source), total_samples=total_samples)
+        before = read_run(run_dir)
+        if before.source and dict(before.source) != dict(source):
+            logger.warning(
+                "%s was begun on %s and has saved nothing of it: it begins anew on %s",
+                run_dir,
+                before.stream,
+                stream,
+            )
+            leave(before.stream, record.uuid)
         write_run(run_dir, bound)
         return bound
     if dict(record.source) != dict(source):

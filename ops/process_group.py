@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,9 +15,11 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from learner.collective import Ranks
-from ops.errors import RankLost
+from ops.errors import LauncherGone, RankLost
 from ops.launched import Launched, launched
 from ops.ranks import Rows, World
+
+logger = logging.getLogger(__name__)
 
 # Seconds that ranks which lost another give each other to say that they are still there.
 ROLL_CALL_S = 3.0
@@ -133,7 +136,11 @@ class JoinedWorld(World):
             time.sleep(POLL_S)
 
     def await_lead(self, name: str) -> None:
-        """As `World.await_lead`."""
+        """As `World.await_lead`; where the launcher is gone, which would end the others, nobody waits."""
+        with contextlib.suppress(LauncherGone):
+            self._await_lead(name)
+
+    def _await_lead(self, name: str) -> None:
         if not self.lead:
             self.fetch(name)
             self.post(f"{name}/{self.rank}", True)
@@ -160,27 +167,32 @@ class JoinedWorld(World):
         try:
             yield
         except RuntimeError as error:
-            raise RankLost(self._lost(error)) from error
+            raise self._lost(error) from error
         finally:
             self._waiting -= 1
 
-    def _lost(self, error: RuntimeError) -> str:
+    def _lost(self, error: RuntimeError) -> RankLost:
         missing = self._missing()
+        if missing is None:
+            return LauncherGone(
+                f"the launcher of the {self.ranks} ranks is gone, in whose memory they met: run the same "
+                "command again, it goes on from the last checkpoint"
+            )
         if not missing:
             why = " ".join(str(error).split())[:300]
-            return (
+            return RankLost(
                 f"the ranks lost each other, although all wait for the others: {why}. Look at the network "
                 "between them, and run the same command again"
             )
         names = f"rank{'s' if len(missing) > 1 else ''} {', '.join(map(str, missing))} of {self.ranks}"
-        return (
+        return RankLost(
             f"{names} died, or did not answer for {self._timeout_s:g} s (ranks.timeout_s). What was "
             "learned since the last checkpoint is lost: run the same command again, with as many ranks as "
             "you like"
         )
 
-    def _missing(self) -> list[int]:
-        """Who does not answer a roll call in the store; nobody when that cannot be told."""
+    def _missing(self) -> list[int] | None:
+        """Who does not answer a roll call in the store; None when the store is gone, and its launcher."""
         missing = list(range(self.ranks))
         try:
             self._store.set("roll", "called")
@@ -189,7 +201,7 @@ class JoinedWorld(World):
                 missing = [rank for rank in missing if not self._store.check([f"here/{rank}"])]
                 time.sleep(POLL_S / 4)
         except RuntimeError:
-            return [] if self._kept_by_launcher else [0]  # who held the store is gone
+            return None if self._kept_by_launcher else [0]  # who held the store is gone
         if self.lead and not self._kept_by_launcher:
             time.sleep(ROLL_CALL_S)  # this process holds the store: others may still be calling
         return missing
@@ -205,6 +217,8 @@ class JoinedWorld(World):
                     self._store.set(f"here/{self.rank}", "1")
         except RuntimeError:  # the store is gone, and whoever held it
             if self._kept_by_launcher and not self._left.is_set():
+                if self.lead:
+                    logger.warning("the launcher of the %d ranks is gone: they save and end", self.ranks)
                 self._orphaned()
 
 

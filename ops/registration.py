@@ -15,6 +15,7 @@ from stream.cursor import Cursor
 from stream.errors import StreamError
 from stream.manifest import Manifest
 from stream.registry import Registered, forget_reader, write_reader
+from stream.store import open_store
 
 logger = logging.getLogger(__name__)
 
@@ -51,12 +52,32 @@ def kept_cursors(run_dir: Path) -> list[Cursor]:
     return found
 
 
+def leave(stream: str, run: str) -> None:
+    """Take a run out of the register of a stream that it reads no more; where that fails it is a warning.
+
+    May block on the store.
+    """
+    if stream.startswith(_TOPIC):
+        return
+    try:
+        forget_reader(open_store(stream), run)
+    except (StreamError, ValueError) as error:
+        logger.warning(
+            "the stream at %s still keeps its shards for this run, which needs them no more: %s; "
+            "`swavstream stream prune %s --forget %s` takes it out",
+            stream,
+            error,
+            stream,
+            run,
+        )
+
+
 class Registration:
     """Keeps the entry of one run up to date; a context. All methods return at once, and raise nothing.
 
     Entering registers the run: with what its checkpoints need, or, when it has none, with all that is there.
     `checkpointed`, `used` and `waiting` may be called from any thread. Leaving writes the last state; the
-    entry stays, unless the run has done all its passes.
+    entry stays, unless the run is finished.
     """
 
     def __init__(self, stream: str, run: str, run_dir: Path, *, passes: int) -> None:
@@ -72,7 +93,7 @@ class Registration:
         self._where = f"{socket.gethostname()}:{run_dir.absolute()}"
         self._manifest: Manifest | None = None
         self._first = self._begin = self._used = 0
-        self._waiting = self._over = self._warned = False
+        self._waiting = self._finished = self._warned = False
         self._look = True
         self._news, self._ending = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
@@ -85,11 +106,15 @@ class Registration:
         self._thread = threading.Thread(target=self._serve, name="registration", daemon=True)
         self._thread.start()
 
-    def close(self) -> None:
-        """Write the last state and end; may block on the store as long as that takes."""
+    def close(self, *, finished: bool = False) -> None:
+        """Write the last state and end; may block on the store as long as that takes. May be called twice.
+
+        Args:
+            finished: the run has all that it wanted of the stream, and its entry goes.
+        """
         if self._thread is None:
             return
-        self._waiting, self._look = False, True
+        self._waiting, self._look, self._finished = False, not finished, finished
         self._ending.set()
         self._news.set()
         self._thread.join()
@@ -124,12 +149,12 @@ class Registration:
     def _write(self) -> None:
         try:
             manifest = self._manifest = self._manifest or Manifest.open(self._stream)
+            if self._finished:
+                forget_reader(manifest.store, self._run)
+                return
             if self._look:
                 self._look = False
                 self._look_up(manifest)
-            if self._over:
-                forget_reader(manifest.store, self._run)
-                return
             write_reader(
                 manifest.store,
                 Registered(
@@ -142,7 +167,7 @@ class Registration:
                     seen=time.time(),
                 ),
             )
-        except StreamError as error:
+        except (StreamError, OSError) as error:  # of the stream, or of the run's own directory
             self._look = True
             if not self._warned:
                 logger.warning(
@@ -158,7 +183,6 @@ class Registration:
         cursors = kept_cursors(self._run_dir)
         if cursors:
             newest = cursors[-1]
-            self._over = newest.pass_number >= self._passes
             self._first = min(first_needed(cursor, self._passes) for cursor in cursors)
             self._begin = newest.begin
         else:

@@ -87,6 +87,10 @@ class Run:
                 self._train()
             except NonFinite as error:
                 self._go_back(error)
+            except TooManyBadRecords as error:
+                if self._carrier is not None:  # those that stopped the run are what somebody will look for
+                    self._carrier.used((), error.bad)
+                raise
             else:
                 return
 
@@ -100,7 +104,7 @@ class Run:
                 report = hand.learn(batch)
                 self._advance(batch, report)
                 self._observe(batch, report, steps, hand)
-                if self._due(self.config.checkpoint.every_samples):
+                if self._due(self.config.checkpoint.every_samples) and self._free_to_save():
                     self.save()
                 if self._due(self.config.snapshot.every_samples):
                     self.publish()
@@ -193,6 +197,11 @@ class Run:
         """Whether what was learned is in no checkpoint; waits for the save in flight."""
         unsaved = self.cursor != self._saved or (self._keeper is not None and self._keeper.save_failed())
         return bool(self._world.from_lead(unsaved))
+
+    def _free_to_save(self) -> bool:
+        """Whether the save before is written, as the first rank knows; else the next one that is due does."""
+        samples = self.cursor.samples
+        return bool(self._world.from_lead(self._keeper is None or self._keeper.free_to_save(samples)))
 
     def _whole_cursor(self) -> Cursor:
         """The cursor with the positions of all ranks."""

@@ -13,6 +13,7 @@ server.json       where metrics and live page are, while it runs
 """
 
 import contextlib
+import errno
 import json
 import os
 import time
@@ -22,9 +23,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ops.errors import RunMismatch, RunNotFound
+from ops.errors import NoRoom, RunMismatch, RunNotFound
 
 RUN_VERSION = 1
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,6 +62,24 @@ class RunRecord:
         )
 
 
+@contextlib.contextmanager
+def room_in(run_dir: Path) -> Iterator[None]:
+    """Tell of a full disk in one line; around what cannot do without being written there.
+
+    Raises:
+        NoRoom: instead of the error of the system, which need not name a file.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise NoRoom(
+            f"no room is left for the run directory {run_dir} ({error.strerror}): make room there and run "
+            "the same command again, or give --run a directory on another disk"
+        ) from error
+
+
 def read_run(run_dir: Path) -> RunRecord:
     """Which run is in a directory.
 
@@ -90,7 +110,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
         body = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except ValueError:
+    except (ValueError, RecursionError):  # no JSON, no UTF-8, or nested too deep
         return None
     return body if isinstance(body, dict) else None
 
@@ -134,7 +154,7 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
     try:
         with path.open(encoding="utf-8", errors="replace") as handle:
             for line in handle:
-                with contextlib.suppress(ValueError):
+                with contextlib.suppress(ValueError, RecursionError):
                     body = json.loads(line)
                     if isinstance(body, dict):
                         yield body

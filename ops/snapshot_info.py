@@ -99,7 +99,7 @@ class SnapshotInfo:
                 aliases=tuple(name for name, at in aliases.items() if at == version),
                 abandoned=text.get("abandoned") == "1",
             )
-        except (KeyError, ValueError) as error:
+        except (KeyError, ValueError, RecursionError) as error:
             raise SnapshotDamaged(f"snapshot {text.get('version', '?')} cannot be read: {error}") from error
 
 

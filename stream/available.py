@@ -59,7 +59,7 @@ class AvailableLookahead(Lookahead):
                 wanted.append(Wanted(head.position, self._pass_number, frame, column))
             self._ticket += 1
             self._asked[self._ticket] = tuple(wanted)
-            self._pool.submit(Question(self._ticket, tuple(wanted)))
+            self._pool.submit(Question(self._ticket, tuple(wanted), accepted=self.accepted))
 
     def take_in(self, reply: Answer) -> None:
         """Take in the answer to a question that was asked here."""

@@ -43,7 +43,8 @@ def too_many_bad(
         f"more than {plan.max_bad_fraction:.0%} of the last {plan.bad_window} records cannot "
         f"be used; in this step: {reasons}{examples}. Mend the stream "
         "or raise reader.max_bad_fraction; `learn --accept-bad-until now` goes past all that the stream "
-        f"has now (this run has read {cursor.read:,} records)"
+        f"has now (this run has read {cursor.read:,} records)",
+        bad=tuple(bad),
     )
 
 

@@ -85,6 +85,11 @@ class Cursor:
         """Records read so far, used or not, over all passes."""
         return self.samples + sum(self.skipped.values())
 
+    @property
+    def accepted(self) -> int:
+        """Records from here on that are read without a budget of unusable ones."""
+        return max(0, self.accept_until - self.read)
+
     def advanced(self, after: Iterable[Position], stats: LaneStats) -> "Cursor":
         """The cursor after one step that used the chunks ending at `after`."""
         moved = {position.lane: position for position in after}

@@ -11,6 +11,8 @@ StreamError
 BadRecord               one record that cannot be used; carries its reason, never ends a run
 """
 
+from stream.lanes import BadPlace
+
 
 class StreamError(Exception):
     """Base of everything that the stream package raises about the world."""
@@ -46,7 +48,16 @@ class StreamMismatch(StreamError):
 
 
 class TooManyBadRecords(StreamError):
-    """The budget of unusable records is spent; the message names the reasons and where."""
+    """The budget of unusable records is spent; the message names the reasons and where.
+
+    Args:
+        message: what is told.
+        bad: the unusable records of the step that spent it, of this process's lanes.
+    """
+
+    def __init__(self, message: str, bad: tuple[BadPlace, ...] = ()) -> None:
+        super().__init__(message)
+        self.bad = bad
 
 
 class WorkerFailed(StreamError):

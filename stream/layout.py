@@ -78,7 +78,7 @@ class Account:
 
     def spent(self) -> bool:
         """Whether so many records were unusable that the step which they are read for is over the budget."""
-        bad = self.stats().seen - self.used
+        bad = max(0, self.stats().seen - self.used - self.plan.accepted)
         # The other chunks of this step can only add good records up to a whole batch.
         return self.plan.over_budget(bad + self.plan.batch, bad)
 

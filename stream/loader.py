@@ -256,13 +256,9 @@ class Loader:
         self._opened.close()
 
     def _readers(self, spec: SourceSpec, workers: int) -> Pool:
-        plan = self._plan
-        if self.cursor.read < self.cursor.accept_until:
-            # Readers do not know how far the run has come: they give up no chunk, `take` keeps the budget.
-            plan = replace(plan, max_bad_fraction=1.0)
         if workers:
-            return ProcessPool(spec, plan, self._slab, workers)
-        return InlinePool(self._source, plan, self._frames)
+            return ProcessPool(spec, self._plan, self._slab, workers)
+        return InlinePool(self._source, self._plan, self._frames)
 
     def _after(
         self, parts: Sequence[Chunk | Remains], stats: LaneStats
@@ -295,6 +291,7 @@ class Loader:
         return [self.cursor.positions[lane] for lane in self._lanes]
 
     def _state(self) -> Readiness:
+        self._ahead.accepted = self.cursor.accepted
         self._ahead.ask()
         if self._ahead.complete():
             return Readiness.READY

@@ -75,6 +75,8 @@ class Lookahead:
         self._chunks: dict[int, dict[int, Chunk]] = {}
         self._heads: dict[int, Head] = {}
         self._next_look = 0.0
+        self.accepted = 0
+        """Goes with each question: see `Question`."""
 
     @property
     def frame(self) -> int:
@@ -190,7 +192,7 @@ class Lookahead:
             head.asked = True
         self._ticket += 1
         self._asked[self._ticket] = wanted
-        self._pool.submit(Question(self._ticket, wanted))
+        self._pool.submit(Question(self._ticket, wanted, accepted=self.accepted))
 
     def _available(self, head: Head) -> bool:
         outlook = outlook_from(self._source, head.position, self._pass_number)

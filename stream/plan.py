@@ -25,6 +25,8 @@ class ReadPlan:
     """B, samples of one batch of all ranks."""
     deadly: frozenset[Place] = frozenset()
     """Records that are not decoded, because that kills."""
+    accepted: int = 0
+    """So many unusable records of a chunk or tail cost nothing of the budget: accepted beforehand."""
     mark: Mark | None = None
     """Where a reader process leaves the name of the record that it decodes."""
 

@@ -7,7 +7,6 @@ not decoded any more: it is counted as unusable, and the cursor remembers it.
 
 import contextlib
 import logging
-import multiprocessing
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from typing import Any, Protocol
 
 from stream import worker
 from stream.errors import WorkerFailed
+from stream.fork_server import fork_server
 from stream.layout import KILLS_DECODER
 from stream.marks import Mark, Place
 from stream.plan import ReadPlan
@@ -128,8 +128,7 @@ class ProcessPool:
     def __init__(self, spec: SourceSpec, plan: ReadPlan, slab: Slab, workers: int) -> None:
         self.restarts = 0
         self._arguments = (spec, plan, slab)
-        self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload([worker.__name__])
+        self._context = fork_server([worker.__name__])
         self._deaths: dict[int, list[Place | None]] = {}
         """Of each question, where readers died of it: at which record's decoder, or elsewhere."""
         self._deadly = frozenset[Place]()

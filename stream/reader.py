@@ -119,6 +119,8 @@ class Question:
     wanted: tuple[Task, ...]
     deadly: frozenset[Place] = frozenset()
     """Records that were found to kill their decoder, beside those of the plan."""
+    accepted: int = 0
+    """As of a `ReadPlan`: the run has so many records still to read, on all its lanes, without a budget."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +135,8 @@ def answer(source: Source, plan: ReadPlan, frames: Sequence[Frame], question: Qu
     """Do all tasks of one question."""
     if question.deadly:
         plan = replace(plan, deadly=plan.deadly | question.deadly)
+    if question.accepted:
+        plan = replace(plan, accepted=question.accepted)
     results: list[Result] = []
     for wanted in question.wanted:
         try:

@@ -59,7 +59,8 @@ def forget_reader(store: Store, run: str) -> bool:
     """Take a run out of the register; whether it was in. Raises StreamError."""
     with explained(f"cannot forget run {run} at {store.url}"):
         there = store.exists(_name(run))
-        store.delete(_name(run))
+        if there:  # a read-only mount refuses to remove even what is not there
+            store.delete(_name(run))
     return there
 
 

@@ -190,7 +190,7 @@ class TailLoader(Loader):
 
     def _ask(self, tail: _Tail, ticket: int, task: Rest | Recall) -> None:
         tail.missing.add(ticket)
-        self._pool.submit(Question(ticket, (task,)))
+        self._pool.submit(Question(ticket, (task,), accepted=self.cursor.accepted))
 
     def _state(self) -> Readiness:
         tail = self._tail

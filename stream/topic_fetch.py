@@ -243,6 +243,9 @@ class TopicFetcher:
 
         Messages that state their own digest are taken: it is compared later, and is the better check. Of
         others only the first, as broken; whether the next belongs to the same batch is seen when it is read.
+
+        Raises:
+            StreamError: the broker gave no answer at all, which proves nothing against a message.
         """
         offset = kept.after
         self._voids.clear()
@@ -255,11 +258,19 @@ class TopicFetcher:
             got: list[Any] = []
             while not got and time.monotonic() < deadline:
                 got = consumer.poll(POLL_MS).get(topic, [])
+            answered = bool(got) or consumer.highwater(topic) is not None  # comes with every answer
         except PARSE_ERRORS:
-            got = []
+            got, answered = [], True
         finally:
             with contextlib.suppress(errors.KafkaError):
                 consumer.close(autocommit=False, timeout_ms=1000)
+        if not answered:
+            raise StreamError(
+                f"topic {self._address.topic}, partition {topic.partition}: no answer for "
+                f"{self._config.patience_s:g} s (kafka.patience_s) to a second look at offset {offset}, "
+                "whose batch failed Kafka's check: "
+                "see whether its brokers run, and run the same command again"
+            )
         first = got[0] if got else None
         if first is None or first.offset > offset:
             kept.add(Message(offset=offset, broken=True), self._voids)

@@ -1,4 +1,4 @@
-"""What can befall a file: a byte changed, a piece cut off or out, something added."""
+"""What can befall a file: a byte changed, a piece cut off or out, something added, also nested too deep."""
 
 from hypothesis import assume
 from hypothesis import strategies as st
@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 def other_than(draw: st.DrawFn, written: bytes) -> bytes:
     """Bytes that are nearly, and not, those that were written."""
     at = draw(st.integers(0, len(written) - 1))
-    how = draw(st.sampled_from(["bit", "byte", "cut", "hole", "more", "swap"]))
+    how = draw(st.sampled_from(["bit", "byte", "cut", "hole", "more", "deep", "swap"]))
     if how == "bit":
         changed = _with(written, at, written[at] ^ (1 << draw(st.integers(0, 7))))
     elif how == "byte":
@@ -19,6 +19,8 @@ def other_than(draw: st.DrawFn, written: bytes) -> bytes:
         changed = written[:at] + written[at + draw(st.integers(1, 9)) :]
     elif how == "more":
         changed = written[:at] + draw(st.binary(min_size=1, max_size=9)) + written[at:]
+    elif how == "deep":
+        changed = written[:at] + draw(st.sampled_from([b"[", b'{"a":'])) * 20_000 + written[at:]
     else:
         to = draw(st.integers(0, len(written) - 1))
         changed = _with(_with(written, at, written[to]), to, written[at])

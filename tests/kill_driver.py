@@ -4,7 +4,8 @@ One process imports everything once and forks the lives that are killed; a life 
 another one, until the thing is done, and then it is compared, bit by bit, with one that nobody interrupted.
 
 Arguments: FOLDER SEED and how many kills at random moments of a run, rounds over all points of the checkpoint
-protocol, kills of reader processes, rounds of kill and prune, kills of an ingest. Prints one JSON object.
+protocol, kills of reader processes, rounds of kill and prune, kills of an ingest, kills at random moments of
+a run with replay. Prints one JSON object.
 """
 
 import contextlib
@@ -25,6 +26,8 @@ POINTS = ("begun", "tensors written", "synced", "renamed", "visible", "pruning",
 """Of ops/checkpoint_writer.py."""
 RECORDS = 350
 IMAGES = 90
+REPLAYED = ("passes=2", "replay.updates=2", "replay.window_samples=96", "swav.queue_start_samples=128")
+"""Two passes, each step learned from twice, and a queue that begins on the way."""
 _PATIENCE_S = 240.0
 
 
@@ -88,13 +91,13 @@ class Driver:
 class Runs:
     """Runs over one stream; `reference` is the one that nothing interrupted."""
 
-    def __init__(self, driver: Driver) -> None:
+    def __init__(self, driver: Driver, *more: str) -> None:
         from tests.ops import small_runs
 
         self.driver = driver
-        self.stream = small_runs.write_stream(driver.folder / "stream", RECORDS, bad_every=41)
+        self.stream = small_runs.write_stream(driver.new("stream"), RECORDS, bad_every=41)
         self.config = small_runs.config_of(
-            "model.backbone=resnet8-w16", "checkpoint.every_samples=32", "checkpoint.keep=2"
+            "model.backbone=resnet8-w16", "checkpoint.every_samples=32", "checkpoint.keep=2", *more
         )
         self.reference = driver.new("reference")
         self.seconds = driver.whole(self.life(self.reference), "reference")
@@ -342,7 +345,7 @@ def main(folder: Path, seed: int, counts: list[int]) -> None:
     import ops.learn  # noqa: F401  so that no life has to
 
     torch.set_num_threads(1)
-    at_random, rounds, readers, prunes, ingest_kills = counts
+    at_random, rounds, readers, prunes, ingest_kills, with_replay = counts
     driver = Driver(folder, seed)
     runs = Runs(driver)
     runs.at_random_moments(at_random)
@@ -353,6 +356,8 @@ def main(folder: Path, seed: int, counts: list[int]) -> None:
         runs.prunes(prunes)
     if ingest_kills:
         ingests(driver, ingest_kills)
+    if with_replay:
+        Runs(driver, *REPLAYED).at_random_moments(with_replay)
     result = {
         "kills": dict(driver.kills),
         "compared": driver.compared,

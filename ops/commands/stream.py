@@ -43,15 +43,10 @@ def show(stream: str, as_json: bool) -> None:
     from stream.registry import read_readers
 
     manifest = _shards(stream)
-    shards = stored = 0
-    oldest: float | None = None
-    newest: float | None = None
-    for number in range(manifest.floor.first, len(manifest)):
-        commit = manifest.entry(number)
-        shards += commit.n > 0
-        stored += commit.bytes
-        oldest = commit.created if oldest is None else oldest
-        newest = commit.created
+    first, size = manifest.floor.first, len(manifest)
+    shards = int((manifest.counts()[first:] > 0).sum())
+    stored = manifest.stored()
+    oldest, newest = [manifest.entry(at).created if first < size else None for at in (first, size - 1)]
     readers = [_reader(manifest, reader) for reader in read_readers(manifest.store)]
     body: dict[str, Any] = {
         "stream": stream,
@@ -103,7 +98,7 @@ def prune(
 ) -> None:
     """Let the oldest shards of STREAM go: those beyond the limits that no registered run needs.
 
-    A run is registered while it learns and after, until it has done all its passes: what the oldest of its
+    A run is registered while it learns and after, until it is finished: what the oldest of its
     kept checkpoints would read is never pruned. A run that will never come back is taken out with --forget
     (its name, or the unique beginning of it, as `stream show` lists it). Tars that were adopted with
     --reference stay where they are. Killed at any moment, the same command goes on.

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def driven(folder: Path, seed: int, *counts: int) -> dict[str, Any]:
-    """What came of so many kills: at random moments, rounds over the points, readers, prunes, ingests."""
+    """What came of so many kills: at random moments, rounds over points, readers, prunes, ingests, replay."""
     done = subprocess.run(
         [sys.executable, "-m", "tests.kill_driver", str(folder), str(seed), *map(str, counts)],
         cwd=ROOT,
@@ -47,7 +47,7 @@ def test_runs_that_are_not_the_same_are_told_apart(tmp_path: Path) -> None:
 
 @pytest.mark.timeout(600)
 def test_a_run_killed_at_any_moment_ends_with_the_same_bits(tmp_path: Path) -> None:
-    result = driven(tmp_path, 4, 3, 1, 1, 2, 2)
+    result = driven(tmp_path, 4, 3, 1, 1, 2, 2, 1)
     assert result["differences"] == []
     assert set(POINTS) <= set(result["kills"]), "each point of the checkpoint protocol"
     assert sum(result["kills"].values()) >= 10
@@ -58,7 +58,7 @@ def test_a_run_killed_at_any_moment_ends_with_the_same_bits(tmp_path: Path) -> N
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("seed", [1, 2])
 def test_a_run_killed_again_and_again_ends_with_the_same_bits(tmp_path: Path, seed: int) -> None:
-    result = driven(tmp_path, seed, 30, 3, 8, 6, 12)
+    result = driven(tmp_path, seed, 30, 3, 8, 6, 12, 15)
     assert result["differences"] == []
     assert set(POINTS) | {"prune", "ingest", "reader", "random"} <= set(result["kills"])
     assert sum(result["kills"].values()) >= 50

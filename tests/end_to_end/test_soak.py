@@ -68,7 +68,7 @@ def test_as_many_records_as_asked_go_through_kafka_and_back(kafka: Broker) -> No
 def test_random_kills_for_as_long_as_asked_change_nothing(tmp_path: Path) -> None:
     deadline, seed, kills, compared = time.monotonic() + SECONDS, 100, 0, 0
     while time.monotonic() < deadline:
-        result = driven(tmp_path / str(seed), seed, 30, 3, 8, 6, 12)
+        result = driven(tmp_path / str(seed), seed, 30, 3, 8, 6, 12, 15)
         assert result["differences"] == []
         kills, compared, seed = kills + sum(result["kills"].values()), compared + result["compared"], seed + 1
     sys.stdout.write(f"{kills} kills, {compared} ends compared, no difference\n")

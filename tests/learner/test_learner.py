@@ -212,7 +212,10 @@ def test_what_is_read_back_in_one_piece_is_what_each_value_was() -> None:
     learner = small_learner(small_config(swav={"prototypes": (10, 6), "prior": "powerlaw"}))
     views = batch(0)
     lane_B = views.lanes(ranks=1, rank=0)
-    outcome = learner._gradients(views, lane_B, [torch.arange(BATCH)], (BATCH,), laps())
+    usage_H = [torch.zeros(10), torch.zeros(6)]
+    outcome = learner._gradient.of(
+        views, lane_B, [torch.arange(BATCH)], counts=(BATCH,), samples=0, usage_H=usage_H, laps=laps()
+    )
     measured = measure(outcome, torch.tensor(2.5), learner.config.swav, Alone())
     assert measured.gradient_norm == 2.5
     for scores_ABK, assigned_N in zip(outcome.scores_H, measured.assigned_HN, strict=True):

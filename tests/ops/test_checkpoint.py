@@ -8,6 +8,7 @@ import resource
 import shutil
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -287,6 +288,102 @@ def test_killed_at_any_point_of_a_save_the_run_has_the_old_or_the_new_checkpoint
     save(after, 3)
     after.flush()
     assert len(list((tmp_path / "checkpoints").iterdir())) == 1
+
+
+def test_what_nobody_foresaw_while_writing_is_not_taken_for_a_written_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results: list[str] = []
+    writer = CheckpointWriter(
+        tmp_path, "run", keep=3, on_result=lambda result, _seconds: results.append(result)
+    )
+    save(writer, 1)
+    writer.flush()
+
+    def out_of_memory(*_args: object) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading, "excepthook", lambda _args: None)
+        patch.setattr(safetensors.torch, "save_file", out_of_memory)
+        save(writer, 2)
+        assert writer.failed()
+    with pytest.raises(CheckpointFailed, match="ended early"):
+        writer.flush()
+    assert results == ["ok", "error"]
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["ckpt-000001"]
+    save(writer, 3)
+    assert not writer.failed()
+
+
+def test_old_checkpoints_that_cannot_be_listed_stay_and_the_new_one_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    writer = CheckpointWriter(tmp_path, "run", keep=1)
+    save(writer, 1)
+    writer.settle()
+
+    def away(_folder: Path) -> list[int]:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ops.checkpoint_writer.numbers", away)
+        save(writer, 2)
+        assert writer.flush() == tmp_path / "checkpoints" / "ckpt-000002"
+    assert "could not be removed" in caplog.text
+    assert numbers(tmp_path / "checkpoints") == [1, 2]
+    save(writer, 3)
+    writer.flush()
+    assert numbers(tmp_path / "checkpoints") == [3]
+
+
+def test_whether_a_save_would_wait_is_known_in_a_moment(tmp_path: Path) -> None:
+    held = threading.Event()
+    writer = CheckpointWriter(tmp_path, "run", keep=1, at=lambda point: point == "begun" and held.wait(30))
+    assert writer.free(0.0)
+    save(writer, 1)
+    began = time.monotonic()
+    assert not writer.free(0.05)
+    assert time.monotonic() - began < 5
+    held.set()
+    assert writer.free(30)
+
+
+def test_a_newest_checkpoint_that_is_a_link_to_nowhere_is_damaged(tmp_path: Path) -> None:
+    writer = CheckpointWriter(tmp_path, "run", keep=3)
+    save(writer, 1)
+    newest = writer.flush()
+    assert newest is not None
+    newest.rename(tmp_path / "moved")
+    newest.symlink_to(tmp_path / "nowhere")
+    for holder in (False, True):
+        with pytest.raises(CheckpointDamaged, match="ckpt-000001 is damaged"):
+            load_newest(tmp_path, set_aside=holder)
+
+
+@pytest.mark.parametrize("name", ["ckpt-00000\u00b2", "ckpt-\u0663", "ckpt-1", "ckpt-", "ckpt-0000001"])
+def test_what_only_looks_like_a_checkpoint_is_none(tmp_path: Path, name: str) -> None:
+    (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    (tmp_path / "checkpoints" / name.replace("ckpt", "damaged")).mkdir()
+    assert load_newest(tmp_path, set_aside=True) is None
+    writer = CheckpointWriter(tmp_path, "run", keep=1)
+    save(writer, 1)
+    assert writer.flush() == tmp_path / "checkpoints" / "ckpt-000001"
+
+
+@pytest.mark.parametrize("damage", ["[" * 100_000, '{"a":' * 100_000])
+def test_a_newest_checkpoint_that_nests_too_deep_to_be_read_is_refused_like_any_other(
+    tmp_path: Path, damage: str
+) -> None:
+    writer = CheckpointWriter(tmp_path, "run", keep=3)
+    save(writer, 1)
+    save(writer, 2)
+    newest = writer.flush()
+    assert newest is not None
+    (newest / "meta.json").write_text(damage)
+    found = load_newest(tmp_path, set_aside=True)
+    assert found is not None
+    assert found.path.name == "ckpt-000001"
 
 
 def test_reading_changes_nothing(tmp_path: Path) -> None:

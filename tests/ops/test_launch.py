@@ -51,6 +51,27 @@ def test_torchrun_starts_the_ranks_of_a_run(tmp_path: Path, drawn_stream: str) -
     assert out.count('"status"') == 1
 
 
+def test_ranks_of_a_killed_launcher_save_end_and_say_what_happened_in_a_line(
+    tmp_path: Path, drawn_stream: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_dir, temporary = tmp_path / "run", tmp_path / "tmp"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    process = started([*PROGRAM, *command(drawn_stream, run_dir, "--nproc=2", "--set=passes=1000")])
+    deadline = time.monotonic() + LIMIT_S
+    while len(list(read_lines(run_dir / "history.jsonl"))) < 4 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.kill()
+    out, err = process.communicate(timeout=LIMIT_S)  # of the ranks, which hold its pipes
+    summary = summary_of(out)
+    assert summary["status"] == "stopped"
+    assert summary["samples"] >= 4 * 32
+    assert Path(summary["checkpoint"]).is_dir()
+    told = [line for line in err.splitlines() if "samples" not in line and line.strip()]
+    assert told == ["WARNING: the launcher of the 2 ranks is gone: they save and end"]
+    assert list(temporary.iterdir()) == []
+
+
 def test_a_killed_rank_ends_the_job_by_name_and_one_rank_goes_on(tmp_path: Path, drawn_stream: str) -> None:
     run_dir = tmp_path / "run"
     endless = ["--set=passes=1000", "--set=checkpoint.every_samples=32"]

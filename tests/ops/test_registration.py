@@ -1,7 +1,9 @@
 """The register of a stream's readers, kept by real runs: what a run needs is never pruned."""
 
+import errno
 import json
 import logging
+import shutil
 import threading
 import time
 from collections.abc import Mapping
@@ -11,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from ops.outcome import FINISHED, STOPPED, Summary
+from ops.outcome import FINISHED, STOPPED, Summary, read_summary
 from ops.registration import Registration, first_needed, kept_cursors
 from ops.rundir import read_run, write_json
 from ops.signals import StopRequest
@@ -20,9 +22,9 @@ from stream.cursor import Cursor, WindowStart
 from stream.errors import StreamPruned
 from stream.lanes import Position
 from stream.manifest import Manifest
-from stream.registry import Registered, read_readers
+from stream.registry import Registered, read_readers, write_reader
 from stream.retention import forget, prune
-from tests.ops.small_runs import RECORDS, StopAfter, bits, config_of, run, write_stream
+from tests.ops.small_runs import RECORDS, StopAfter, bits, config_of, killed, run, write_stream
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -161,6 +163,69 @@ def test_a_run_is_out_of_the_register_before_it_is_announced_as_finished(
     monkeypatch.setattr("ops.keeper.write_json", look)
     run(stream, tmp_path / "run", config_of())
     assert there == [[]]
+
+
+def test_a_run_that_ends_by_its_number_of_samples_leaves_an_open_stream(tmp_path: Path) -> None:
+    stream, config = write_stream(tmp_path / "stream", seal=False), config_of("end_samples=64")
+    assert run(stream, tmp_path / "run", config).status == FINISHED
+    assert readers(stream) == []
+    assert prune(Manifest.open(stream), NOTHING).commits > 0
+
+
+def test_a_finished_run_that_the_stream_still_knows_is_taken_out_when_it_is_asked_for_again(
+    tmp_path: Path,
+) -> None:
+    stream, run_dir = write_stream(tmp_path / "stream", seal=False), tmp_path / "run"
+    config = config_of("end_samples=64")
+    ended = run(stream, run_dir, config)
+    entry = Registered(run=read_run(run_dir).uuid, where="of a time when the stream could not be written")
+    write_reader(Manifest.open(stream).store, entry)
+    assert run(stream, run_dir, config) == ended
+    assert readers(stream) == []
+
+
+def test_a_finished_run_is_summed_up_where_its_stream_is_away(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    stream, run_dir = write_stream(tmp_path / "stream", 96), tmp_path / "run"
+    ended = run(stream, run_dir, config_of())
+    shutil.rmtree(stream)
+    Path(stream).write_text("no folder")
+    assert run(stream, run_dir, config_of()) == ended
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("name", ["numbers", "first_needed"])
+def test_a_run_directory_that_cannot_be_read_for_a_while_is_one_warning_and_the_run_ends_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    def away(*_args: object) -> list[int]:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    stream, run_dir = write_stream(tmp_path / "stream", seal=False), tmp_path / "run"
+    monkeypatch.setattr(f"ops.registration.{name}", away)
+    with caplog.at_level(logging.WARNING):
+        summary = run(stream, run_dir, config_of(), stop=StopAfter(run_dir, 4))
+    assert summary.status == STOPPED
+    assert read_summary(run_dir) == summary
+    assert caplog.text.count("Stale file handle") == 1
+
+
+def test_a_run_that_saved_nothing_of_its_first_stream_leaves_it_for_another(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second = write_stream(tmp_path / "first"), write_stream(tmp_path / "second", seal=False)
+    run_dir, config = tmp_path / "run", config_of("checkpoint.every_samples=100000")
+    assert killed(lambda: run(first, run_dir, config, stop=StopAfter(run_dir, 2, kill=True)))
+    assert len(readers(first)) == 1
+    run(second, run_dir, config, stop=StopAfter(run_dir, 2))
+    assert readers(first) == []
+    assert len(readers(second)) == 1
+    assert f"was begun on {first}" in caplog.text
+    again = tmp_path / "moved"
+    Path(second).rename(again)
+    run(str(again), run_dir, config, stop=StopAfter(run_dir, 4))
+    assert len(readers(str(again))) == 1
 
 
 def test_a_damaged_entry_is_written_anew_by_its_run(tmp_path: Path) -> None:

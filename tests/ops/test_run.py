@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 
 from learner.learner import Learner
 from learner.report import NonFinite, StepReport
@@ -97,6 +98,8 @@ def test_stopped_after_every_step_and_gone_on_the_run_ends_with_the_same_bits(
     for steps in range(1, STEPS + 1):
         part = run(drawn_stream, run_dir, config_of(), stop=StopAfter(run_dir, steps))
         assert (part.status, part.steps) == (STOPPED, steps)
+    saved = load_newest(run_dir)
+    assert saved is not None
     last = run(drawn_stream, run_dir, config_of())
     assert bits(run_dir) == bits(whole_run[0])
     assert last.snapshot is not None
@@ -107,7 +110,7 @@ def test_stopped_after_every_step_and_gone_on_the_run_ends_with_the_same_bits(
         whole_run[1].samples,
         whole_run[1].left_over,
     )
-    assert last.seconds > part.seconds
+    assert last.seconds > saved.progress["seconds"]
     assert [entry["steps"] for entry in read_lines(run_dir / "history.jsonl")] == list(range(1, STEPS + 1))
 
 
@@ -257,6 +260,37 @@ def test_saving_is_not_taken_for_waiting_on_the_readers(
     assert paces[3].load_s < 2.0
     seconds = watched[-1].metrics.registry.get_sample_value
     assert (seconds("swavstream_learner_seconds_total", {"phase": "checkpoint"}) or 0) >= 2.0
+
+
+def test_a_disk_slower_than_checkpoints_are_apart_does_not_hold_learning_up(
+    tmp_path: Path,
+    whole_run: tuple[Path, Summary],
+    drawn_stream: str,
+    watched: list[Followers],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The first checkpoint is written only once the last step is done."""
+    real, run_dir = safetensors.torch.save_file, tmp_path / "run"
+    done: list[int] = []
+
+    def slow(*arguments: Any) -> None:
+        deadline = time.monotonic() + 30
+        while (steps := len(list(read_lines(run_dir / "history.jsonl")))) < STEPS:
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.01)
+        done.append(steps)
+        real(*arguments)
+
+    monkeypatch.setattr("ops.checkpoint_writer.safetensors.torch.save_file", slow)
+    summary = run(drawn_stream, run_dir, config_of())
+    assert done == [STEPS, STEPS], "the first that was due, and the last"
+    assert bits(run_dir) == bits(whole_run[0])
+    assert summary.checkpoint == str(run_dir / "checkpoints" / "ckpt-000002")
+    told = [event["text"] for event in watched[-1].live.events() if event["kind"] == "checkpoint"]
+    assert sum("still being written" in text for text in told) == 2
+    assert caplog.text.count("still being written") == 1
 
 
 def poison(run_dir: Path) -> None:

@@ -1,5 +1,6 @@
 """Runs and the world around them: what is refused by name, what is survived, what is waited for."""
 
+import contextlib
 import errno
 import hashlib
 import logging
@@ -16,15 +17,16 @@ import pytest
 from learner.learner import Learner
 from ops.checkpoint import load_newest
 from ops.drawn_source import encoded
-from ops.errors import CheckpointFailed, ConfigError, PortInUse, RunLocked, RunMismatch
+from ops.errors import CheckpointFailed, ConfigError, NoRoom, PortInUse, RunLocked, RunMismatch
 from ops.followers import Followers
 from ops.lock import RunLock
 from ops.outcome import FINISHED, STOPPED, Summary
 from ops.rundir import read_json, read_lines, read_run
 from ops.signals import StopRequest
 from ops.standing import look
+from stream.adopt import adopt_tar
 from stream.config import ShardConfig
-from stream.errors import StreamNotFound, TooManyBadRecords
+from stream.errors import StreamError, StreamNotFound, TooManyBadRecords
 from stream.loader import Loader
 from stream.manifest import Manifest
 from stream.readiness import Readiness
@@ -202,6 +204,17 @@ class RoomAfterFailure(StopRequest):
         return super().asked()
 
 
+@pytest.mark.parametrize("room", [0, 100])
+def test_a_disk_that_is_full_at_the_start_is_one_line_with_the_directory_and_what_to_do(
+    tmp_path: Path, drawn_stream: str, room: int
+) -> None:
+    run_dir = tmp_path / "run"
+    told = rf"no room is left for the run directory {run_dir} \(File too large\): make room there and run"
+    with full_disk(room), pytest.raises(NoRoom, match=told):
+        run(drawn_stream, run_dir, config_of())
+    assert run(drawn_stream, run_dir, config_of("end_samples=64")).samples == 64
+
+
 def test_a_stop_after_a_save_that_failed_saves_once_more(
     tmp_path: Path, drawn_stream: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -372,6 +385,23 @@ def test_a_run_goes_past_a_spent_budget_where_it_is_told_to_and_keeps_the_budget
     free = config_of("reader.bad_window=40", "reader.max_bad_fraction=1.0")
     run(stream, tmp_path / "free", free)
     assert bits(tmp_path / "free")[0] == bits(run_dir)[0]
+
+
+def test_a_run_over_odd_and_broken_tars_ends_and_its_counts_add_up(test_data: Path, tmp_path: Path) -> None:
+    folder, stream = test_data / "tarmess", tmp_path / "stream"
+    manifest = Manifest.open(str(stream), create=True)
+    for path in sorted(folder.glob("*.tar")):
+        with contextlib.suppress(StreamError):  # not a plain tar
+            adopt_tar(manifest, str(path), source_id="tars")
+    manifest.seal()
+    before = sorted(path.name for path in tmp_path.iterdir())
+    summary = run(str(stream), tmp_path / "run", config_of())
+    assert summary.status == FINISHED
+    assert manifest.records > 200
+    assert summary.samples + summary.skipped + summary.left_over == manifest.records
+    assert sum(summary.skipped_by_reason.values()) == summary.skipped
+    assert summary.samples >= 192
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*before, "run"])
 
 
 def test_what_was_accepted_is_still_accepted_by_the_next_life(tmp_path: Path) -> None:

@@ -9,11 +9,13 @@ import pytest
 from ops.cli import run
 from stream.adopt import adopt_tar
 from stream.commit_log import commit_name
+from stream.floor import Floor, write_floor
 from stream.manifest import Manifest
 from stream.registry import Registered, write_reader
 from stream.segments import BLOCKS, segment_name
 from tests.stream.make_shards import append_shards, make_stream
 from tests.stream.test_manifest import fill
+from tests.stream.test_segments import new_commit
 
 SIZES = (5, 3, 0, 4)
 
@@ -51,6 +53,28 @@ def test_show_tells_what_is_pruned_and_who_reads(stream: Path, capsys: pytest.Ca
     body = json.loads(told(capsys, "stream", "show", str(stream), "--json")[1])
     assert (body["records"], body["pruned_records"], body["first_commit"], body["shards"]) == (12, 5, 1, 2)
     assert [reader["run"] for reader in body["readers"]] == ["abcd"]
+
+
+def test_show_sums_what_is_kept_over_segments_and_single_commits(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = Manifest.open(str(tmp_path), create=True)
+    for number in range(BLOCKS[1] + 9):
+        manifest.commit(new_commit(number, n=number % 7))
+    write_floor(manifest.store, Floor(first=5, records=manifest.before(5), swept=5))
+    kept = [manifest.entry(number) for number in range(5, len(manifest))]
+    body = json.loads(told(capsys, "stream", "show", str(tmp_path), "--json")[1])
+    assert body["bytes"] == sum(commit.bytes for commit in kept) > 0
+    assert body["shards"] == sum(commit.n > 0 for commit in kept)
+    assert (body["oldest_commit"], body["newest_commit"]) == (kept[0].created, kept[-1].created)
+
+
+def test_show_of_a_stream_without_a_commit_knows_no_times(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Manifest.open(str(tmp_path), create=True)
+    body = json.loads(told(capsys, "stream", "show", str(tmp_path), "--json")[1])
+    assert (body["bytes"], body["oldest_commit"], body["newest_commit"]) == (0, None, None)
 
 
 def test_prune_says_who_holds_what_and_forgets_on_demand(

@@ -18,7 +18,7 @@ from ops.signals import StopRequest
 from ops.source_spec import reading_mode, source_spec
 from ops.standing import look
 from stream.cursor import Cursor
-from stream.errors import StreamMismatch
+from stream.errors import StreamMismatch, TooManyBadRecords
 from stream.topic_address import read_address
 from stream.topic_spec import TopicSpec
 from tests.kafka_broker import Broker
@@ -155,6 +155,21 @@ def test_poison_goes_to_the_dead_letter_topic_and_progress_to_a_group(kafka: Bro
     with admin(url) as client:
         offsets = client.list_group_offsets(["watched"])["watched"]
     assert {tp.partition: entry.offset for tp, entry in offsets.items()} == dict.fromkeys(range(LANES), 17)
+
+
+def test_the_poison_that_stops_a_run_goes_to_the_dead_letter_topic_too(kafka: Broker, tmp_path: Path) -> None:
+    url = filled(kafka, LANES, 32)
+    with producer(url) as client:
+        for _ in range(50):
+            for partition in range(LANES):
+                client.send(read_address(url).topic, value=b"no image at all", partition=partition)
+    config = config_of("reader.bad_window=20", "reader.max_bad_fraction=0.2")
+    with pytest.raises(TooManyBadRecords):
+        small_runs.run(url, tmp_path / "run", config, stop=StopRequest())
+    letters = [json.loads(message.value) for message in messages(f"{url}.dead")]
+    assert len(letters) > 0
+    assert {letter["reason"] for letter in letters} == {"not_an_image"}
+    assert min(letter["offset"] for letter in letters) == 32 // LANES
 
 
 def place(letter: dict[str, int]) -> int:

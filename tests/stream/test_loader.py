@@ -261,6 +261,52 @@ def test_too_many_bad_records_end_the_run_with_reasons_and_places() -> None:
         assert part in message
 
 
+def test_the_records_that_spent_the_budget_come_with_the_error() -> None:
+    with Loader(WORSE, cursor=begin(WORSE), crops=KINDS, config=BUDGET, workers=0) as loader:
+        with pytest.raises(TooManyBadRecords) as caught:
+            list(loader)
+        assert {place.lane for place in caught.value.bad} <= set(range(6))
+        assert len(caught.value.bad) > 20
+
+
+def test_bad_records_that_were_accepted_beforehand_end_no_run() -> None:
+    cursor = replace(begin(WORSE), accept_until=WORSE.records)
+    with Loader(WORSE, cursor=cursor, crops=KINDS, config=BUDGET, workers=0) as loader:
+        batches = list(loader)
+    assert len(batches) >= 6
+    assert loader.cursor.read + loader.cursor.left_over == WORSE.records
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_open_stream_that_goes_bad_behind_what_was_accepted_ends_the_run_and_is_not_waited_on(
+    tmp_path: Path, workers: int
+) -> None:
+    grow(tmp_path / "growth", 3000)
+    spec = FakeSpec(lanes=6, growth=str(tmp_path / "growth"), first_bad=180, block=4)
+    deadline = time.monotonic() + 20
+    with Loader(
+        spec,
+        cursor=replace(begin(spec), accept_until=100),
+        crops=KINDS,
+        config=replace(BUDGET, poll_s=0.02),
+        workers=workers,
+        should_stop=lambda: time.monotonic() > deadline,
+    ) as loader:
+        got, _ = until_error(loader, TooManyBadRecords)
+        assert 100 <= loader.cursor.read < 240
+    assert len(got) >= 6
+    deadline = time.monotonic() + 20
+    with Loader(
+        spec,
+        cursor=replace(loader.cursor, accept_until=260),
+        crops=KINDS,
+        config=replace(BUDGET, poll_s=0.02),
+        workers=workers,
+        should_stop=lambda: time.monotonic() > deadline,
+    ) as loader:
+        until_error(loader, TooManyBadRecords)
+
+
 def test_the_budget_of_bad_records_is_part_of_the_cursor() -> None:
     """A fifth of the records is bad: known once the window is full, at the same step after any resume."""
     spec = FakeSpec(lanes=6, records=300, bad_every=5)

@@ -1,6 +1,7 @@
 """Commits and segments: what is written is read back, and no damage passes for a commit."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -278,3 +279,26 @@ def test_merging_waits_for_every_part(tmp_path: Path) -> None:
     assert not segments.merge(0)
     assert segments.find(2, 0) is None
     segments.close()
+
+
+@pytest.mark.parametrize("position", [{"at": 1}, {"bytes": 7, "created": 8.5}, '"bytes":7,"created":'])
+def test_the_sizes_of_all_tars_are_read_at_once(tmp_path: Path, position: object) -> None:
+    store, (rows, commits) = open_store(str(tmp_path)), block_of(0, 0)
+    new = replace(new_commit(4, n=4), source_position=position)
+    rows[4] = encode_commit(new, number=4, before=commits[4].before, created=5.0, token="t")
+    store.replace(segment_name(1, 0), encode_segment(0, 0, rows, commits))
+    segment = SegmentStore(store).find(1, 0)
+    assert segment is not None
+    assert segment.sizes().tolist() == [commit.bytes for commit in commits]
+    segment.close()
+
+
+def test_sizes_are_not_taken_from_a_damaged_row(tmp_path: Path) -> None:
+    store, (rows, commits) = open_store(str(tmp_path)), block_of(0, 0)
+    written = encode_segment(0, 0, rows, commits)
+    store.replace(segment_name(1, 0), written.replace(b'"bytes":1009,', b'"bytes":9009,'))
+    segment = SegmentStore(store).find(1, 0)
+    assert segment is not None
+    with pytest.raises(StreamDamaged, match="checksum of commit 9 is wrong"):
+        segment.sizes()
+    segment.close()

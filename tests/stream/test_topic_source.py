@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kafka import TopicPartition
+from kafka import KafkaConsumer, TopicPartition
 
 from stream.batch import Batch
 from stream.config import KafkaConfig, ReaderConfig, ReplayConfig, TopicWriterConfig
@@ -329,6 +329,28 @@ def damage(broker: Broker, url: str, payload: bytes) -> None:
     with log.open("r+b") as file:
         file.seek(at)
         file.write(bytes([content[at] ^ 1]))
+
+
+def test_a_broker_that_goes_away_at_the_second_look_costs_no_record(
+    kafka: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing was seen of the batch then but that it failed a check, perhaps on the way."""
+    url, real = filled(kafka, 1, 12), KafkaConsumer.poll
+
+    def silent(consumer: KafkaConsumer, *arguments: Any, **more: Any) -> Any:
+        if consumer.config["check_crcs"]:
+            return real(consumer, *arguments, **more)
+        time.sleep(0.1)
+        return {}
+
+    damage(kafka, url, record_of(5).payload)
+    monkeypatch.setattr(KafkaConsumer, "poll", silent)
+    source = spec_of(url, 1, kafka=KafkaConfig(patience_s=1.0)).open()
+    with pytest.raises(StreamError, match=r"partition 0: no answer for 1 s .* second look at offset"):
+        read_all(source, 0)
+    monkeypatch.undo()
+    assert len(read_all(source, 0)) == 12
+    source.close()
 
 
 def test_a_batch_that_fails_the_check_of_kafka_costs_only_what_was_damaged(kafka: Broker) -> None:

@@ -1,0 +1,91 @@
+"""The fork server's socket: gone with its program, or with the next one when that was killed."""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+# Starts the server, says so, and ends when nobody holds its input any more.
+PROGRAM = """
+import sys
+from multiprocessing import forkserver
+from stream.fork_server import fork_server
+fork_server([])
+forkserver.ensure_running()
+print("started", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A short path: addresses of sockets have little room."""
+    with tempfile.TemporaryDirectory(prefix="sws-", dir="/tmp") as place:
+        yield Path(place)
+
+
+def started(folder: Path) -> subprocess.Popen[str]:
+    """The program, with a temporary folder of its own, once its server is there."""
+    program = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM],
+        cwd=ROOT,
+        env={**os.environ, "TMPDIR": str(folder)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert program.stdout is not None
+    assert program.stdout.readline() == "started\n"
+    return program
+
+
+def end(program: subprocess.Popen[str]) -> None:
+    program.communicate(timeout=60)
+    assert program.returncode == 0
+
+
+def left(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_what_a_killed_program_leaves_is_removed_by_the_next_and_that_of_a_live_one_is_not(
+    folder: Path,
+) -> None:
+    lives, killed = started(folder), started(folder)
+    both = left(folder)
+    assert len(both) == 2
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.communicate()
+    assert left(folder) == both
+    next_one = started(folder)
+    after = left(folder)
+    assert len(after) == 2
+    assert len(set(both) & set(after)) == 1, "of the one that lives"
+    end(next_one)
+    end(lives)
+    assert left(folder) == []
+
+
+@pytest.mark.parametrize("name", ["swavstream-fork-x", "swavstream-1000", "pymp-abc"])
+def test_what_is_not_ours_stays(folder: Path, name: str) -> None:
+    (folder / name).mkdir()
+    (folder / name / "file").write_text("of somebody")
+    end(started(folder))
+    assert left(folder) == [name]
+
+
+def test_where_addresses_get_too_long_for_a_folder_more_the_socket_lies_where_it_used_to(
+    folder: Path,
+) -> None:
+    long = folder / ("d" * (60 - len(str(folder))))
+    long.mkdir()
+    program = started(long)
+    assert [name[:5] for name in left(long)] == ["pymp-"]
+    end(program)
+    assert left(long) == []
