@@ -2,10 +2,19 @@
 
 import os
 import signal
+from collections.abc import Iterator
 
 import pytest
 
 from ops.signals import StopRequest
+
+
+@pytest.fixture(autouse=True)
+def terminal() -> Iterator[None]:
+    """As in a terminal, also where the tests run under nohup, which ignores the terminal's end."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.parametrize(
@@ -29,13 +38,10 @@ def test_a_second_ctrl_c_ends_it_at_once() -> None:
 
 
 def test_a_closed_terminal_is_ignored_where_it_was_ignored_before() -> None:
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        with StopRequest() as stop:
-            os.kill(os.getpid(), signal.SIGHUP)
-            assert not stop.wait(0.05)
-    finally:
-        signal.signal(signal.SIGHUP, before)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert not stop.wait(0.05)
 
 
 def test_asking_without_a_signal_is_a_good_end() -> None:
