@@ -15,11 +15,12 @@ from pathlib import Path
 
 from ops import checkpoint, settings
 from ops.checkpoint_writer import CheckpointWriter
+from ops.claim import RunClaim
 from ops.config import RunConfig, is_identity
 from ops.config_file import build
 from ops.errors import ConfigError, RunMismatch, RunNotFound
-from ops.lock import RunLock
 from ops.outcome import Progress
+from ops.refusals import refusals
 from ops.rundir import RunRecord, read_run, write_run
 from ops.source_spec import reading_mode, sealed_samples, source_spec, tail_samples
 from stream.cursor import Cursor
@@ -54,6 +55,7 @@ def prepare(
     samples: int | None = None,
     stream: str | None = None,
     assignments: tuple[str, ...] = (),
+    ranks: int = 1,
 ) -> Copy:
     """Make the annealed copy of a run, or find the one that is there.
 
@@ -67,6 +69,7 @@ def prepare(
             than the stream still has, where it is sealed.
         stream: where the stream is now; None = as the run has it.
         assignments: `a.b=v`, settings that the copy has otherwise; its port is a free one unless set here.
+        ranks: that will learn it.
 
     Raises:
         RunNotFound: no run there, or it has saved nothing yet.
@@ -76,8 +79,10 @@ def prepare(
     """
     record = read_run(run_dir)
     record = replace(record, stream=stream or record.stream)
-    out.mkdir(parents=True, exist_ok=True)
-    with RunLock(out):
+    refused = next(refusals(RunConfig.from_dict(record.config), ranks), None)
+    if refused is not None:
+        raise ConfigError(refused)
+    with RunClaim(out):
         try:
             there = read_run(out)
         except RunNotFound:
@@ -119,9 +124,10 @@ def _make(
     left = _left(record.stream, config, saved.cursor)
     if left is not None and left < length:
         if left == 0:
+            passes = max(config.passes, saved.cursor.pass_number) + 1
             raise ConfigError(
                 f"the run in {run_dir} has used all of {record.stream}, and an annealed copy learns from "
-                f"further samples: give --set passes={config.passes + 1} to read it once more"
+                f"further samples: give --set passes={passes} to read it once more"
             )
         length = left
     optim = replace(config.optim, anneal_start_samples=start, anneal_samples=length)

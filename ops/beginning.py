@@ -11,7 +11,7 @@ from ops.checkpoint import Checkpoint, load_newest
 from ops.claim import RunClaim
 from ops.config import RunConfig
 from ops.devices import check_device
-from ops.errors import EXIT_FAILED, ConfigError, OpsError, RunMismatch
+from ops.errors import EXIT_FAILED, ConfigError, OpsError, RedisUnavailable, RunMismatch
 from ops.exit_codes import exit_code_of
 from ops.followers import Followers
 from ops.keeper import Keeper
@@ -163,7 +163,10 @@ def _check_redis(config: RunConfig) -> None:
     """Refuse an address that is none; nobody is asked, since a server that is away refuses nothing."""
     url = redis_url(config.snapshot.url)
     if url:
-        connect(url).close()
+        try:
+            connect(url).close()
+        except RedisUnavailable as error:  # it will not become one by waiting
+            raise ConfigError(str(error)) from error
 
 
 def _open(spec: SourceSpec, *, wait: bool) -> Source | None:

@@ -3,6 +3,7 @@
 Where a run has many machines, each has such a launcher, and they find each other.
 """
 
+import functools
 import logging
 import os
 import signal
@@ -12,9 +13,11 @@ from collections.abc import Sequence
 
 import click
 from torch.distributed import DistError
+from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.elastic.rendezvous import RendezvousError
+from torch.distributed.launcher import api as launcher
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from ops.errors import EXIT_AGAIN, EXIT_FAILED, EXIT_SIGTERM, RankLost
@@ -22,6 +25,9 @@ from ops.launched import Nodes
 
 # Seconds that ranks have to save after a signal, before they are killed.
 SHUTDOWN_S = 300
+# Seconds that a launcher whose ranks have ended well waits for the others: torch waits 300, deaf to signals,
+# also for one that left by Ctrl-C.
+MEET_S = 10
 # What the launcher says of its own accord is for those who debug it; what matters is told here.
 LAUNCHER = "torch.distributed"
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
@@ -57,8 +63,6 @@ def launch(arguments: Sequence[str], *, nproc: int, nodes: Nodes | None = None) 
         # of it (torch 2.14).
         os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // nproc)))
-    # Warnings with a stack of C++, of which the ranks say in a line what they mean.
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     config = LaunchConfig(
         min_nodes=nodes.least if nodes else 1,
         max_nodes=nodes.most if nodes else 1,
@@ -74,6 +78,12 @@ def launch(arguments: Sequence[str], *, nproc: int, nodes: Nodes | None = None) 
         signals_to_handle="SIGTERM,SIGINT,SIGHUP",
         shutdown_timeout=int(os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", SHUTDOWN_S)),
     )
+    # The configuration has no field for it.
+    agent = functools.partial(LocalElasticAgent, exit_barrier_timeout=MEET_S)
+    setattr(launcher, "LocalElasticAgent", agent)  # noqa: B010  the type is another one
+    if nodes is not None:
+        more = f" to {nodes.most}" if nodes.most > nodes.least else ""
+        click.echo(f"{nodes.least}{more} machines meet at {nodes.endpoint}", err=True)
     # -P: not what happens to lie in the working directory, but the program that is running.
     command = [sys.executable, "-P", "-m", "ops.cli", *arguments]
     try:

@@ -25,6 +25,11 @@ class Launched:
     """The store in which ranks meet outlives them; else the first rank holds it."""
 
 
+def quiet_torch() -> None:
+    """Before torch is imported: its warnings with a stack of C++ say what the ranks tell in a line."""
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
+
 def launched() -> Launched | None:
     """Which of several ranks this process is; None when it is alone, launched or not."""
     if any(name not in os.environ for name in VARIABLES) or int(os.environ["WORLD_SIZE"]) == 1:

@@ -187,7 +187,7 @@ def accepting(
     Args:
         opened: the run.
         until: records that the run will have read, used or not, when the budget counts again; `now` is all
-            that the stream has now; empty changes nothing.
+            that the stream has now, in all passes; empty changes nothing.
         source: the stream.
         changed: what is changed besides.
 
@@ -198,7 +198,9 @@ def accepting(
         return opened, changed
     cursor = opened.cursor
     if until == "now":
-        records = cursor.read + source.unread(cursor.positions, cursor.pass_number)
+        passes = max(0, opened.config.passes - cursor.pass_number - 1)
+        of_a_pass = source.unread(cursor.first_positions(), cursor.pass_number) if passes else 0
+        records = cursor.read + source.unread(cursor.positions, cursor.pass_number) + passes * of_a_pass
     elif until.isascii() and until.isdecimal():
         records = int(until)
     else:

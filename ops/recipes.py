@@ -2,7 +2,7 @@
 
 import difflib
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -71,7 +71,7 @@ def load(name: str) -> Recipe:
     text = resources.files("ops").joinpath("recipes", f"{name}.toml").read_text(encoding="utf-8")
     values = tomllib.loads(text)
     about = settings.read(About, values.pop("recipe"), path="recipe")
-    return Recipe(name=name, about=about, values=values)
+    return Recipe(name=name, about=replace(about, notes=about.notes.strip()), values=values)
 
 
 def overview() -> str:

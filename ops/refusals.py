@@ -20,6 +20,6 @@ def refusals(config: RunConfig, ranks: int) -> Iterator[str]:
     groups = max(1, config.model.bn_groups)
     if config.accumulate > 1 and groups % (ranks * config.accumulate):
         yield (
-            f"accumulate = {config.accumulate} on {ranks} ranks needs model.bn_groups to be a multiple of "
-            f"{ranks * config.accumulate}, got {groups}: batch norm must see whole groups"
+            f"accumulate = {config.accumulate} on {ranks} rank{'s' * (ranks > 1)} needs model.bn_groups to "
+            f"be a multiple of {ranks * config.accumulate}, got {groups}: batch norm must see whole groups"
         )

@@ -262,9 +262,7 @@ class Run:
         )
 
     def _observe(self, batch: Batch, report: StepReport, steps: Steps, hand: StepAtHand) -> None:
-        if self._carrier is not None:
-            lanes = steps.loader.lanes  # those of the batch may be others, in a tail
-            self._carrier.used([p for p in batch.cursor.positions if p.lane in lanes], batch.bad)
+        self._tell_carrier(batch)
         if self._keeper is None:
             return
         pace = Pace(
@@ -293,6 +291,12 @@ class Run:
         """Whether the last step passed a multiple of so many samples; a function of samples alone."""
         return every > 0 and self.cursor.samples // every > self._samples_before // every
 
+    def _tell_carrier(self, batch: Batch) -> None:
+        """How far this rank's lanes have come with an arriving batch, and what could not be used for it."""
+        if self._carrier is not None and self._steps is not None:
+            lanes = self._steps.loader.lanes  # those of the batch may be others, in a tail
+            self._carrier.used([p for p in batch.cursor.positions if p.lane in lanes], batch.bad)
+
     def _go_back(self, error: NonFinite) -> None:
         """An update was refused, and its step with it: once more from the checkpoint, then the policy.
 
@@ -317,5 +321,6 @@ class Run:
         if self.config.on_nonfinite == "stop":
             raise self._not_finite.stop(error, batch) from error
         self.cursor = self._not_finite.skip(error, batch, self.cursor)
+        self._tell_carrier(hand.arriving)
         if keeper is not None:
             keeper.followers.left_out(left_out(hand.stats), skipped=self.cursor.skipped)

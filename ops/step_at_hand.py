@@ -26,6 +26,8 @@ class StepAtHand:
     def __init__(self, steps: Steps, learner: Learner, *, not_finite: NonFiniteLog, accumulate: int) -> None:
         self.batch: Batch
         """What is tried now: the arriving batch, or one of its replays."""
+        self.arriving: Batch
+        """The arriving batch of the step."""
         self.stats = LaneStats()
         """Account of the whole step so far."""
         self.load_s = 0.0
@@ -45,7 +47,8 @@ class StepAtHand:
         self._ended = asked = time.monotonic()
         for batch in self._steps:
             self.load_s = time.monotonic() - asked
-            self.batch, self.stats, self.replays = batch, batch.stats, 0
+            self.batch = self.arriving = batch
+            self.stats, self.replays = batch.stats, 0
             # A replay that is not finite leaves a step half done: here it is known where that may happen.
             risky = self._steps.loader.replays_left > 0 and self._not_finite.knows(batch)
             self._before = self._learner.state_dict() if risky else None

@@ -233,6 +233,9 @@ class Steps:
 
     def _end_chunks(self) -> None:
         """Some lane can fill no further chunk of the pass: begin with what remains, or the next pass."""
+        # A lane of this rank that cannot be read on does not matter any more: the pass ends without it, as it
+        # does when one rank has all lanes. In what remains, or the next pass, the fault comes again.
+        self.error = None
         own: dict[int, int] = {}
         try:
             own = self.loader.unread_by_lane()

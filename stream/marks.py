@@ -37,6 +37,11 @@ class Mark:
         there, unit, index = _FORM.unpack_from(self._memory)
         return (unit, index) if there else None
 
+    def latest(self) -> Place:
+        """The record that was decoded last, or is being decoded: it changes while a reader gets on."""
+        _, unit, index = _FORM.unpack_from(self._memory)
+        return unit, index
+
     def close(self) -> None:
         """Let go of the memory. May be called twice."""
         if self._fd >= 0:

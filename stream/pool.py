@@ -35,7 +35,7 @@ MOST_DEATHS_OF_ONE_QUESTION = 9
 MOST_DEADLY = 100
 """With more records than this that kill their decoder, it is not the records."""
 SILENCE_S = 300.0
-"""A reader that was waited for so long without an answer hangs; a question is some tens of records."""
+"""A reader that was waited for so long hangs, if it neither answered nor began another record meanwhile."""
 _GRACE_S = 1.0
 """A reader that ends has so long before it is killed; it is in the middle of a chunk at most."""
 
@@ -109,7 +109,15 @@ class _Reader:
     mark: Mark
     asked: deque[Question] = field(default_factory=deque)
     silent_s: float = 0.0
-    """Seconds spent waiting since its last answer; time in which nobody waited does not count."""
+    """Seconds spent waiting since it last got on; time in which nobody waited does not count."""
+    latest: Place = (0, 0)
+    """The record that it had come to then."""
+
+    def waited(self, seconds: float) -> None:
+        """Note that somebody waited for it."""
+        latest = self.mark.latest()
+        self.silent_s = self.silent_s + seconds if self.asked and latest == self.latest else 0.0
+        self.latest = latest
 
 
 class ProcessPool:
@@ -161,7 +169,7 @@ class ProcessPool:
         # No longer than was asked for: a machine that slept meanwhile is no reader's fault.
         waited = min(time.monotonic() - began, timeout_s)
         for reader in self._readers:
-            reader.silent_s = reader.silent_s + waited if reader.asked else 0.0
+            reader.waited(waited)
         for ready in with_news:
             reader = by_connection[ready]  # type: ignore[index]  # wait() is typed for sockets and numbers too
             try:
@@ -175,7 +183,7 @@ class ProcessPool:
                 answers += self._replace(reader)
         for reader in self._readers:
             if reader.silent_s > SILENCE_S:
-                logger.warning("a reader gave no answer for %.0f s: it is replaced", reader.silent_s)
+                logger.warning("a reader did not get on for %.0f s: it is replaced", reader.silent_s)
                 reader.process.kill()  # the next call finds it dead
                 reader.silent_s = 0.0
         return answers

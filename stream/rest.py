@@ -15,7 +15,7 @@ from stream.source import Source
 
 @dataclass(frozen=True, slots=True)
 class Rest:
-    """The next samples of a lane up to its end (implements reader.Task)."""
+    """The next samples of a lane, or all that it has up to its end (implements reader.Task)."""
 
     position: Position
     pass_number: int

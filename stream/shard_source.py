@@ -33,7 +33,7 @@ class _Visit(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShardSpec:
-    """Where shards are and how they are read; small and picklable (implements lanes.SourceSpec)."""
+    """Where shards are and how they are read; small and picklable (implements source.SourceSpec)."""
 
     url: str
     """Folder or fsspec URL of the stream."""
@@ -61,7 +61,7 @@ class ShardSpec:
 
 
 class ShardSource:
-    """A stream of shards being read (implements lanes.Source); one per process, not thread-safe.
+    """A stream of shards being read (implements source.Source); one per process, not thread-safe.
 
     `refresh`, `outlook` and `read` may block on disk or network, never on records that are still to come.
     After an exception the source can be asked again.

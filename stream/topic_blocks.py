@@ -142,8 +142,8 @@ class TopicBlocks:
             if base != self._starts[lane]:
                 raise
             return self._fetcher.messages(lane, base, count=count, stop=stop)[0]
-        if not found or found[0].offset >= base:  # a cleaner took it away
-            return found[:count]
+        if not found or found[0].offset >= base:  # a cleaner took it away, and it was used before that
+            return self._fetcher.messages(lane, base, count=count, stop=stop)[0]
         if proof_of(found[:1]) != proof:
             raise self.cut_off(lane, base)
         return found[1:]

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 class TopicSource:
-    """A topic being read (implements lanes.Source); one per process, not thread-safe.
+    """A topic being read (implements source.Source); one per process, not thread-safe.
 
     `refresh`, `outlook` and `read` may block while brokers are away (as long as `kafka.patience_s`), never
     on records that are still to come.

@@ -22,7 +22,7 @@ OPEN = -1
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TopicSpec:
-    """Where a topic is and how it is read; small and picklable, without secrets (lanes.SourceSpec)."""
+    """Where a topic is and how it is read; small and picklable, without secrets (a source.SourceSpec)."""
 
     url: str
     """kafka://HOST:PORT/TOPIC."""

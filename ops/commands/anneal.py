@@ -4,10 +4,15 @@ import json
 import shlex
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from ops.launched import launched
+from ops.launched import launched, quiet_torch
+
+if TYPE_CHECKING:
+    from ops.anneal import Copy
+    from ops.outcome import Summary
 
 
 @click.command()
@@ -57,8 +62,10 @@ def command(
         swavstream anneal RUN/ --samples 1000000 --out RELEASE/
         swavstream anneal RUN/ --nproc 8
     """  # noqa: D301
+    quiet_torch()
     from ops import anneal
     from ops.learn import learn
+    from ops.outcome import read_summary
     from ops.signals import StopRequest
 
     if launched() is not None:
@@ -67,27 +74,30 @@ def command(
             "and start the `learn` command that it prints on each (--nnodes)"
         )
     out = out if out is not None else run_dir.with_name(f"{run_dir.name}-annealed")
-    copy = anneal.prepare(run_dir, out, samples=samples, stream=stream, assignments=assignments)
+    copy = anneal.prepare(run_dir, out, samples=samples, stream=stream, assignments=assignments, ranks=nproc)
     verb = "made at" if copy.made else "goes on; it was made at"
     click.echo(f"copy {out} {verb} {copy.start:,} samples, ends at {copy.end:,}", err=True)
     as_rank = ["learn", f"--run={out}", *(f"--set={one}" for one in assignments), *(["--json"] * as_json)]
     if make_only:
         click.echo(shlex.join(["swavstream", *as_rank, copy.stream]))
         return 0
-    if nproc > copy.config.lanes:
-        raise click.UsageError(
-            f"--nproc {nproc}: a run of {copy.config.lanes} lanes has at most as many ranks"
-        )
     if nproc > 1:
         from ops.launch import launch
 
-        return launch([*as_rank, "--", copy.stream], nproc=nproc)
+        verbose = ["--verbose"] if click.get_current_context().find_root().params.get("verbose") else []
+        code = launch([*verbose, *as_rank, "--", copy.stream], nproc=nproc)
+        _warn(copy, read_summary(out))
+        return code
     stop = StopRequest()
     summary = learn(copy.stream, out, copy.config, stop=stop, out=sys.stderr)
-    if summary.status == "finished" and summary.samples < copy.end:
+    _warn(copy, summary)
+    click.echo(json.dumps(summary.to_json()) if as_json else summary.told())
+    return stop.exit_code
+
+
+def _warn(copy: "Copy", summary: "Summary | None") -> None:
+    if summary is not None and summary.status == "finished" and summary.samples < copy.end:
         click.echo(
             f"warning: the stream ended {copy.end - summary.samples:,} samples before its rate had fallen",
             err=True,
         )
-    click.echo(json.dumps(summary.to_json()) if as_json else summary.told())
-    return stop.exit_code

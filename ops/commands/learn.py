@@ -9,7 +9,7 @@ import click
 from ops import recipes
 from ops.advice import advice
 from ops.config_file import build
-from ops.launched import Nodes, launched, nodes_of
+from ops.launched import Nodes, launched, nodes_of, quiet_torch
 from ops.signals import RANK_NOTE, StopRequest
 
 
@@ -104,17 +104,19 @@ def command(
     )
     if place is not None and (nproc > 1 or nodes is not None):
         raise click.UsageError(
-            f"--nproc {nproc} in a process that is one of {place.ranks} ranks: leave it out"
+            f"this process is one of {place.ranks} ranks already: leave out --nproc and --nnodes"
         )
     least = nproc * (nodes.least if nodes else 1)
     if known and least > config.lanes:
         raise click.UsageError(
-            f"--nproc {nproc}: a run of {config.lanes} lanes has at most as many ranks, not {least}"
+            f"{least} ranks are more than {config.lanes} lanes: every rank needs one; raise lanes, or lower "
+            "--nproc or --nnodes"
         )
     if place is None:
         for sentence in advice(config) if known else ():
             click.echo(f"warning: {sentence}", err=True)
     if nproc > 1 or nodes is not None:
+        quiet_torch()
         from ops.launch import launch
 
         return launch(_as_rank(click.get_current_context()), nproc=nproc, nodes=nodes)

@@ -106,23 +106,23 @@ def test_a_decoder_that_hangs_is_given_up_and_the_rest_goes_on(tmp_path: Path) -
     results = dict(outcomes(IngestConfig(workers=1, timeout_s=0.7), iter(found)))
     assert results["hangs"] == "decode_timeout"
     assert len(results["before"]) == len(results["after"]) == 64
-    assert time.monotonic() - begun < 30
+    assert time.monotonic() - begun < 120
 
 
 def test_a_time_in_which_the_whole_program_was_held_up_costs_no_image(tmp_path: Path) -> None:
     """Ctrl-Z and fg, docker pause, a freezer: the image was not looked at for longer than the limit."""
     os.mkfifo(tmp_path / "slow.jpg")
     found = Found(name="slow", position={}, path=str(tmp_path / "slow.jpg"))
-    feed = threading.Timer(2.2, (tmp_path / "slow.jpg").write_bytes, [encoded(1)])
+    feed = threading.Timer(5.0, (tmp_path / "slow.jpg").write_bytes, [encoded(1)])
     feed.daemon = True  # nobody may be left to read it
     results = []
-    with Preparers(IngestConfig(workers=1, timeout_s=1.5)) as preparers:
+    with Preparers(IngestConfig(workers=1, timeout_s=4.0)) as preparers:
         for step in preparers.run(iter([found])):
             if step is not None:
                 results.append(outcome(step[1]))
             elif preparers.busy() and not feed.is_alive():
                 feed.start()
-                time.sleep(1.7)
+                time.sleep(4.5)
     assert [len(result) for result in results] == [64]
 
 

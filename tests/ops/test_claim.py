@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ops.claim import RunClaim
-from ops.errors import ConfigError, PortInUse, RedisUnavailable, RunLocked, RunMismatch
+from ops.errors import ConfigError, PortInUse, RunLocked, RunMismatch
 from ops.learn import learn
 from ops.lock import RunLock
 from ops.outcome import Summary
@@ -47,7 +47,7 @@ REFUSED: dict[str, tuple[type[Exception], Start]] = {
     ),
     "no device": (ConfigError, lambda stream, place, _: run(stream, place, config_of("device=cuda:7"))),
     "no Redis address": (
-        RedisUnavailable,
+        ConfigError,
         lambda stream, place, _: run(stream, place, config_of("snapshot.url=localhost")),
     ),
     "stream too short": (

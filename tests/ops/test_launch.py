@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -104,10 +105,14 @@ def test_sigterm_to_the_launcher_saves_and_ends_with_its_code(tmp_path: Path, dr
     assert list((run_dir / "checkpoints").glob("ckpt-*"))
 
 
+def two_started(stream: str, run_dir: Path, *more: str) -> list[subprocess.Popen[str]]:
+    where = [f"--rdzv-endpoint=127.0.0.1:{free_port()}", "--nnodes=2", "--nproc=1"]
+    return [started([*PROGRAM, *command(stream, run_dir, *where, *more)]) for _ in range(2)]
+
+
 def two_nodes(stream: str, run_dir: Path, *more: str) -> tuple[list[int], list[str], list[str]]:
     """Exit codes, output and errors of two launchers, each of one rank, that meet on this machine."""
-    where = [f"--rdzv-endpoint=127.0.0.1:{free_port()}", "--nnodes=2", "--nproc=1"]
-    both = [started([*PROGRAM, *command(stream, run_dir, *where, *more)]) for _ in range(2)]
+    both = two_started(stream, run_dir, *more)
     told = [one.communicate(timeout=LIMIT_S) for one in both]
     return [one.returncode for one in both], [out for out, _ in told], [err for _, err in told]
 
@@ -118,6 +123,21 @@ def test_launchers_of_two_machines_start_the_ranks_of_one_run(tmp_path: Path, dr
     (summary,) = [summary_of(text) for text in out if text]
     assert summary["status"] == "finished"
     assert summary["samples"] + summary["skipped"] + summary["left_over"] == 331
+
+
+def test_ctrl_c_at_one_of_the_launchers_saves_and_ends_all_of_them_soon(
+    tmp_path: Path, drawn_stream: str
+) -> None:
+    run_dir = tmp_path / "run"
+    both = two_started(drawn_stream, run_dir, "--set=passes=1000")
+    deadline = time.monotonic() + LIMIT_S
+    while len(list(read_lines(run_dir / "history.jsonl"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    both[1].send_signal(signal.SIGINT)
+    told = [one.communicate(timeout=LIMIT_S / 2) for one in both]
+    assert [one.returncode for one in both] == [0, 0], told
+    assert [summary_of(out)["status"] for out, _ in told if out] == ["stopped"]
+    assert "frame #" not in "".join(err for _, err in told)
 
 
 def test_launchers_of_all_machines_end_with_the_code_that_says_not_to_restart(

@@ -11,6 +11,7 @@ from ops.ranks import Rows, World
 from ops.steps import Patience, Steps, Waiting
 from ops.votes import Row, State, Stop, decided
 from stream.config import ReplayConfig
+from stream.readiness import Readiness
 from stream.replay_loader import ReplayLoader
 from tests.stream.test_loader import CONFIG, KINDS, SPEC, begin
 
@@ -49,6 +50,8 @@ def steps_of(
         SPEC, replay=ReplayConfig(), cursor=begin(SPEC), crops=KINDS, config=CONFIG, workers=0,
         ranks=world.ranks, rank=0,
     )  # fmt: skip
+    while loader.ready(60.0) is Readiness.WAITING:  # so that the turns of a test are those it is about
+        pass
     kept: list[Waiting] = [] if waits is None else waits
     given: dict[str, Any] = {"stop": lambda: Stop.NO, "warn": print, "on_wait": kept.append} | more
     return Steps(loader, world, patience=patience, **given)
@@ -62,6 +65,22 @@ def test_a_rank_that_is_not_ready_is_waited_for() -> None:
         batch = next(iter(steps))
     assert [waiting.records for waiting in waits] == [True, True]
     assert batch.cursor.samples == 2 * len(batch.lane_B)
+
+
+class Ends(Two):
+    """Two ranks: a lane of the other one has ended."""
+
+    def rows(self, row: Sequence[int]) -> Callable[[], Rows]:
+        other = replace(Row.of_wire(list(row)), state=State.PASS_ENDED)
+        return lambda: [list(row), other.wire()]
+
+
+def test_a_pass_ends_for_all_also_when_a_lane_elsewhere_can_not_be_read_on() -> None:
+    steps = steps_of(Ends())
+    with steps.loader:
+        steps.error = OSError("a lane of this rank")
+        assert list(steps) == []
+        assert steps.loader.finished
 
 
 def test_the_account_of_a_batch_is_that_of_all_ranks() -> None:

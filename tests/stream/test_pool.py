@@ -1,6 +1,7 @@
 """The loader with real reader processes: killed, interrupted, orphaned."""
 
 import contextlib
+import multiprocessing
 import os
 import random
 import signal
@@ -15,7 +16,9 @@ import pytest
 
 from stream.batch import Batch
 from stream.errors import WorkerFailed
-from stream.pool import MOST_DEATHS_OF_ONE_QUESTION
+from stream.marks import Mark
+from stream.pool import MOST_DEATHS_OF_ONE_QUESTION, _Reader
+from stream.reader import Question
 from tests.stream.fake_source import FakeSpec, grow
 from tests.stream.load_and_leave import PooledLoader
 from tests.stream.test_loader import CONFIG, KINDS, SPEC, begin, growing, load, same, until_error
@@ -92,6 +95,24 @@ def test_a_reader_that_hangs_is_replaced(tmp_path: Path, monkeypatch: pytest.Mon
         got += loader
         assert equal(got, load(SPEC))
         assert loader.worker_restarts >= 1
+
+
+def test_a_reader_that_begins_another_record_is_not_silent() -> None:
+    mark = Mark()
+    ours, theirs = multiprocessing.Pipe()
+    reader = _Reader(multiprocessing.get_context("forkserver").Process(), ours, mark)
+    reader.waited(200.0)
+    assert reader.silent_s == 0.0, "nothing was asked of it"
+    reader.asked.append(Question(0, ()))
+    for record in (1, 2):
+        mark.set(0, record)
+        reader.waited(200.0)
+        assert reader.silent_s == 0.0
+    mark.clear()
+    reader.waited(200.0)
+    assert reader.silent_s == 200.0
+    for end in (ours, theirs, mark):
+        end.close()
 
 
 def test_a_record_that_kills_every_reader_is_named_after_the_batches_before_it(tmp_path: Path) -> None:
