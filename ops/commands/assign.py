@@ -2,9 +2,14 @@
 
 import json
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from ops.assign import Assignment
 
 
 @click.command()
@@ -23,11 +28,24 @@ def command(run_dir: Path, source: str, as_json: bool) -> None:
         swavstream assign RUN/ 'MORE/*.tar' --json > assigned.jsonl
     """  # noqa: D301  click reads the escape as "do not rewrap"
     from ops import assign, model_io
+    from ops.quiet_decoders import decoders_silenced
 
     network = model_io.load(run_dir)
+    with decoders_silenced():
+        used, lost = _printed(assign.assign(network, source), as_json=as_json)
+    reasons = ", ".join(f"{number:,} {reason}" for reason, number in sorted(lost.items())) or "none"
+    click.echo(
+        f"{used.total():,} images assigned to {len(used):,} prototypes; not usable: {reasons}; "
+        f"weights of {network.samples:,} samples: {network.weights}",
+        err=True,
+    )
+
+
+def _printed(answers: "Iterable[Assignment]", *, as_json: bool) -> tuple[Counter[int], Counter[str]]:
+    """A line for each image; how many each prototype has, and how many are not usable, by reason."""
     used: Counter[int] = Counter()
     lost: Counter[str] = Counter()
-    for answer in assign.assign(network, source):
+    for answer in answers:
         if answer.prototype is None:
             lost[answer.reason] += 1
         else:
@@ -38,9 +56,4 @@ def command(run_dir: Path, source: str, as_json: bool) -> None:
             click.echo(f"{'-':>6}  {'-':>6}  {'-':>6}  {answer.name}  ({answer.reason})")
         else:
             click.echo(f"{answer.prototype:>6}  {answer.score:6.3f}  {answer.margin:6.3f}  {answer.name}")
-    reasons = ", ".join(f"{number:,} {reason}" for reason, number in sorted(lost.items())) or "none"
-    click.echo(
-        f"{used.total():,} images assigned to {len(used):,} prototypes; not usable: {reasons}; "
-        f"weights of {network.samples:,} samples: {network.weights}",
-        err=True,
-    )
+    return used, lost

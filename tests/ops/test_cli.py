@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -47,11 +48,17 @@ def test_help_answers_in_under_a_third_of_a_second() -> None:
     root = Path(__file__).parents[2]
     times = []
     for _ in range(5):
-        began = time.perf_counter()
+        before = processor_s()
         done = subprocess.run(program, capture_output=True, text=True, check=True, cwd=root)
-        times.append(time.perf_counter() - began)
+        times.append(processor_s() - before)
     assert "learn" in done.stdout
-    assert min(times) < 0.3  # the shortest: another program may have had the processor
+    assert min(times) < 0.3  # of the processor: another program may have had it meanwhile
+
+
+def processor_s() -> float:
+    """Seconds of processor time that children of this process have used."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def test_help_of_no_command_imports_anything_heavy() -> None:
