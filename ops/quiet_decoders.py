@@ -1,4 +1,4 @@
-"""Image libraries write what they think of bad files to descriptor 2, many lines for one file: silence them."""
+"""Image libraries write what they think of bad files to descriptor 2, many lines each: keep them quiet."""
 
 import contextlib
 import os
