@@ -32,7 +32,9 @@ def labels_of(cls: bytes | None, body: bytes | None, parent: str, label_from: st
         number = int(parent) if parent.isascii() and parent.isdecimal() and len(parent) <= 10 else -1
         name = parent.encode("utf-8", "backslashreplace").decode("utf-8")
         return Labels(number if 0 <= number <= LARGEST_LABEL else None, name)
+    asked = label_from == "parent"
     if cls is None and body is None:
-        return Labels(bad=label_from == "parent")
+        return Labels(bad=asked)
     record = decode_sample(b"-", "", body, cls)  # the image itself has no say in its label
-    return Labels(record.label, record.label_name, record.bad_label)
+    none = record.label is None and record.label_name is None
+    return Labels(record.label, record.label_name, record.bad_label or (asked and none))

@@ -72,11 +72,14 @@ def lag_lines(lanes: Sequence[Mapping[str, Any]]) -> list[str]:
     """The lanes that are farthest behind, for people; none when no lane is."""
     behind = [lane for lane in lanes if lane["trained_records"]]
     worst = sorted(behind, key=lambda lane: (-lane["trained_records"], lane["lane"]))[:WORST_LANES]
-    return [
+    told = [
         f"  lane {lane['lane']:<5} {lane['trained_records']:,} records behind in learning"
         f"{_age(lane['trained_s'])}, {lane['fetched_records']:,} in reading ahead{_age(lane['fetched_s'])}"
         for lane in worst
     ]
+    rest = sum(lane["trained_records"] for lane in behind) - sum(lane["trained_records"] for lane in worst)
+    more = len(behind) - len(worst)
+    return [*told, f"  and {more} more lanes {rest:,} records together"] if more else told
 
 
 def _age(seconds: float | None) -> str:

@@ -129,12 +129,7 @@ def _told(found: "Difference") -> list[tuple[str, str]]:
         ),
         (
             "probe",
-            f"{probe.images:,} images of the run's samples {_span(probe.first_samples, probe.last_samples)}, "
+            f"{probe.images:,} images of the run's first {probe.last_samples:,} samples, "
             f"kept at {probe.thumbnail_px} px, looked at with {probe.view_px} px",
         ),
     ]
-
-
-def _span(first: int, last: int) -> str:
-    """The steps by whose end the images had arrived."""
-    return f"up to {last:,}" if first == last else f"up to {last:,} (the first by {first:,})"

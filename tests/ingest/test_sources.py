@@ -169,7 +169,15 @@ def test_the_folder_is_the_label_where_asked(tmp_path: Path) -> None:
     folder_of(tmp_path / "all" / "7", 1, 1)
     write_tar(
         tmp_path / "t.tar",
-        [("dog/1.jpg", b"1"), ("dog/1.cls", b"3"), ("2.jpg", b"2"), ("2.cls", b"5"), ("3.jpg", b"3")],
+        [
+            ("dog/1.jpg", b"1"),
+            ("dog/1.cls", b"3"),
+            ("2.jpg", b"2"),
+            ("2.cls", b"5"),
+            ("3.jpg", b"3"),
+            ("4.jpg", b"4"),
+            ("4.json", b'{"caption": "a cat"}'),
+        ],
     )
     items = found(tmp_path / "all", tmp_path / "t.tar", label_from="parent")
     assert [(item.labels.label, item.labels.label_name, item.labels.bad) for item in items] == [
@@ -177,6 +185,7 @@ def test_the_folder_is_the_label_where_asked(tmp_path: Path) -> None:
         (None, "cat", False),
         (None, "dog", False),
         (5, None, False),
+        (None, None, True),
         (None, None, True),
     ]
 
