@@ -77,6 +77,7 @@ class TiffLayout:
     planar: bool
     compression: int
     predictor: int
+    fill_order: int
     tags: Mapping[int, Any]
 
     def __str__(self) -> str:
@@ -85,7 +86,7 @@ class TiffLayout:
         colours, _ = _COLOURS.get(self.photometric, (f"photometric {self.photometric}", 0))
         planes = ", each in a plane of its own" if self.planar and self.samples > 1 else ""
         tiles = ", tiled" if _TILE_OFFSETS in self.tags else ""
-        turned = ", bits from the right" if self.tags.get(_FILL_ORDER, 1) != 1 else ""
+        turned = ", bits from the right" if self.fill_order != 1 else ""
         return (
             f"TIFF of {self.samples} {bits}-bit {kinds} samples, {colours}{planes}{tiles}{turned}, "
             f"compression {self.compression}, predictor {self.predictor}"
@@ -116,6 +117,7 @@ def read_layout(payload: bytes) -> TiffLayout | None:
             planar=_number(tags, _PLANAR, 1) == 2,
             compression=compression,
             predictor=_number(tags, _PREDICTOR, 1),
+            fill_order=_number(tags, _FILL_ORDER, 1),
             tags=tags,
         )
     except Exception:  # noqa: BLE001  damage of any kind; Pillow's reader raises of all kinds

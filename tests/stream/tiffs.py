@@ -2,7 +2,7 @@
 
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,8 @@ def samples(levels: Levels, bits: int, kind: int) -> NDArray[Any]:
     if kind == FLOAT:
         return levels.astype(f"f{bits // 8}")
     top = 2**bits - 1 if kind == UNSIGNED else 2 ** (bits - 1) - 1
-    return np.rint(levels * top).astype(np.uint64 if kind == UNSIGNED else np.int64)
+    numbers: NDArray[Any] = np.rint(levels * top).astype(np.uint64 if kind == UNSIGNED else np.int64)
+    return numbers
 
 
 def stored(values: NDArray[Any], bits: int, kind: int, order: str) -> bytes:
@@ -42,7 +43,7 @@ def tiff(
     planar: bool = False,
     rows: int | None = None,
     deflate: bool = False,
-    more: dict[int, Sequence[int]] | None = None,
+    more: Mapping[int, Sequence[int]] | None = None,
 ) -> bytes:
     """A TIFF of [H, W, n] samples in strips of `rows` rows, with `more` tags."""
     height, width, count = values.shape
@@ -64,7 +65,7 @@ def tiff(
         273: offsets, 277: [count], 278: [rows], 279: [len(strip) for strip in strips],
         284: [2 if planar else 1], 339: [kind] * count,
     }  # fmt: skip
-    tags |= more or {}
+    tags.update(more or {})
     directory, behind = struct.pack(f"{order}H", len(tags)), b""
     start = 8 + len(body)
     for tag in sorted(tags):
