@@ -5,27 +5,28 @@ three 8-bit components goes through torchvision's decoder, everything else throu
 libjpeg-turbo and agree on a JPEG. What the picture is, where a format leaves a choice:
 
 - the orientation that EXIF states is applied; of several frames the first is taken, of an icon the largest;
-- transparency lies on white, the page that most such images were drawn for;
-- 16-bit PNG and PNM are scaled linearly from the full range of their type. Other 16- and 32-bit integer and
-  floating-point images do not say what white is: their smallest value becomes black and their largest white;
-- CMYK and L*a*b* become sRGB; colour profiles of RGB images are not applied.
+- transparency lies on white, the page that most such images were drawn for; alpha that is zero at every
+  pixel is not in use, and is left out;
+- values of more than 8 bits become 8 bits by one rule, which `stream.pixel_formats` states;
+- CMYK (by the profile inside the file) and L*a*b* become sRGB; profiles and gamma of RGB and grey images are
+  not applied.
 """
 
 import io
 import threading
 import warnings
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import torch
 import torchvision  # noqa: F401  registers torch.ops.image
-from numpy.typing import NDArray
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from stream.errors import BadRecord
+from stream.pixel_formats import mend, raw_mode, to_rgb
 from stream.record import media_type_of
+from stream.tiff_layouts import decode_tiff, read_layout
 
 REASONS: Mapping[str, str] = {
     "empty": "no bytes at all",
@@ -45,7 +46,6 @@ FORMATS = (
 """Pillow's names of the formats that are read."""
 
 _UNSUPPORTED = frozenset({"image/heic", "image/jxl", "image/svg+xml"})
-_WHITE = (255, 255, 255, 255)
 _RGB = 3
 """torchvision's ImageReadMode.RGB."""
 
@@ -60,8 +60,6 @@ over all pixels, so a small file with a million of them would hold a reader for 
 
 _LONGEST_SIDE = 65_535
 """Pixels; what a JPEG can have."""
-
-_ROWS_AT_ONCE = 256
 
 _pillow_lock = threading.Lock()
 
@@ -158,12 +156,7 @@ def _decode_with_pillow(payload: bytes, max_pixels: int) -> Tensor:
         limit = Image.MAX_IMAGE_PIXELS
         Image.MAX_IMAGE_PIXELS = max_pixels
         try:
-            with Image.open(io.BytesIO(payload), formats=FORMATS) as opened:
-                _check_pixels(*opened.size, max_pixels)
-                opened.load()
-                _check_pixels(*opened.size, max_pixels)
-                image = ImageOps.exif_transpose(_to_rgb(opened))
-            pixels = np.array(image)
+            pixels = np.array(_open_tiff(payload, max_pixels) or _open(payload, max_pixels))
         except BadRecord:
             raise
         except Exception as error:  # one bad record; Pillow's readers raise of all kinds
@@ -175,10 +168,33 @@ def _decode_with_pillow(payload: bytes, max_pixels: int) -> Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
+def _open(payload: bytes, max_pixels: int) -> Image.Image:
+    with Image.open(io.BytesIO(payload), formats=FORMATS) as opened:
+        _check_pixels(*opened.size, max_pixels)
+        mend(opened)
+        raw = raw_mode(opened)
+        opened.load()
+        _check_pixels(*opened.size, max_pixels)
+        return ImageOps.exif_transpose(_to_rgb(opened, payload, raw))
+
+
+def _open_tiff(payload: bytes, max_pixels: int) -> Image.Image | None:
+    """A TIFF that Pillow itself would read wrong; None for everything else."""
+    layout = read_layout(payload)
+    if layout is None:
+        return None
+    _check_pixels(layout.width, layout.height, max_pixels)
+    return decode_tiff(payload, layout)
+
+
 def _bad_record(payload: bytes, error: Exception) -> BadRecord:
     detail = f"{type(error).__name__}: {error}"[:200]
     if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning, MemoryError)):
         return BadRecord("too_large", detail)
+    if isinstance(error, UnidentifiedImageError) or "raw mode" in str(error):
+        layout = read_layout(payload)
+        if layout is not None:
+            return BadRecord("unsupported", str(layout))
     if isinstance(error, UnidentifiedImageError):
         media_type = media_type_of(payload)
         if media_type is None:
@@ -189,50 +205,12 @@ def _bad_record(payload: bytes, error: Exception) -> BadRecord:
     return BadRecord("undecodable", detail)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image, payload: bytes, raw: str) -> Image.Image:
     """A loaded image of any mode as RGB, with the EXIF block that says how it is turned."""
-    mode = image.mode
-    if mode == "RGB" and not image.has_transparency_data:
+    rgb = to_rgb(image, payload, raw)
+    if rgb is image:
         return image
-    if mode.startswith(("I", "F")):
-        rgb = Image.fromarray(_deep_to_bytes(image)).convert("RGB")
-    elif mode == "LAB":
-        lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-        converted = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
-        assert converted is not None  # it is None only for inPlace=True
-        rgb = converted
-    elif image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        rgb = Image.alpha_composite(Image.new("RGBA", rgba.size, _WHITE), rgba).convert("RGB")
-    else:
-        rgb = image.convert("RGB")
     orientation = image.getexif().get(0x0112)
     if orientation is not None:
         rgb.getexif()[0x0112] = orientation
     return rgb
-
-
-def _deep_to_bytes(image: Image.Image) -> NDArray[np.uint8]:
-    """Grey values of more than 8 bits as [H, W] uint8, a few rows at a time: float64 takes much memory."""
-    values = np.asarray(image)
-    if image.format in {"PNG", "PPM"}:
-        low, high = 0.0, 65535.0
-    else:
-        low = float(min(_finite(band).min() for band in _bands(values)))
-        high = float(max(_finite(band).max() for band in _bands(values)))
-    factor = 255.0 / (high - low) if high > low else 0.0
-    grey = np.empty(values.shape, dtype=np.uint8)
-    for band, out in zip(_bands(values), _bands(grey), strict=True):
-        out[:] = np.clip(np.rint((_finite(band) - low) * factor), 0.0, 255.0)
-    transparent = image.info.get("transparency")
-    if isinstance(transparent, int):
-        grey[np.asarray(image) == transparent] = 255
-    return grey
-
-
-def _bands(rows: NDArray[Any]) -> list[NDArray[Any]]:
-    return [rows[top : top + _ROWS_AT_ONCE] for top in range(0, len(rows), _ROWS_AT_ONCE)]
-
-
-def _finite(values: NDArray[Any]) -> NDArray[np.float64]:
-    return np.nan_to_num(values.astype(np.float64), copy=False, nan=0.0, posinf=0.0, neginf=0.0)

@@ -173,18 +173,6 @@ def test_sixteen_bit_png_is_scaled_from_its_whole_range() -> None:
     assert pixels(encode(Image.fromarray(values), "PNG"))[0, :, 1].tolist() == [0, 1, 128, 255]
 
 
-@pytest.mark.parametrize("kind", [np.uint16, np.int32, np.float32])
-def test_deep_tiff_is_stretched_to_black_and_white(kind: type[np.generic]) -> None:
-    values = np.array([[100, 200, 355]]).astype(kind)
-    assert pixels(encode(Image.fromarray(values), "TIFF"))[0, :, 0].tolist() == [0, 100, 255]
-
-
-def test_an_even_deep_image_is_black_and_what_is_not_a_number_does_no_harm() -> None:
-    assert not pixels(encode(Image.fromarray(np.full((2, 2), 7, np.int32)), "TIFF")).any()
-    values = np.array([[np.nan, 0.0, 1.0]], dtype=np.float32)
-    assert pixels(encode(Image.fromarray(values), "TIFF"))[0, :, 0].tolist() == [0, 0, 255]
-
-
 def test_cmyk_and_lab_keep_their_colours() -> None:
     red = Image.new("CMYK", (16, 16), (0, 255, 255, 0))
     for name in ("JPEG", "TIFF"):
@@ -286,6 +274,5 @@ def test_a_line_that_is_longer_than_any_jpeg_is_too_large() -> None:
 
 def test_deep_grey_is_the_same_in_bands_as_in_one_piece() -> None:
     values = np.random.default_rng(0).integers(0, 65_536, (600, 3)).astype(np.uint16)
-    low, high = float(values.min()), float(values.max())
-    wanted = np.rint((values - low) * (255.0 / (high - low))).astype(np.uint8)
+    wanted = np.rint(values * (255.0 / 65_535.0)).astype(np.uint8)
     assert np.array_equal(pixels(encode(Image.fromarray(values), "TIFF"))[..., 0], wanted)
