@@ -67,7 +67,8 @@ def _bare_png(payload: bytes) -> bytes:
         if not kind[0] & 0x20 or (kind in _PNG_PIXELS and sound):
             kept.append(payload[at:stop])
         at = stop
-    if kind != b"IEND" and not payload[at + 4 : at + 5].islower():
+    cut = payload[at + 4 : at + 8]
+    if kind != b"IEND" and not (cut[:1].islower() or cut == b"IEND"):
         kept.append(payload[at:])  # pixels that are cut off
     return b"".join(kept)
 

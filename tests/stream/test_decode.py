@@ -27,8 +27,8 @@ from tests.stream.decode_all import verdict
 
 LIMIT = 50_000_000
 
-# What a lenient decoder accepts although pixels are damaged: what README.md of the odd files calls doubtful,
-# and JPEGs that Pillow fills with grey (347 spliced, 578 with a header that claims four times the rows).
+# What a lenient decoder accepts although pixels are damaged: most of what README.md of the odd files calls
+# doubtful, and JPEGs that Pillow fills with grey (347 spliced, 578 claims four times the rows that it has).
 DAMAGED = {176, 284, 347, 578, 589, 691, 738, 757}
 # The other way round: 243 as README.md says, 500 lacks its end marker only, and in 607, 620 and 669 Pillow
 # refuses a profile or a text.

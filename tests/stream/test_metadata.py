@@ -60,6 +60,7 @@ def test_no_checksum_of_an_ancillary_chunk_costs_the_image() -> None:
 def test_a_png_that_ends_inside_a_text_behind_its_pixels_is_whole() -> None:
     payload = png((b"tEXt", b"key\0" + b"value" * 99), behind=True)
     assert np.array_equal(pixels(payload[:-200]), pixels(png()))
+    assert np.array_equal(pixels(png()[:-3]), pixels(png()))
 
 
 def test_eighty_texts_of_a_megabyte_cost_nothing() -> None:
