@@ -1,12 +1,10 @@
 """What the chunks of a PNG say; Pillow decodes over wrong checksums and unfinished data."""
 
 import zlib
-from collections.abc import Iterator
 
 from stream.errors import BadRecord
+from stream.png_chunks import chunks
 
-_HEAD = 8
-"""Bytes of the signature."""
 _PIECE = 1024 * 1024
 
 
@@ -51,24 +49,24 @@ def _inflated(inflater: "zlib._Decompress", data: bytes, most: int) -> int:
 def is_plain_png(payload: bytes) -> bool:
     """Whether a PNG is of 8 bits or less a value, opaque, not interlaced, not animated, and whole."""
     kinds = []
-    for kind, body, _ in chunks(payload):
+    for kind, body, checksum in chunks(payload):
         if kind == b"IHDR" and (len(body) != 13 or body[8] > 8 or body[9] not in {0, 2, 3} or body[12]):
             return False
+        if zlib.crc32(kind + body) != checksum or _is_broken_text(kind, body):
+            return False  # other readers refuse such a file
         kinds.append(kind)
     whole = bool(kinds) and kinds[-1] == b"IEND" and payload[-8:-4] == b"IEND"
     return whole and not {b"tRNS", b"acTL", b"eXIf"} & set(kinds)
 
 
-def chunks(payload: bytes) -> Iterator[tuple[bytes, bytes, int]]:
-    """Kind, body and stated checksum of each whole chunk, up to the end chunk."""
-    at = _HEAD
-    while at + 12 <= len(payload):
-        length = int.from_bytes(payload[at : at + 4], "big")
-        kind = payload[at + 4 : at + 8]
-        if at + 12 + length > len(payload):
-            return
-        body = payload[at + 8 : at + 8 + length]
-        yield kind, body, int.from_bytes(payload[at + 8 + length : at + 12 + length], "big")
-        if kind == b"IEND":
-            return
-        at += 12 + length
+def _is_broken_text(kind: bytes, body: bytes) -> bool:
+    """Whether a compressed text or profile is none, or inflates beyond reason."""
+    if kind not in {b"iCCP", b"zTXt"}:
+        return False
+    method, packed = body.partition(b"\0")[2][:1], body.partition(b"\0")[2][1:]
+    inflater = zlib.decompressobj()
+    try:
+        inflater.decompress(packed, _PIECE)
+    except zlib.error:
+        return True
+    return method != b"\0" or not inflater.eof

@@ -24,6 +24,8 @@ from ingest.prepared import Prepared
 from stream.decode import REASONS as DECODE_REASONS
 from stream.decode import decode_image
 from stream.errors import BadRecord
+from stream.jpeg import BASELINE, END_OF_IMAGE, START_OF_FRAME, segments
+from stream.orientation import orientation_of
 from stream.record import UNKNOWN_TYPE, media_type_of
 
 REASONS: Mapping[str, str] = {
@@ -66,13 +68,6 @@ LABEL_TROUBLES: Mapping[str, str] = {
 LOSSY = frozenset({"image/jpeg", "image/webp", "image/avif", "image/jp2", "image/heic", "image/jxl"})
 SHARP_CHROMA_PX = 224
 """Images with a shorter side below this keep full colour resolution: crops enlarge them."""
-
-# JPEG markers, ITU-T T.81 table B.1.
-_SEQUENTIAL = {0xC0, 0xC1}
-_START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-_WITHOUT_LENGTH = frozenset(range(0xD0, 0xD8)) | {0x01}
-_START_OF_SCAN, _APP1 = 0xDA, 0xE1
-_ORIENTATION = 0x0112
 
 
 def prepare(payload: bytes, config: IngestConfig) -> Prepared:
@@ -135,32 +130,12 @@ def _encode(
 
 def is_plain_jpeg(payload: bytes) -> bool:
     """Whether a JPEG is sequential with Huffman codes, 8 bit, grey or colour, upright, whole and alone."""
-    at, end = 2, len(payload)
-    plain = turned = False
-    while at + 4 <= end and payload[at] == 0xFF:
-        marker = payload[at + 1]
-        if marker == 0xFF:  # fill byte
-            at += 1
-            continue
-        if marker in _WITHOUT_LENGTH:
-            at += 2
-            continue
-        if marker == _START_OF_SCAN:
-            # Compressed pixels do not hold this pair of bytes. Phones put videos and second images behind it.
-            return plain and not turned and payload.find(b"\xff\xd9", at) == end - 2
-        body = at + 4
-        if marker in _START_OF_FRAME:
-            plain = marker in _SEQUENTIAL and body + 6 <= end and payload[body] == 8
-            plain = plain and payload[body + 5] in {1, 3}
-        if marker == _APP1 and payload[body : body + 4] == b"Exif":
-            turned = turned or _is_turned(payload)
-        at += 2 + (payload[at + 2] << 8 | payload[at + 3])
+    plain = False
+    for marker, _, body, stop in segments(payload):
+        if marker in START_OF_FRAME:
+            plain = (
+                marker in BASELINE and stop >= body + 6 and payload[body] == 8 and payload[body + 5] in {1, 3}
+            )
+        if marker == END_OF_IMAGE:  # phones put videos and second images behind it
+            return plain and stop == len(payload) and orientation_of(payload) == 1
     return False
-
-
-def _is_turned(payload: bytes) -> bool:
-    try:
-        with Image.open(io.BytesIO(payload), formats=("JPEG",)) as image:
-            return image.getexif().get(_ORIENTATION, 1) in range(2, 9)
-    except (OSError, ValueError, SyntaxError, TypeError):  # an EXIF block that is not one: leave it out
-        return True

@@ -1,10 +1,12 @@
 """Bytes to an upright RGB image: one function for everything that looks at pixels.
 
 What a file is called is never looked at, and its size is checked before its pixels are. A JPEG of one or
-three 8-bit components goes through torchvision's decoder, everything else through Pillow; both use
-libjpeg-turbo and agree on a JPEG. What the picture is, where a format leaves a choice:
+three 8-bit components goes through simplejpeg, everything else through Pillow; both use libjpeg-turbo and
+agree on a JPEG. A damage that costs pixels refuses the image, metadata never do: they are not looked at, but
+for the orientation. What the picture is, where a format leaves a choice:
 
-- the orientation that EXIF states is applied; of several frames the first is taken, of an icon the largest;
+- the orientation that EXIF states, or else XMP, is applied; of several frames the first is taken, of an icon
+  the largest;
 - transparency lies on white, the page that most such images were drawn for; alpha that is zero at every
   pixel is not in use, and is left out;
 - values of more than 8 bits become 8 bits by one rule, which `stream.pixel_formats` states;
@@ -19,11 +21,14 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
-import torchvision  # noqa: F401  registers torch.ops.image
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from stream.errors import BadRecord
+from stream.exif import orientation_of_block
+from stream.jpeg import check_scans, decode_jpeg, jpeg_frame
+from stream.metadata import without_metadata
+from stream.orientation import orientation_of, upright
 from stream.pixel_formats import mend, raw_mode, to_rgb
 from stream.record import media_type_of
 from stream.tiff_layouts import decode_tiff, read_layout
@@ -46,17 +51,6 @@ FORMATS = (
 """Pillow's names of the formats that are read."""
 
 _UNSUPPORTED = frozenset({"image/heic", "image/jxl", "image/svg+xml"})
-_RGB = 3
-"""torchvision's ImageReadMode.RGB."""
-
-# JPEG markers, ITU-T T.81 table B.1.
-_START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-_WITHOUT_LENGTH = frozenset(range(0xD0, 0xD8)) | {0x01}
-_START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
-
-_MOST_SCANS = 200
-"""Ordinary progressive files have about ten. A scan costs its author a dozen bytes and the decoder a pass
-over all pixels, so a small file with a million of them would hold a reader for hours."""
 
 _LONGEST_SIDE = 65_535
 """Pixels; what a JPEG can have."""
@@ -83,50 +77,15 @@ def decode_image(payload: bytes, *, max_pixels: int) -> Tensor:
     if not payload:
         raise BadRecord("empty")
     if payload.startswith(b"\xff\xd8\xff"):
-        # Within a scan FF is followed by 00 or a restart marker, so this counts every scan.
-        if payload.count(b"\xff\xda") > _MOST_SCANS:
-            raise BadRecord("undecodable", f"more than {_MOST_SCANS} scans")
         frame = jpeg_frame(payload)
         if frame is not None:
-            width, height, components = frame
-            _check_pixels(width, height, max_pixels)
-            if components in {1, 3}:
-                image = _decode_jpeg(payload)
-                if image is not None:
-                    return image
+            _check_pixels(frame[0], frame[1], max_pixels)
+        check_scans(payload)
+        if frame is not None and frame[2] in {1, 3, 4}:
+            stored = decode_jpeg(payload, "CMYK" if frame[2] == 4 else "RGB")
+            if stored is not None and frame[2] != 4:  # Pillow knows what Adobe's CMYK means
+                return upright(torch.from_numpy(stored).permute(2, 0, 1), orientation_of(payload))
     return _decode_with_pillow(payload, max_pixels)
-
-
-def jpeg_frame(payload: bytes) -> tuple[int, int, int] | None:
-    """Width, height (as stored) and number of components of an 8-bit JPEG, without decoding it.
-
-    Walks the markers as libjpeg does, so that both see the same frame header.
-
-    Returns:
-        None when there is no frame header of 8-bit samples.
-    """
-    at, end = 2, len(payload)
-    while True:
-        at = payload.find(b"\xff", at)
-        if at < 0:
-            return None
-        while at < end and payload[at] == 0xFF:
-            at += 1
-        if at + 3 > end:
-            return None
-        marker = payload[at]
-        at += 1
-        if marker == 0 or marker in _WITHOUT_LENGTH:
-            continue
-        if marker in {_START_OF_SCAN, _END_OF_IMAGE}:
-            return None
-        if marker in _START_OF_FRAME:
-            if at + 8 > end or payload[at + 2] != 8:
-                return None
-            height = payload[at + 3] << 8 | payload[at + 4]
-            width = payload[at + 5] << 8 | payload[at + 6]
-            return width, height, payload[at + 7]
-        at += payload[at] << 8 | payload[at + 1]
 
 
 def _check_pixels(width: int, height: int, max_pixels: int) -> None:
@@ -134,17 +93,6 @@ def _check_pixels(width: int, height: int, max_pixels: int) -> None:
         raise BadRecord("too_large", f"{width} x {height} pixels, a side may have {_LONGEST_SIDE}")
     if width * height > max_pixels:
         raise BadRecord("too_large", f"{width} x {height} pixels, the limit is {max_pixels}")
-
-
-def _decode_jpeg(payload: bytes) -> Tensor | None:
-    """Through torchvision's operator; None when it refuses or is not there: Pillow decodes or explains."""
-    # The public function warns at each call that it will be removed; the operator below it does not.
-    data = torch.frombuffer(bytearray(payload), dtype=torch.uint8)
-    try:
-        image: Tensor = torch.ops.image.decode_jpeg(data, _RGB, True)
-    except (RuntimeError, AttributeError):
-        return None
-    return image
 
 
 def _decode_with_pillow(payload: bytes, max_pixels: int) -> Tensor:
@@ -156,7 +104,9 @@ def _decode_with_pillow(payload: bytes, max_pixels: int) -> Tensor:
         limit = Image.MAX_IMAGE_PIXELS
         Image.MAX_IMAGE_PIXELS = max_pixels
         try:
-            pixels = np.array(_open_tiff(payload, max_pixels) or _open(payload, max_pixels))
+            bare = without_metadata(payload)
+            opened, turned = _open_tiff(bare, max_pixels) or _open(bare, max_pixels)
+            pixels = np.array(opened)
         except BadRecord:
             raise
         except Exception as error:  # one bad record; Pillow's readers raise of all kinds
@@ -165,26 +115,30 @@ def _decode_with_pillow(payload: bytes, max_pixels: int) -> Tensor:
             Image.MAX_IMAGE_PIXELS = limit
     if pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape:
         raise BadRecord("undecodable", f"decoded to shape {pixels.shape}")
-    return torch.from_numpy(pixels).permute(2, 0, 1)
+    return upright(torch.from_numpy(pixels).permute(2, 0, 1), turned or orientation_of(payload))
 
 
-def _open(payload: bytes, max_pixels: int) -> Image.Image:
+def _open(payload: bytes, max_pixels: int) -> tuple[Image.Image, int]:
+    """The picture as RGB, and how an AVIF says that it is turned; 0 in other formats."""
     with Image.open(io.BytesIO(payload), formats=FORMATS) as opened:
         _check_pixels(*opened.size, max_pixels)
         mend(opened)
         raw = raw_mode(opened)
         opened.load()
         _check_pixels(*opened.size, max_pixels)
-        return ImageOps.exif_transpose(_to_rgb(opened, payload, raw))
+        # Pillow puts what the header of an AVIF says into an EXIF block.
+        turned = orientation_of_block(opened.info.get("exif", b"")) if opened.format == "AVIF" else 0
+        return to_rgb(opened, payload, raw), turned
 
 
-def _open_tiff(payload: bytes, max_pixels: int) -> Image.Image | None:
+def _open_tiff(payload: bytes, max_pixels: int) -> tuple[Image.Image, int] | None:
     """A TIFF that Pillow itself would read wrong; None for everything else."""
     layout = read_layout(payload)
     if layout is None:
         return None
     _check_pixels(layout.width, layout.height, max_pixels)
-    return decode_tiff(payload, layout)
+    image = decode_tiff(payload, layout)
+    return None if image is None else (image, 0)
 
 
 def _bad_record(payload: bytes, error: Exception) -> BadRecord:
@@ -203,14 +157,3 @@ def _bad_record(payload: bytes, error: Exception) -> BadRecord:
     if isinstance(error, EOFError) or "truncated" in str(error).lower():
         return BadRecord("truncated", detail)
     return BadRecord("undecodable", detail)
-
-
-def _to_rgb(image: Image.Image, payload: bytes, raw: str) -> Image.Image:
-    """A loaded image of any mode as RGB, with the EXIF block that says how it is turned."""
-    rgb = to_rgb(image, payload, raw)
-    if rgb is image:
-        return image
-    orientation = image.getexif().get(0x0112)
-    if orientation is not None:
-        rgb.getexif()[0x0112] = orientation
-    return rgb

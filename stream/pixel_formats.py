@@ -15,9 +15,8 @@ Where a format leaves open what a value means, one rule holds for all formats:
 
 import io
 import math
-import struct
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -25,6 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageCms, ImagePalette
 
 from stream.errors import BadRecord
+from stream.png_chunks import chunks
 
 _WHITE = (255, 255, 255, 255)
 _ROWS_AT_ONCE = 256
@@ -195,20 +195,9 @@ def _read_as(payload: bytes, image: Image.Image, raw: str) -> Image.Image:
 def _drop_impossible_transparency(image: Image.Image, payload: bytes) -> None:
     """Leave out a tRNS chunk with more entries than the palette, as libpng does; Pillow believes it."""
     if image.mode == "P" and "transparency" in image.info:
-        sizes = dict(_png_chunks(payload))
+        sizes = {kind: len(body) for kind, body, _ in chunks(payload)}
         if sizes.get(b"tRNS", 0) > sizes.get(b"PLTE", 0) // 3:
             del image.info["transparency"]
-
-
-def _png_chunks(payload: bytes) -> Iterator[tuple[bytes, int]]:
-    """Kind and length of each chunk before the pixels."""
-    at = 8
-    while at + 8 <= len(payload):
-        length, kind = struct.unpack_from(">I4s", payload, at)
-        if kind == b"IDAT":
-            return
-        yield kind, length
-        at += 12 + length
 
 
 # Deep values ------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageChops, ImageOps
+from PIL import Image, ImageChops
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from stream.errors import BadRecord
@@ -22,7 +22,7 @@ from stream.pixel_formats import cmyk_to_rgb, from_channels, over_white
 
 # Tags of TIFF 6.0.
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER = 256, 257, 258, 259, 262, 266
-_STRIP_OFFSETS, _ORIENTATION, _SAMPLES, _ROWS_PER_STRIP, _STRIP_BYTES = 273, 274, 277, 278, 279
+_STRIP_OFFSETS, _SAMPLES, _ROWS_PER_STRIP, _STRIP_BYTES = 273, 277, 278, 279
 _PLANAR, _PREDICTOR, _TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _TILE_BYTES = 284, 317, 322, 323, 324, 325
 _INK_SET, _EXTRA_SAMPLES, _SAMPLE_FORMAT, _SUBSAMPLING, _PROFILE = 332, 338, 339, 530, 34675
 _SHORT = frozenset(
@@ -164,7 +164,7 @@ def decode_tiff(payload: bytes, layout: TiffLayout) -> Image.Image | None:
         if type_ == (16, _UNSIGNED) and layout.photometric in {_RGB, _CMYK}:
             return None  # here Pillow's table is right
         raise BadRecord("unsupported", str(layout))
-    return ImageOps.exif_transpose(_picture(payload, layout, colours))
+    return _picture(payload, layout, colours)
 
 
 def _misread(layout: TiffLayout) -> bool:
@@ -210,7 +210,6 @@ def _picture(payload: bytes, layout: TiffLayout, colours: int) -> Image.Image:
     elif image.mode == "CMYK":
         image.info["icc_profile"] = layout.tags.get(_PROFILE)
         image = cmyk_to_rgb(image)
-    image.getexif()[_ORIENTATION] = _number(layout.tags, _ORIENTATION, 1)
     return image
 
 

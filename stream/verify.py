@@ -1,4 +1,4 @@
-"""Looks whether a stream is what its writers wrote: manifest, segments, indexes, tars, if asked every byte.
+"""Looks whether a stream is what its writers wrote: manifest, indexes, tars, if asked every byte and image.
 
 Nothing is changed, and nothing is believed: what cannot be read is a damage with a name, and looking goes on.
 """
@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from stream.commits import Commit, is_absolute
-from stream.errors import StreamError
+from stream.config import ReaderConfig
+from stream.decode import decode_image
+from stream.errors import BadRecord, StreamError
 from stream.index import ShardIndex, decode_index
 from stream.manifest import Manifest
 from stream.registry import read_readers
@@ -17,6 +19,7 @@ from stream.shard_files import ShardFiles
 from stream.store import Bytes, explained, open_bytes
 
 _PIECE_BYTES = 1 << 22
+_MOST_PIXELS = ReaderConfig().max_pixels
 _NAMED_RECORDS = 5
 """Unusable records of one shard that are named; the others are counted."""
 
@@ -51,7 +54,8 @@ def verify(
     Args:
         manifest: of the stream, open: a head that cannot be read, or commits that do not follow one another,
             keep it from being opened, and that is the damage then.
-        deep: also read every tar and compare its digest; of adopted tars, which have none, every record.
+        deep: also read every tar, compare its digest (adopted tars have none), and decode every image as a
+            reader would: a digest says that the bytes are those that were written, not that they are whole.
         progress: told after each commit.
 
     Raises:
@@ -72,9 +76,8 @@ def verify(
                 if commit.n:
                     yield from _shard(manifest, commit, kept=number >= floor)
                 if commit.n and deep and number >= floor:
-                    yield from (
-                        _records(files, commit) if is_absolute(commit.uri) else _digest(manifest, commit)
-                    )
+                    altered = [] if is_absolute(commit.uri) else list(_digest(manifest, commit))
+                    yield from altered or _records(files, commit)
                     read += commit.bytes
             except StreamError as error:
                 yield Damage(name=f"commit {number}", what=str(error))
@@ -157,18 +160,26 @@ def _digest(manifest: Manifest, commit: Commit) -> Iterator[Damage]:
 
 
 def _records(files: ShardFiles, commit: Commit) -> Iterator[Damage]:
-    """Every record of an adopted tar, as a reader would see it."""
-    bad: list[tuple[int, str]] = []
-    for index in range(commit.n):
-        entry = files.entry(commit.number, index)
-        if entry.record is None:
-            bad.append((index, entry.reason))
+    """Every record of a tar, as a reader would see it."""
+    bad = [(index, reason) for index in range(commit.n) if (reason := _trouble(files, commit.number, index))]
     if bad:
         some = ", ".join(f"{index} {reason}" for index, reason in bad[:_NAMED_RECORDS])
         yield Damage(
             name=f"commit {commit.number}, {commit.uri}",
             what=f"{len(bad)} of {commit.n} records cannot be used: {some}",
         )
+
+
+def _trouble(files: ShardFiles, number: int, index: int) -> str:
+    """Why a record cannot be used; empty = it can."""
+    entry = files.entry(number, index)
+    if entry.record is None:
+        return entry.reason
+    try:
+        decode_image(entry.record.payload, max_pixels=_MOST_PIXELS)
+    except BadRecord as bad:
+        return "" if bad.reason == "too_large" else bad.reason  # how large is too large is said by the reader
+    return ""
 
 
 def _tar(manifest: Manifest, commit: Commit) -> Bytes:

@@ -31,14 +31,19 @@ STRICTER = {
 SINGLE = {
     "000000047": ("bomb-warning", "too_large", "144 Mpx, above max_pixels; the judge only warns"),
     "000000106": ("bomb-warning", "too_large", "100 Mpx, above max_pixels; the judge only warns"),
-    "000000146": ("ok", "undecodable", "an animation whose frames are out of order"),
     "000000176": ("ok", "undecodable", "flipped bits in the compressed pixels"),
     "000000284": ("ok", "undecodable", "flipped bits in the compressed pixels"),
     "000000589": ("ok", "undecodable", "flipped bits in the compressed pixels"),
     "000000691": ("ok", "undecodable", "the compressed pixels are broken"),
     "000000738": ("ok", "undecodable", "flipped bits in the compressed pixels"),
-    "000000757": ("ok", "truncated", "the file ends in the end chunk"),
     "000000761": ("ok", "undecodable", "the checksum of the pixels is wrong, as its maker intended"),
+    "000000757": ("ok", "truncated", "the file ends in a chunk of pixels"),
+    "000000347": ("ok", "truncated", "two halves of JPEGs, whose codes end before the rows do"),
+    "000000578": ("ok", "truncated", "a JPEG whose header claims four times the rows"),
+    "000000500": ("error", WRITTEN, "a JPEG that lacks its end marker only"),
+    "000000607": ("unidentified", "duplicate", "a profile of unknown compression beside sound pixels"),
+    "000000620": ("error", "too_small", "a text of 80 MB beside one sound pixel"),
+    "000000669": ("error", WRITTEN, "a text of 80 MB beside sound pixels"),
     "000000243": ("error", WRITTEN, "the damage is outside the merged image, which decodes"),
 }
 AGREES = {

@@ -114,6 +114,48 @@ def test_images_are_made_upright(value: int) -> None:
     assert image.size == ((40, 80) if value >= 5 else (80, 40))
 
 
+@pytest.mark.parametrize("value", range(2, 9))
+def test_an_image_that_is_stored_as_found_is_never_one_that_other_readers_turn(value: int) -> None:
+    """XMP before EXIF, and the value as LONG: forms that torchvision's decoder does not see."""
+    plain = encoded(3, width=80, height=40)
+    xmp = b"http://ns.adobe.com/xap/1.0/\0<x:xmpmeta/>"
+    exif = b"Exif\0\0MM\0*" + struct.pack(">IHHHIII", 8, 1, ORIENTATION, 4, 1, value, 0)
+    segments = b"".join(b"\xff\xe1" + struct.pack(">H", len(body) + 2) + body for body in (xmp, exif))
+    image = opened(prepare(plain[:2] + segments + plain[2:], CONFIG))
+    assert image.size == ((40, 80) if value >= 5 else (80, 40))
+    assert image.getexif().get(ORIENTATION, 1) == 1
+
+
+def test_half_a_jpeg_is_refused_whatever_is_done_with_its_bytes() -> None:
+    whole = encoded(1, width=200, height=160)
+    half = whole[: len(whole) // 2] + b"\xff\xd9"
+    for reencode in ("auto", "always", "never"):
+        assert reason(half, IngestConfig(reencode=reencode)) == "truncated"
+
+
+def test_a_jpeg_without_its_end_marker_gets_one() -> None:
+    whole = encoded(1)
+    stored = prepare(whole[:-2], CONFIG)
+    assert stored.payload.endswith(b"\xff\xd9")
+    opened(stored).load()
+
+
+@pytest.mark.parametrize(
+    ("kind", "content"),
+    [
+        (b"zTXt", b"key\0\0no zlib"),
+        (b"iCCP", b"key\0\x09"),
+        (b"zTXt", b"key\0\0" + zlib.compress(bytes(99 << 20))),
+    ],
+)
+def test_a_png_whose_texts_other_readers_refuse_is_encoded_again(kind: bytes, content: bytes) -> None:
+    plain = encoded(1, "PNG")
+    made = struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+    stored = prepare(plain[:33] + made + plain[33:], CONFIG)
+    assert stored.media_type == "image/png"
+    assert np.array_equal(np.asarray(opened(stored).convert("RGB")), pixels(1))
+
+
 def test_the_shorter_side_is_made_short_and_the_shape_stays() -> None:
     image = opened(prepare(encoded(1, width=1000, height=500), IngestConfig(short_side=100)))
     assert image.size == (200, 100)

@@ -13,6 +13,8 @@ from stream.floor import Floor, write_floor
 from stream.manifest import Manifest
 from stream.registry import Registered, write_reader
 from stream.segments import BLOCKS, segment_name
+from tests.ingest.made import encoded
+from tests.stream.fake_source import picture
 from tests.stream.make_shards import append_shards, make_stream
 from tests.stream.test_manifest import fill
 from tests.stream.test_segments import new_commit
@@ -22,7 +24,7 @@ SIZES = (5, 3, 0, 4)
 
 @pytest.fixture
 def stream(tmp_path: Path) -> Path:
-    make_stream(str(tmp_path / "stream"), SIZES)
+    make_stream(str(tmp_path / "stream"), SIZES, image=picture)
     return tmp_path / "stream"
 
 
@@ -158,7 +160,7 @@ def test_an_index_that_is_damaged_or_gone_is_named(stream: Path, capsys: pytest.
 def test_an_adopted_tar_that_changed_is_named_by_reading_all(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    one = make_stream(str(tmp_path / "one"), (5,))
+    one = make_stream(str(tmp_path / "one"), (5,), image=picture)
     tar = tmp_path / "one" / one.entry(0).uri
     manifest = Manifest.open(str(tmp_path / "two"), create=True)
     adopt_tar(manifest, str(tar), source_id="tars")
@@ -167,6 +169,28 @@ def test_an_adopted_tar_that_changed_is_named_by_reading_all(
     data[:512] = bytes(512)
     tar.write_bytes(data)
     assert damages(capsys, tmp_path / "two", "--deep") == [f"commit 0, {tar}"]
+
+
+def half_of_some(number: int) -> bytes:
+    """Of every third image the first half of its codes, closed by an end marker."""
+    whole = encoded(number)
+    return whole if number % 3 else whole[: whole.index(b"\xff\xda") + 60] + b"\xff\xd9"
+
+
+def test_an_image_that_was_half_when_it_was_written_is_seen_by_decoding_all(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = make_stream(str(tmp_path / "one"), (5, 2), image=half_of_some)
+    assert damages(capsys, tmp_path / "one") == []
+    code, out = told(capsys, "stream", "verify", str(tmp_path / "one"), "--deep")
+    assert code == 78
+    assert "commit 0, shards/" in out
+    assert "2 of 5 records cannot be used: 0 truncated, 3 truncated" in out
+    assert "1 of 2 records cannot be used: 1 truncated" in out
+    manifest = Manifest.open(str(tmp_path / "two"), create=True)
+    adopt_tar(manifest, str(tmp_path / "one" / one.entry(0).uri), source_id="tars")
+    out = told(capsys, "stream", "verify", str(tmp_path / "two"), "--deep")[1]
+    assert "2 of 5 records cannot be used: 0 truncated, 3 truncated" in out
 
 
 def test_a_commit_that_is_damaged_is_the_damage_of_the_manifest(
@@ -206,7 +230,7 @@ def test_verify_changes_nothing(stream: Path, capsys: pytest.CaptureFixture[str]
 
 
 def test_more_can_be_ingested_after_a_prune(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    manifest = make_stream(str(tmp_path / "open"), SIZES, seal=False)
+    manifest = make_stream(str(tmp_path / "open"), SIZES, seal=False, image=picture)
     told(capsys, "stream", "prune", str(tmp_path / "open"), "--keep-bytes", "1")
-    append_shards(manifest, (2,), iter(range(100, 102)))
+    append_shards(manifest, (2,), iter(range(100, 102)), image=picture)
     assert damages(capsys, tmp_path / "open", "--deep") == []

@@ -2,7 +2,7 @@
 
 import itertools
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import fsspec
@@ -20,9 +20,11 @@ def image_bytes(number: int, size: int = 40) -> bytes:
     return b"\xff\xd8\xff\xe0" + f"image {number} ".encode().ljust(size, b".")
 
 
-def image_record(number: int, label: int | None = None) -> Record:
-    """A record of `image_bytes(number)`."""
-    payload = image_bytes(number)
+def image_record(
+    number: int, label: int | None = None, image: Callable[[int], bytes] = image_bytes
+) -> Record:
+    """A record of `image(number)`."""
+    payload = image(number)
     return Record(
         payload=payload,
         sha256=sha256_of(payload),
@@ -35,7 +37,11 @@ def image_record(number: int, label: int | None = None) -> Record:
 
 
 def append_shards(
-    manifest: Manifest, sizes: Iterable[int], numbers: Iterator[int], source_id: str = "test"
+    manifest: Manifest,
+    sizes: Iterable[int],
+    numbers: Iterator[int],
+    source_id: str = "test",
+    image: Callable[[int], bytes] = image_bytes,
 ) -> None:
     """One commit of each size; 0 makes a commit of accounts only. The numbers name the images."""
     with ShardWriter(
@@ -46,14 +52,16 @@ def append_shards(
                 writer.skip("test_skip", None)
             for _ in range(size):
                 number = next(numbers)
-                writer.write(image_record(number), number + 1)
+                writer.write(image_record(number, image=image), number + 1)
             writer.flush()
 
 
-def make_stream(url: str, sizes: Iterable[int], *, seal: bool = True) -> Manifest:
+def make_stream(
+    url: str, sizes: Iterable[int], *, seal: bool = True, image: Callable[[int], bytes] = image_bytes
+) -> Manifest:
     """A new stream with one commit of each size, images numbered from 0 in commit order."""
     manifest = Manifest.open(url, create=True)
-    append_shards(manifest, sizes, itertools.count())
+    append_shards(manifest, sizes, itertools.count(), image=image)
     if seal:
         manifest.seal()
     return manifest

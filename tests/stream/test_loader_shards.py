@@ -1,10 +1,15 @@
 """The loader over real shards."""
 
 import hashlib
+import io
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
+
+from stream.adopt import adopt_tar
 from stream.batch import Batch
 from stream.config import ShardConfig
 from stream.cursor import Cursor, start_cursor
@@ -16,6 +21,7 @@ from stream.record import Record
 from stream.shard_source import ShardSpec
 from stream.shards import ShardWriter
 from tests.stream.fake_source import picture
+from tests.stream.make_shards import make_stream
 from tests.stream.test_loader import CONFIG, KINDS, content
 from tests.stream.test_reader import PLAN, new_frame
 
@@ -126,3 +132,29 @@ def test_a_reader_that_is_windows_behind_catches_up(tmp_path: Path) -> None:
     assert isinstance(chunk, Chunk)
     assert all(unit in {8, 9} for unit, _ in frame.refs_B2[:2].tolist())
     behind.close()
+
+
+def half_of_some(number: int) -> bytes:
+    """JPEGs; of every third one the codes end early, closed by an end marker: old streams have such."""
+    file = io.BytesIO()
+    image = np.random.default_rng(number).integers(0, 256, (20, 24, 3), dtype=np.uint8)
+    Image.fromarray(image).save(file, "JPEG")
+    whole = file.getvalue()
+    return whole if number % 3 else whole[: whole.index(b"\xff\xda") + 60] + b"\xff\xd9"
+
+
+def test_half_a_jpeg_in_a_stream_or_an_adopted_tar_is_skipped_and_counted(tmp_path: Path) -> None:
+    """Such streams go on: their good records are learned from, the others are in the accounts."""
+    own = make_stream(str(tmp_path / "own"), (30, 30), image=half_of_some)
+    adopted = Manifest.open(str(tmp_path / "adopted"), create=True)
+    for number in range(2):
+        adopt_tar(adopted, str(tmp_path / "own" / own.entry(number).uri), source_id="tars")
+    adopted.seal()
+    for place in ("own", "adopted"):
+        batches, _ = load(tmp_path / place)
+        assert len({key for batch in batches for key in batch.keys}) > 20
+        skipped = [dict(batch.stats.skipped) for batch in batches]
+        assert {reason for some in skipped for reason in some} == {"truncated"}
+        read = sum(batch.stats.read for batch in batches)
+        used = sum(batch.stats.used for batch in batches)
+        assert used + sum(some.get("truncated", 0) for some in skipped) == read
