@@ -18,6 +18,15 @@ logger = logging.getLogger(__name__)
 GROWTH = 1 / 1000
 
 
+EDGE = 20
+"""Most entries at either end of a history that figures are averaged over: one batch alone is noise."""
+
+
+def edge(entries: int) -> int:
+    """How many entries at either end of a history of so many stand for its start, and for now; >= 1."""
+    return min(EDGE, max(1, entries // 4))
+
+
 class History:
     """Appends entries to a file; each has `samples`, which only grows within the file.
 

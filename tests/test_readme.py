@@ -77,4 +77,6 @@ def test_every_command_runs_in_order(tmp_path: Path) -> None:
             program, *arguments = shlex.split(line)
             assert program == "swavstream", line
             code, told = run(arguments)
-            assert code == 0, f"{line}\n{told}"
+            # Of a run that is over so soon the doctor says that it learned nothing, with 1 as its code.
+            allowed = {0, 1} if arguments[0] == "doctor" else {0}
+            assert code in allowed, f"{line}\n{told}"

@@ -36,10 +36,10 @@ function headline() {
   const of = (state) => status.verdicts.filter((verdict) => verdict.state === state);
   const names = (list) => list.map((verdict) => verdict.title.toLowerCase()).join(", ").replace(/, ([^,]*)$/, " and $1");
   if (of("bad").length) return [`Needs attention: ${names(of("bad"))}.`, of("bad")[0].text];
+  if (of("watch").length) return [`Keep an eye on ${names(of("watch"))}.`, of("watch")[0].text];
   if (status.state === "stopping") return ["The run is stopping.", "It saves a checkpoint and publishes its last snapshot."];
   if (status.state === "waiting") return ["Waiting for records.", status.verdicts.find((verdict) => verdict.name === "stream").text];
-  if (of("watch").length) return [`Keep an eye on ${names(of("watch"))}.`, of("watch")[0].text];
-  if (of("ok").length < 4) return ["Warming up.", "A few more steps are needed before anything can be said."];
+  if (!of("ok").some((verdict) => verdict.name === "loss")) return ["Warming up.", "A few more steps are needed before anything can be said."];
   if (of("unknown").some((verdict) => verdict.name === "balance")) return ["It learns.", "Whether the clusters are balanced shows once the usage window is full."];
   return ["It learns, and its clusters are balanced.", "Nothing asks for your attention."];
 }
