@@ -17,7 +17,7 @@ from ops.checkpoint import VALUES
 from ops.doctor_case import Facts
 from ops.errors import RedisUnavailable, SnapshotDamaged, SnapshotNotFound
 from ops.exemplars import NEAR_EQUAL, signatures
-from ops.history import edge
+from ops.history import at_ends
 from ops.metric_table import PREFIX
 from ops.probe import read as read_probe
 from ops.recent import ALIKE, TROUBLE_S
@@ -45,7 +45,7 @@ def gather(run_dir: Path) -> Facts:
     live = ask(standing.url) if standing.url else {}
     series = _series(standing.url) if live else {}
     figures = _figures(run_dir, standing, live)
-    figures |= _ends(run_dir)
+    figures |= at_ends(run_dir)
     url = _text(record.config, "snapshot", "url") or os.environ.get(URL_VARIABLE, "")
     error, warnings = _look_at_redis(url) if url else ("", ())
     recent = live.get("recent") or {}
@@ -125,18 +125,6 @@ def _damaged(run_dir: Path, found: int) -> tuple[str, ...]:
     newest = max((path.name.partition("-")[2] for path in folder.glob("ckpt-*")), default="")
     late = [name for name in names if name.partition("-")[2] > newest]
     return tuple(sorted({*late, *names[max(0, len(names) - found) :]}))
-
-
-def _ends(run_dir: Path) -> dict[str, float | None]:
-    """Loss and agreement at the start and of late, means over some entries: one batch alone is noise."""
-    entries = list(read_lines(run_dir / "history.jsonl"))
-    count = edge(len(entries))
-    found: dict[str, float | None] = {}
-    for prefix, some in (("start_", entries[:count]), ("", entries[-count:])):
-        for name in ("loss_over_ln_k", "view_agreement"):
-            values = [entry[name] for entry in some if name in entry]
-            found[prefix + name] = sum(values) / len(values) if values else None
-    return found
 
 
 def _same_images(run_dir: Path) -> float | None:
