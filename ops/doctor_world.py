@@ -3,7 +3,7 @@
 from ops.alerts import ALIKE_COSINE, BAD_SHARE, DRIFT_MUCH, SORTED_COSINE
 from ops.doctor_case import Facts, Finding
 from ops.doctor_learning import collapsed
-from ops.verdicts import STALLED_S, START_S
+from ops.verdicts import STALLED_S, START_S, duration
 
 FEWEST_KEPT = 2
 """Checkpoints that a run should keep: with one, a damaged newest one has no reserve."""
@@ -31,7 +31,7 @@ def stalled(facts: Facts) -> Finding | None:
             name="stalled",
             cause="No step is done since the learner started: it hangs while it loads, meets the other ranks "
             "or reads its first batch.",
-            evidence=f"{start:.0f} s since the start",
+            evidence=f"{duration(start)} since the start",
             setting="",
             advice="Look at storage and at the other ranks; end the learner and run the same command again.",
             runbook="SwavstreamLearnerStalled",
@@ -41,7 +41,7 @@ def stalled(facts: Facts) -> Finding | None:
     return Finding(
         name="stalled",
         cause="No step is done although records are unread: a reader, a rank or a disk hangs.",
-        evidence=f"{since:.0f} s since the last step, {facts.lag:,} unread records",
+        evidence=f"{duration(since)} since the last step, {facts.lag:,} unread records",
         setting="",
         advice="Look at storage and at the other ranks; end the learner and run the same command again.",
         runbook="SwavstreamLearnerStalled",

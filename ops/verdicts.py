@@ -108,7 +108,7 @@ def stream(
         if not waiting and since_start_s > START_S:
             state, text = (
                 "bad",
-                f"No step is done {since_start_s:.0f} s after the start: a rank, a reader or a disk hangs.",
+                f"No step is done {duration(since_start_s)} after the start: a rank, a reader or disk hangs.",
             )
     elif waiting:
         value, text = (
@@ -118,7 +118,7 @@ def stream(
     elif since_step_s > STALLED_S and lag != 0:
         state, text = (
             "bad",
-            f"No step for {since_step_s:.0f} s although records are unread: a reader or a rank hangs.",
+            f"No step for {duration(since_step_s)} although records are unread: a reader or a rank hangs.",
         )
     if restarts and state == "ok":
         state, text = "watch", f"{restarts} reader process(es) died and were replaced."
@@ -135,7 +135,7 @@ def snapshots(*, version: int, result: str, detail: str, age_s: float | None) ->
         age_s: seconds since the last one was published.
     """
     value = f"v{version}" if version else "none yet"
-    age = "" if age_s is None else f" {_duration(age_s)} ago"
+    age = "" if age_s is None else f" {duration(age_s)} ago"
     if result == "unhealthy" and detail.startswith("warming"):
         result = "warming"
     found = {
@@ -345,7 +345,8 @@ def _early(figures: Mapping[str, float | None]) -> str | None:
     return f"Too early: the usage window is {100 * fill:.0f} % full."
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """For people: 113 s, 5 min, 3 h, 2 d."""
     for size, unit in ((86_400.0, "d"), (3600.0, "h"), (60.0, "min")):
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"

@@ -32,6 +32,12 @@ function duration(seconds) {
   return `${Math.max(1, Math.round(seconds))} s`;
 }
 
+// A time of any size with the unit that people would use: 0.4 ms, 230 ms, 1.5 s, 113 s, 5 min.
+function timed(seconds) {
+  if (seconds < 1) return `${short(seconds * 1000)} ms`;
+  return seconds < 120 ? `${+seconds.toPrecision(3)} s` : duration(seconds);
+}
+
 function headline() {
   const of = (state) => status.verdicts.filter((verdict) => verdict.state === state);
   const names = (list) => list.map((verdict) => verdict.title.toLowerCase()).join(", ").replace(/, ([^,]*)$/, " and $1");
@@ -144,7 +150,7 @@ function drawPhases() {
     const dot = part.cloneNode();
     part.style.flex = `${100 * seconds / total} 0 0`;
     stack.append(part);
-    key.append(dot, make("span", "", name), make("span", "", `${Math.round(100 * seconds / total)} %  ·  ${short(seconds * 1000)} ms`));
+    key.append(dot, make("span", "", name), make("span", "", `${Math.round(100 * seconds / total)} %  ·  ${timed(seconds)}`));
   });
   $("phases").replaceChildren(...(total ? [stack, key] : [make("p", "note", "No step is done yet.")]));
   const skipped = Object.entries(status.skipped).sort((a, b) => b[1] - a[1]);

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NoReturn
 import pytest
 
 from ops.publish_job import PublishResult
+from tests.ops import synthetic
 from tests.ops.live_demo import DemoRun
 
 if TYPE_CHECKING:
@@ -390,6 +391,15 @@ def test_the_headline_follows_the_worst_verdict_also_while_the_run_waits(page: "
     look(page, demo)
     page.wait_for_selector("#state:has-text('waiting')")
     assert page.inner_text("#headline").startswith("Keep an eye on ")
+
+
+def test_a_long_time_is_told_in_seconds(page: "Page", demo: DemoRun) -> None:
+    report = synthetic.report(64, synthetic.shares(demo.prototypes))
+    phases = sum(report.seconds.values())
+    demo.live.observe(report, synthetic.stats(64), step_s=113 + phases)
+    page.goto(demo.server.url)
+    page.wait_for_selector("#phases:has-text('113 s')")
+    assert "k ms" not in page.inner_text("#phases")
 
 
 def test_a_falling_loss_alone_is_not_called_learning(page: "Page", demo: DemoRun) -> None:
