@@ -70,22 +70,29 @@ DAY = 24 * 60 * MINUTE
 
 
 def recordings(scale: Scale) -> dict[str, str]:
-    """Name of each recorded series, and its expression; names follow level:metric:operations."""
+    """Name of each recorded series, and its expression; names follow level:metric:operations.
+
+    Where nothing happened, and a share would divide by nothing, it is 0 and not NaN, which no alert sees and
+    no panel draws.
+    """
     span = scale.span(5 * MINUTE)
     by = "sum by (job, instance)"
     return {
         "instance:swavstream_samples:rate5m": f"{by} (rate({PREFIX}samples_total[{span}]))",
         "instance:swavstream_step_duration_seconds:p99_rate5m": (
             f"histogram_quantile(0.99, sum by (job, instance, le) "
-            f"(rate({PREFIX}step_duration_seconds_bucket[{span}])))"
+            f"(rate({PREFIX}step_duration_seconds_bucket[{span}]))) >= 0 "
+            f"or 0 * {by} (rate({PREFIX}step_duration_seconds_count[{span}]))"
         ),
         "instance_phase:swavstream_learner_seconds:share_rate5m": (
             f"sum by (job, instance, phase) (rate({PREFIX}learner_seconds_total[{span}])) "
-            f"/ on (job, instance) group_left {by} (rate({PREFIX}learner_seconds_total[{span}]))"
+            f"/ on (job, instance) group_left () ({by} (rate({PREFIX}learner_seconds_total[{span}])) > 0) "
+            f"or 0 * sum by (job, instance, phase) (rate({PREFIX}learner_seconds_total[{span}]))"
         ),
         "instance:swavstream_records_unusable:ratio_rate5m": (
             f'{by} (rate({PREFIX}records_total{{outcome="skipped",reason!="non_finite"}}[{span}])) '
-            f"/ {by} (rate({PREFIX}records_total[{span}]))"
+            f"/ ({by} (rate({PREFIX}records_total[{span}])) > 0) "
+            f"or 0 * {by} (rate({PREFIX}records_total[{span}]))"
         ),
     }
 
@@ -109,16 +116,16 @@ def _alert(  # a row of the table
 
 
 def _loop(scale: Scale) -> tuple[Alert, ...]:
-    # Also where another name is given to the job: what has shown a learner within a day is one.
-    targets = (
-        f'(up{{job="{JOB}"}} '
-        f"or up and on (job, instance) last_over_time({PREFIX}run_info[{scale.span(DAY)}]))"
-    )
+    # Whatever name is given to the job: what has shown a learner within a day is one. It may be down, or its
+    # target may be gone with it; then another target may have gone on with its run.
+    seen = f"last_over_time({PREFIX}run_info[{scale.span(DAY)}])"
+    ended = f"(last_over_time({PREFIX}run_ended[{scale.span(DAY)}]) == 1)"
+    gone = f"{seen} unless on (job, instance) up unless on (run) {PREFIX}run_info"
     return (
         _alert(
             "MetricsAbsent", "page", 5 * MINUTE, "training",
-            f"{targets} == 0 or absent{targets}",
-            "Prometheus gets no metrics from the learner.",
+            f"((up == 0) and on (job, instance) {seen} or ({gone})) unless on (job, instance) {ended}",
+            "Prometheus gets no metrics from a learner whose run has not ended.",
         ),
         _alert(
             "LearnerStalled", "page", MINUTE, "training",

@@ -1,6 +1,7 @@
 """The contact sheet: the busiest prototypes, a row each, with their most typical images side by side."""
 
 import io
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,11 +9,29 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ops.exemplars import Exemplars
 
-BACKGROUND = (250, 250, 248)
-INK = (28, 32, 38)
-FAINT = (122, 128, 136)
-BAR = (42, 111, 151)
-TRACK = (228, 229, 226)
+Colour = tuple[int, int, int]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Inks:
+    """Colours of a sheet, RGB."""
+
+    background: Colour
+    ink: Colour
+    faint: Colour
+    bar: Colour
+    track: Colour
+
+
+LIGHT = Inks(
+    background=(250, 250, 248), ink=(28, 32, 38), faint=(98, 104, 112), bar=(42, 111, 151),
+    track=(228, 229, 226),
+)  # fmt: skip
+DARK = Inks(
+    background=(31, 34, 37), ink=(233, 233, 230), faint=(160, 164, 168), bar=(111, 183, 216),
+    track=(52, 56, 60),
+)  # fmt: skip
+"""That of the summary page's sections in a dark scheme."""
 MARGIN_PX = 24
 LABEL_PX = 128
 GAP_PX = 4
@@ -26,6 +45,7 @@ def contact_sheet(
     columns: int = 12,
     cell_px: int = 64,
     title: str = "Busiest prototypes, most typical images first",
+    inks: Inks = LIGHT,
 ) -> bytes:
     """Draw the contact sheet.
 
@@ -36,6 +56,7 @@ def contact_sheet(
         columns: at most so many images of each.
         cell_px: side of an image on the sheet, pixels.
         title: line at the top.
+        inks: colours.
 
     Returns:
         The bytes of a PNG. Without any image, a sheet that says so.
@@ -44,16 +65,16 @@ def contact_sheet(
     width = 2 * MARGIN_PX + LABEL_PX + columns * (cell_px + GAP_PX) - GAP_PX
     top = MARGIN_PX + 44
     height = top + max(1, len(shown)) * (cell_px + GAP_PX) - GAP_PX + MARGIN_PX
-    sheet = Image.new("RGB", (width, height), BACKGROUND)
+    sheet = Image.new("RGB", (width, height), inks.background)
     draw = ImageDraw.Draw(sheet)
     large, small = ImageFont.load_default(size=17), ImageFont.load_default(size=12)
-    draw.text((MARGIN_PX, MARGIN_PX), title, fill=INK, font=large)
+    draw.text((MARGIN_PX, MARGIN_PX), title, fill=inks.ink, font=large)
     if not shown:
-        draw.text((MARGIN_PX, top), "No images were kept yet.", fill=FAINT, font=small)
+        draw.text((MARGIN_PX, top), "No images were kept yet.", fill=inks.faint, font=small)
     largest = max((float(usage_K[prototype]) for prototype in shown), default=0.0) or 1.0
     for row, prototype in enumerate(shown):
         y = top + row * (cell_px + GAP_PX)
-        _label(draw, (MARGIN_PX, y + cell_px // 2), prototype, float(usage_K[prototype]), largest)
+        _label(draw, (MARGIN_PX, y + cell_px // 2), prototype, float(usage_K[prototype]), largest, inks)
         for column, one in enumerate(exemplars.top(prototype)[:columns]):
             picture = Image.fromarray(one.thumb).resize((cell_px, cell_px), Image.Resampling.LANCZOS)
             sheet.paste(picture, (MARGIN_PX + LABEL_PX + column * (cell_px + GAP_PX), y))
@@ -79,13 +100,15 @@ def busiest(exemplars: Exemplars, usage_K: NDArray[np.float32], rows: int) -> li
 
 
 def _label(
-    draw: ImageDraw.ImageDraw, at: tuple[int, int], prototype: int, share: float, largest: float
+    draw: ImageDraw.ImageDraw, at: tuple[int, int], prototype: int, share: float, largest: float, inks: Inks
 ) -> None:
     x, middle = at
-    draw.text((x, middle - 19), f"#{prototype}", fill=INK, font=ImageFont.load_default(size=15))
-    draw.text((x + 58, middle - 17), f"{100 * share:.2f} %", fill=FAINT, font=ImageFont.load_default(size=12))
+    draw.text((x, middle - 19), f"#{prototype}", fill=inks.ink, font=ImageFont.load_default(size=15))
+    draw.text(
+        (x + 58, middle - 17), f"{100 * share:.2f} %", fill=inks.faint, font=ImageFont.load_default(size=12)
+    )
     full = LABEL_PX - 24
-    draw.rounded_rectangle((x, middle + 5, x + full, middle + 9), radius=2, fill=TRACK)
+    draw.rounded_rectangle((x, middle + 5, x + full, middle + 9), radius=2, fill=inks.track)
     draw.rounded_rectangle(
-        (x, middle + 5, x + max(3, full * share / largest), middle + 9), radius=2, fill=BAR
+        (x, middle + 5, x + max(3, full * share / largest), middle + 9), radius=2, fill=inks.bar
     )

@@ -22,7 +22,7 @@ from ops.errors import OpsError, RunLocked
 from ops.learn import learn
 from ops.lock import RunLock
 from ops.memory import PeakMemory
-from ops.outcome import Summary
+from ops.outcome import FINISHED, Summary
 from ops.rundir import read_json, write_json
 from ops.signals import StopRequest
 
@@ -30,6 +30,8 @@ RECIPE = "demo"
 MARK = "demo.json"
 """File that says: a demo made this directory, and another may replace it."""
 SHORTEST_S = 15.0
+MOST_PASSES = 1_000_000
+"""Over images that are given: more than any demo has time for."""
 
 # Of the whole time so much is kept for what follows: judging, drawing the sheet, writing the page.
 _AFTER_S, _AFTER_SHARE = 15.0, 0.3
@@ -83,6 +85,20 @@ class DemoRun:
     """Where it was; empty when nothing was served."""
     exit_code: int
     """0, or 143 after SIGTERM."""
+    time_used: bool = False
+    """Its time was over and ended it, in whatever pass over the images it was."""
+
+    @property
+    def status(self) -> str:
+        """finished, also where its time ended it as meant; stopped: somebody asked."""
+        return FINISHED if self.time_used else self.summary.status
+
+    @property
+    def passes(self) -> float:
+        """How often the stream was read, parts of a pass included; 0 when nothing is known of it."""
+        summary, written = self.summary, self.ingest.get("written", 0)
+        read = summary.samples + summary.skipped + summary.left_over
+        return read / written if written else 0.0
 
 
 def run_demo(options: DemoOptions, *, say: Callable[[str], None], out: TextIO) -> DemoRun:
@@ -128,7 +144,7 @@ def run_demo(options: DemoOptions, *, say: Callable[[str], None], out: TextIO) -
         stop,  # from here on: a signal before the learner looks for one would leave the ingest side behind
         PeakMemory() as memory,
         FeedProcess(feed) as feeding,
-        _Watch(options.run_dir, feeding, stop) as watch,
+        _Watch(options.run_dir, feeding, stop, until=feed.until if options.images else 0.0) as watch,
     ):
         summary = learn(str(stream), options.run_dir, config, wait=True, stop=stop, out=out)
         feeding.stop()
@@ -138,18 +154,21 @@ def run_demo(options: DemoOptions, *, say: Callable[[str], None], out: TextIO) -
     return DemoRun(
         options=options, config=config, stream=stream, picture_px=_PICTURE_PX, summary=summary, ingest=ingest,
         seconds=time.monotonic() - began, peak_bytes=memory.peak_bytes, peak_processes=memory.peak_processes,
-        live_page=watch.live_page, exit_code=stop.exit_code,
+        live_page=watch.live_page, exit_code=stop.exit_code, time_used=watch.time_used,
     )  # fmt: skip
 
 
 def demo_config(options: DemoOptions) -> RunConfig:
     """The settings of the demo's run."""
     values = recipes.load(RECIPE).values
-    config = build(values, [f"seed={options.seed}"])
+    own = [f"seed={options.seed}"]
+    if options.images:  # drawn pictures never end; a folder is read again until the time is used
+        own.append(f"passes={MOST_PASSES}")
+    config = build(values, own)
     port = options.port
     if port is None:
         port = config.server.port if _is_free(config.server.host, config.server.port) else 0
-    return build(values, [f"seed={options.seed}", f"server.port={port}"])
+    return build(values, [*own, f"server.port={port}"])
 
 
 def prepare_directory(run_dir: Path) -> bool:
@@ -186,11 +205,20 @@ def prepare_directory(run_dir: Path) -> bool:
 class _Watch:
     """Looks at both sides while the learner has the main thread; a context.
 
-    Ends the learner when the ingest has failed (it would wait for records without end), and when the time is
-    over on a machine so slow that the last records take too long.
+    Ends the learner when the ingest has failed (it would wait for records without end), when the time is over
+    on a machine so slow that the last records take too long, and when passes over given images have used it.
+
+    Args:
+        run_dir: of the demo.
+        feeding: the ingest side.
+        stop: ends the learner.
+        until: Unix time up to which given images are read again; 0 = they are read once.
     """
 
-    def __init__(self, run_dir: Path, feeding: FeedProcess, stop: StopRequest) -> None:
+    def __init__(self, run_dir: Path, feeding: FeedProcess, stop: StopRequest, *, until: float = 0.0) -> None:
+        self.time_used = False
+        """The time of passes over given images was over, and that ended the learner."""
+        self._until = until
         self.live_page = ""
         """Where the live page is; empty until it is served."""
         self._run_dir, self._feeding, self._stop = run_dir, feeding, stop
@@ -215,7 +243,11 @@ class _Watch:
                 self.live_page = place.get("url", "")
             if ended is None and self._feeding.ended():
                 ended = time.monotonic()
-            if self._feeding.failed() or (ended is not None and time.monotonic() - ended > _GRACE_S):
+            if self._feeding.failed():
+                self._stop.ask()
+                return
+            if ended is not None and time.monotonic() - ended > _GRACE_S and time.time() >= self._until:
+                self.time_used = self._until > 0 and not self._stop.asked()
                 self._stop.ask()
                 return
 

@@ -16,7 +16,7 @@ from typing import Any, Self
 from ingest.config import IngestConfig
 from ingest.destination import ShardDestination
 from ingest.sources import Source, open_source
-from ingest.worker import STOPPED, IngestReport, run_ingest
+from ingest.worker import FINISHED, IngestReport, run_ingest
 from ops.drawn_source import DrawnSource
 from ops.rundir import read_json, write_json
 from stream import worker
@@ -28,6 +28,8 @@ from stream.record import Record
 LOOK_S = 0.05
 AHEAD_S = 3.0
 """Seconds of the learner's work that may lie before it."""
+START_S = 10.0
+"""Longest wait for the learner's first step before a stream of few images is sealed."""
 JOIN_S = 30.0
 REPORT = "ingest.json"
 
@@ -137,10 +139,13 @@ def _ingest(feed: Feed, stopped: Callable[[], bool]) -> None:
     )
     source = feed.source()
     into = _Counted(feed.stream, source.source_id, config, pace)
-    report = run_ingest(source, feed.stream, config, progress=tell, stop=pace.over, destination=into)
+    report = run_ingest(
+        source, feed.stream, config, progress=tell, stop=pace.over, destination=into, open_stream=True
+    )
     pace.check_parent()
-    if report.status == STOPPED:
-        Manifest.open(feed.stream).seal()
+    if feed.images and report.status == FINISHED:
+        pace.await_start()
+    Manifest.open(feed.stream).seal()
     write_json(report_path, {**asdict(report), "sealed": True})
 
 
@@ -176,6 +181,18 @@ class _Pace:
             if self.written - self._used < self._allowed:
                 return False
             time.sleep(LOOK_S)
+
+    def await_start(self) -> None:
+        """Return with the learner's first step, or after a while.
+
+        A stream that is sealed before is taken for one of known length: that of more passes than there is
+        time for.
+        """
+        deadline = time.monotonic() + START_S
+        while not self._stopped() and time.monotonic() < deadline and not samples_used(self._history):
+            self.check_parent()
+            time.sleep(LOOK_S)
+        self.check_parent()
 
     def check_parent(self) -> None:
         """Raise _Orphaned when the demo is gone."""

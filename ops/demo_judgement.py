@@ -12,11 +12,11 @@ from torch import Tensor
 
 from learner.learner import Learner
 from ops import model_io
-from ops.contact_sheet import contact_sheet
+from ops.contact_sheet import DARK, LIGHT, busiest, contact_sheet
 from ops.evaluate.features import ChannelMoments, raw_view
 from ops.evaluate.knn import NearestNeighbours
 from ops.evaluate.purity import purity, purity_by_chance
-from ops.exemplars import Exemplars
+from ops.exemplars import OFFERS, Exemplars
 from ops.model_io import Network
 from ops.pictures import KINDS, draw
 from ops.views import centre_view, resized, see
@@ -54,6 +54,10 @@ class Sheet:
     """The contact sheet, and the use of all prototypes over the pictures that it was made from."""
 
     png: bytes
+    dark_png: bytes
+    """The same on a dark ground."""
+    prototypes: tuple[int, ...]
+    """Its rows, the busiest first."""
     usage: tuple[float, ...]
     images: int
 
@@ -107,13 +111,23 @@ def draw_sheet(network: Network, stream: str) -> Sheet:
         scores_BK = network.learner.scores(resized(seen.views_B3SS, network.view_px))
         score_B, assigned_B = scores_BK.max(dim=1)
         counts_K += torch.bincount(assigned_B, minlength=prototypes)
-        exemplars.observe(assigned_B.numpy(), score_B.numpy(), keys, seen.views_B3SS.numpy(), samples=0)
+        # More at once, and most are not looked at: a busy prototype would be left without a picture.
+        for start in range(0, len(keys), OFFERS):
+            part = slice(start, start + OFFERS)
+            exemplars.observe(
+                assigned_B[part].numpy(), score_B[part].numpy(), keys[part], seen.views_B3SS[part].numpy(),
+                samples=0,
+            )  # fmt: skip
     images = int(counts_K.sum())
     usage_K = (counts_K.double() / max(1, images)).numpy().astype(np.float32)
-    png = contact_sheet(
-        exemplars, usage_K, rows=_SHEET_ROWS, columns=_SHEET_COLUMNS, cell_px=_THUMB_PX
-    )  # fmt: skip
-    return Sheet(png=png, usage=tuple(usage_K.tolist()), images=images)
+    png, dark_png = (
+        contact_sheet(
+            exemplars, usage_K, rows=_SHEET_ROWS, columns=_SHEET_COLUMNS, cell_px=_THUMB_PX, inks=inks
+        )
+        for inks in (LIGHT, DARK)
+    )
+    shown = tuple(busiest(exemplars, usage_K, _SHEET_ROWS))
+    return Sheet(png=png, dark_png=dark_png, prototypes=shown, usage=tuple(usage_K.tolist()), images=images)
 
 
 def _assigned(learner: Learner, views_N3SS: Tensor) -> Tensor:

@@ -1,16 +1,27 @@
 """The HTML page and the contact sheet of a demo."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from ops.demo import DemoRun
 from ops.demo_judgement import Judgement, draw_sheet, judge
-from ops.demo_result import FIGURES, PAGE, SHEET, DemoResult, accounts, figures, next_commands
+from ops.demo_result import (
+    FIGURES,
+    NOTHING_LEARNED,
+    PAGE,
+    SHEET,
+    SHEET_DARK,
+    DemoResult,
+    accounts,
+    figures,
+    learned,
+    more_time,
+    next_commands,
+)
+from ops.history import at_ends
 from ops.model_io import load
 from ops.rundir import read_lines, write_json
 from ops.summary_page import SummaryPage, Table, render
-
-_SHOWN_PROTOTYPES = 16
 
 
 def conclude(run: DemoRun) -> DemoResult:
@@ -23,7 +34,10 @@ def conclude(run: DemoRun) -> DemoResult:
         if not run.options.images:
             judgement = judge(network, seed=run.options.seed, size=run.picture_px)
         (run_dir / SHEET).write_bytes(sheet.png)
-    result = DemoResult(run=run, judgement=judgement, sheet=sheet)
+        (run_dir / SHEET_DARK).write_bytes(sheet.dark_png)
+    ends = at_ends(run_dir)
+    agreement = ends["view_agreement"], ends["start_view_agreement"]
+    result = DemoResult(run=run, judgement=judgement, sheet=sheet, agreement=agreement)
     (run_dir / PAGE).write_text(render(_page(result)), encoding="utf-8")
     write_json(run_dir / FIGURES, result.to_json())
     return result
@@ -50,6 +64,7 @@ def _page(result: DemoResult) -> SummaryPage:
         ln_k=math.log(summary.prototypes),
         usage=result.sheet.usage if result.sheet else (),
         sheet_png=result.sheet.png if result.sheet else b"",
+        sheet_dark_png=result.sheet.dark_png if result.sheet else b"",
         sheet_note=note,
         tables=tuple(_tables(result)),
     )
@@ -58,15 +73,17 @@ def _page(result: DemoResult) -> SummaryPage:
 def _lead(result: DemoResult) -> str:
     run, summary = result.run, result.run.summary
     if not summary.updates:
-        return (
-            f"{summary.samples:,} images were learned from: fewer than one batch of {run.config.batch} "
-            "arrived. Give it more images, or more time."
-        )
+        return f"{NOTHING_LEARNED}{more_time(run)}"
     what = "images" if run.options.images else "drawn pictures"
+    often = f"went by {run.passes:.1f} times" if run.passes > 1 else "went by once"
+    count = run.ingest.get("written", summary.samples) if run.passes > 1 else summary.samples
+    once = "" if run.passes > 1 else " None was seen twice."
     text = (
-        f"{summary.samples:,} {what} went by once. A small network and {summary.prototypes} prototypes "
-        "learned from each of them as it came, without labels, and none was seen twice."
+        f"{count:,} {what} {often}. A small network and {summary.prototypes} prototypes were given each of "
+        f"them as it came, without labels.{once}"
     )
+    if not learned(result):
+        text = f"{NOTHING_LEARNED}{more_time(run)} {text}"
     if result.judgement:
         purity = result.judgement.purity
         text += (
@@ -81,7 +98,8 @@ def _tables(result: DemoResult) -> list[Table]:
     run, summary = result.run, result.run.summary
     tables = []
     if result.judgement:
-        tables += [_comparison(result.judgement), _contents(result.judgement)]
+        shown = result.sheet.prototypes if result.sheet else ()
+        tables += [_comparison(result.judgement), _contents(result.judgement, shown)]
     tables.append(
         Table(title="Accounts", header=(), rows=tuple((line,) for line in accounts(run)), numbers_from=9)
     )
@@ -129,20 +147,24 @@ def _comparison(judgement: Judgement) -> Table:
     )
 
 
-def _contents(judgement: Judgement) -> Table:
+def _contents(judgement: Judgement, shown: Sequence[int]) -> Table:
+    """The prototypes of the contact sheet, in its order, by the kinds of new pictures."""
+    held = {prototype: (count, kinds) for prototype, count, kinds in judgement.prototypes}
     rows = tuple(
         (
             f"#{prototype}",
-            ", ".join(f"{kind} {100 * share:.0f} %" for kind, share in kinds),
+            ", ".join(f"{kind} {100 * share:.0f} %" for kind, share in kinds) or "none of the new pictures",
             f"{count:,}",
         )
-        for prototype, count, kinds in judgement.prototypes[:_SHOWN_PROTOTYPES]
+        for prototype in shown
+        for count, kinds in [held.get(prototype, (0, ()))]
     )
     return Table(
         title="What the busiest prototypes hold",
         header=("prototype", "commonest kinds", "pictures"),
         rows=rows,
         numbers_from=2,
+        note=f"The rows of the contact sheet. Kinds are those of the {judgement.pictures:,} new pictures.",
     )
 
 

@@ -6,9 +6,17 @@ from typing import Any
 
 from ops.demo import DemoRun
 from ops.demo_judgement import Judgement, Sheet
+from ops.outcome import FINISHED
 from ops.summary_page import Figure
+from ops.verdicts import LOSS_STUCK, agreement_rose
 
 SHEET, PAGE, FIGURES = "contact-sheet.png", "summary.html", "demo-figures.json"
+SHEET_DARK = "contact-sheet-dark.png"
+
+
+NOTHING_LEARNED = "Nothing was learned"
+PURER = 0.03
+"""Purity above that of the untrained network from which prototypes count as learned."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -19,12 +27,16 @@ class DemoResult:
     judgement: Judgement | None
     """None for images that have no kinds, and when nothing was learned."""
     sheet: Sheet | None
+    agreement: tuple[float | None, float | None] = (None, None)
+    """Of two views on one prototype, corrected for chance: of late, and at the start; None = not known."""
 
     def to_json(self) -> dict[str, Any]:
         """As `--json` prints it."""
         run = self.run
         return {
-            "status": run.summary.status,
+            "status": run.status,
+            "passes": round(run.passes, 2),
+            "learned": learned(self),
             "run": str(run.options.run_dir),
             "stream": str(run.stream),
             "seconds": round(run.seconds, 1),
@@ -42,7 +54,7 @@ class DemoResult:
 
 def told(result: DemoResult) -> str:
     """The table that the command ends with."""
-    run, summary = result.run, result.run.summary
+    run = result.run
     rows = [(figure.name, figure.value, figure.note) for figure in figures(result)]
     rows += [("accounts", line, "") for line in accounts(run)]
     rows.append(("run", str(run.options.run_dir), ""))
@@ -52,14 +64,44 @@ def told(result: DemoResult) -> str:
     wide = max(len(name) for name, _, _ in rows)
     lines = [f"  {name:<{wide}}  {value}{f'  ({note})' if note else ''}" for name, value, note in rows]
     tries = "\n".join(f"  {command}" for command in next_commands(run))
-    return "\n".join([f"demo {summary.status}", *lines, "try next:", tries])
+    nothing = [] if learned(result) else [NOTHING_LEARNED + more_time(run)]
+    return "\n".join([f"demo {run.status}", *nothing, *lines, "try next:", tries])
+
+
+def learned(result: DemoResult) -> bool:
+    """Whether there is evidence that something was learned.
+
+    Drawn pictures have kinds: prototypes must be purer than those of the untrained network. Of others it is
+    known only whether views of one image agree on a prototype more than at the start, with a loss below ln K.
+    """
+    summary = result.run.summary
+    if not summary.updates:
+        return False
+    if result.judgement:
+        purity = result.judgement.purity
+        return purity["trained"] > purity["untrained"] + PURER
+    below = summary.loss_over_ln_k is not None and summary.loss_over_ln_k < LOSS_STUCK
+    return below and agreement_rose(*result.agreement)
+
+
+def more_time(run: DemoRun) -> str:
+    """What to do when nothing was learned."""
+    if not run.summary.updates:
+        return (
+            f": fewer than one batch of {run.config.batch} images arrived. Give it more images, or more time."
+        )
+    return f" in {run.summary.updates:,} updates. Give it more time (--seconds), or more and other images."
 
 
 def figures(result: DemoResult) -> tuple[Figure, ...]:
     """The numbers that are shown large."""
     run, summary = result.run, result.run.summary
     shown = [
-        Figure(name="images learned from", value=f"{summary.samples:,}", note=f"{summary.updates:,} updates"),
+        Figure(
+            name="images learned from",
+            value=f"{summary.samples:,}",
+            note=f"{summary.updates:,} updates{_again(run)}",
+        ),
         Figure(
             name="images a second",
             value=f"{summary.samples / max(summary.seconds, 1e-9):,.0f}",
@@ -110,12 +152,28 @@ def accounts(run: DemoRun) -> list[str]:
         skipped = f"{sum(ingest['skipped'].values()):,} skipped{_reasons(ingest['skipped'])}"
         lines.append(f"ingest: {ingest['found']:,} found = {ingest['written']:,} written + {skipped}")
     total = summary.samples + summary.skipped + summary.left_over
+    if run.passes > 1:
+        return [*lines, _read_again(run, total)]
     rest = f" + {ingest['written'] - total:,} not read yet" if ingest and ingest["written"] != total else ""
     lines.append(
         f"learn: {ingest.get('written', total):,} records = {summary.samples:,} used + {summary.skipped:,} "
         f"skipped{_reasons(summary.skipped_by_reason)} + {summary.left_over:,} left over{rest}"
     )
     return lines
+
+
+def _again(run: DemoRun) -> str:
+    return f", every image {run.passes:.1f} times" if run.passes > 1 else ""
+
+
+def _read_again(run: DemoRun, total: int) -> str:
+    """The sum of a stream that was read more than once."""
+    summary = run.summary
+    return (
+        f"learn: {run.ingest['written']:,} records read {run.passes:.1f} times = {total:,} = "
+        f"{summary.samples:,} used + {summary.skipped:,} skipped{_reasons(summary.skipped_by_reason)} + "
+        f"{summary.left_over:,} left over"
+    )
 
 
 def _reasons(skipped: Mapping[str, int]) -> str:
@@ -126,6 +184,6 @@ def next_commands(run: DemoRun) -> list[str]:
     """What a reader may try on the run that is there now."""
     where = run.options.run_dir
     commands = [f"swavstream snapshots list {where}", f"swavstream assign {where} {run.stream} | head"]
-    if run.summary.status != "finished":
+    if run.summary.status != FINISHED:
         commands.insert(0, f"swavstream learn {run.stream} --run {where}")
     return commands

@@ -1,8 +1,9 @@
 """What is wrong with a run, why, and which setting to change: rules over plain facts.
 
 Each rule is a pure function of `Facts`: a finding, or None. Limits are those of the alerts. The order is that
-of the table at the end: what stops a run, what spoils it, what will; but what follows from another finding
-stands under it (`ops.doctor_causes`).
+of the table at the end: what stops a run, what is wrong with its data, what spoils it, what will; but what
+follows from another finding stands under it (`ops.doctor_causes`). Advice looks at what is set: it never
+names a value that is there already, nor one that the configuration refuses.
 """
 
 from collections.abc import Callable
@@ -14,6 +15,10 @@ RULES: tuple[Callable[[Facts], Finding | None], ...] = (
     doctor_world.left,
     doctor_world.two_learners,
     doctor_world.stalled,
+    doctor_learning.same_images,
+    doctor_world.sorted_stream,
+    doctor_world.bad_records,
+    doctor_world.drift,
     doctor_learning.learning_rate,
     doctor_learning.not_finite,
     doctor_learning.collapse,
@@ -22,9 +27,6 @@ RULES: tuple[Callable[[Facts], Finding | None], ...] = (
     doctor_learning.dead,
     doctor_learning.twins,
     doctor_learning.codes,
-    doctor_world.sorted_stream,
-    doctor_world.drift,
-    doctor_world.bad_records,
     doctor_world.starved,
     doctor_world.readers,
     doctor_world.checkpoints,

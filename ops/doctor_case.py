@@ -22,6 +22,15 @@ class Facts:
     samples: int = 0
     updates: int = 0
     loss_over_ln_k: float | None = None
+    """Mean over the latest entries of the history."""
+    start_loss_over_ln_k: float | None = None
+    """Mean over the first ones."""
+    view_agreement: float | None = None
+    """Of two views on one prototype, corrected for chance, mean over the latest entries; 0 = chance."""
+    start_view_agreement: float | None = None
+    """Mean over the first ones."""
+    same_images_ratio: float | None = None
+    """Of the first images that arrived, the share that shows one and the same picture."""
     code_entropy_over_ln_k: float | None = None
     feature_std_ratio: float | None = None
     usage_perplexity_ratio: float | None = None

@@ -5,26 +5,30 @@ import os
 import time
 import urllib.error
 import urllib.request
-from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import redis
 from prometheus_client.parser import text_string_to_metric_families
 
 from ops.checkpoint import VALUES
 from ops.doctor_case import Facts
-from ops.errors import RedisUnavailable
+from ops.errors import RedisUnavailable, SnapshotDamaged, SnapshotNotFound
+from ops.exemplars import NEAR_EQUAL, signatures
+from ops.history import at_ends
 from ops.metric_table import PREFIX
+from ops.probe import read as read_probe
 from ops.recent import ALIKE, TROUBLE_S
 from ops.redis_client import URL_VARIABLE, connect, said
 from ops.rundir import newest_saved, read_json, read_lines, read_run
 from ops.snapshots import warnings_of
 from ops.standing import ANSWER_S, RUNNING, Standing, ask, look
 
-RECENT = 20
-"""Entries of the history that the loss is averaged over."""
+ENDS = ("loss_over_ln_k", "start_loss_over_ln_k", "view_agreement", "start_view_agreement")
+FEWEST_COMPARED, COMPARED = 16, 256
+"""Images that are compared with each other, at least and at most."""
 
 Series = Mapping[tuple[str, str], float]
 """(metric without prefix, value of its result label or "") -> value."""
@@ -41,7 +45,7 @@ def gather(run_dir: Path) -> Facts:
     live = ask(standing.url) if standing.url else {}
     series = _series(standing.url) if live else {}
     figures = _figures(run_dir, standing, live)
-    figures["loss_over_ln_k"] = _recent_loss(run_dir)
+    figures |= at_ends(run_dir)
     url = _text(record.config, "snapshot", "url") or os.environ.get(URL_VARIABLE, "")
     error, warnings = _look_at_redis(url) if url else ("", ())
     recent = live.get("recent") or {}
@@ -76,6 +80,7 @@ def gather(run_dir: Path) -> Facts:
         redis_warnings=warnings,
         checkpoint_errors=troubles.get("checkpoint_error", 0),
         damaged=_damaged(run_dir, troubles.get("checkpoint_damaged", 0)),
+        same_images_ratio=_same_images(run_dir),
     )
 
 
@@ -122,10 +127,18 @@ def _damaged(run_dir: Path, found: int) -> tuple[str, ...]:
     return tuple(sorted({*late, *names[max(0, len(names) - found) :]}))
 
 
-def _recent_loss(run_dir: Path) -> float | None:
-    """Against ln K, mean over the latest entries of the history: one batch alone is noise."""
-    recent = deque((entry["loss_over_ln_k"] for entry in read_lines(run_dir / "history.jsonl")), RECENT)
-    return sum(recent) / len(recent) if recent else None
+def _same_images(run_dir: Path) -> float | None:
+    """Largest share of the run's probe images that is nearly equal pixel by pixel; None = there are none."""
+    try:
+        thumbs = read_probe(run_dir).thumbs
+    except (SnapshotNotFound, SnapshotDamaged):
+        return None
+    if len(thumbs) < FEWEST_COMPARED:
+        return None
+    some = thumbs[:: -(-len(thumbs) // COMPARED)]
+    tiny = signatures(some)
+    nearest = [(np.square(tiny - one).mean(axis=1) < NEAR_EQUAL**2).mean() for one in tiny]
+    return float(max(nearest))
 
 
 def _learned(figures: Mapping[str, Any]) -> dict[str, Any]:
@@ -138,7 +151,7 @@ def _learned(figures: Mapping[str, Any]) -> dict[str, Any]:
 
     code = figures.get("code_entropy_nats", figures.get("code_entropy"))
     return {
-        "loss_over_ln_k": figures.get("loss_over_ln_k"),
+        **{name: figures.get(name) for name in ENDS},
         "code_entropy_over_ln_k": None if code is None or prototypes < 2 else code / math.log(prototypes),
         "feature_std_ratio": figures.get("feature_std_ratio"),
         "usage_perplexity_ratio": of_k("usage_perplexity"),

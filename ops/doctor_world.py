@@ -3,7 +3,10 @@
 from ops.alerts import ALIKE_COSINE, BAD_SHARE, DRIFT_MUCH, SORTED_COSINE
 from ops.doctor_case import Facts, Finding
 from ops.doctor_learning import collapsed
-from ops.verdicts import STALLED_S, START_S
+from ops.verdicts import STALLED_S, START_S, duration
+
+FEWEST_KEPT = 2
+"""Checkpoints that a run should keep: with one, a damaged newest one has no reserve."""
 
 
 def two_learners(facts: Facts) -> Finding | None:
@@ -28,7 +31,7 @@ def stalled(facts: Facts) -> Finding | None:
             name="stalled",
             cause="No step is done since the learner started: it hangs while it loads, meets the other ranks "
             "or reads its first batch.",
-            evidence=f"{start:.0f} s since the start",
+            evidence=f"{duration(start)} since the start",
             setting="",
             advice="Look at storage and at the other ranks; end the learner and run the same command again.",
             runbook="SwavstreamLearnerStalled",
@@ -38,8 +41,8 @@ def stalled(facts: Facts) -> Finding | None:
     return Finding(
         name="stalled",
         cause="No step is done although records are unread: a reader, a rank or a disk hangs.",
-        evidence=f"{since:.0f} s since the last step, {facts.lag:,} unread records",
-        setting="workers",
+        evidence=f"{duration(since)} since the last step, {facts.lag:,} unread records",
+        setting="",
         advice="Look at storage and at the other ranks; end the learner and run the same command again.",
         runbook="SwavstreamLearnerStalled",
     )
@@ -54,14 +57,27 @@ def sorted_stream(facts: Facts) -> Finding | None:
     seen = [f"{name} {value:.2f}" for name, (value, most) in alike.items() if value and value > most]
     if not seen or collapsed(facts):
         return None
+    setting, advice = _mix(facts)
     return Finding(
         name="sorted",
         cause="Images that arrive together are alike: the stream is sorted, or from a video.",
         evidence=f"closer than others by cosine: {', '.join(seen)}",
-        setting="window",
-        advice="Begin a new run with a larger window, or write smaller shards from several sources at once.",
+        setting=setting,
+        advice=advice,
         runbook="SwavstreamStreamSorted",
     )
+
+
+def _mix(facts: Facts) -> tuple[str, str]:
+    """What mixes a stream that arrives in order."""
+    write = "write smaller shards from several sources at once"
+    if facts.setting("order") == "shard":
+        return "order", f"Begin a new run with order = window, or {write}."
+    window = facts.setting("window")
+    if window == 0:  # all commits are mixed already
+        return "", f"The window holds the whole stream already: {write}."
+    now = "" if window is None else f" than {window}"
+    return "window", f"Begin a new run with a larger window{now}, or {write}."
 
 
 def drift(facts: Facts) -> Finding | None:
@@ -86,12 +102,18 @@ def bad_records(facts: Facts) -> Finding | None:
     if not read or sum(bad.values()) / read <= BAD_SHARE:
         return None
     worst = max(bad, key=lambda reason: bad[reason])
+    pixels, most = facts.setting("reader.max_pixels"), facts.setting("reader.max_bad_fraction")
+    after = (
+        f"Where images that large are meant, raise reader.max_pixels above {pixels or 0:,}."
+        if worst == "too_large"
+        else f"The run stops by itself above reader.max_bad_fraction = {most}."
+    )
     return Finding(
         name="bad-records",
         cause="Many records cannot be used.",
         evidence=f"{sum(bad.values()):,} of the latest {read:,} skipped, mostly {worst}",
         setting="reader.max_pixels" if worst == "too_large" else "reader.max_bad_fraction",
-        advice="Look at the newest source; the run stops by itself above reader.max_bad_fraction.",
+        advice=f"Look at the newest source. {after}",
         runbook="SwavstreamBadRecords",
     )
 
@@ -101,15 +123,19 @@ def starved(facts: Facts) -> Finding | None:
     batch = facts.setting("batch")
     if not facts.waiting or facts.lag is None or not batch or facts.lag < 2 * batch:
         return None
-    lane = "a partition has none" if facts.kafka else "the window of commits is not complete"
+    window = facts.setting("window")
+    smaller = window is None or window > 1
+    lane = "the window of commits is not complete" if smaller else "no lane has a whole chunk"
+    lane = "a partition has none" if facts.kafka else lane
     return Finding(
         name="starved",
         cause=f"The learner waits although enough records are unread: {lane}.",
         evidence=f"{facts.lag:,} unread, a step needs {batch}",
-        setting="" if facts.kafka else "window",
+        setting="" if facts.kafka or not smaller else "window",
         advice="Let the producer spread over all partitions."
         if facts.kafka
-        else "Go on ingesting, seal the stream when no more comes, or begin a new run with a smaller window.",
+        else "Go on ingesting, or seal the stream when no more comes"
+        + (f"; or begin a new run with a window smaller than {window}." if smaller else "."),
         runbook="SwavstreamStarved",
     )
 
@@ -118,12 +144,18 @@ def readers(facts: Facts) -> Finding | None:
     """Reader processes die."""
     if facts.reader_restarts <= 2:
         return None
+    workers, prefetch = facts.setting("workers"), facts.setting("reader.prefetch")
+    fewer, shorter = workers is None or workers > 1, prefetch is None or prefetch > 1
+    ways = [f"fewer workers{'' if workers is None else f' than {workers}'}"] if fewer else []
+    ways += [f"a smaller reader.prefetch{'' if prefetch is None else f' than {prefetch}'}"] if shorter else []
+    less = " or ".join([*ways, "a smaller reader.max_pixels"])
+    setting = "workers" if fewer else "reader.prefetch" if shorter else "reader.max_pixels"
     return Finding(
         name="readers",
         cause="Reader processes die again and again.",
         evidence=f"{facts.reader_restarts} were replaced within half an hour",
-        setting="workers",
-        advice="Nearly always memory: fewer workers, a smaller reader.prefetch or reader.max_pixels.",
+        setting=setting,
+        advice=f"Nearly always memory: {less}.",
         runbook="SwavstreamReadersDying",
     )
 
@@ -157,7 +189,9 @@ def stale(facts: Facts) -> Finding | None:
         else "Snapshots are made faster than they can be sent.",
         evidence=f"the newest is {behind:,} samples old, {every:,} are set",
         setting="" if failing else "snapshot.every_samples",
-        advice="They come again by themselves once its cause is mended." if failing else "Raise it.",
+        advice="They come again by themselves once its cause is mended."
+        if failing
+        else f"Raise it above {every:,}.",
         runbook="SwavstreamSnapshotStale",
     )
 
@@ -194,14 +228,16 @@ def checkpoints(facts: Facts) -> Finding | None:
     """Checkpoints fail."""
     if not facts.checkpoint_errors and not facts.damaged:
         return None
+    keep = facts.setting("checkpoint.keep")
+    many = keep is not None and keep > FEWEST_KEPT
     seen = [f"{facts.checkpoint_errors} could not be written"] if facts.checkpoint_errors else []
     seen += [f"damaged: {', '.join(facts.damaged)}"] if facts.damaged else []
     return Finding(
         name="checkpoints",
         cause="Checkpoints are failing: a kill now would cost all since the last good one.",
         evidence="; ".join(seen),
-        setting="checkpoint.keep",
-        advice="Look at the disk: make room, or keep fewer.",
+        setting="checkpoint.keep" if many else "",
+        advice="Look at the disk and make room" + (f", or keep fewer than {keep}." if many else "."),
         runbook="SwavstreamCheckpointFailing",
     )
 

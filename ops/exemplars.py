@@ -124,7 +124,7 @@ class Exemplars:
             if not len(best_first):
                 return
             small = _shrunk(thumbs[best_first], self.side)
-            signatures = _signatures(small)
+            tiny = signatures(small)
             for place, index in enumerate(best_first):
                 self._offer(
                     int(assigned_B[index]),
@@ -133,7 +133,7 @@ class Exemplars:
                     samples,
                     keys[index],
                     small[place],
-                    signatures[place],
+                    tiny[place],
                 )
 
     def top(self, prototype: int) -> list[Exemplar]:
@@ -219,7 +219,7 @@ class Exemplars:
         with self._lock:
             rows, slots = used[:, 0], used[:, 1]
             self._thumbs[rows, slots] = arrays["thumbs"]
-            self._signatures[rows, slots] = _signatures(arrays["thumbs"])
+            self._signatures[rows, slots] = signatures(arrays["thumbs"])
             self._rank[rows, slots] = arrays["rank"]
             self._score[rows, slots] = arrays["score"]
             self._samples[rows, slots] = arrays["samples"]
@@ -310,7 +310,7 @@ def _upright(thumb: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.ascontiguousarray(np.moveaxis(thumb, 0, -1))
 
 
-def _signatures(thumbs: NDArray[np.uint8]) -> NDArray[np.float32]:
+def signatures(thumbs: NDArray[np.uint8]) -> NDArray[np.float32]:
     """[N, 3, S, S] to tiny copies [N, 3 * 8 * 8] float32 in [0, 255], each cell the mean of its pixels."""
     side = thumbs.shape[-1]
     cell = np.arange(side) * SIGNATURE_PX // side

@@ -38,6 +38,8 @@ logger = logging.getLogger(__name__)
 
 # Longest wait for the last snapshot to be published, seconds: less than what supervisors allow after SIGTERM.
 PUBLISH_S = 20.0
+# Longest wait, once all is saved, for monitoring to see that the run is over: more than its usual pause.
+LAST_LOOK_S = 65.0
 
 
 class Followers:
@@ -109,6 +111,7 @@ class Followers:
             self.live.remember(entry)
         self._stack = contextlib.ExitStack()
         self._publisher: Publisher | None = None
+        self._over = False
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:
@@ -116,7 +119,7 @@ class Followers:
             if server.port >= 0:
                 http = Server(self.live, self.metrics, host=server.host, port=server.port)
                 self.url = http.start()
-                stack.callback(_quietly, http.close)
+                stack.callback(_quietly, lambda: self._close_port(http))
                 place = {"url": self.url, "pid": os.getpid(), "host": socket.gethostname()}
                 write_json(self._run_dir / "server.json", place)
                 stack.callback(_quietly, lambda: (self._run_dir / "server.json").unlink(missing_ok=True))
@@ -253,6 +256,16 @@ class Followers:
         """The run ends: it is no longer ready."""
         self.metrics.ready(False)
         self.live.state("stopping")
+
+    def ended(self) -> None:
+        """The run is summed up and over as it should be: monitoring is told before the port closes."""
+        self.metrics.ended(True)
+        self._over = True
+
+    def _close_port(self, http: Server) -> None:
+        if self._over:
+            http.await_scrape(LAST_LOOK_S)
+        http.close()
 
     def finish(self, timeout_s: float | None = None) -> PublishResult | None:
         """Publish what still waits, within PUBLISH_S, and end; the newest snapshot that stands in Redis."""

@@ -97,6 +97,17 @@ def rate(name: str, *labels: str) -> str:
     return f"rate({metric(name, *labels)}[$__rate_interval])"
 
 
+def share(part: str, whole: str) -> str:
+    """One by the other; 0, and not NaN, where nothing has happened. Both have the same labels."""
+    return f"{part} / ({whole} > 0) or 0 * {whole}"
+
+
+def quantile(q: float, histogram: str) -> str:
+    """A quantile of a histogram over all learners that are chosen; 0 where nothing was counted of late."""
+    found = f"histogram_quantile({q}, sum by (le) ({rate(f'{histogram}_bucket')}))"
+    return f"{found} >= 0 or 0 * sum({rate(f'{histogram}_count')})"
+
+
 def query(expression: str, legend: str = "{{instance}}", *, may_be_empty: str = "") -> Query:
     """A query; its legend is the learner's name where nothing else is said."""
     return Query(expression=expression, legend=legend, may_be_empty=may_be_empty)

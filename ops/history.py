@@ -18,6 +18,31 @@ logger = logging.getLogger(__name__)
 GROWTH = 1 / 1000
 
 
+EDGE = 20
+"""Most entries at either end of a history that figures are averaged over: one batch alone is noise."""
+
+
+def edge(entries: int) -> int:
+    """How many entries at either end of a history of so many stand for its start, and for now; >= 1."""
+    return min(EDGE, max(1, entries // 4))
+
+
+def at_ends(run_dir: Path) -> dict[str, float | None]:
+    """Loss and agreement of a run at its start and of late: means over `edge` entries; None = not known.
+
+    Returns:
+        `loss_over_ln_k` and `view_agreement` of late, and the same with `start_` before them.
+    """
+    entries = list(read_lines(run_dir / "history.jsonl"))
+    count = edge(len(entries))
+    found: dict[str, float | None] = {}
+    for prefix, some in (("start_", entries[:count]), ("", entries[-count:])):
+        for name in ("loss_over_ln_k", "view_agreement"):
+            values = [entry[name] for entry in some if name in entry]
+            found[prefix + name] = sum(values) / len(values) if values else None
+    return found
+
+
 class History:
     """Appends entries to a file; each has `samples`, which only grows within the file.
 

@@ -190,8 +190,15 @@ class Keeper:
         """Publish what still waits; the newest snapshot that stands in Redis."""
         return self.followers.finish()
 
-    def sum_up(self, summary: Summary) -> None:
-        """Write how the run ended, after the stream knows what may go."""
+    def sum_up(self, summary: Summary, *, by_hand: bool = False) -> None:
+        """Write how the run ended, after the stream knows what may go.
+
+        Args:
+            summary: of the run.
+            by_hand: somebody ended it, and no scheduler that would have to bring it back.
+        """
         self.followers.leave_stream(finished=summary.status == FINISHED)
         with room_in(self.run_dir):
             write_json(self.run_dir / "summary.json", summary.to_json())
+        if summary.status == FINISHED or by_hand:
+            self.followers.ended()

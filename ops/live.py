@@ -248,6 +248,7 @@ class LiveView:
             body: dict[str, Any] = {
                 **self._fixed,
                 **self._figures,
+                **self._history.agreement(),
                 "now": now,
                 "state": self._state,
                 "reason": self._reason,

@@ -1,7 +1,10 @@
 """Figures over the length of a run in a fixed number of points: the longer the run, the wider each point."""
 
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from ops.history import EDGE, edge
 
 POINTS = 480
 """Most points kept; when they are full, neighbours are merged and each new point takes twice as many
@@ -26,10 +29,14 @@ class LiveHistory:
         self._points: list[dict[str, float | None]] = []
         self._weights: list[int] = []
         self._stride = 1
+        self._entries = 0
+        self._first: list[float] = []
+        self._last: deque[float] = deque(maxlen=EDGE)
 
     def add(self, entry: Mapping[str, Any]) -> None:
         """Take one step in; what is missing or None is a gap."""
         point = {name: entry.get(name) for name in COLUMNS}
+        self._agreement(entry.get("view_agreement"))
         if self._weights and self._weights[-1] < self._stride:
             self._points[-1] = _merged(self._points[-1], self._weights[-1], point, 1)
             self._weights[-1] += 1
@@ -43,6 +50,25 @@ class LiveHistory:
         """One list for each of COLUMNS, oldest first."""
         return {name: [point[name] for point in self._points] for name in COLUMNS}
 
+    def agreement(self) -> dict[str, float | None]:
+        """Mean agreement of views over the first steps and over the latest; None before there are any.
+
+        They are kept apart: the first point of a long run is a mean over many steps.
+        """
+        count = edge(self._entries)
+        return {
+            "start_view_agreement": _mean(self._first[:count]),
+            "late_view_agreement": _mean(list(self._last)[-count:]),
+        }
+
+    def _agreement(self, value: float | None) -> None:
+        if value is None:
+            return
+        self._entries += 1
+        self._last.append(value)
+        if len(self._first) < EDGE:
+            self._first.append(value)
+
     def _halve(self) -> None:
         pairs = range(0, len(self._points) - 1, 2)
         tail = len(self._points) % 2
@@ -54,6 +80,10 @@ class LiveHistory:
         self._points = points + (self._points[-1:] if tail else [])
         self._weights = weights + (self._weights[-1:] if tail else [])
         self._stride *= 2
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
 
 
 def _merged(

@@ -114,6 +114,12 @@ GAUGES = _table(
     ("run_updates", "updates", "Updates done by the run, over restarts."),
     ("learner_waiting", "bool", "1 while the learner waits for records that have not arrived."),
     ("learner_ready", "bool", "1 from the first step until the run is stopping."),
+    (
+        "run_ended",
+        "bool",
+        "1 once the run is over as it should be: at its end, or ended by hand. Its port then waits for one "
+        "more look of whoever has looked so far.",
+    ),
     ("stream_lag_records", "records", "Records committed but not yet used."),
     (
         "lane_lag_records",

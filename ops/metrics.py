@@ -137,6 +137,7 @@ class Metrics:
         self._set("snapshot_every_samples", snapshot_every_samples)
         self._set("learner_start_timestamp_seconds", time.time())
         self._set("run_start_samples", start_samples)
+        self._set("run_ended", 0)
         for kind in ("ok", "error", "damaged"):  # a counter that begins at 0 lets its first rise be seen
             self._counters["checkpoints_total"].labels(kind)
         for kind in RESULTS:
@@ -215,6 +216,10 @@ class Metrics:
     def ready(self, yes: bool) -> None:
         """Whether the first step is done and the run is not stopping."""
         self._set("learner_ready", int(yes))
+
+    def ended(self, yes: bool) -> None:
+        """Whether the run is over as it should be, so that nobody misses its metrics."""
+        self._set("run_ended", int(yes))
 
     def reader_restarts(self, total: int) -> None:
         """Reader processes replaced since the learner started, as the loader counts them."""

@@ -1,6 +1,6 @@
 """What others get: versions, how fresh they are, and what went wrong."""
 
-from ops.grafana import RED, Dashboard, Row, lines, metric, number, query
+from ops.grafana import RED, Dashboard, Row, lines, metric, number, query, share
 from ops.panels_balance import NOT_PUBLISHED
 
 STALE = 'result="stale_epoch"'
@@ -37,8 +37,8 @@ PUBLISHING = Row(
         lines("Refused", query(f"increase({metric('snapshots_published_total', STALE)}[5m])"),
               help="Another learner has taken over: end one of them.", low=0, steps=[(1, RED)]),
         lines("Time to publish",
-              query(f"rate({metric('publish_duration_seconds_sum')}[5m]) / "
-                    f"rate({metric('publish_duration_seconds_count')}[5m])", "seconds each"),
+              query(share(f"rate({metric('publish_duration_seconds_sum')}[5m])",
+                          f"rate({metric('publish_duration_seconds_count')}[5m])"), "seconds each"),
               help="Beside the learner, which does not wait for it.", unit="s", low=0),
         lines("Samples behind",
               query(f"{metric('run_samples')} - {metric('snapshot_samples')}", "since the last",

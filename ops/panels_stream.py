@@ -1,7 +1,7 @@
 """What arrives: how much, how good, how well mixed, and whether it changes."""
 
 from ops.alerts import ALIKE_COSINE, BAD_SHARE, DRIFT_MUCH, SORTED_COSINE
-from ops.grafana import RED, YELLOW, Dashboard, Row, lines, metric, query, rate
+from ops.grafana import RED, YELLOW, Dashboard, Row, lines, metric, query, rate, share
 from ops.metric_table import PREFIX
 from ops.panels_balance import NOT_YET
 
@@ -24,8 +24,8 @@ FLOW = Row(
                     may_be_empty="a stream without bad records skips none"),
               help="A second.", low=0),
         lines("Unusable",
-              query(f"sum by (instance) ({rate('records_total', SKIPPED, USABLE)}) / "
-                    f"sum by (instance) ({rate('records_total')})",
+              query(share(f"sum by (instance) ({rate('records_total', SKIPPED, USABLE)})",
+                          f"sum by (instance) ({rate('records_total')})"),
                     may_be_empty="a stream without bad records skips none"),
               help="Share of what was read; not what was left out with a batch that was not finite.",
               unit="percentunit", low=0, steps=[(BAD_SHARE, RED)]),

@@ -1,6 +1,6 @@
 """Where the time goes, and what the optimiser does."""
 
-from ops.grafana import RED, Dashboard, Row, lines, metric, number, query, rate
+from ops.grafana import RED, Dashboard, Row, lines, metric, number, quantile, query, rate, share
 
 TOTALS = Row(
     title="Run",
@@ -31,7 +31,7 @@ SPEED = Row(
               help="Share of a second. Much `load` means that readers are too slow; `health` is what all "
                    "watching costs in the learner.", unit="percentunit", stacked=True, low=0),
         lines("Step time",
-              *(query(f"histogram_quantile({q}, sum by (le) ({rate('step_duration_seconds_bucket')}))", name)
+              *(query(quantile(q, "step_duration_seconds"), name)
                 for q, name in ((0.5, "p50"), (0.99, "p99"))),
               help="From batch to batch.", unit="s", low=0),
         lines("Steps", query(f"sum by (instance) ({rate('steps_total')})"), help="A second.", low=0),
@@ -55,8 +55,8 @@ OPTIMISER = Row(
               "{{result}}"),
               help="In five minutes, by result.", low=0),
         lines("Checkpoint time",
-              query(f"rate({metric('checkpoint_duration_seconds_sum')}[5m]) / "
-                    f"rate({metric('checkpoint_duration_seconds_count')}[5m])", "seconds each"),
+              query(share(f"rate({metric('checkpoint_duration_seconds_sum')}[5m])",
+                          f"rate({metric('checkpoint_duration_seconds_count')}[5m])"), "seconds each"),
               query(f"time() - {metric('last_checkpoint_timestamp_seconds')}", "since the last",
                     may_be_empty="none has been written yet"),
               help="Writing goes on in the background.", unit="s", low=0),

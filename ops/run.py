@@ -185,7 +185,7 @@ class Run:
             snapshot={"version": shot.version, "digest": shot.digest} if shot else None,
         )
         if keeper is not None:
-            keeper.sum_up(summary)
+            keeper.sum_up(summary, by_hand=self.stop.asked() and self.stop.signal != signal.SIGTERM)
         self._world.await_lead("ended")
         return summary
 

@@ -9,6 +9,9 @@ import logging
 import socket
 import socketserver
 import threading
+import time
+from collections import deque
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -86,6 +89,15 @@ class Server:
         self._thread.start()
         return self.url
 
+    def await_scrape(self, most_s: float) -> None:
+        """Return once the metrics have been asked for again; blocks for `most_s` seconds at most.
+
+        Only where they are asked for regularly: twice so far, and the last time no longer ago than twice the
+        pause between the two.
+        """
+        if self._server is not None:
+            self._server.scrapes.await_next(most_s)
+
     def close(self) -> None:
         """Close the port; answers under way are cut off."""
         server, self._server = self._server, None
@@ -98,6 +110,37 @@ class Server:
             self._thread.join(5.0)
 
 
+class Scrapes:
+    """When the metrics were asked for; any thread."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._asked: deque[float] = deque(maxlen=2)
+        self._changed = threading.Condition()
+
+    def note(self) -> None:
+        """The metrics have been sent."""
+        with self._changed:
+            self._asked.append(self._clock())
+            self._changed.notify_all()
+
+    def expected_within(self) -> float:
+        """Seconds within which the next one is to be expected; 0 where nobody asks regularly."""
+        with self._changed:
+            if len(self._asked) < 2:
+                return 0.0
+            first, last = self._asked
+            pause = last - first
+            return max(0.0, last + 2 * pause - self._clock())
+
+    def await_next(self, most_s: float) -> None:
+        """Wait for the next one while it is to be expected, for `most_s` seconds at most."""
+        within = min(most_s, self.expected_within())
+        with self._changed:
+            before = self._asked[-1] if self._asked else None
+            self._changed.wait_for(lambda: bool(self._asked) and self._asked[-1] != before, within)
+
+
 class _HttpServer(socketserver.ThreadingMixIn, http.server.HTTPServer):
     daemon_threads = True
     block_on_close = False
@@ -106,6 +149,7 @@ class _HttpServer(socketserver.ThreadingMixIn, http.server.HTTPServer):
     def __init__(self, *args: Any) -> None:
         self._open: set[socket.socket] = set()
         self._open_lock = threading.Lock()
+        self.scrapes = Scrapes()
         super().__init__(*args)
 
     def server_bind(self) -> None:
@@ -164,6 +208,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         except ValueError as error:
             answer = (400, JSON, plain_json.dumps({"error": str(error)}).encode())
         self._send(*answer)
+        if parts.path == "/metrics" and isinstance(self.server, _HttpServer):
+            self.server.scrapes.note()
 
     do_HEAD = do_GET
 

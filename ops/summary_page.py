@@ -49,6 +49,8 @@ class SummaryPage:
     """Share of recent samples of each prototype; they sum to 1."""
     sheet_png: bytes
     """The contact sheet."""
+    sheet_dark_png: bytes = b""
+    """The same for a dark scheme; empty shows the other one there too."""
     sheet_note: str = ""
     tables: tuple[Table, ...] = ()
 
@@ -64,9 +66,7 @@ def render(page: SummaryPage) -> str:
         charts += _section("Use of the prototypes", usage_chart(page.usage), note)
     sections = f'<div class="pair">{charts}</div>' if charts else ""
     if page.sheet_png:
-        picture = base64.b64encode(page.sheet_png).decode("ascii")
-        image = f'<img alt="Contact sheet of prototypes" src="data:image/png;base64,{picture}">'
-        sections += _section("What the prototypes stand for", image, page.sheet_note)
+        sections += _section("What the prototypes stand for", _sheet(page), page.sheet_note)
     sections += "".join(_section(table.title, _table(table), table.note) for table in page.tables)
     template = Template(resources.files("ops").joinpath("summary.html").read_text(encoding="utf-8"))
     return template.substitute(
@@ -75,6 +75,21 @@ def render(page: SummaryPage) -> str:
         figures="".join(_figure(figure) for figure in page.figures),
         sections=sections,
     )
+
+
+def _sheet(page: SummaryPage) -> str:
+    """The contact sheet in the reader's colour scheme; on a narrow screen it is scrolled, not shrunk."""
+    dark = (
+        f'<source media="(prefers-color-scheme: dark)" srcset="{_data(page.sheet_dark_png)}">'
+        if page.sheet_dark_png
+        else ""
+    )
+    image = f'<img alt="Contact sheet of prototypes" src="{_data(page.sheet_png)}">'
+    return f"<picture>{dark}{image}</picture>"
+
+
+def _data(png: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png).decode('ascii')}"
 
 
 def loss_chart(points: Sequence[tuple[float, float]], ln_k: float) -> str:

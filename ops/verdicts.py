@@ -17,6 +17,11 @@ WARM_UP_UPDATES = 300
 LOSS_STUCK = 1 - LIMITS["loss_excess_ratio"][0]
 LOSS_SLOW = 0.95
 """Loss against ln K: at 1 nothing has been learned."""
+AGREEMENT_RISE = 0.05
+"""Growth of the agreement of views, corrected for chance, from which a run learns: the mean of 20 batches of
+64 images wanders by 0.01."""
+AGREEMENT_MUCH = 0.5
+"""Agreement of a run that has learned, also where it began so, with the weights of another."""
 PERPLEXITY_GOOD = 0.5
 PERPLEXITY_LOW = LIMITS["usage_perplexity_ratio"][0]
 """Usage perplexity, of K."""
@@ -63,8 +68,9 @@ def learning(figures: Mapping[str, float | None]) -> list[Verdict]:
 
     Args:
         figures: `loss_over_ln_k`, `updates`, `prototypes`, `usage_perplexity`, `usage_window_fill`,
-            `dead_prototypes`, `prototype_twins`, `feature_std_ratio`, `sinkhorn_residual`; missing or None
-            = not known yet.
+            `dead_prototypes`, `prototype_twins`, `feature_std_ratio`, `sinkhorn_residual`,
+            `start_view_agreement` and `late_view_agreement` (means over the first and the latest steps);
+            missing or None = not known yet.
     """
     return [
         _loss(figures),
@@ -102,7 +108,7 @@ def stream(
         if not waiting and since_start_s > START_S:
             state, text = (
                 "bad",
-                f"No step is done {since_start_s:.0f} s after the start: a rank, a reader or a disk hangs.",
+                f"No step is done {duration(since_start_s)} after the start: a rank, a reader or disk hangs.",
             )
     elif waiting:
         value, text = (
@@ -112,7 +118,7 @@ def stream(
     elif since_step_s > STALLED_S and lag != 0:
         state, text = (
             "bad",
-            f"No step for {since_step_s:.0f} s although records are unread: a reader or a rank hangs.",
+            f"No step for {duration(since_step_s)} although records are unread: a reader or a rank hangs.",
         )
     if restarts and state == "ok":
         state, text = "watch", f"{restarts} reader process(es) died and were replaced."
@@ -129,7 +135,7 @@ def snapshots(*, version: int, result: str, detail: str, age_s: float | None) ->
         age_s: seconds since the last one was published.
     """
     value = f"v{version}" if version else "none yet"
-    age = "" if age_s is None else f" {_duration(age_s)} ago"
+    age = "" if age_s is None else f" {duration(age_s)} ago"
     if result == "unhealthy" and detail.startswith("warming"):
         result = "warming"
     found = {
@@ -155,6 +161,17 @@ def worst(verdicts: list[Verdict]) -> str:
     return next((state for state in ("bad", "watch", "ok") if state in states), "unknown")
 
 
+def agreement_rose(late: float | None, start: float | None) -> bool:
+    """Whether two views of an image agree on a prototype more than by chance and more than at the start.
+
+    This is evidence of learning. A falling loss alone is none: a network whose guesses become even comes down
+    to ln K from above, and features that crowd together bring it below.
+    """
+    if late is None or start is None:
+        return False
+    return late >= AGREEMENT_MUCH or late - start >= AGREEMENT_RISE
+
+
 def _known(figures: Mapping[str, float | None], *names: str) -> list[float] | None:
     values = [figures.get(name) for name in names]
     known = [float(value) for value in values if value is not None and math.isfinite(value)]
@@ -173,13 +190,7 @@ def _loss(figures: Mapping[str, float | None]) -> Verdict:
     ratio, updates = known
     value = f"{ratio:.3f} of ln K"
     if ratio < LOSS_SLOW:
-        return Verdict(
-            name=name,
-            title=title,
-            state="ok",
-            value=value,
-            text="The loss is well below ln K: views predict each other.",
-        )
+        return _agreeing(figures, value, updates)
     if updates < WARM_UP_UPDATES:
         return Verdict(
             name=name,
@@ -190,11 +201,27 @@ def _loss(figures: Mapping[str, float | None]) -> Verdict:
         )
     stuck = ratio > LOSS_STUCK
     text = (
-        "The loss sticks at ln K: nothing is learned. Lower epsilon, or look for collapse."
+        "The loss sticks at ln K: nothing is learned. `swavstream doctor RUN` names what to change first."
         if stuck
         else "The loss is close to ln K: little is learned so far."
     )
     return Verdict(name=name, title=title, state="bad" if stuck else "watch", value=value, text=text)
+
+
+def _agreeing(figures: Mapping[str, float | None], value: str, updates: float) -> Verdict:
+    """The verdict on a loss that is well below ln K, by the agreement of views."""
+    late, start = figures.get("late_view_agreement"), figures.get("start_view_agreement")
+    if agreement_rose(late, start):
+        state, text = "ok", "The loss is well below ln K, and views of one image find the same prototype."
+    elif updates < WARM_UP_UPDATES or late is None:
+        state, text = "unknown", "The loss is below ln K; whether views come to agree is not seen yet."
+    else:
+        state, text = (
+            "watch",
+            "The loss is below ln K, but views of one image find the same prototype no more often than at "
+            "the start.",
+        )
+    return Verdict(name="loss", title="Learning", state=state, value=value, text=text)
 
 
 def _share(
@@ -257,7 +284,7 @@ def _dead(figures: Mapping[str, float | None]) -> Verdict:
         texts=(
             "Nearly every prototype gets images.",
             "Some prototypes get almost no images.",
-            "Many prototypes get no images: fewer prototypes, a longer queue or a softer epsilon.",
+            "Many prototypes get no images: `swavstream doctor RUN` names what to change first.",
         ),
     )
     if early is None or found.state == "unknown":
@@ -306,7 +333,7 @@ def _codes(figures: Mapping[str, float | None]) -> Verdict:
     elif residual <= RESIDUAL_MUCH:
         state, text = "watch", "Codes are not quite balanced: more Sinkhorn rounds would help."
     else:
-        state, text = "bad", "Sinkhorn does not converge: raise swav.epsilon or swav.sinkhorn_iterations."
+        state, text = "bad", "Sinkhorn does not converge: codes are not balanced."
     return Verdict(name=name, title=title, state=state, value=f"{residual:.3f} off balance", text=text)
 
 
@@ -318,7 +345,8 @@ def _early(figures: Mapping[str, float | None]) -> str | None:
     return f"Too early: the usage window is {100 * fill:.0f} % full."
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """For people: 113 s, 5 min, 3 h, 2 d."""
     for size, unit in ((86_400.0, "d"), (3600.0, "h"), (60.0, "min")):
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"

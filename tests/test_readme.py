@@ -63,9 +63,11 @@ def test_the_make_targets_are_there() -> None:
 
 @pytest.mark.timeout(280)
 def test_every_command_runs_in_order(tmp_path: Path) -> None:
-    for number in range(160):
+    for number in range(200):
         picture, kind = draw(5, number, 40)
-        place = tmp_path / "PICTURES" / str(kind) / f"{number:04d}.png"
+        place = (
+            tmp_path / ("PICTURES" if number < 160 else "OTHER_PICTURES") / str(kind) / f"{number:04d}.png"
+        )
         place.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.asarray(picture)).save(place)
     lines = commands()
@@ -75,4 +77,6 @@ def test_every_command_runs_in_order(tmp_path: Path) -> None:
             program, *arguments = shlex.split(line)
             assert program == "swavstream", line
             code, told = run(arguments)
-            assert code == 0, f"{line}\n{told}"
+            # Of a run that is over so soon the doctor says that it learned nothing, with 1 as its code.
+            allowed = {0, 1} if arguments[0] == "doctor" else {0}
+            assert code in allowed, f"{line}\n{told}"

@@ -39,11 +39,12 @@ def knn(run_dir: Path, train: str, test: str, max_bank: int, as_json: bool) -> N
     """Weighted nearest neighbours, beside raw pixels and the untrained network.
 
     Features are those of the backbone, before the projection head. The untrained network is the run's own, as
-    it was before its first step, with batch-norm statistics estimated on the bank. k is 20 and 200.
+    it was before its first step, with batch-norm statistics estimated on the bank. k is 20 and 200. An image
+    of --test that is in --train too has no vote on itself; how many there are is said.
 
     \b
     Example:
-        swavstream evaluate knn RUN/ --train TRAIN/ --test TEST/ --json
+        swavstream evaluate knn RUN/ --train TRAIN/ --test HELD_OUT/ --json
     """  # noqa: D301  click reads the escape as "do not rewrap"
     from ops.evaluate import protocol
 
@@ -72,6 +73,15 @@ def _progress() -> Callable[[str, int, int], None]:
     return show
 
 
+def _in_bank(report: "KnnReport") -> list[str]:
+    """That queries were met in the bank; nothing when none was."""
+    if not report.queries_in_bank:
+        return []
+    return [
+        f"{report.queries_in_bank:,} of the queries are in the bank too: each was left out of its own vote"
+    ]
+
+
 def _table(report: "KnnReport") -> str:
     rows = [("", *(f"k = {k}" for k in report.trained))]
     for name, scores in (
@@ -86,6 +96,7 @@ def _table(report: "KnnReport") -> str:
         f"chance        {100 / report.classes:.2f} % for {report.classes} classes; always the commonest "
         f"class: {report.commonest:.2f} %",
         f"bank {report.bank:,}, queries {report.queries:,}, left out: {skipped}",
+        *_in_bank(report),
         f"weights of {report.samples:,} samples: {report.weights}",
     ]
     return "\n".join(lines)

@@ -12,7 +12,7 @@ from torch import Tensor
 from ops.views import resized, see
 from stream.lanes import Position
 from stream.manifest import Manifest
-from stream.record import Record
+from stream.record import Record, sha256_of
 from stream.shard_source import ShardSpec
 
 RAW_SIDE = 32
@@ -31,6 +31,8 @@ class Piece:
     """uint8 [B, 3, S, S], RGB."""
     labels: tuple[Label, ...]
     """B class numbers, or names where records have no number."""
+    digests: tuple[str, ...]
+    """B hex SHA-256 of the stored bytes: the identity of an image."""
 
 
 class LabelledImages:
@@ -85,13 +87,13 @@ class LabelledImages:
         self._cache = None
 
     def _read(self, skipped: Counter[str]) -> Iterator[Piece]:
-        labelled = ((_label(record), record.payload) for record in self._records(skipped))
+        labelled = (((_label(record), _digest(record)), record.payload) for record in self._records(skipped))
         for seen in see(labelled, size=self._size, max_pixels=self._max_pixels):
             skipped.update(error.reason for error in seen.errors if error is not None)
             if len(seen.views_B3SS):
                 good = zip(seen.names, seen.errors, strict=True)
-                labels = tuple(label for label, error in good if error is None)
-                yield Piece(views_B3SS=seen.views_B3SS, labels=labels)
+                labels, digests = zip(*(name for name, error in good if error is None), strict=True)
+                yield Piece(views_B3SS=seen.views_B3SS, labels=labels, digests=digests)
 
     def _records(self, skipped: Counter[str]) -> Iterator[Record]:
         """Labelled records; of each commit its share of the limit, so that a sorted stream stays mixed."""
@@ -118,6 +120,11 @@ def _label(record: Record) -> Label:
     if record.label is not None:
         return record.label
     return record.label_name or ""
+
+
+def _digest(record: Record) -> str:
+    """Of the stored bytes; foreign tars that were adopted may not state it."""
+    return record.sha256 or sha256_of(record.payload)
 
 
 class ChannelMoments:

@@ -2,6 +2,8 @@
 
 # N images in the bank   M queries   F width of a feature   C classes   k neighbours
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -23,6 +25,8 @@ class NearestNeighbours:
     Args:
         queries_MF: [M, F] float32, any length; scaled to length 1 here.
         k: how many neighbours to keep; >= 1.
+        images_M: [M] int64, a number >= 0 for the image of each query: rows of the bank with the same number
+            have no vote on it. None when no query can be in the bank.
 
     Raises:
         ValueError: no queries, or no neighbours.
@@ -30,33 +34,39 @@ class NearestNeighbours:
     Source: Wu et al. 2018, arXiv:1805.01978, section 3.4.
     """
 
-    def __init__(self, queries_MF: Tensor, *, k: int) -> None:
+    def __init__(self, queries_MF: Tensor, *, k: int, images_M: Tensor | None = None) -> None:
         if len(queries_MF) == 0:
             raise ValueError("nearest neighbours need at least one query, got none")
         if k < 1:
             raise ValueError(f"k must be >= 1, got {k}")
         self._queries_MF = _unit(queries_MF)
         self._k = k
+        self._images_M = images_M
         self._cosines_Mk = torch.empty(len(queries_MF), 0)
         self._labels_Mk = torch.empty(len(queries_MF), 0, dtype=torch.int64)
-        self._waiting: list[tuple[Tensor, Tensor]] = []
+        self._waiting: list[tuple[Tensor, Tensor, Tensor]] = []
 
-    def add(self, bank_NF: Tensor, labels_N: Tensor) -> None:
+    def add(self, bank_NF: Tensor, labels_N: Tensor, images_N: Tensor | None = None) -> None:
         """Show some more of the bank.
 
         Args:
             bank_NF: [N, F] float32, any length.
             labels_N: [N] int64 class indices, >= 0.
+            images_N: [N] int64, the number of each image among the queries, -1 for one that is not among
+                them. None = none of these is.
         """
+        if images_N is None:
+            images_N = torch.full_like(labels_N, -1)
         # Small pieces are compared together: sorting out the best costs the same for one row as for many.
-        self._waiting.append((bank_NF, labels_N))
-        if sum(len(labels_N) for _, labels_N in self._waiting) >= _BANK_ROWS:
+        self._waiting.append((bank_NF, labels_N, images_N))
+        if sum(len(labels_N) for _, labels_N, _ in self._waiting) >= _BANK_ROWS:
             self._compare()
 
     def vote(self, k: int) -> Tensor:
         """The class [M] int64 of each query: the weighted votes of its k nearest, or of all there are.
 
-        The vote of a neighbour is exp(cosine / 0.07). Equal votes go to the lowest class index.
+        The vote of a neighbour is exp(cosine / 0.07). Equal votes go to the lowest class index. A query whose
+        bank holds nothing but itself gets -1.
 
         Raises:
             ValueError: k is above the number that is kept, or nothing was shown.
@@ -74,7 +84,8 @@ class NearestNeighbours:
             rows = slice(start, start + _QUERY_ROWS)
             votes_MC = torch.zeros(len(weights_Mk[rows]), classes, dtype=torch.float64)
             votes_MC.scatter_add_(1, labels_Mk[rows], weights_Mk[rows])
-            winners.append(votes_MC.argmax(dim=1))
+            most_M, winner_M = votes_MC.max(dim=1)
+            winners.append(torch.where(most_M > 0, winner_M, -1))
         return torch.cat(winners)
 
     def top1(self, k: int, labels_M: Tensor) -> float:
@@ -84,20 +95,26 @@ class NearestNeighbours:
             k: neighbours that vote.
             labels_M: [M] int64 class indices; -1 for a class that the bank does not have, which is an error.
         """
-        return 100.0 * float((self.vote(k) == labels_M).double().mean())
+        right_M = (self.vote(k) == labels_M) & (labels_M >= 0)
+        return 100.0 * float(right_M.double().mean())
 
     def _compare(self) -> None:
         """Take what waits into the nearest of each query."""
         if not self._waiting:
             return
-        bank_FN = _unit(torch.cat([bank_NF for bank_NF, _ in self._waiting])).T
-        labels_N = torch.cat([labels_N for _, labels_N in self._waiting])
+        bank_FN = _unit(torch.cat([bank_NF for bank_NF, _, _ in self._waiting])).T
+        labels_N = torch.cat([labels_N for _, labels_N, _ in self._waiting])
+        images_N = torch.cat([images_N for _, _, images_N in self._waiting])
         self._waiting.clear()
         cosines: list[Tensor] = []
         labels: list[Tensor] = []
         for start in range(0, len(self._queries_MF), _QUERY_ROWS):
             rows = slice(start, start + _QUERY_ROWS)
             found_MN = self._queries_MF[rows] @ bank_FN
+            if self._images_M is not None and bool((images_N >= 0).any()):
+                # A cosine of -inf weighs nothing, and stands behind all others.
+                own_MN = self._images_M[rows, None] == images_N[None]
+                found_MN.masked_fill_(own_MN, -math.inf)
             best, place = found_MN.topk(min(self._k, found_MN.shape[1]), dim=1)
             both = torch.cat([self._cosines_Mk[rows], best], dim=1)
             names = torch.cat([self._labels_Mk[rows], labels_N[place]], dim=1)

@@ -35,6 +35,8 @@ class KnnReport:
     """Labelled images that vote."""
     queries: int
     """Labelled images that are asked."""
+    queries_in_bank: int
+    """Queries whose very bytes are in the bank too; each was left out of its own vote."""
     classes: int
     """Classes in the bank."""
     commonest: float
@@ -53,7 +55,8 @@ class KnnReport:
             for name in ("trained", "raw_pixels", "untrained")
         }
         others = (
-            "bank", "queries", "classes", "commonest", "samples", "weights", "view_px", "skipped",
+            "bank", "queries", "queries_in_bank", "classes", "commonest", "samples", "weights", "view_px",
+            "skipped",
         )  # fmt: skip
         return rows | {name: getattr(self, name) for name in others}
 
@@ -69,9 +72,10 @@ def evaluate_knn(
     """Weighted nearest neighbours of backbone features, of raw pixels and of the untrained network.
 
     Bank: labelled images of `train_url`, spread over its commits when there are more than `max_bank`.
-    Queries: all labelled images of `test_url`. Every image is seen through `centre_view` at the size of the
-    run's first crops. Features are those of the backbone in evaluation mode, scaled to length 1. Raw pixels
-    are standardised a channel on the bank, at 32 x 32 at most. k is 20 and 200, a vote weighs
+    Queries: all labelled images of `test_url`. A query that is in the bank, by the digest of its bytes, has
+    no vote on itself: one stream may serve as both. Every image is seen through `centre_view` at the size of
+    the run's first crops. Features are those of the backbone in evaluation mode, scaled to length 1. Raw
+    pixels are standardised a channel on the bank, at 32 x 32 at most. k is 20 and 200, a vote weighs
     exp(cosine / 0.07).
 
     Memory: features of the queries, plus 512 MB of views at most for each stream; those of the bank are never
@@ -99,7 +103,8 @@ def evaluate_knn(
         skipped = add_counts(bank.skipped, queries.skipped)
     return KnnReport(
         trained=trained, raw_pixels=raw, untrained=untrained, bank=compare.bank_size,
-        queries=len(compare.query_labels), classes=len(compare.classes), commonest=compare.commonest(),
+        queries=len(compare.query_labels), queries_in_bank=len(compare.found), classes=len(compare.classes),
+        commonest=compare.commonest(),
         samples=network.samples, weights=network.weights, view_px=network.view_px, skipped=skipped,
     )  # fmt: skip
 
@@ -124,6 +129,8 @@ class _Comparison:
         """Labels of the bank, numbered in the order in which they are met."""
         self.bank_counts: Counter[Label] = Counter()
         self.query_labels: list[Label] = []
+        self.found: set[int] = set()
+        """Queries, by their place, that were met in the bank."""
 
     @property
     def bank_size(self) -> int:
@@ -143,20 +150,28 @@ class _Comparison:
         """Top-1 accuracy in percent by k."""
         self.query_labels.clear()
         features: list[Tensor] = []
+        digests: list[str] = []
         for piece in self._pieces(self._queries, f"{what}: queries"):
             features.append(describe(piece.views_B3SS))
             self.query_labels += piece.labels
+            digests += piece.digests
         if not features:
             raise _no_labels(self._queries)
-        nearest = NearestNeighbours(torch.cat(features), k=max(NEIGHBOURS))
+        images = {digest: number for number, digest in enumerate(dict.fromkeys(digests))}
+        images_M = torch.tensor([images[digest] for digest in digests])
+        nearest = NearestNeighbours(torch.cat(features), k=max(NEIGHBOURS), images_M=images_M)
         features.clear()
         self.bank_counts.clear()
+        met: set[str] = set()
         for piece in self._pieces(self._bank, f"{what}: bank"):
             numbers = [self.classes.setdefault(label, len(self.classes)) for label in piece.labels]
-            nearest.add(describe(piece.views_B3SS), torch.tensor(numbers))
+            images_N = torch.tensor([images.get(digest, -1) for digest in piece.digests])
+            nearest.add(describe(piece.views_B3SS), torch.tensor(numbers), images_N)
+            met.update(images.keys() & piece.digests)
             self.bank_counts.update(piece.labels)
         if not self.bank_counts:
             raise _no_labels(self._bank)
+        self.found = {place for place, digest in enumerate(digests) if digest in met}
         wanted_M = torch.tensor([self.classes.get(label, -1) for label in self.query_labels])
         if not bool((wanted_M >= 0).any()):
             raise ValueError(

@@ -32,14 +32,20 @@ function duration(seconds) {
   return `${Math.max(1, Math.round(seconds))} s`;
 }
 
+// A time of any size with the unit that people would use: 0.4 ms, 230 ms, 1.5 s, 113 s, 5 min.
+function timed(seconds) {
+  if (seconds < 1) return `${short(seconds * 1000)} ms`;
+  return seconds < 120 ? `${+seconds.toPrecision(3)} s` : duration(seconds);
+}
+
 function headline() {
   const of = (state) => status.verdicts.filter((verdict) => verdict.state === state);
   const names = (list) => list.map((verdict) => verdict.title.toLowerCase()).join(", ").replace(/, ([^,]*)$/, " and $1");
   if (of("bad").length) return [`Needs attention: ${names(of("bad"))}.`, of("bad")[0].text];
+  if (of("watch").length) return [`Keep an eye on ${names(of("watch"))}.`, of("watch")[0].text];
   if (status.state === "stopping") return ["The run is stopping.", "It saves a checkpoint and publishes its last snapshot."];
   if (status.state === "waiting") return ["Waiting for records.", status.verdicts.find((verdict) => verdict.name === "stream").text];
-  if (of("watch").length) return [`Keep an eye on ${names(of("watch"))}.`, of("watch")[0].text];
-  if (of("ok").length < 4) return ["Warming up.", "A few more steps are needed before anything can be said."];
+  if (!of("ok").some((verdict) => verdict.name === "loss")) return ["Warming up.", "A few more steps are needed before anything can be said."];
   if (of("unknown").some((verdict) => verdict.name === "balance")) return ["It learns.", "Whether the clusters are balanced shows once the usage window is full."];
   return ["It learns, and its clusters are balanced.", "Nothing asks for your attention."];
 }
@@ -144,7 +150,7 @@ function drawPhases() {
     const dot = part.cloneNode();
     part.style.flex = `${100 * seconds / total} 0 0`;
     stack.append(part);
-    key.append(dot, make("span", "", name), make("span", "", `${Math.round(100 * seconds / total)} %  ·  ${short(seconds * 1000)} ms`));
+    key.append(dot, make("span", "", name), make("span", "", `${Math.round(100 * seconds / total)} %  ·  ${timed(seconds)}`));
   });
   $("phases").replaceChildren(...(total ? [stack, key] : [make("p", "note", "No step is done yet.")]));
   const skipped = Object.entries(status.skipped).sort((a, b) => b[1] - a[1]);

@@ -6,8 +6,12 @@ STEP_S = 15
 """Seconds between two points of every series."""
 POINTS = 480
 
+UP = 'up{job="swavstream",instance="learner"}'
+
 HEALTHY = {
-    'up{job="swavstream"}': "1x{n}",
+    UP: "1x{n}",
+    'run_info{run="r"}': "1x{n}",
+    "run_ended": "0x{n}",
     "learner_start_timestamp_seconds": "0x{n}",
     "last_step_timestamp_seconds": "0+15x{n}",
     "learner_waiting": "0x{n}",
@@ -62,9 +66,7 @@ def _gauge(name: str, value: str, fires_s: int, shown: str) -> Case:
 
 # `increase` reaches out by half a point at the edge of what it sees, hence 1.125 for one.
 CASES = {
-    "SwavstreamMetricsAbsent": Case(
-        sick={'up{job="swavstream"}': "0x{n}"}, fires_s=300, value="0", labels={"job": "swavstream"}
-    ),
+    "SwavstreamMetricsAbsent": Case(sick={UP: "0x{n}"}, fires_s=300, value="0"),
     # Later than 120 s is 135 s, the next point; and then it has to hold for a minute.
     "SwavstreamLearnerStalled": Case(sick={"last_step_timestamp_seconds": "0x{n}"}, fires_s=195, value="195"),
     "SwavstreamNotFinite": Case(sick={"nan_steps_total": "3x3 4x{n}"}, fires_s=60, value="1.125"),

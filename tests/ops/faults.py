@@ -243,7 +243,7 @@ FAULTS = (
         settings=("window=7", "passes=1"),
     ),
     Fault(
-        name="nan", alert="SwavstreamNotFinite", finding="not-finite", setting="on_nonfinite",
+        name="nan", alert="SwavstreamNotFinite", finding="not-finite", setting="optim.learning_rate",
         plant=not_a_number, settings=("on_nonfinite=skip",),
     ),
     Fault(

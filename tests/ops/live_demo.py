@@ -3,6 +3,7 @@
 import argparse
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -82,8 +83,9 @@ class DemoRun:
         lag: int | None = None,
         reseeded: int = 0,
         restarts: int = 0,
+        agreement: float | None = None,
     ) -> None:
-        """One made-up update."""
+        """One made-up update; views come to agree while the loss falls, unless it is said how they do."""
         self.samples += self.batch
         progress = self.samples / self.total
         self.over_ln_k = 0.55 + 0.45 * np.exp(-4 * progress) + self.draw.normal(0, 0.006)
@@ -105,6 +107,7 @@ class DemoRun:
             window=10 * self.prototypes,
             reseeded=reseeded,
         )
+        report = replace(report, view_agreement=1.1 - self.over_ln_k if agreement is None else agreement)
         remaining = max(0, self.total - self.samples) if lag is None else lag
         self.metrics.observe(report, stats, step_s=0.36)
         self.metrics.lag(remaining)

@@ -33,7 +33,12 @@ EACH: tuple[dict[str, Any], ...] = (
     {"twins_ratio": 0.3}, {"sinkhorn_residual": 1.1}, {"batch_similarity": 0.3}, {"drift_psi": 0.6},
     {"skipped": {"truncated": 4000}}, {"skipped": {"too_large": 4000}}, {"waiting": True, "lag": 500},
     {"reader_restarts": 5}, {"checkpoint_errors": 1}, {"redis_error": "away"}, {"snapshot_samples": 640},
-    {"since_step_s": None, "since_start_s": 1000.0},
+    {"since_step_s": None, "since_start_s": 1000.0}, {"same_images_ratio": 0.9},
+    {"loss_over_ln_k": 0.999, "config": config_of("swav.epsilon=0.05").to_dict()},
+    {"loss_over_ln_k": 0.999, "config": config_of("batch=8", "swav.prototypes=300").to_dict()},
+    {"loss_over_ln_k": 0.999, "status": "finished", "updates": 9},
+    {"loss_over_ln_k": 0.999, "config": config_of("optim.warmup_samples=99999").to_dict()},
+    {"twins_ratio": 0.3, "config": config_of("swav.epsilon=0.05").to_dict()},
 )  # fmt: skip
 """Changes to the facts of a run that is well, for each thing that the doctor can say."""
 

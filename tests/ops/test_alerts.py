@@ -11,6 +11,7 @@ import yaml
 from ops import alerts
 from ops.alerts import Scale
 from ops.config import RunConfig
+from ops.dashboards import DASHBOARDS
 from ops.metric_table import METRICS, PREFIX
 from ops.settings import dotted_names
 from tests.ops.alert_cases import CASES, HEALTHY, POINTS, STEP_S, Case
@@ -51,7 +52,7 @@ def unit_test(case: Case | None, when: list[tuple[str, int, bool]]) -> dict[str,
 
 
 def _expected(name: str, case: Case) -> dict[str, Any]:
-    labels = case.labels if name == "SwavstreamMetricsAbsent" else LABELS | case.labels
+    labels = LABELS | case.labels
     return {
         "exp_labels": labels | {"severity": ALERTS[name].severity},
         "exp_annotations": dict(alerts.annotations(ALERTS[name], value=case.value)),
@@ -108,32 +109,104 @@ def test_a_learner_that_waits_for_records_is_healthy(tmp_path: Path) -> None:
     run(tmp_path, [unit_test(waits, [(name, 5400, False) for name in ALERTS])])
 
 
+DOWN, GONE = {"job": "pods", "instance": "a"}, {"job": "pods", "instance": "a", "run": "r"}
+
+
 @pytest.mark.parametrize(
-    ("up", "known", "expected"),
+    ("up", "known", "ended", "expected"),
     [
-        ("1x480", "1x480", []),
-        ("1x40 0x440", "1x40", [{"job": "pods", "instance": "a"}]),  # down
-        ("1x40", "1x40", [{}]),  # the target is gone with the learner
-        ("1x480", None, [{}]),  # something else is scraped
+        ("1x480", "1x480", "0x480", None),
+        ("1x40 0x440", "1x40", "0x40", DOWN),
+        ("1x40", "1x40", "0x40", GONE),  # the target is gone with the learner
+        ("1x480", None, None, None),  # something else is scraped
+        ("0x480", None, None, None),  # no learner has been seen there
+        ("1x40 0x440", "1x40", None, DOWN),  # one of an earlier version, which does not say how it ends
+        ("1x40 0x440", "1x40", "0x39 1", None),  # the run has ended, and said so
+        ("1x40", "1x40", "0x39 1", None),  # and its target is gone too
+        (
+            "1x40 0x100 1x60 0x280",
+            "1x40 _x100 1x60",
+            "0x39 1 _x100 0x60",
+            DOWN,
+        ),  # it went on, and then was lost
     ],
 )
-def test_missing_metrics_are_noticed_whatever_the_scraping_job_is_called(
-    tmp_path: Path, up: str, known: str | None, expected: list[dict[str, str]]
+def test_missing_metrics_are_noticed_unless_the_run_has_ended(
+    tmp_path: Path, up: str, known: str | None, ended: str | None, expected: dict[str, str] | None
 ) -> None:
-    name = "SwavstreamMetricsAbsent"
-    series = [{"series": 'up{job="pods",instance="a"}', "values": up}]
+    given = {'up{job="pods",instance="a"}': up}
     if known is not None:
-        run_info = f'{PREFIX}run_info{{job="pods",instance="a",run="r"}}'
-        series.append({"series": run_info, "values": known})
-    fired = [
-        {
-            "exp_labels": labels | {"severity": ALERTS[name].severity},
-            "exp_annotations": dict(alerts.annotations(ALERTS[name], value="0" if labels else "1")),
-        }
-        for labels in expected
-    ]
+        given[f'{PREFIX}run_info{{job="pods",instance="a",run="r"}}'] = known
+    if ended is not None:
+        given[f'{PREFIX}run_ended{{job="pods",instance="a"}}'] = ended
+    run(tmp_path, [absent(given, expected)])
+
+
+def test_a_run_that_goes_on_in_another_place_is_not_missed_in_the_first(tmp_path: Path) -> None:
+    given = {
+        'up{job="pods",instance="a"}': "1x40",
+        f'{PREFIX}run_info{{job="pods",instance="a",run="r"}}': "1x40",
+        'up{job="pods",instance="b"}': "_x60 1x420",
+        f'{PREFIX}run_info{{job="pods",instance="b",run="r"}}': "_x60 1x420",
+    }
+    run(tmp_path, [absent(given, None)])
+
+
+def absent(given: dict[str, str], expected: dict[str, str] | None) -> dict[str, Any]:
+    """A promtool test: whether MetricsAbsent fires after all of these series, and with which labels."""
+    name = "SwavstreamMetricsAbsent"
+    fired = []
+    if expected is not None:
+        value = "1" if "run" in expected else "0"
+        fired.append(
+            {
+                "exp_labels": expected | {"severity": ALERTS[name].severity},
+                "exp_annotations": dict(alerts.annotations(ALERTS[name], value=value)),
+            }
+        )
     at = {"eval_time": "7000s", "alertname": name, "exp_alerts": fired}
-    run(tmp_path, [{"interval": f"{STEP_S}s", "input_series": series, "alert_rule_test": [at]}])
+    series = [{"series": one, "values": values} for one, values in given.items()]
+    return {"interval": f"{STEP_S}s", "input_series": series, "alert_rule_test": [at]}
+
+
+def test_what_divides_by_nothing_is_recorded_as_0(tmp_path: Path) -> None:
+    """A learner that waits does no step, reads no record and spends no second."""
+    of = 'job="swavstream",instance="learner"'
+    still = {
+        f'{PREFIX}step_duration_seconds_bucket{{{of},le="1"}}': "5x{n}",
+        f'{PREFIX}step_duration_seconds_bucket{{{of},le="+Inf"}}': "5x{n}",
+        f"{PREFIX}step_duration_seconds_count{{{of}}}": "5x{n}",
+        f'{PREFIX}learner_seconds_total{{{of},phase="load"}}': "9x{n}",
+        f'{PREFIX}records_total{{{of},outcome="used",reason=""}}': "64x{n}",
+        f'{PREFIX}records_total{{{of},outcome="skipped",reason="truncated"}}': "1x{n}",
+        f"{PREFIX}samples_total{{{of}}}": "64x{n}",
+    }
+    checks = []
+    for name in alerts.recordings(Scale()):
+        phase = ',phase="load"' if name.startswith("instance_phase") else ""
+        wanted = [{"labels": f"{name}{{{of}{phase}}}", "value": 0}]
+        checks.append({"expr": name, "eval_time": "3600s", "exp_samples": wanted})
+    series = [{"series": one, "values": text.replace("{n}", str(POINTS))} for one, text in still.items()]
+    run(tmp_path, [{"interval": f"{STEP_S}s", "input_series": series, "promql_expr_test": checks}])
+
+
+def test_panels_show_0_and_not_nan_where_nothing_happens(tmp_path: Path) -> None:
+    of = 'job="swavstream",instance="learner"'
+    still = {}
+    for name in ("step_duration_seconds", "publish_duration_seconds", "checkpoint_duration_seconds"):
+        still |= {f"{PREFIX}{name}_{part}{{{of}}}": "5x{n}" for part in ("sum", "count")}
+        still |= {f'{PREFIX}{name}_bucket{{{of},le="{le}"}}': "5x{n}" for le in ("1", "+Inf")}
+    still[f'{PREFIX}records_total{{{of},outcome="skipped",reason="truncated"}}'] = "1x{n}"
+    every = [query.expression for board in DASHBOARDS for panel in board.panels for query in panel.queries]
+    shown = [one for one in every if "rate(" in one and re.search(r"histogram_quantile| / ", one)]
+    assert len(shown) >= 5
+    checks = []
+    for expression in shown:
+        plain = expression.replace("$__rate_interval", "5m").replace("$instance", ".*")
+        wanted = [{"labels": "{}", "value": 0}]
+        checks.append({"expr": f"max({plain})", "eval_time": "3600s", "exp_samples": wanted})
+    series = [{"series": one, "values": text.replace("{n}", str(POINTS))} for one, text in still.items()]
+    run(tmp_path, [{"interval": f"{STEP_S}s", "input_series": series, "promql_expr_test": checks}])
 
 
 def test_a_learner_that_never_makes_its_first_step_is_seen(tmp_path: Path) -> None:
@@ -170,7 +243,9 @@ def test_every_alert_has_a_case_and_a_name_of_its_own() -> None:
 def test_expressions_name_metrics_that_exist() -> None:
     recorded = alerts.recordings(Scale())
     known = {PREFIX + metric.name for metric in METRICS}
-    known |= {PREFIX + metric.name + "_bucket" for metric in METRICS if metric.kind == "histogram"}
+    for metric in METRICS:
+        if metric.kind == "histogram":
+            known |= {f"{PREFIX}{metric.name}_{part}" for part in ("bucket", "count", "sum")}
     for expression in [alert.expression for alert in ALERTS.values()] + list(recorded.values()):
         for name in re.findall(r"[a-z_]+:[a-z_]+:[a-z0-9_]+", expression):
             assert name in recorded, name

@@ -18,13 +18,17 @@ from PIL import Image
 from ingest.config import IngestConfig
 from ingest.worker import run_ingest
 from ops import demo, demo_feed
-from ops.demo import DemoOptions, prepare_directory
+from ops.contact_sheet import DARK, LIGHT
+from ops.demo import DemoOptions, DemoRun, prepare_directory
 from ops.demo_feed import Feed, FeedProcess, samples_used
+from ops.demo_judgement import draw_sheet
+from ops.demo_result import DemoResult, told
 from ops.drawn_source import DrawnSource
 from ops.embedded import EmbeddedRedis
 from ops.embedded_program import command_line
 from ops.errors import OpsError, RunLocked
 from ops.lock import RunLock
+from ops.model_io import load
 from ops.outcome import Summary
 from ops.redis_client import connect
 from ops.rundir import write_json
@@ -102,6 +106,84 @@ def test_it_leaves_a_contact_sheet_a_page_and_a_run(finished: tuple[Path, dict[s
         assert text in page, text
     assert Path(result["learn"]["checkpoint"]).is_dir()
     assert result["learn"]["snapshot"]["version"] >= 1
+
+
+def test_the_table_lists_the_prototypes_of_the_contact_sheet(
+    finished: tuple[Path, dict[str, Any], str],
+) -> None:
+    run_dir, _, _ = finished
+    sheet = draw_sheet(load(run_dir), str(run_dir / "stream"))
+    used = [prototype for prototype, share in enumerate(sheet.usage) if share > 0]
+    busiest = sorted(used, key=lambda prototype: -sheet.usage[prototype])[:20]
+    assert list(sheet.prototypes) == busiest, "a busy prototype has no row"
+    page = (run_dir / "summary.html").read_text(encoding="utf-8")
+    table = page.split("What the busiest prototypes hold")[1].split("</table>")[0]
+    assert [int(number) for number in re.findall(r"<td>#(\d+)</td>", table)] == busiest
+
+
+def test_the_sheet_has_a_dark_scheme(finished: tuple[Path, dict[str, Any], str]) -> None:
+    run_dir, _, _ = finished
+    with (
+        Image.open(run_dir / "contact-sheet.png") as light,
+        Image.open(run_dir / "contact-sheet-dark.png") as dark,
+    ):
+        assert dark.size == light.size
+        assert light.getpixel((0, 0)) == LIGHT.background
+        assert dark.getpixel((0, 0)) == DARK.background
+    page = (run_dir / "summary.html").read_text(encoding="utf-8")
+    assert '<source media="(prefers-color-scheme: dark)" srcset="data:image/png;base64,' in page
+
+
+def test_given_images_are_read_again_until_the_time_is_used(tmp_path: Path) -> None:
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for number in range(70):
+        (pictures / f"{number:02}.jpg").write_bytes(drawn(number).payload)
+    done = subprocess.run(
+        [
+            *PROGRAM, "--images", str(pictures), "--seconds", "20", "--run", str(tmp_path / "run"),
+            "--port", "0", "--json",
+        ],
+        capture_output=True, text=True, env=_environment(), timeout=240, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    learned = result["learn"]
+    assert result["status"] == "finished"
+    assert result["passes"] > 1
+    assert learned["samples"] + learned["skipped"] + learned["left_over"] == pytest.approx(
+        result["passes"] * 70, abs=1
+    )
+    assert f"70 records read {result['passes']:.1f} times" in done.stderr
+    assert "went by" in (tmp_path / "run" / "summary.html").read_text(encoding="utf-8")
+
+
+def result_of(tmp_path: Path, *, updates: int, loss: float, agreement: tuple[float, float]) -> DemoResult:
+    """What a demo on given images comes to, without one."""
+    summary = Summary(
+        status="stopped", run=str(tmp_path), samples=64 * updates, skipped=0, left_over=0, steps=updates,
+        updates=updates, passes=1, seconds=9.0, loss=4.2 * loss, loss_over_ln_k=loss, usage_perplexity=9.0,
+        prototypes=64, skipped_by_reason={}, checkpoint=None, snapshot=None,
+    )  # fmt: skip
+    options = DemoOptions(run_dir=tmp_path, images="pictures")
+    run = DemoRun(
+        options=options, config=demo.demo_config(options), stream=tmp_path / "stream", picture_px=64,
+        summary=summary, ingest={"written": 128, "found": 128, "skipped": {}}, seconds=30.0, peak_bytes=0,
+        peak_processes=0, live_page="", exit_code=0, time_used=True,
+    )  # fmt: skip
+    return DemoResult(run=run, judgement=None, sheet=None, agreement=agreement)
+
+
+def test_a_demo_says_plainly_when_nothing_was_learned(tmp_path: Path) -> None:
+    nothing = result_of(tmp_path, updates=12, loss=1.02, agreement=(0.1, 0.09))
+    assert told(nothing).splitlines()[1].startswith("Nothing was learned in 12 updates. Give it more time")
+    assert nothing.to_json()["learned"] is False
+    fell_only = result_of(tmp_path, updates=400, loss=0.9, agreement=(0.1, 0.09))
+    assert "Nothing was learned" in told(fell_only)
+    good = result_of(tmp_path, updates=400, loss=0.9, agreement=(0.4, 0.09))
+    assert "Nothing was learned" not in told(good)
+    none = result_of(tmp_path, updates=0, loss=1.0, agreement=(0.0, 0.0))
+    assert "fewer than one batch of 64 images arrived" in told(none)
 
 
 def test_it_tells_where_to_look_while_it_runs(finished: tuple[Path, dict[str, Any], str]) -> None:

@@ -20,7 +20,8 @@ from ops.errors import RunNotFound
 from ops.outcome import Summary
 from ops.rundir import append_line
 from ops.settings import dotted_names
-from tests.ops.small_runs import config_of
+from tests.ops.faults import write as write_stream
+from tests.ops.small_runs import config_of, run
 
 CONFIG = config_of("snapshot.every_samples=640").to_dict()
 WELL: dict[str, Any] = {
@@ -37,7 +38,7 @@ SICK = Facts(
     feature_std_ratio=0.5, usage_perplexity_ratio=0.01, usage_window_fill=1.0, dead_ratio=0.9,
     twins_ratio=0.9, sinkhorn_residual=1.5, drift_psi=1.0, batch_similarity=0.9, lag=5000, since_step_s=500.0,
     reader_restarts=9, used=10, skipped={"truncated": 10}, not_finite=1, stale_epochs=1, unhealthy="twins",
-    redis_error="away", redis_warnings=("x",), checkpoint_errors=1,
+    redis_error="away", redis_warnings=("x",), checkpoint_errors=1, same_images_ratio=0.9,
 )  # fmt: skip
 """Nearly everything at once."""
 
@@ -49,6 +50,7 @@ def found(**change: Any) -> list[str]:
 @pytest.mark.parametrize(
     ("change", "name"),
     [
+        ({"same_images_ratio": 0.8}, "same-images"),
         ({"status": "left", "live": False}, "left"),
         ({"stale_epochs": 2}, "two-learners"),
         ({"since_step_s": 500.0}, "stalled"),
@@ -81,6 +83,117 @@ def test_each_fault_is_found_alone(change: Mapping[str, Any], name: str) -> None
 def test_nothing_is_found_where_all_is_well_or_nothing_is_known() -> None:
     assert found() == []
     assert examine(Facts()) == []
+
+
+def test_a_finished_run_is_judged_however_short_it_was() -> None:
+    short = {"status": "finished", "live": False, "updates": 9, "samples": 576, "since_step_s": None}
+    assert found(**short, loss_over_ln_k=1.01, start_loss_over_ln_k=1.15) == ["not-learning"]
+    assert found(**short, loss_over_ln_k=1.3, start_loss_over_ln_k=1.31) == ["not-learning"]
+    assert found(**{**short, "status": "stopped"}, loss_over_ln_k=1.01) == []
+    # Worse than at its start, although below ln K.
+    assert found(**short, loss_over_ln_k=0.9, start_loss_over_ln_k=0.8) == ["not-learning"]
+    assert found(**short, loss_over_ln_k=0.81, start_loss_over_ln_k=0.8) == []
+    rose = {"start_view_agreement": 0.1, "view_agreement": 0.3}
+    assert found(**short, loss_over_ln_k=0.9, start_loss_over_ln_k=0.8, **rose) == []
+
+
+def test_a_loss_that_never_moved_is_not_blamed_on_a_high_rate() -> None:
+    assert found(loss_over_ln_k=1.16, start_loss_over_ln_k=1.17) == ["not-learning"]
+    assert found(loss_over_ln_k=1.4, start_loss_over_ln_k=1.17) == ["learning-rate"]
+
+
+def advice(*settings: str, **change: Any) -> tuple[str, str]:
+    """Setting and advice of the only finding that is no consequence."""
+    config = config_of(*settings).to_dict()
+    facts = Facts(**{**WELL, "config": config, "loss_over_ln_k": 0.99, **change})
+    first = examine(facts)[0]
+    return first.setting, first.advice
+
+
+def test_what_is_advised_of_a_loss_at_ln_k_is_not_set_already() -> None:
+    assert advice("swav.epsilon=0.05") == ("swav.epsilon", "Lower it from 0.05 to 0.03.")
+    setting, told = advice("swav.epsilon=0.03")
+    assert setting == "optim.learning_rate"
+    assert "Lower it three times to 0.00067" in told
+    assert advice("swav.epsilon=0.02", "optim.learning_rate=1e-7")[1].startswith(
+        "Raise it ten times to 1e-06"
+    )
+
+
+def test_batch_and_queue_below_the_prototypes_come_first() -> None:
+    setting, told = advice("batch=8", "swav.prototypes=3000", "swav.queue_samples=0", samples=800)
+    assert setting == "swav.prototypes"
+    assert "hold 8 samples for 3,000 prototypes" in told
+    assert "In a new run take 8 or fewer" in told
+    setting, told = advice("batch=32", "swav.prototypes=300", "swav.queue_samples=64", samples=100_000)
+    assert setting == "swav.queue_samples"
+    assert "In a new run set it to 288 or more" in told
+    config_of("batch=32", "swav.prototypes=300", "swav.queue_samples=288")  # what is advised is not refused
+
+
+def test_a_warm_up_that_is_not_over_explains_a_loss_at_ln_k() -> None:
+    long = ("optim.warmup_samples=100000",)
+    assert advice(*long, samples=10_000) == (
+        "", "Wait: the warm-up of the learning rate lasts until 100,000 samples."
+    )  # fmt: skip
+    setting, told = advice(*long, samples=10_000, status="finished", live=False)
+    assert setting == "optim.warmup_samples"
+    assert "in a new run make it 1,000 or less" in told
+
+
+def test_a_run_of_few_updates_is_told_to_make_more_of_them() -> None:
+    short = {"status": "finished", "live": False, "updates": 9}
+    setting, told = advice(**short)
+    assert setting == "replay.updates"
+    assert "replay.updates above 1" in told
+    # Neither more of what there is much of, nor what the configuration refuses.
+    many = ("replay.updates=16", "replay.window_samples=320")
+    assert advice(*many, **short)[0] == ""
+    assert advice("mode=available", **short)[0] == ""
+
+
+@pytest.mark.parametrize(
+    ("settings", "change", "setting", "without"),
+    [
+        (("on_nonfinite=skip",), {"not_finite": 3}, "optim.learning_rate", "set it to skip"),
+        (("swav.sinkhorn_iterations=10",), {"sinkhorn_residual": 1.1}, "swav.epsilon", "sinkhorn_iterations"),
+        (
+            ("swav.sinkhorn_iterations=10", "swav.epsilon=0.5"), {"sinkhorn_residual": 1.1},
+            "optim.learning_rate", "epsilon",
+        ),
+        (("swav.epsilon=0.03",), {"twins_ratio": 0.3}, "swav.freeze_samples", "epsilon"),
+        (("swav.prior=powerlaw",), {"usage_perplexity_ratio": 0.02}, "", "powerlaw"),
+        (("swav.epsilon=0.2",), {"dead_ratio": 0.4}, "reseed.after_samples", "epsilon"),
+        (("reseed.after_samples=5000",), {"dead_ratio": 0.4}, "swav.epsilon", "reseed"),
+        (("workers=1", "reader.prefetch=2"), {"reader_restarts": 5}, "reader.prefetch", "fewer workers"),
+        (("workers=1", "reader.prefetch=1"), {"reader_restarts": 5}, "reader.max_pixels", "prefetch"),
+        (("window=1",), {"waiting": True, "lag": 500}, "", "smaller"),
+        (("checkpoint.keep=1",), {"checkpoint_errors": 1}, "", "fewer"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)  # fmt: skip
+def test_no_advice_names_what_is_set_already_or_would_be_refused(
+    settings: tuple[str, ...], change: dict[str, Any], setting: str, without: str
+) -> None:
+    found_setting, told = advice(*settings, loss_over_ln_k=0.7, **change)
+    assert found_setting == setting
+    assert without not in told
+
+
+def test_a_stream_of_one_picture_is_found_in_the_images_that_arrived(tmp_path: Path) -> None:
+    for name, pictures in (("same", 1), ("different", 64)):
+        folder = tmp_path / name / "stream"
+        numbers = [number % pictures for number in range(256)]
+        write_stream(folder, numbers)
+        run_dir = tmp_path / name / "run"
+        run(str(folder), run_dir, config_of("swav.queue_samples=0", "window=1"))
+        facts = gather(run_dir)
+        assert facts.same_images_ratio is not None
+        names = [finding.name for finding in examine(facts)]
+        assert (names[0] == "same-images") == (name == "same")
+        assert (facts.same_images_ratio == 1.0) == (name == "same")
+        assert facts.start_loss_over_ln_k is not None
+        assert facts.view_agreement is not None
 
 
 def test_what_is_no_fault_yet_is_not_told() -> None:
@@ -126,7 +239,15 @@ def test_a_rate_that_was_raised_or_is_wild_explains_a_collapse() -> None:
         ),
         (
             {"batch_similarity": 0.3, "drift_psi": 0.6, "dead_ratio": 0.4, "reader_restarts": 5},
-            {"sorted": "", "dead-prototypes": "sorted", "drift": "sorted", "readers": ""},
+            {"sorted": "", "drift": "sorted", "dead-prototypes": "sorted", "readers": ""},
+        ),
+        (
+            {"same_images_ratio": 1.0, "feature_std_ratio": 0.01, "loss_over_ln_k": 1.6, "dead_ratio": 0.9},
+            {"same-images": "", "collapse": "same-images", "dead-prototypes": "collapse"},
+        ),
+        (
+            {"same_images_ratio": 1.0, "loss_over_ln_k": 1.6, "start_loss_over_ln_k": 1.1},
+            {"same-images": "", "not-learning": "same-images"},
         ),
         (
             {"reader_restarts": 5, "since_step_s": 500.0, "checkpoint_errors": 1},
@@ -153,7 +274,8 @@ def test_snapshots_that_are_unhealthy_for_no_known_reason_are_no_finding() -> No
 
 
 def test_no_finding_is_its_own_cause_and_all_that_are_named_exist() -> None:
-    sick = {finding.name for finding in examine(SICK)} | {"collapse", "not-learning", "starved"}
+    sick = {finding.name for finding in examine(SICK)}
+    sick |= {"collapse", "not-learning", "starved", "learning-rate"}
     assert sick >= {*CAUSES, *(cause for causes in CAUSES.values() for cause in causes)}
 
     def above(name: str, seen: tuple[str, ...] = ()) -> None:
@@ -212,7 +334,8 @@ def test_the_command_prints_findings_for_people_and_programs(
     assert "setting  on_nonfinite" in told.output
     asked = CliRunner().invoke(cli, ["doctor", str(place), "--json"], standalone_mode=False)
     assert {row["name"]: row["follows_from"] for row in json.loads(asked.output)["findings"]} == {
-        "not-finite": ""
+        "not-finite": "",
+        "not-learning": "",
     }
 
 

@@ -121,8 +121,34 @@ def test_names_serve_as_classes_where_there_are_no_numbers(run_dir: Path, tmp_pa
     url = write_stream(tmp_path / "named", records)
     report = protocol.evaluate_knn(run_dir, train_url=url, test_url=url, max_bank=60)
     assert report.classes == len({record.label_name for record in records})
-    # Every query lies in the bank itself, so it is its own nearest neighbour.
-    assert report.raw_pixels[20] > 20
+
+
+def test_one_stream_as_bank_and_as_queries_leaves_each_image_out_of_its_own_vote(
+    run_dir: Path, tmp_path: Path
+) -> None:
+    # Labels that are dealt in turn say nothing of the picture: only a picture's own vote could know them.
+    records = [replace(drawn(number), label=number % 4, label_name=None) for number in range(120)]
+    url = write_stream(tmp_path / "noise", records)
+    report = protocol.evaluate_knn(run_dir, train_url=url, test_url=url)
+    assert (report.queries, report.queries_in_bank) == (120, 120)
+    for found in (report.trained, report.raw_pixels, report.untrained):
+        assert found[20] < 50
+    bank, labels = _read(url)
+    features = model_io.load(run_dir).learner.features(bank)
+    right = [
+        _naive(features[others], labels[others], features[one : one + 1], labels[one : one + 1], 20)
+        for one in range(120)
+        if (others := torch.arange(120) != one) is not None
+    ]
+    assert report.trained[20] == pytest.approx(np.mean(right))
+
+
+def test_queries_that_are_in_the_bank_are_counted_and_told(run_dir: Path, train: str, tmp_path: Path) -> None:
+    mixed = write_stream(tmp_path / "mixed", [drawn(number) for number in (3, 7, 1000, 1001)])
+    arguments = ["knn", str(run_dir), "--train", train, "--test", mixed]
+    assert json.loads(CliRunner().invoke(command, [*arguments, "--json"]).stdout)["queries_in_bank"] == 2
+    said = "2 of the queries are in the bank too: each was left out of its own vote"
+    assert said in CliRunner().invoke(command, arguments).stdout
 
 
 def test_streams_that_cannot_be_compared_are_refused(
@@ -191,10 +217,11 @@ def test_the_command_prints_json_and_a_table(run_dir: Path, train: str, test: st
     for name in ("trained", "raw_pixels", "untrained"):
         assert set(body[name]) == {"k20", "k200"}
         assert all(0 <= value <= 100 for value in body[name].values())
-    assert (body["bank"], body["queries"]) == (160, 60)
+    assert (body["bank"], body["queries"], body["queries_in_bank"]) == (160, 60, 0)
     table = CliRunner().invoke(command, arguments).stdout
     assert f"{body['trained']['k20']:.2f} %" in table
     assert "chance" in table
+    assert "in the bank too" not in table
 
 
 def test_raw_pixels_of_cifar10_score_what_others_have_measured(test_data: Path) -> None:

@@ -1,3 +1,4 @@
+import signal
 from pathlib import Path
 
 import pytest
@@ -5,12 +6,15 @@ import pytest
 from ops.embedded import EmbeddedRedis
 from ops.errors import RedisUnavailable
 from ops.followers import Followers
+from ops.metrics import Metrics
 from ops.outcome import Progress
 from ops.publish_job import PublishResult
 from ops.rundir import RunRecord
+from ops.signals import StopRequest
 from tests.ops import synthetic
 from tests.ops.drawn_runs import tiny_config
 from tests.ops.redis_servers import Server, wait_for
+from tests.ops.small_runs import config_of, run, write_stream
 
 
 @pytest.mark.parametrize("error", [RedisUnavailable("the server is busy"), OSError(28, "no room is left")])
@@ -94,3 +98,19 @@ def test_directions_are_shown_once_a_snapshot_is_handed_over_and_going_back_is_t
     assert one["generation"] == 0
     follower.skipped({"empty": 2})
     assert follower.live.events()[0]["kind"] == "rewind"
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"), [(None, [True]), ("by hand", [True]), ("by a scheduler", [])], ids=str
+)
+def test_a_run_that_ended_as_it_should_says_so_to_monitoring(
+    asked: str | None, told: list[bool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[bool] = []
+    monkeypatch.setattr(Metrics, "ended", lambda _self, yes: said.append(yes))
+    stop = StopRequest()
+    if asked is not None:
+        stop.ask(signal.SIGTERM if asked == "by a scheduler" else None)
+    summary = run(write_stream(tmp_path / "stream", 64), tmp_path / "run", config_of(), stop=stop)
+    assert summary.status == ("stopped" if asked else "finished")
+    assert said == told

@@ -78,6 +78,41 @@ def test_near_neighbours_weigh_more_than_far_ones() -> None:
     assert search.vote(3).tolist() == [0]
 
 
+@pytest.mark.parametrize("piece", [7, 100])
+def test_a_query_that_is_in_the_bank_has_no_vote_on_itself(
+    piece: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(knn, "_BANK_ROWS", 50)
+    monkeypatch.setattr(knn, "_QUERY_ROWS", 25)
+    bank, labels = _clouds(90, 5, 12, seed=12)
+    # Row 3 is there twice, as with images that were kept as duplicates: both leave out both.
+    bank, labels = torch.cat([bank, bank[3:4]]), torch.cat([labels, labels[3:4]])
+    images = torch.cat([torch.arange(90), torch.tensor([3])])
+    search = knn.NearestNeighbours(bank[:60], k=20, images_M=images[:60])
+    for start in range(0, 91, piece):
+        rows = slice(start, start + piece)
+        seen = torch.where(images[rows] < 60, images[rows], -1)
+        search.add(bank[rows], labels[rows], seen)
+    expected = []
+    for query in range(60):
+        others = images != query
+        expected += nearest.predict(
+            bank[others].double().numpy(),
+            labels[others].numpy(),
+            bank[query : query + 1].double().numpy(),
+            20,
+            knn.TEMPERATURE,
+        )
+    assert search.vote(20).tolist() == expected
+
+
+def test_a_query_with_nothing_but_itself_in_the_bank_is_never_right() -> None:
+    search = knn.NearestNeighbours(torch.eye(2), k=1, images_M=torch.tensor([0, 1]))
+    search.add(torch.eye(2)[:1], torch.tensor([0]), torch.tensor([0]))
+    assert search.vote(1).tolist() == [-1, 0]
+    assert search.top1(1, torch.tensor([-1, 0])) == 50.0
+
+
 def test_a_class_that_the_bank_does_not_have_counts_as_an_error() -> None:
     bank, labels = _clouds(50, 2, 4, seed=10)
     search = _search(bank, labels, bank, k=1)

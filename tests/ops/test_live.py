@@ -1,6 +1,7 @@
 """What the page is told: state, rate, history, events, health, and what people read in it."""
 
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -257,3 +258,29 @@ def test_gaps_in_the_history_do_not_spoil_a_mean() -> None:
         history.add({"samples": number, "lag": 10.0 if number % 2 else None})
     assert set(history.columns()["lag"]) <= {10.0, None}
     assert 10.0 in history.columns()["lag"]
+
+
+def test_agreement_is_that_of_the_first_and_of_the_latest_steps_however_long_the_run() -> None:
+    history = LiveHistory(points=8)
+    assert history.agreement() == {"start_view_agreement": None, "late_view_agreement": None}
+    for number in range(4):
+        history.add({"samples": number, "view_agreement": number / 10})
+    assert history.agreement() == {"start_view_agreement": 0.0, "late_view_agreement": 0.3}
+    for number in range(4, 1000):
+        history.add({"samples": number, "view_agreement": 0.2 if number < 20 else 0.6})
+    found = history.agreement()
+    assert found["start_view_agreement"] == pytest.approx((0.1 + 0.2 + 0.3 + 16 * 0.2) / 20)
+    assert found["late_view_agreement"] == pytest.approx(0.6)
+
+
+def test_the_verdict_on_learning_needs_views_that_agree() -> None:
+    live = view()
+    usage = synthetic.shares(40)
+    for number in range(1, 400):
+        report = synthetic.report(64 * number, usage)
+        live.observe(replace(report, view_agreement=0.1), synthetic.stats(64), step_s=0.1)
+    assert verdict(live, "loss") == "watch"
+    for number in range(400, 430):
+        report = synthetic.report(64 * number, usage)
+        live.observe(replace(report, view_agreement=0.4), synthetic.stats(64), step_s=0.1)
+    assert verdict(live, "loss") == "ok"

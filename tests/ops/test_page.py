@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NoReturn
 import pytest
 
 from ops.publish_job import PublishResult
+from tests.ops import synthetic
 from tests.ops.live_demo import DemoRun
 
 if TYPE_CHECKING:
@@ -380,6 +381,33 @@ def test_what_needs_attention_comes_first_and_says_why(page: "Page", demo: DemoR
     assert not good.locator(".text").is_visible()
     good.locator("summary").click()
     assert good.locator(".text").is_visible()
+
+
+def test_the_headline_follows_the_worst_verdict_also_while_the_run_waits(page: "Page", demo: DemoRun) -> None:
+    demo.run(8)
+    demo.step(feature_std=0.3)
+    demo.live.state("waiting", "no records")
+    assert demo.live.status()["verdict"] == "watch"
+    look(page, demo)
+    page.wait_for_selector("#state:has-text('waiting')")
+    assert page.inner_text("#headline").startswith("Keep an eye on ")
+
+
+def test_a_long_time_is_told_in_seconds(page: "Page", demo: DemoRun) -> None:
+    report = synthetic.report(64, synthetic.shares(demo.prototypes))
+    phases = sum(report.seconds.values())
+    demo.live.observe(report, synthetic.stats(64), step_s=113 + phases)
+    page.goto(demo.server.url)
+    page.wait_for_selector("#phases:has-text('113 s')")
+    assert "k ms" not in page.inner_text("#phases")
+
+
+def test_a_falling_loss_alone_is_not_called_learning(page: "Page", demo: DemoRun) -> None:
+    for _ in range(8):
+        demo.step(agreement=0.1)
+    assert demo.live.status()["loss_over_ln_k"] < 1
+    look(page, demo)
+    assert "It learns" not in page.inner_text("#headline")
 
 
 def test_a_learner_that_ends_is_noticed_and_its_return_too(page: "Page", demo: DemoRun) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from ingest.config import IngestConfig
 from ops import recipes, settings
 from ops.advice import advice
 from ops.config_file import build, load_values
@@ -16,6 +17,9 @@ EPOCH_256 = 5004 * 256
 PUBLISHED = {
     "imagenet-800ep-4096": (4096, 800, "2x224+6x96", 4.8, 0.0048, 10 * EPOCH_4096, 313 * 4096, 0, 0),
     "imagenet-100ep-4096": (4096, 100, "2x224+6x96", 4.8, 0.0048, 10 * EPOCH_4096, 313 * 4096, 0, 0),
+    "imagenet-200ep-4096": (4096, 200, "2x224+6x96", 4.8, 0.0048, 10 * EPOCH_4096, 313 * 4096, 0, 0),
+    "imagenet-400ep-4096": (4096, 400, "2x224+6x96", 4.8, 0.0048, 10 * EPOCH_4096, 313 * 4096, 0, 0),
+    "2x224": (4096, 400, "2x224", 4.8, 0.0048, 10 * EPOCH_4096, 313 * 4096, 0, 0),
     "imagenet-400ep-256": (256, 400, "2x224+6x96", 0.6, 0.0006, 0, 5005 * 256, 15 * EPOCH_256, 3840),
     "imagenet-200ep-256": (256, 200, "2x224+6x96", 0.6, 0.0006, 0, 5005 * 256, 15 * EPOCH_256, 3840),
     "2x160-4x96": (4096, 400, "2x160+4x96", 4.8, 0.0048, 10 * EPOCH_4096, 313 * 4096, 0, 0),
@@ -26,6 +30,9 @@ PUBLISHED = {
 TOP1 = {
     "imagenet-800ep-4096": "75.3",
     "imagenet-100ep-4096": "72.1",
+    "imagenet-200ep-4096": "73.9",
+    "imagenet-400ep-4096": "74.6",
+    "2x224": "70.1",
     "imagenet-400ep-256": "74.3",
     "imagenet-200ep-256": "72.7",
     "2x160-4x96": "73.9",
@@ -117,8 +124,28 @@ def test_the_published_result_stands_in_the_recipe(name: str) -> None:
     assert recipes.load(name).about.published.startswith(TOP1[name] + " % linear top-1")
 
 
-def test_one_pass_over_a_billion_is_as_long_as_published() -> None:
-    recipe = recipes.load("uncurated-1b")
+def test_views_without_small_ones_begin_at_8_percent_of_the_image() -> None:
+    (kind,) = recipes.load("2x224").config.crops
+    assert (kind.scale_min, kind.scale_max) == (0.08, 1.0)
+
+
+UNCURATED = ("uncurated-1b", "uncurated-1b-rn50", "uncurated-continuous")
+
+
+@pytest.mark.parametrize("name", UNCURATED)
+def test_one_pass_freezes_prototypes_as_its_source_does(name: str) -> None:
+    assert recipes.load(name).config.swav.freeze_samples == 313 * 4096
+
+
+@pytest.mark.parametrize("name", [*PUBLISHED, *UNCURATED])
+def test_a_published_recipe_says_that_images_are_to_be_stored_whole(name: str) -> None:
+    assert "ingest --set short_side=0" in recipes.load(name).about.notes
+    assert IngestConfig().short_side == 384
+
+
+@pytest.mark.parametrize("name", ["uncurated-1b", "uncurated-1b-rn50"])
+def test_one_pass_over_a_billion_is_as_long_as_published(name: str) -> None:
+    recipe = recipes.load(name)
     assert recipe.config.passes == 1
     assert recipe.samples == 244_140 * 4096
     assert recipe.config.optim.warmup_samples == 3125 * 4096

@@ -17,7 +17,7 @@ from ops.errors import PortInUse
 from ops.exemplars import Exemplars
 from ops.live import BEAT_S, LiveView
 from ops.metrics import Metrics
-from ops.server import Server
+from ops.server import Scrapes, Server
 from tests.ops import synthetic
 
 
@@ -269,3 +269,51 @@ def test_the_name_of_the_host_is_not_looked_up(monkeypatch: pytest.MonkeyPatch) 
     site = Site()
     assert site.server.port > 0
     site.server.close()
+
+
+def test_whoever_looks_regularly_is_expected_once_more() -> None:
+    now = [0.0]
+    scrapes = Scrapes(clock=lambda: now[0])
+    assert scrapes.expected_within() == 0
+    scrapes.note()
+    now[0] = 15.0
+    assert scrapes.expected_within() == 0, "once is not regularly"
+    scrapes.note()
+    assert scrapes.expected_within() == 30.0
+    now[0] = 40.0
+    assert scrapes.expected_within() == 5.0
+    now[0] = 46.0
+    assert scrapes.expected_within() == 0, "it has not come for so long that it will not"
+
+
+def test_the_wait_for_the_last_look_ends_with_it() -> None:
+    now = [0.0]
+    scrapes = Scrapes(clock=lambda: now[0])
+    for at in (0.0, 1000.0):
+        now[0] = at
+        scrapes.note()
+    waits = threading.Thread(target=scrapes.await_next, args=(600,), daemon=True)
+    waits.start()
+    now[0] = 1001.0
+    deadline = time.monotonic() + 60
+    while waits.is_alive():  # the look may come before the other thread has begun to wait for it
+        assert time.monotonic() < deadline
+        now[0] += 1
+        scrapes.note()
+        waits.join(0.05)
+
+
+def test_a_look_at_the_metrics_is_noted_and_no_other(site: Site) -> None:
+    server = site.server._server
+    assert server is not None
+    for path in ("/healthz", "/metrics", "/api/v1/status", "/metrics"):
+        site.ask(path)
+    deadline = time.monotonic() + 20
+    while len(server.scrapes._asked) < 2:  # it is noted once the answer has been sent
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_server_that_nobody_looks_at_closes_at_once(site: Site) -> None:
+    site.ask("/metrics")
+    site.server.await_scrape(10_000)  # the limit of a test is far below

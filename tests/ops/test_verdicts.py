@@ -14,6 +14,8 @@ HEALTHY: dict[str, float | None] = {
     "prototype_twins": 0,
     "feature_std_ratio": 0.9,
     "sinkhorn_residual": 0.01,
+    "start_view_agreement": 0.1,
+    "late_view_agreement": 0.4,
 }
 
 
@@ -57,8 +59,19 @@ def test_a_loss_at_ln_k_is_no_finding_in_the_first_updates() -> None:
     assert states(loss_over_ln_k=1.0, updates=10)["loss"] == "unknown"
 
 
-def test_a_loss_that_fell_is_good_from_the_first_updates() -> None:
+def test_a_loss_that_fell_is_good_from_the_first_updates_where_views_come_to_agree() -> None:
     assert states(loss_over_ln_k=0.8, updates=10)["loss"] == "ok"
+
+
+def test_a_loss_that_fell_alone_is_no_evidence_of_learning() -> None:
+    assert states(late_view_agreement=0.11)["loss"] == "watch"
+    assert states(late_view_agreement=0.11, updates=10)["loss"] == "unknown"
+    assert states(late_view_agreement=None, start_view_agreement=None)["loss"] == "unknown"
+
+
+def test_a_run_that_began_with_learned_weights_need_not_rise() -> None:
+    assert states(start_view_agreement=0.7, late_view_agreement=0.7)["loss"] == "ok"
+    assert states(start_view_agreement=0.2, late_view_agreement=0.2)["loss"] == "watch"
 
 
 @pytest.mark.parametrize("value", [None, float("nan"), float("inf")])
