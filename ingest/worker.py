@@ -8,19 +8,20 @@ lost labels, shards) rides in the same position.
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ingest.config import IngestConfig
 from ingest.destination import Destination, Resume, ShardDestination
-from ingest.errors import PreparersFailed, SourceEmpty, SourceUnreadable
+from ingest.errors import PreparersFailed, SourceEmpty, SourceNotFound, SourceUnreadable
 from ingest.prepared import Prepared, Result
 from ingest.preparers import Preparers
-from ingest.sources import FileSource, Found, Source
+from ingest.sources import FileSource, Found, Source, told_by_ending
 from stream.commits import Accounts
 from stream.errors import BadRecord, StreamSealed
+from stream.file_types import ending_of
 from stream.record import Record
 from stream.store import local_path
 
@@ -29,6 +30,8 @@ logger = logging.getLogger(__name__)
 PROGRESS_S = 0.5
 HELD_UP_S = 0.1
 """Seconds between two looks whether an ingest that is held up may go on."""
+MOST_ENDINGS = 20
+"""Endings of unsupported names that are counted apart: they ride in every position."""
 RUNNING, FINISHED, STOPPED = "running", "finished", "stopped"
 
 
@@ -50,6 +53,8 @@ class IngestReport:
     """finished, or stopped (the same call goes on); running while it runs, or why it waits."""
     sealed: bool
     """Whether the stream has its end."""
+    unsupported_names: Mapping[str, int] = field(default_factory=dict)
+    """Of those skipped as `unsupported_name`, how many have which ending; beyond MOST_ENDINGS: `other`."""
     labels_lost: Mapping[str, int] = field(default_factory=dict)
     """Labels that could not be had, while their images could; by reason (`ingest.prepare.LABEL_TROUBLES`)."""
     warnings: tuple[str, ...] = ()
@@ -96,7 +101,7 @@ def run_ingest(
             return state.report(FINISHED, into, source)
         try:
             status = _Ingest(source, into, state, config, reference=reference).run(progress, stop)
-        except (SourceUnreadable, PreparersFailed):
+        except (SourceNotFound, SourceUnreadable, PreparersFailed):
             into.close()  # what came before the trouble is good
             raise
         into.close()
@@ -117,6 +122,7 @@ class _State:
         self.place = position.get("source")
         self.accounts = resume.accounts
         self.labels_lost: Counter[str] = Counter(position.get("labels_lost", {}))
+        self.endings: Counter[str] = Counter(position.get("unsupported_names", {}))
         self.seconds = float(position.get("seconds", 0.0))
         self.shards_before = int(position.get("shards", 0)) + resume.ended_in_shard
 
@@ -125,6 +131,7 @@ class _State:
         return {
             "source": place,
             "labels_lost": dict(self.labels_lost),
+            **({"unsupported_names": dict(self.endings)} if self.endings else {}),
             "seconds": round(self.seconds, 3),
             "shards": self.shards_before + shards,
         }
@@ -140,9 +147,30 @@ class _State:
             seconds=round(self.seconds, 3),
             status=status,
             sealed=into.sealed,
+            unsupported_names=dict(sorted(self.endings.items())),
             labels_lost=dict(sorted(self.labels_lost.items())),
-            warnings=tuple(source.warnings()),
+            warnings=(*source.warnings(), *self._warnings()),
         )
+
+    def skip(self, reason: str, found: Found) -> None:
+        """Count something that is not written."""
+        self.accounts += Accounts(skipped={reason: 1})
+        if reason == "unsupported_name":
+            ending = ending_of(found.name.rpartition("#")[2] or found.name)
+            known = ending in self.endings or len(self.endings) < MOST_ENDINGS
+            self.endings[ending if known else "other"] += 1
+
+    def _warnings(self) -> Iterator[str]:
+        count = self.accounts.skipped.get("unsupported_name", 0)
+        if count:
+            yield (
+                f"{count:,} {'file is' if count == 1 else 'files are'} neither image nor archive by name or "
+                f"first bytes, or of a kind that is not read ({told_by_ending(self.endings)}): skipped as "
+                "unsupported_name"
+            )
+        count = self.accounts.skipped.get("unreadable", 0)
+        if count:
+            yield f"{count:,} {'file' if count == 1 else 'files'} cannot be read: passed as unreadable"
 
 
 class _Ingest:
@@ -200,9 +228,9 @@ class _Ingest:
             into.flush()
             state.accounts += into.adopt(found.tar, state.position(found.position, into.shards))
         elif isinstance(result, BadRecord):
-            self._skip(result.reason, found)
+            self._skip(result, found)
         elif not self._config.keep_duplicates and not into.is_new(result.sha256):
-            self._skip("duplicate", found)
+            self._skip(BadRecord("duplicate"), found)
         else:
             self._write(found, result)
 
@@ -214,7 +242,7 @@ class _Ingest:
             into.write(_record(found, image), state.position(found.position, into.shards))
         except BadRecord as bad:  # this destination does not take it
             self._warn_once(bad)
-            self._skip(bad.reason, found)
+            self._skip(bad, found)
         else:
             state.accounts += Accounts(written=1, bytes=len(image.payload))
 
@@ -223,9 +251,9 @@ class _Ingest:
             self._warned.add(bad.reason)
             logger.warning("%s; it is skipped, and others like it", bad)
 
-    def _skip(self, reason: str, found: Found) -> None:
-        self._into.skip(reason, self._state.position(found.position, self._into.shards))
-        self._state.accounts += Accounts(skipped={reason: 1})
+    def _skip(self, bad: BadRecord, found: Found) -> None:
+        self._state.skip(bad.reason, found)
+        self._into.skip(bad.reason, self._state.position(found.position, self._into.shards))
 
 
 def _record(found: Found, image: Prepared) -> Record:

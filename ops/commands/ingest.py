@@ -31,6 +31,10 @@ NOTE = b"\nstopping: what is open is being committed (Ctrl-C once more ends at o
     "--max-ahead", type=int, metavar="RECORDS",
     help="Wait while the slowest registered run has more records unread.",
 )  # fmt: skip
+@click.option(
+    "--exclude", multiple=True, metavar="PATTERN",
+    help="Leave out files and folders with this name (lost+found, '*.tmp') or path below SOURCE; repeatable.",
+)  # fmt: skip
 @click.option("--create-topic", is_flag=True, help="Make the Kafka topic when it is not there.")
 @click.option("--partitions", type=click.IntRange(min=1), help="Partitions of a topic that is made.")
 @click.option(
@@ -56,6 +60,7 @@ def command(
     keep_hours: float | None,
     keep_bytes: int | None,
     max_ahead: int | None,
+    exclude: tuple[str, ...],
     create_topic: bool,
     partitions: int | None,
     metrics_port: int | None,
@@ -65,9 +70,12 @@ def command(
 ) -> int:
     """Bring images from SOURCE... into the stream DEST, shards or a Kafka topic.
 
-    SOURCE is a folder (images in it and below, and tars), a tar, a gzipped tar, or a quoted glob. DEST is a
-    folder or any fsspec URL, made when it is not there, and sealed at the end, unless --open; or it is
-    kafka://HOST:PORT/TOPIC, which is made with --create-topic --partitions N and stays open.
+    SOURCE is a folder (images in it and below, and archives), an archive (zip, or tar, also with gzip, bzip2
+    or xz), an image, or a quoted glob. Where a name says nothing the first bytes are looked at; what is no
+    image or archive is counted as unsupported_name. What cannot be read is counted and passed.
+
+    DEST is a folder or any fsspec URL, made when it is not there, and sealed at the end, unless --open; or it
+    is kafka://HOST:PORT/TOPIC, which is made with --create-topic --partitions N and stays open.
 
     Killed or stopped, the same command goes on where it was; finished, it does nothing. A second ingest of
     the same source is refused while the first is at work. What cannot be used is skipped and counted by its
@@ -88,7 +96,8 @@ def command(
         swavstream ingest PICTURES/ kafka://HOST:9092/images --create-topic --partitions 8
 
     --json prints found, written, skipped {reason: n}, bytes, shards, seconds, status (finished or stopped),
-    sealed, labels_lost {reason: n} and warnings; counts and seconds are over all starts.
+    sealed, unsupported_names {ending: n}, labels_lost {reason: n} and warnings; counts and seconds are over
+    all starts.
     """  # noqa: D301  click reads the escape as "do not rewrap"
     from ops.signals import StopRequest
     from stream.topic_address import is_topic
@@ -114,7 +123,9 @@ def command(
         from ingest.sources import open_source
         from ingest.worker import STOPPED, run_ingest
 
-        source = open_source(sources, name=name, label_from=config.label_from, max_bytes=config.max_bytes)
+        source = open_source(
+            sources, name=name, label_from=config.label_from, max_bytes=config.max_bytes, exclude=exclude
+        )
         destination = _topic(dest, source.source_id, config, partitions)
         show = _Shown()
         show.serve(metrics_port)

@@ -56,6 +56,7 @@ def test_json_has_the_accounts(tmp_path: Path, capsys: Output) -> None:
             "seconds",
             "status",
             "sealed",
+            "unsupported_names",
             "labels_lost",
             "warnings",
         )
