@@ -9,7 +9,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from ingest.destination import Destination, Resume, ShardDestination
 from ingest.errors import PreparersFailed, SourceEmpty, SourceNotFound, SourceUnreadable
 from ingest.prepared import Prepared, Result
 from ingest.preparers import Preparers
+from ingest.rejects import Listed, Reject
 from ingest.sources import FileSource, Found, Source, told_by_ending
 from stream.commits import Accounts
 from stream.errors import BadRecord, StreamSealed
@@ -60,7 +61,7 @@ class IngestReport:
     warnings: tuple[str, ...] = ()
 
 
-def run_ingest(
+def run_ingest(  # noqa: PLR0913  all but three have a default
     source: Source,
     manifest_url: str,
     config: IngestConfig,
@@ -70,6 +71,7 @@ def run_ingest(
     progress: Callable[[IngestReport], None] | None = None,
     stop: Callable[[], bool] | None = None,
     destination: Destination | None = None,
+    rejected: Callable[[Reject], None] | None = None,
 ) -> IngestReport:
     """Bring a source into a stream, or go on doing so.
 
@@ -85,6 +87,7 @@ def run_ingest(
         progress: called about twice a second with the state so far.
         stop: asked between images; True commits what is open and returns with status `stopped`.
         destination: what to write to instead of the shards at `manifest_url`.
+        rejected: called with each thing that is found and not written.
 
     Raises:
         IngestError: see ingest/errors.py.
@@ -100,7 +103,8 @@ def run_ingest(
             _check_complete(source, into, state)
             return state.report(FINISHED, into, source)
         try:
-            status = _Ingest(source, into, state, config, reference=reference).run(progress, stop)
+            ingest = _Ingest(source, into, state, config, reference=reference, rejected=rejected)
+            status = ingest.run(progress, stop)
         except (SourceNotFound, SourceUnreadable, PreparersFailed):
             into.close()  # what came before the trouble is good
             raise
@@ -126,7 +130,7 @@ class _State:
         self.seconds = float(position.get("seconds", 0.0))
         self.shards_before = int(position.get("shards", 0)) + resume.ended_in_shard
 
-    def position(self, place: Any, shards: int) -> dict[str, Any]:
+    def position(self, place: Any, shards: int, listed: Listed | None) -> dict[str, Any]:
         """What is committed with the next thing."""
         return {
             "source": place,
@@ -134,6 +138,7 @@ class _State:
             **({"unsupported_names": dict(self.endings)} if self.endings else {}),
             "seconds": round(self.seconds, 3),
             "shards": self.shards_before + shards,
+            **({"rejects": asdict(listed)} if listed is not None else {}),
         }
 
     def report(self, status: str, into: Destination, source: Source) -> IngestReport:
@@ -177,13 +182,21 @@ class _Ingest:
     """One start of an ingest."""
 
     def __init__(
-        self, source: Source, into: Destination, state: _State, config: IngestConfig, *, reference: bool
+        self,
+        source: Source,
+        into: Destination,
+        state: _State,
+        config: IngestConfig,
+        *,
+        reference: bool,
+        rejected: Callable[[Reject], None] | None,
     ) -> None:
         self._source = source
         self._into = into
         self._state = state
         self._config = config
         self._reference = reference
+        self._rejected = rejected
         self._told = 0.0
         self._warned: set[str] = set()
 
@@ -226,7 +239,7 @@ class _Ingest:
             state.labels_lost[found.loss] += 1
         elif found.tar:
             into.flush()
-            state.accounts += into.adopt(found.tar, state.position(found.position, into.shards))
+            state.accounts += into.adopt(found.tar, self._position(found))
         elif isinstance(result, BadRecord):
             self._skip(result, found)
         elif not self._config.keep_duplicates and not into.is_new(result.sha256):
@@ -239,7 +252,7 @@ class _Ingest:
         if found.labels.bad:
             state.labels_lost["bad_label"] += 1
         try:
-            into.write(_record(found, image), state.position(found.position, into.shards))
+            into.write(_record(found, image), self._position(found))
         except BadRecord as bad:  # this destination does not take it
             self._warn_once(bad)
             self._skip(bad, found)
@@ -252,8 +265,15 @@ class _Ingest:
             logger.warning("%s; it is skipped, and others like it", bad)
 
     def _skip(self, bad: BadRecord, found: Found) -> None:
+        reject = Reject(reason=bad.reason, source=found.name, detail=bad.detail, path=found.file)
+        self._into.reject(reject)
         self._state.skip(bad.reason, found)
-        self._into.skip(bad.reason, self._state.position(found.position, self._into.shards))
+        self._into.skip(bad.reason, self._position(found))
+        if self._rejected is not None:
+            self._rejected(reject)
+
+    def _position(self, found: Found) -> dict[str, Any]:
+        return self._state.position(found.position, self._into.shards, self._into.listed)
 
 
 def _record(found: Found, image: Prepared) -> Record:

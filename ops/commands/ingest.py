@@ -3,12 +3,14 @@
 import json
 import sys
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 if TYPE_CHECKING:
     from ingest.config import IngestConfig
+    from ingest.rejects import Reject
     from ingest.topic_destination import TopicDestination
     from ingest.worker import IngestReport
     from ops.ingest_metrics import IngestMetrics
@@ -49,6 +51,13 @@ NOTE = b"\nstopping: what is open is being committed (Ctrl-C once more ends at o
     metavar="A=V",
     help="Change a setting (short_side, quality, reencode, min_side, workers, ...); may be repeated.",
 )
+@click.option(
+    "--state", type=click.Path(path_type=Path), metavar="DIR",
+    help="Folder for the list of rejected files where DEST is a topic; elsewhere it lies in DEST/rejects.",
+)  # fmt: skip
+@click.option(
+    "-v", "--verbose", is_flag=True, help="Name each file that is rejected, on stderr, as it comes."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the accounts as one JSON object.")
 def command(
     sources: tuple[str, ...],
@@ -66,6 +75,8 @@ def command(
     metrics_port: int | None,
     name: str,
     assignments: tuple[str, ...],
+    state: Path | None,
+    verbose: bool,
     as_json: bool,
 ) -> int:
     """Bring images from SOURCE... into the stream DEST, shards or a Kafka topic.
@@ -79,9 +90,12 @@ def command(
 
     Killed or stopped, the same command goes on where it was; finished, it does nothing. A second ingest of
     the same source is refused while the first is at work. What cannot be used is skipped and counted by its
-    reason: found = written + skipped. Images above 384 pixels on the shorter side are made smaller; sound
-    small JPEGs stay as they are, byte for byte. Labels for evaluation come from .cls or .json beside the
-    image, or with --label-from parent from its folder.
+    reason: found = written + skipped. Each such file is listed with its reason in DEST/rejects, a line of
+    JSON for each (for a topic with --state DIR), and -v names it as it comes.
+
+    Images above 384 pixels on the shorter side are made smaller; sound small JPEGs stay as they are, byte for
+    byte. Labels for evaluation come from .cls or .json beside the image, or with --label-from parent from its
+    folder.
 
     An endless stream is kept small by --keep-hours or --keep-bytes: old shards leave, but never one that a
     registered run still needs. With --max-ahead the ingest waits for the slowest of these runs.
@@ -110,6 +124,8 @@ def command(
         raise click.UsageError(
             "--reference leaves images in their tars, and a topic holds the images: leave it out"
         )
+    if state is not None and not is_topic(dest):
+        raise click.UsageError(f"--state is for topics: the list of rejected files lies in {dest}/rejects")
     if partitions is not None and not is_topic(dest):
         raise click.UsageError(f"--create-topic is for kafka://HOST:PORT/TOPIC, and DEST is {dest}")
     with StopRequest(NOTE) as asked:
@@ -126,7 +142,7 @@ def command(
         source = open_source(
             sources, name=name, label_from=config.label_from, max_bytes=config.max_bytes, exclude=exclude
         )
-        destination = _topic(dest, source.source_id, config, partitions)
+        destination = _topic(dest, source.source_id, config, partitions, state)
         show = _Shown()
         show.serve(metrics_port)
         try:
@@ -139,6 +155,7 @@ def command(
                 progress=show,
                 stop=asked.asked,
                 destination=destination,
+                rejected=show.rejected if verbose else None,
             )
         finally:
             show.end()
@@ -149,7 +166,7 @@ def command(
 
 
 def _topic(
-    dest: str, source_id: str, config: "IngestConfig", partitions: int | None
+    dest: str, source_id: str, config: "IngestConfig", partitions: int | None, state: Path | None
 ) -> "TopicDestination | None":
     """The topic that an address names, made when that is asked for; None when it names shards."""
     from stream.topic_address import is_topic
@@ -158,7 +175,12 @@ def _topic(
         return None
     from ingest.topic_destination import TopicDestination
 
-    return TopicDestination(dest, source_id, config, create_partitions=partitions or 0)
+    rejects = None
+    if state is not None:
+        from ingest.rejects import state_list
+
+        rejects = state_list(state, dest, source_id)
+    return TopicDestination(dest, source_id, config, create_partitions=partitions or 0, rejects=rejects)
 
 
 class _Shown:
@@ -191,6 +213,11 @@ class _Shown:
                 f"{report.shards:,} shards  {report.bytes / 1e6:,.1f} MB"
                 + ("" if running else f"  {report.status}")
             )
+
+    def rejected(self, reject: "Reject") -> None:
+        """Name a file that is rejected."""
+        detail = f" ({reject.detail})" if reject.detail else ""
+        self._line.note(f"rejected: {reject.reason}: {reject.source}{detail}")
 
     def end(self) -> None:
         self._line.end()
