@@ -19,6 +19,7 @@ from ingest.errors import SourceEmpty, SourceUnreadable
 from ingest.labels import NO_LABELS, Labels, labels_of
 from ingest.listing import Unit, absolute, is_plain_tar, looked_at, matches, walk
 from ingest.names import shown
+from ingest.survey import Survey, size_of
 from ingest.tars import MAX_META_BYTES, TarImage, TarLoss
 from ingest.zips import read_archive
 from stream.file_types import ending_of
@@ -140,6 +141,8 @@ class FileSource:
         self._exclude = exclude
         self._warnings: list[str] = []
         self._unlisted: list[str] = []
+        self._behind = self._inside = 0
+        self._survey: Survey | None = None
 
     def roots(self) -> list[str]:
         """Absolute paths of the folders and files that the specs mean now."""
@@ -161,19 +164,41 @@ class FileSource:
         for number, spec in enumerate(self.specs):
             found = matches(spec)
             for path in found:
-                for unit in walk(path, number, explicit=found == [spec], exclude=self._exclude):
-                    if unit.loss == "unreadable_folder":
-                        self._unlisted.append(f"{shown(unit.path)} ({unit.detail})")
-                    yield unit
+                yield from walk(path, number, explicit=found == [spec], exclude=self._exclude)
+
+    def measure(self) -> None:
+        """Count the bytes of all files in a thread, so that `total` is known some time later."""
+        self._survey = self._survey or Survey(self.units)
+
+    @property
+    def total(self) -> int | None:
+        """Bytes of all files; None while they are not counted."""
+        return None if self._survey is None else self._survey.bytes
+
+    @property
+    def reached(self) -> int:
+        """Bytes that `items` has read, of files and of the begun archive; 0 unless `measure` was called."""
+        return self._behind + self._inside
+
+    def _walked(self) -> Iterator[Unit]:
+        """All units, with note of those that cannot be listed and of the bytes behind."""
+        self._unlisted = []
+        self._behind = self._inside = 0
+        for unit in self.units():
+            if unit.loss == "unreadable_folder":
+                self._unlisted.append(f"{shown(unit.path)} ({unit.detail})")
+            yield unit
+            self._inside = 0
+            if self._survey is not None:
+                self._behind += size_of(unit)
 
     def items(self, after: Position | None = None, *, whole_tars: bool = False) -> Iterator[Found]:
         """See Source; with `whole_tars` a plain tar comes in one piece, not image by image."""
         self._warnings = []
-        self._unlisted = []
         last = _read_position(after) if after is not None else None
         before = 0
         told = last is None
-        for unit in self.units():
+        for unit in self._walked():
             if last is not None and unit.order < last.order:
                 before += 1
                 continue
@@ -241,6 +266,7 @@ class FileSource:
                 with Path(unit.path).open("rb") as file:
                     for event in read_archive(file, max_bytes=self._max_bytes):
                         count += 1
+                        self._inside = file.tell()
                         if count > skip:
                             yield self._event(unit, event, base | {"taken": count})
         except OSError as error:

@@ -1,7 +1,6 @@
 """`swavstream ingest`: images become records of a stream."""
 
 import json
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,10 +9,8 @@ import click
 
 if TYPE_CHECKING:
     from ingest.config import IngestConfig
-    from ingest.rejects import Reject
     from ingest.topic_destination import TopicDestination
     from ingest.worker import IngestReport
-    from ops.ingest_metrics import IngestMetrics
 
 NOTE = b"\nstopping: what is open is being committed (Ctrl-C once more ends at once)\n"
 
@@ -138,12 +135,13 @@ def command(
 
         from ingest.sources import open_source
         from ingest.worker import STOPPED, run_ingest
+        from ops.ingest_progress import IngestProgress
 
         source = open_source(
             sources, name=name, label_from=config.label_from, max_bytes=config.max_bytes, exclude=exclude
         )
         destination = _topic(dest, source.source_id, config, partitions, state)
-        show = _Shown()
+        show = IngestProgress(source)
         show.serve(metrics_port)
         try:
             report = run_ingest(
@@ -181,48 +179,6 @@ def _topic(
 
         rejects = state_list(state, dest, source_id)
     return TopicDestination(dest, source_id, config, create_partitions=partitions or 0, rejects=rejects)
-
-
-class _Shown:
-    """The progress line, on a terminal; elsewhere only that and why the ingest waits."""
-
-    def __init__(self) -> None:
-        from ops.progress import ProgressLine
-
-        self._line = ProgressLine(sys.stderr, total=None)
-        self._all = sys.stderr.isatty()
-        self._metrics: IngestMetrics | None = None
-
-    def serve(self, port: int | None) -> None:
-        """Also show the accounts to Prometheus, where that is wanted."""
-        if port is None:
-            return
-        from ops.ingest_metrics import IngestMetrics
-
-        self._metrics = IngestMetrics()
-        self._line.note(f"metrics {self._metrics.serve(port)}")
-
-    def __call__(self, report: "IngestReport") -> None:
-        if self._metrics is not None:
-            self._metrics.show(report)
-        running = report.status == "running"
-        if (self._all or not running) and self._line.due(report.found):
-            self._line.say(
-                f"{report.found:,} found  {self._line.rate(report.found):,.0f}/s  "
-                f"{report.written:,} written  {report.found - report.written:,} skipped  "
-                f"{report.shards:,} shards  {report.bytes / 1e6:,.1f} MB"
-                + ("" if running else f"  {report.status}")
-            )
-
-    def rejected(self, reject: "Reject") -> None:
-        """Name a file that is rejected."""
-        detail = f" ({reject.detail})" if reject.detail else ""
-        self._line.note(f"rejected: {reject.reason}: {reject.source}{detail}")
-
-    def end(self) -> None:
-        self._line.end()
-        if self._metrics is not None:
-            self._metrics.close()
 
 
 def _config(
