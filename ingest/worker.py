@@ -109,6 +109,11 @@ def run_ingest(  # noqa: PLR0913  all but three have a default
             into.close()  # what came before the trouble is good
             raise
         into.close()
+        if status == FINISHED and state.accounts.skipped == {"unsupported_name": state.accounts.found}:
+            raise SourceEmpty(
+                "nothing to ingest: the source holds no image by name or first bytes; there are "
+                f"{told_by_ending(state.endings)}"
+            )
         if status == FINISHED and state.accounts.found == 0:
             raise SourceEmpty("nothing to ingest: the archives of the source hold no image")
         if status == FINISHED and not open_stream:
@@ -293,7 +298,8 @@ def _check_complete(source: Source, into: Destination, state: _State) -> None:
     """A sealed stream is fine when it has all of the source."""
     if state.place is None:
         raise StreamSealed(f"the stream at {into.url} is sealed: write to another one")
-    more = next((found for found in source.items(state.place) if found and not found.label_only), None)
+    missing = (one for one in source.items(state.place) if one is not None and not one.label_only)
+    more = next((one for one in missing if one.loss != "unsupported_name"), None)
     if more is not None:
         raise StreamSealed(
             f"the stream at {into.url} is sealed, and the source has more than is in it ({more.name}): write "

@@ -70,7 +70,8 @@ def kind_by_name(name: str) -> FileKind | None:
         return FileKind.ARCHIVE
     if extension in IMAGE_EXTENSIONS:
         return FileKind.IMAGE
-    if extension in BESIDE_EXTENSIONS:
+    packed = last.rpartition(".")[0].rpartition(".")[2] if last.endswith(_PACKED) else ""
+    if extension in BESIDE_EXTENSIONS or packed in BESIDE_EXTENSIONS:
         return FileKind.BESIDE
     if _TAILED.search(last) and not last.endswith(_PACKED):
         return FileKind.IMAGE

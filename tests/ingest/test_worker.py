@@ -145,6 +145,20 @@ def test_archives_without_any_image_are_an_empty_source(tmp_path: Path) -> None:
     assert not Manifest.open(str(tmp_path / "out")).sealed
 
 
+def test_a_source_without_any_image_is_empty_whatever_its_archives_hold(tmp_path: Path) -> None:
+    tar = write_tar(tmp_path / "t.tar", [("a.mp4", b"?"), ("b.mp4", b"?"), ("c", b"?")])
+    with pytest.raises(SourceEmpty, match=r"there are 2 \.mp4, 1 without an ending"):
+        ingest(tar, tmp_path / "out")
+    assert not Manifest.open(str(tmp_path / "out")).sealed
+
+
+def test_a_sealed_stream_misses_nothing_when_only_other_files_were_added(tmp_path: Path) -> None:
+    root = folder_of(tmp_path / "in", 0, 2)
+    report = ingest(root, tmp_path / "out")
+    (root / "film.mp4").write_bytes(b"?")
+    assert ingest(root, tmp_path / "out").written == report.written
+
+
 def test_an_unreadable_folder_is_counted_and_told_and_the_rest_is_committed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,7 +13,7 @@ from ingest.tars import TarImage, TarLoss
 from ingest.zips import read_archive
 from tests.ingest.made import Members, encoded, labelled, write_tar
 
-PACKERS = {"bz2": bz2.compress, "xz": lzma.compress}
+PACKERS: dict[str, Callable[[bytes], bytes]] = {"bz2": bz2.compress, "xz": lzma.compress}
 
 
 def read(path: Path, max_bytes: int = 1 << 20) -> list[TarImage | TarLoss]:
@@ -59,7 +59,7 @@ def test_a_compressed_tar_gives_what_the_plain_one_does(tmp_path: Path, mode: st
 def test_streams_that_were_joined_are_one_tar(tmp_path: Path, kind: str) -> None:
     plain = write_tar(tmp_path / "x.tar", labelled(0, 20)).read_bytes()
     half = len(plain) // 2 + 7
-    pack: Callable[[bytes], bytes] = PACKERS[kind]  # type: ignore[assignment]
+    pack = PACKERS[kind]
     path = tmp_path / "joined"
     path.write_bytes(pack(plain[:half]) + pack(plain[half:]) + bytes(8))
     assert images(path) == WANTED

@@ -47,6 +47,8 @@ def zip_head() -> bytes:
         ("pictures.jpg.zip", FileKind.ARCHIVE),
         ("x.jpg.txt", FileKind.BESIDE),
         ("x.json", FileKind.BESIDE),
+        ("labels.tsv.gz", FileKind.BESIDE),
+        ("x.d.gz", None),
         ("x.jpg_meta.csv", FileKind.BESIDE),
         ("x.jpgs", None),
         ("jpg", None),
