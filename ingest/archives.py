@@ -1,14 +1,21 @@
-"""The bytes of an archive, plain or gzipped, read forward with bounds.
+"""The bytes of an archive, plain or compressed (gzip, bzip2, xz), read forward with bounds.
 
-Memory never follows what a file claims: gzip is inflated in small pieces, its yield against what was read is
-watched, and what was inflated before a damaged place is still given out.
+Memory never follows what a file claims: what is compressed is inflated in small pieces, its yield against
+what was read is watched, and what was inflated before a damaged place is still given out.
 """
 
+import bz2
+import lzma
 import os
 import zlib
+from collections.abc import Callable
 from typing import BinaryIO, Protocol
 
 GZIP_MAGIC = b"\x1f\x8b"
+BZIP2_MAGIC = b"BZh"
+XZ_MAGIC = b"\xfd7zXZ\x00"
+XZ_MEMORY_BYTES = 256 * 1024 * 1024
+"""What xz may take to unpack; `xz -9` asks for 65 MiB of whoever unpacks."""
 READ_BYTES = 256 * 1024
 PIECE_BYTES = 64 * 1024
 BOMB_RATIO = 150
@@ -43,10 +50,24 @@ class ArchiveBytes(Protocol):
 
 
 def open_bytes(file: BinaryIO) -> ArchiveBytes:
-    """Content of an open archive; gzip is known by its first bytes, never by the name."""
-    magic = file.read(len(GZIP_MAGIC))
+    """Content of an open archive; how it is compressed is known by its first bytes, never by the name."""
+    magic = file.read(len(XZ_MAGIC))
     file.seek(0)
-    return GzipBytes(file) if magic == GZIP_MAGIC else PlainBytes(file)
+    if magic.startswith(GZIP_MAGIC):
+        return GzipBytes(file)
+    if magic.startswith(BZIP2_MAGIC):
+        return PackedBytes(file, bz2.BZ2Decompressor, BZIP2_MAGIC)
+    if magic == XZ_MAGIC:
+        return PackedBytes(file, _xz, XZ_MAGIC)
+    return PlainBytes(file)
+
+
+def first_bytes(file: BinaryIO, count: int) -> tuple[bytes, bytes]:
+    """The first bytes of an open file, and of what is compressed in it (none when nothing is)."""
+    head = file.read(count)
+    file.seek(0)
+    packed = head.startswith((GZIP_MAGIC, BZIP2_MAGIC, XZ_MAGIC))
+    return head, open_bytes(file).read(count) if packed else b""
 
 
 class PlainBytes:
@@ -179,6 +200,77 @@ class GzipBytes:
         self._ended = True
         self.damage = self.damage or damage
         self._input = b""
+
+
+class _Unpacker(Protocol):
+    """What bz2 and lzma have in common."""
+
+    @property
+    def eof(self) -> bool: ...
+
+    @property
+    def needs_input(self) -> bool: ...
+
+    @property
+    def unused_data(self) -> bytes: ...
+
+    def decompress(self, data: bytes, max_length: int = -1) -> bytes: ...
+
+
+def _xz() -> _Unpacker:
+    return lzma.LZMADecompressor(format=lzma.FORMAT_XZ, memlimit=XZ_MEMORY_BYTES)
+
+
+class PackedBytes(GzipBytes):
+    """Content of a bzip2 or xz file, of one or several streams; what is given out in pieces is as for gzip.
+
+    The checksum of a block (bzip2) or its end (xz) is read before the library gives an error, so a damaged
+    place costs the rest of its block.
+    """
+
+    def __init__(self, file: BinaryIO, unpacker: Callable[[], _Unpacker], magic: bytes) -> None:
+        super().__init__(file)
+        self._new = unpacker
+        self._magic = magic
+        self._unpacker = unpacker()
+        self._at_end = False
+
+    def _inflate(self) -> bytes:
+        while not self._ended:
+            if not self._input and not self._at_end and self._unpacker.needs_input:
+                self._input = self._file.read(READ_BYTES)
+                self._consumed += len(self._input)
+                self._at_end = not self._input
+            if self._unpacker.eof and self._between_streams():
+                break
+            if self._at_end and not self._input and self._unpacker.needs_input:
+                self._end("archive_cut")
+                break
+            try:
+                piece = self._unpacker.decompress(self._input, PIECE_BYTES)
+            except (OSError, lzma.LZMAError, EOFError):  # OSError is bz2's word for data that cannot be right
+                self._end("packed_damaged")
+                break
+            self._input = self._unpacker.unused_data if self._unpacker.eof else b""
+            self._produced += len(piece)
+            if self._produced > BOMB_BYTES and self._produced > BOMB_RATIO * self._consumed:
+                self._end("packed_bomb")
+                break
+            if piece:
+                return piece
+        return b""
+
+    def _between_streams(self) -> bool:
+        """Whether the content ends here: at the end of the file, or where no further stream begins."""
+        while len(self._input) < len(self._magic) and (more := self._file.read(READ_BYTES)):
+            self._input += more
+            self._consumed += len(more)
+        if not self._input.startswith(self._magic):
+            # Zeros behind the last stream are padding; anything else is not ours, and is said.
+            self._end("packed_damaged" if self._input.strip(b"\0") else "")
+            return True
+        self._unpacker = self._new()
+        return False
 
 
 def _salvage(inflater: "zlib._Decompress", data: bytes) -> bytes:

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any, Protocol
 from ingest.config import IngestConfig
 from ingest.dedup import Duplicates
 from ingest.errors import DestinationFailed, DestinationFull, SourceBusy
+from ingest.rejects import Listed, Reject, open_list
 from stream.adopt import adopt_tar
 from stream.commits import Accounts
 from stream.errors import StreamError, StreamSealed
@@ -21,6 +23,7 @@ from stream.record import Record
 from stream.retention import Retention
 from stream.shards import ShardWriter
 
+logger = logging.getLogger(__name__)
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -82,6 +85,15 @@ class Destination(Protocol):
         """Account for something found and not written."""
         ...
 
+    def reject(self, reject: Reject) -> None:
+        """Put something on the list of what is not written; to be called before `skip` accounts for it."""
+        ...
+
+    @property
+    def listed(self) -> Listed | None:
+        """How far that list goes, to be told with the next position; None where there is no list."""
+        ...
+
     def flush(self) -> None:
         """Make safe what is open."""
         ...
@@ -128,6 +140,7 @@ class ShardDestination:
         with self._explained():
             self._manifest = Manifest.open(url, create=True)
         self._retention = Retention(self._manifest, config.retention)
+        self._rejects = open_list(self._manifest.store, source_id)
         self._lock = self._locked()
 
     @property
@@ -155,6 +168,8 @@ class ShardDestination:
         with self._explained():
             self._manifest.refresh()
             last = self._manifest.last_of(self._source_id)
+            if not self._manifest.sealed:  # nothing is written then, and readers cut the list themselves
+                self._resume_rejects(None if last is None else last.source_position)
             if last is None:
                 return Resume()
             return Resume(
@@ -185,6 +200,16 @@ class ShardDestination:
         with self._explained():
             self._open_writer().skip(reason, position)
 
+    def reject(self, reject: Reject) -> None:
+        """See Destination."""
+        with self._explained():
+            self._rejects.add(reject)
+
+    @property
+    def listed(self) -> Listed | None:
+        """See Destination."""
+        return self._rejects.listed
+
     def flush(self) -> None:
         """See Destination."""
         if self._writer is not None:
@@ -194,6 +219,7 @@ class ShardDestination:
     def adopt(self, tar: str, position: Any) -> Accounts:
         """See Destination."""
         with self._explained():
+            self._rejects.flush()
             commit = adopt_tar(self._manifest, tar, source_id=self._source_id, source_position=position)
             self._adopted += commit.n > 0
             self._retention.tick()
@@ -240,8 +266,21 @@ class ShardDestination:
 
     def _open_writer(self) -> ShardWriter:
         if self._writer is None:
-            self._writer = ShardWriter(self._manifest, source_id=self._source_id, config=self._config.shard)
+            self._writer = ShardWriter(
+                self._manifest,
+                source_id=self._source_id,
+                config=self._config.shard,
+                before_commit=self._rejects.flush,
+            )
         return self._writer
+
+    def _resume_rejects(self, position: Any) -> None:
+        missing = self._rejects.resume(Listed.of(position) or Listed())
+        if missing:
+            logger.warning(
+                "%s lines are gone from the list of what this source had rejected (%s/rejects); it goes on "
+                "without them", f"{missing:,}", self.url,
+            )  # fmt: skip
 
     def _locked(self) -> int:
         """Keep a second ingest of this source out, where the file system can; locks die with a process."""

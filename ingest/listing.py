@@ -2,19 +2,21 @@
 
 import glob
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 
-from ingest.archives import open_bytes
+from ingest.archives import first_bytes, open_bytes
 from ingest.errors import SourceNotFound, SourceUnreadable
 from ingest.headers import BLOCK, parse_header
-from ingest.names import OTHER_ARCHIVES, is_archive, is_hidden, is_image, shown
+from ingest.names import is_hidden
+from stream.file_types import HEAD_BYTES, FileKind, kind_by_name, kind_of
 
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """One file: an image or an archive."""
+    """One file: an image, an archive, or what may be one."""
 
     order: tuple[int, tuple[bytes, ...]]
     """Number of the spec and the parts of the absolute path: units are sorted by it."""
@@ -23,6 +25,26 @@ class Unit:
     cls: str = ""
     """File beside the image that states its class; empty when there is none."""
     json: str = ""
+    unsure: bool = False
+    """The name says nothing: `looked_at` decides."""
+    loss: str = ""
+    """Reason why nothing can be had of it; empty when that is not known."""
+    detail: str = ""
+
+
+def looked_at(unit: Unit) -> Unit:
+    """A unit whose kind is known: where the name says nothing, the first bytes are read."""
+    if not unit.unsure:
+        return unit
+    kind, detail = FileKind.IMAGE, ""
+    try:
+        if Path(unit.path).is_file():  # a pipe or a device would block; what it is, is said when it is read
+            with Path(unit.path).open("rb") as file:
+                kind = kind_of(Path(unit.path).name, *first_bytes(file, HEAD_BYTES))
+    except OSError as error:
+        return replace(unit, unsure=False, loss="unreadable", detail=error.strerror or "")
+    loss = "unsupported_name" if kind is FileKind.UNSUPPORTED else ""
+    return replace(unit, unsure=False, archive=kind is FileKind.ARCHIVE, loss=loss, detail=detail)
 
 
 def matches(spec: str) -> list[str]:
@@ -48,62 +70,109 @@ def matches(spec: str) -> list[str]:
     return kept
 
 
-def walk(path: str, number: int, *, explicit: bool) -> Iterator[Unit]:
-    """Images and archives at a path: the file itself, or all in the folder and the folders in it.
+def walk(path: str, number: int, *, explicit: bool, exclude: Sequence[str] = ()) -> Iterator[Unit]:
+    """What is, or may be, an image or an archive: the file itself, or all files in and below the folder.
 
-    Links are followed, except where they lead back to a folder above. Hidden files and folders are left out.
+    Links are followed, except where they lead back to a folder above. Hidden files and folders are left out,
+    and so is what stands beside images by its nature. A folder that cannot be listed is a unit with a loss.
 
     Args:
         path: a file or a folder.
         number: of the spec that it belongs to.
         explicit: the user named just this file, so a name that says nothing is no reason to leave it out.
+        exclude: patterns of what to leave out, see `is_excluded`.
 
     Raises:
-        SourceUnreadable: a folder that cannot be listed, or an explicit file of another kind.
+        SourceUnreadable: an explicit file of another kind.
     """
-    if not Path(path).is_dir():
-        unit = Unit((number, parts_of(path)), path, archive=is_archive(path) or not is_image(path))
-        if explicit and not is_archive(path) and not is_image(path):
-            _check_archive(path)
-        if explicit or is_archive(path) or is_image(path):
+    if not os.path.isdir(path):  # noqa: PTH112  pathlib raises where a folder above may not be entered
+        unit = _unit(path, number)
+        if explicit:
+            yield _explicit(unit)
+        elif kind_by_name(path) is not FileKind.BESIDE and not is_excluded(path, "", exclude):
             yield unit
         return
     stack = [(_listed(path, ()), path)]
     while stack:
-        (entries, names, above), folder = stack[-1]
-        entry = next(entries, None)
+        listed, folder = stack[-1]
+        if isinstance(listed, str):
+            yield replace(_unit(folder, number), unsure=False, loss="unreadable_folder", detail=listed)
+            stack.pop()
+            continue
+        entry = next(listed.entries, None)
         if entry is None:
             stack.pop()
+        elif is_excluded(entry.path, path, exclude):
+            continue
         elif _is_folder(entry):
-            stack.append((_listed(entry.path, above), entry.path))
-        elif is_image(entry.name) or is_archive(entry.name):
-            order = (number, parts_of(entry.path))
-            if is_archive(entry.name):
-                yield Unit(order, entry.path, archive=True)
-            else:
-                cls, body = (_beside(entry.name, folder, names, kind) for kind in (".cls", ".json"))
-                yield Unit(order, entry.path, archive=False, cls=cls, json=body)
+            stack.append((_listed(entry.path, listed.above), entry.path))
+        elif kind_by_name(entry.name) is not FileKind.BESIDE:
+            cls, body = (_beside(entry.name, folder, listed.names, label) for label in (".cls", ".json"))
+            yield replace(_unit(entry.path, number), cls=cls, json=body)
 
 
-_Listed = tuple[Iterator["os.DirEntry[str]"], frozenset[str], tuple[tuple[int, int], ...]]
+def _unit(path: str, number: int) -> Unit:
+    kind = kind_by_name(path)
+    return Unit((number, parts_of(path)), path, archive=kind is FileKind.ARCHIVE, unsure=kind is None)
 
 
-def _listed(folder: str, above: tuple[tuple[int, int], ...]) -> _Listed:
-    """Entries of a folder in order, their names, and the folders that lead here (links may go in circles)."""
+def is_excluded(path: str, root: str, patterns: Sequence[str]) -> bool:
+    """Whether a pattern leaves a file or folder out.
+
+    A pattern without a slash is compared with the name, one that begins with a slash with the absolute path,
+    any other one with the path below the source; `*` also matches slashes.
+    """
+    for pattern in patterns:
+        wanted = pattern.rstrip("/")
+        if wanted.startswith("/"):
+            seen = absolute(path)
+        elif "/" in wanted:
+            seen = os.path.relpath(path, root) if root else path
+        else:
+            seen = path.rpartition("/")[2]
+        if fnmatchcase(seen, wanted):
+            return True
+    return False
+
+
+def _explicit(unit: Unit) -> Unit:
+    """A file that the user named: one whose name does not tell must look like an image or archive inside."""
+    by_name = kind_by_name(unit.path)
+    if by_name in {FileKind.IMAGE, FileKind.ARCHIVE}:
+        return unit
+    known = looked_at(unit)
+    if known.loss == "unreadable":
+        raise SourceUnreadable(f"cannot read {unit.path}: {known.detail}")
+    if by_name is None and not known.loss:
+        return unit
+    _check_archive(unit.path)
+    return replace(unit, unsure=False, archive=True)
+
+
+@dataclass(frozen=True, slots=True)
+class _Listed:
+    """A folder as it was listed."""
+
+    entries: Iterator["os.DirEntry[str]"]
+    """In order, without hidden ones."""
+    names: frozenset[str]
+    above: tuple[tuple[int, int], ...]
+    """Itself and the folders that lead to it: links may go in circles."""
+
+
+def _listed(folder: str, above: tuple[tuple[int, int], ...]) -> _Listed | str:
+    """What is in a folder; why it cannot be listed when it cannot."""
     try:
         status = Path(folder).stat()
         with os.scandir(folder) as found:
             entries = sorted(found, key=lambda entry: os.fsencode(entry.name))
     except OSError as error:
-        raise SourceUnreadable(
-            f"cannot list the folder {shown(folder)}: {error.strerror}; make it readable, or move it out of "
-            "the source"
-        ) from error
+        return error.strerror or type(error).__name__
     here = (status.st_dev, status.st_ino)
     if here in above:
-        return iter(()), frozenset(), above
+        return _Listed(iter(()), frozenset(), above)
     visible = [entry for entry in entries if not is_hidden(entry.name)]
-    return iter(visible), frozenset(entry.name for entry in visible), (*above, here)
+    return _Listed(iter(visible), frozenset(entry.name for entry in visible), (*above, here))
 
 
 def _is_folder(entry: "os.DirEntry[str]") -> bool:
@@ -123,8 +192,6 @@ def _beside(name: str, folder: str, names: frozenset[str], kind: str) -> str:
 
 def _check_archive(path: str) -> None:
     """An explicit file of an unknown name must look like a tar inside."""
-    if path.lower().endswith(OTHER_ARCHIVES):
-        raise SourceUnreadable(f"{path}: archives of this kind are not read; unpack it, or make it a tar")
     try:
         if Path(path).is_file():
             with Path(path).open("rb") as file:
@@ -132,7 +199,10 @@ def _check_archive(path: str) -> None:
                     return
     except OSError as error:
         raise SourceUnreadable(f"cannot read {path}: {error.strerror}") from error
-    raise SourceUnreadable(f"{path} is neither a folder, nor a tar, nor named like an image")
+    raise SourceUnreadable(
+        f"{path} is neither a folder, nor an image, nor an archive that is read (zip, tar, tar with gzip, "
+        "bzip2 or xz) by its name and its first bytes"
+    )
 
 
 def is_plain_tar(path: str) -> bool:

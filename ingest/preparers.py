@@ -259,4 +259,4 @@ class Preparers:
 
 def nothing_to_do(found: Found) -> BadRecord | None:
     """The result of something that holds no image to prepare; None when there is one."""
-    return BadRecord(found.loss) if found.loss or found.tar else None
+    return BadRecord(found.loss, found.detail) if found.loss or found.tar else None

@@ -7,18 +7,22 @@ done, so it stays good when files are added behind it, and nothing has to be rem
 import hashlib
 import json
 import os
+import stat
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import quote, unquote_to_bytes
 
-from ingest.archives import open_bytes
 from ingest.errors import SourceEmpty, SourceUnreadable
 from ingest.labels import NO_LABELS, Labels, labels_of
-from ingest.listing import Unit, absolute, is_plain_tar, matches, walk
+from ingest.listing import Unit, absolute, is_plain_tar, looked_at, matches, walk
 from ingest.names import shown
-from ingest.tars import MAX_META_BYTES, TarImage, TarLoss, read_tar
+from ingest.survey import Survey, size_of
+from ingest.tars import MAX_META_BYTES, TarImage, TarLoss
+from ingest.zips import read_archive
+from stream.file_types import ending_of
 
 WHOLE = -1
 """In a position: all of the last file is done."""
@@ -44,6 +48,10 @@ class Found:
     labels: Labels = NO_LABELS
     loss: str = ""
     """Reason why there is no image; empty when there is one."""
+    detail: str = ""
+    """What was seen besides, where there is a loss."""
+    file: str = ""
+    """Absolute path of the file, or of the archive that it lies in; empty where there is none."""
     label_only: bool = False
     """Only a label was lost: does not count as found."""
 
@@ -68,7 +76,12 @@ class Source(Protocol):
 
 
 def open_source(
-    specs: str | Sequence[str], *, name: str = "", label_from: str = "", max_bytes: int = 64 * 1024 * 1024
+    specs: str | Sequence[str],
+    *,
+    name: str = "",
+    label_from: str = "",
+    max_bytes: int = 64 * 1024 * 1024,
+    exclude: Sequence[str] = (),
 ) -> "FileSource":
     """A source of local files.
 
@@ -77,32 +90,59 @@ def open_source(
         name: identity of the source in a stream; by default it is made of the absolute specs.
         label_from: empty, or `parent`.
         max_bytes: images with more bytes are reported, not read.
+        exclude: patterns of files and folders to leave out, see `ingest.listing.is_excluded`.
 
     Raises:
-        SourceNotFound: nothing is there.
+        SourceNotFound: nothing is at one of the specs.
         SourceEmpty: no image and no archive is there.
-        SourceUnreadable: a URL, another kind of file, or a folder that cannot be listed.
+        SourceUnreadable: a URL, another kind of file, or nothing but folders and files that cannot be read.
     """
-    source = FileSource((specs,) if isinstance(specs, str) else tuple(specs), name, label_from, max_bytes)
-    if next(source.units(), None) is None:
-        raise SourceEmpty(
-            f"nothing to ingest in {', '.join(source.specs)}: no file there is named like an image "
-            "(.jpg, .png, ...) or a tar (.tar, .tar.gz, .tgz)"
+    source = FileSource(
+        (specs,) if isinstance(specs, str) else tuple(specs), name, label_from, max_bytes, tuple(exclude)
+    )
+    source.roots()  # a spec that means nothing is told before the first image is read
+    losses: Counter[str] = Counter()
+    unreadable = ""
+    for unit in map(looked_at, source.units()):
+        if not unit.loss:
+            return source
+        losses[ending_of(unit.path) if unit.loss == "unsupported_name" else ""] += 1
+        if unit.loss != "unsupported_name":
+            unreadable = unreadable or f"{shown(unit.path)}: {unit.detail}"
+    if unreadable:
+        raise SourceUnreadable(
+            f"nothing in {', '.join(source.specs)} can be read ({unreadable}): make it readable, or give "
+            "another source"
         )
-    return source
+    passed = told_by_ending(losses)
+    raise SourceEmpty(
+        f"nothing to ingest in {', '.join(source.specs)}: no file there is an image or an archive (tar, zip) "
+        "by its name or its first bytes" + (f"; there are {passed}" if passed else "")
+    )
 
 
 class FileSource:
     """Folders, tars and images of this machine; not thread-safe."""
 
-    def __init__(self, specs: tuple[str, ...], name: str, label_from: str, max_bytes: int) -> None:
+    def __init__(
+        self,
+        specs: tuple[str, ...],
+        name: str,
+        label_from: str,
+        max_bytes: int,
+        exclude: tuple[str, ...] = (),
+    ) -> None:
         if not specs:
             raise ValueError("no source is given: name a folder, a tar or a glob")
         self.specs = tuple(str(Path(spec).expanduser()) if "://" not in spec else spec for spec in specs)
         self.source_id = name or _identity(self.specs)
         self._label_from = label_from
         self._max_bytes = max_bytes
+        self._exclude = exclude
         self._warnings: list[str] = []
+        self._unlisted: list[str] = []
+        self._behind = self._inside = 0
+        self._survey: Survey | None = None
 
     def roots(self) -> list[str]:
         """Absolute paths of the folders and files that the specs mean now."""
@@ -110,14 +150,47 @@ class FileSource:
 
     def warnings(self) -> list[str]:
         """See Source."""
-        return list(self._warnings)
+        if not self._unlisted:
+            return list(self._warnings)
+        more = len(self._unlisted) - 1
+        return [
+            *self._warnings,
+            f"{self._unlisted[0]}{f', and {more:,} more folders,' if more else ''} cannot be listed: "
+            "passed; make them readable and run the same command again, or leave them out with --exclude",
+        ]
 
     def units(self) -> Iterator[Unit]:
-        """All files that are images or archives by name, in order. Raises IngestError."""
+        """Files that are may be images or archives, and unreadable folders, in order. Raises IngestError."""
         for number, spec in enumerate(self.specs):
             found = matches(spec)
             for path in found:
-                yield from walk(path, number, explicit=found == [spec])
+                yield from walk(path, number, explicit=found == [spec], exclude=self._exclude)
+
+    def measure(self) -> None:
+        """Count the bytes of all files in a thread, so that `total` is known some time later."""
+        self._survey = self._survey or Survey(self.units)
+
+    @property
+    def total(self) -> int | None:
+        """Bytes of all files; None while they are not counted."""
+        return None if self._survey is None else self._survey.bytes
+
+    @property
+    def reached(self) -> int:
+        """Bytes that `items` has read, of files and of the begun archive; 0 unless `measure` was called."""
+        return self._behind + self._inside
+
+    def _walked(self) -> Iterator[Unit]:
+        """All units, with note of those that cannot be listed and of the bytes behind."""
+        self._unlisted = []
+        self._behind = self._inside = 0
+        for unit in self.units():
+            if unit.loss == "unreadable_folder":
+                self._unlisted.append(f"{shown(unit.path)} ({unit.detail})")
+            yield unit
+            self._inside = 0
+            if self._survey is not None:
+                self._behind += size_of(unit)
 
     def items(self, after: Position | None = None, *, whole_tars: bool = False) -> Iterator[Found]:
         """See Source; with `whole_tars` a plain tar comes in one piece, not image by image."""
@@ -125,7 +198,7 @@ class FileSource:
         last = _read_position(after) if after is not None else None
         before = 0
         told = last is None
-        for unit in self.units():
+        for unit in self._walked():
             if last is not None and unit.order < last.order:
                 before += 1
                 continue
@@ -133,18 +206,24 @@ class FileSource:
                 self._compare(last, unit, before)
                 told = True
             taken = last.taken if last is not None and unit.order == last.order else 0
-            if taken == WHOLE:
-                pass
-            elif unit.archive and whole_tars and not taken and is_plain_tar(unit.path):
-                position = _position(unit, before) | {"taken": WHOLE}
-                yield Found(name=shown(unit.path), position=position, tar=absolute(unit.path))
-            elif unit.archive:
-                yield from self._archive(unit, before, taken)
-            elif not taken:
-                yield self._image(unit, before)
+            if taken != WHOLE:
+                yield from self._of(looked_at(unit), before, taken, whole_tars=whole_tars)
             before += 1
         if last is not None and not told:
             self._compare(last, None, before)
+
+    def _of(self, unit: Unit, before: int, taken: int, *, whole_tars: bool) -> Iterator[Found]:
+        """Everything of one unit behind the first `taken` things of it."""
+        if unit.loss:
+            if not taken:
+                yield self._passed(unit, before)
+        elif unit.archive and whole_tars and not taken and is_plain_tar(unit.path):
+            position = _position(unit, before) | {"taken": WHOLE}
+            yield Found(name=shown(unit.path), position=position, tar=absolute(unit.path))
+        elif unit.archive:
+            yield from self._archive(unit, before, taken)
+        elif not taken:
+            yield self._image(unit, before)
 
     def _compare(self, last: "_Place", unit: Unit | None, before: int) -> None:
         """Say when what was taken already is not what it was: what was put there since is not taken."""
@@ -160,39 +239,67 @@ class FileSource:
                 "the file may have been replaced (a new `--name` takes it as a new source)"
             )
 
+    def _passed(self, unit: Unit, before: int) -> Found:
+        return Found(
+            name=shown(unit.path),
+            position=_position(unit, before) | {"taken": 1},
+            loss=unit.loss,
+            detail=unit.detail,
+            file=absolute(unit.path),
+        )
+
     def _image(self, unit: Unit, before: int) -> Found:
-        path, name, position = Path(unit.path), shown(unit.path), _position(unit, before) | {"taken": 1}
-        if not path.is_file():  # a pipe or a device would block
-            return Found(name=name, position=position, loss="not_a_file" if path.exists() else "unreadable")
-        parent = _parent(absolute(unit.path))
-        labels = labels_of(_sidecar(unit.cls), _sidecar(unit.json), parent, self._label_from)
-        return Found(name=name, position=position, path=unit.path, labels=labels)
+        file = absolute(unit.path)
+        trouble, detail = _no_file(unit.path)  # a pipe or a device would block
+        if trouble:
+            return self._passed(replace(unit, loss=trouble, detail=detail), before)
+        labels = labels_of(_sidecar(unit.cls), _sidecar(unit.json), _parent(file), self._label_from)
+        position = _position(unit, before) | {"taken": 1}
+        return Found(name=shown(unit.path), position=position, path=unit.path, labels=labels, file=file)
 
     def _archive(self, unit: Unit, before: int, skip: int) -> Iterator[Found]:
         base = _position(unit, before)
         count = 0
-        loss = ""
+        loss, detail = _no_file(unit.path)
         try:
-            path = Path(unit.path)
-            if path.exists() and not path.is_file():
-                loss = "not_a_file"
-            else:
-                with path.open("rb") as file:
-                    for event in read_tar(open_bytes(file), max_bytes=self._max_bytes):
+            if not loss:
+                with Path(unit.path).open("rb") as file:
+                    for event in read_archive(file, max_bytes=self._max_bytes):
                         count += 1
+                        self._inside = file.tell()
                         if count > skip:
                             yield self._event(unit, event, base | {"taken": count})
-        except OSError:
-            loss = "unreadable"
+        except OSError as error:
+            loss, detail = "unreadable", error.strerror or ""
         if loss and count >= skip:
-            yield Found(name=shown(unit.path), position=base | {"taken": count + 1}, loss=loss)
+            lost = self._passed(replace(unit, loss=loss, detail=detail), before)
+            yield replace(lost, position=base | {"taken": count + 1})
 
     def _event(self, unit: Unit, event: TarImage | TarLoss, position: Position) -> Found:
-        name = f"{shown(unit.path)}#{shown(event.name)}"
+        name, file = f"{shown(unit.path)}#{shown(event.name)}", absolute(unit.path)
         if isinstance(event, TarLoss):
-            return Found(name=name, position=position, loss=event.reason, label_only=event.label_only)
+            return Found(
+                name=name, position=position, loss=event.reason, label_only=event.label_only, file=file
+            )
         labels = labels_of(event.cls, event.json, _parent(event.name), self._label_from)
-        return Found(name=name, position=position, payload=event.payload, labels=labels)
+        return Found(name=name, position=position, payload=event.payload, labels=labels, file=file)
+
+
+def told_by_ending(endings: Mapping[str, int], most: int = 6) -> str:
+    """Counts of files by ending for people: the most frequent first."""
+    ordered = sorted(endings.items(), key=lambda item: (-item[1], item[0]))
+    told = [f"{count:,} {ending or 'without an ending'}" for ending, count in ordered[:most]]
+    rest = sum(count for _, count in ordered[most:])
+    return ", ".join([*told, f"{rest:,} of other endings"] if rest else told)
+
+
+def _no_file(path: str) -> tuple[str, str]:
+    """Reason and detail when a path is no readable file; pathlib's own questions raise in a shut folder."""
+    try:
+        mode = Path(path).stat().st_mode
+    except OSError as error:
+        return "unreadable", error.strerror or ""
+    return ("", "") if stat.S_ISREG(mode) else ("not_a_file", "")
 
 
 def _identity(specs: Sequence[str]) -> str:

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 
 from ingest.archives import ArchiveBytes
 from ingest.headers import BLOCK, Header, parse_header, pax_records, text_of
-from ingest.names import is_hidden, is_image
+from ingest.names import is_hidden
+from stream.file_types import HEAD_BYTES, FileKind, kind_by_name, kind_of
 
 ZEROS = bytes(BLOCK)
 RECORD = 20 * BLOCK
@@ -129,13 +130,21 @@ def _key_and_stem(name: str) -> tuple[str, str]:
     return folder + slash + base, extension.rpartition(".")[0]
 
 
+LOOK = "look"
+"""Role of a member whose name says nothing: its first bytes decide."""
+UNSUPPORTED = "unsupported"
+
+
 def _role(name: str) -> str:
     if is_hidden(name):
         return ""
-    if is_image(name):
+    kind = kind_by_name(name)
+    if kind is FileKind.IMAGE:
         return "image"
+    if kind is FileKind.ARCHIVE:
+        return UNSUPPORTED  # archives inside archives are not opened
     extension = name.rpartition("/")[2].rpartition(".")[2].lower()
-    return extension if extension in {"cls", "json"} else ""
+    return LOOK if kind is None else extension if extension in {"cls", "json"} else ""
 
 
 class _Walk:
@@ -220,17 +229,26 @@ class _Walk:
             return
         if not regular:
             self._data.skip(size + -size % BLOCK)
-            if role == "image" and header.kind != b"5":
-                yield _Member(name, role, b"", "link" if header.kind in LINKS else "not_a_file")
+            if header.kind in LINKS and role in {"image", LOOK}:
+                yield _Member(name, "image", b"", "link")
+            elif role == "image" and header.kind != b"5":
+                yield _Member(name, role, b"", "not_a_file")
             return
         yield from self._regular(name, role, size)
 
     def _regular(self, name: str, role: str, size: int) -> Iterator[_Member]:
-        if not role or size > (self._max_bytes if role == "image" else MAX_META_BYTES):
+        if role == LOOK:
+            head = self._data.read(min(size, HEAD_BYTES))
+            self._data.unread(head)
+            role = "image" if kind_of(name, head) is FileKind.IMAGE else UNSUPPORTED
+        limits = {"": -1, UNSUPPORTED: -1, "image": self._max_bytes}
+        if size > limits.get(role, MAX_META_BYTES):
             if self._data.skip(size) < size:
                 self._trouble = "archive_size"
                 return
-            if role == "image":
+            if role == UNSUPPORTED:
+                yield _Member(name, "image", b"", "unsupported_name")
+            elif role == "image":
                 yield _Member(name, role, b"", "too_many_bytes")
             elif role:
                 yield _Member(name, role, b"")  # an empty label is a bad label, which is counted

@@ -15,6 +15,7 @@ from kafka.structs import OffsetAndMetadata
 
 from ingest.config import IngestConfig
 from ingest.destination import Resume
+from ingest.rejects import Listed, Reject, RejectList
 from ingest.topic_history import Stamp, TopicHistory
 from ingest.topic_lease import GROUP_S, TopicLease
 from stream.commits import Accounts
@@ -43,12 +44,22 @@ class TopicDestination:
         source_id: identity of the source.
         config: of the ingest.
         create_partitions: make the topic with so many partitions when it is not there; 0 = it must be.
+        rejects: where what is not written is listed. It is exact over kills of this process; after a loss of
+            power its last lines may be missing, which the next start tells.
 
     Raises, from every method: StreamError; StreamNotFound when there is no topic. SourceBusy from `resume`,
     and from `write` and `tick` when this process was not heard of for so long that another one took over.
     """
 
-    def __init__(self, url: str, source_id: str, config: IngestConfig, *, create_partitions: int = 0) -> None:
+    def __init__(
+        self,
+        url: str,
+        source_id: str,
+        config: IngestConfig,
+        *,
+        create_partitions: int = 0,
+        rejects: RejectList | None = None,
+    ) -> None:
         self._address, self._config = read_address(url), config
         self._ingest = hashlib.sha256(source_id.encode("utf-8", "surrogateescape")).hexdigest()[:32]
         if create_partitions:
@@ -66,6 +77,8 @@ class TopicDestination:
         self._taken: set[int] = set()
         self._unsafe: deque[tuple[int, int]] = deque()
         self._seen_safe = 0
+        self._rejects = rejects
+        self._told_of_list = False
 
     @property
     def url(self) -> str:
@@ -100,6 +113,7 @@ class TopicDestination:
         self._begin = self._number = past.next
         self._there = Counter(past.beyond.values())
         self._taken = set(past.beyond)
+        self._resume_rejects(None if past.last is None else past.last.position)
         if past.last is None:
             return Resume()
         self._accounts = past.last.accounts
@@ -135,6 +149,8 @@ class TopicDestination:
             position=position,
             accounts=accounts,
         )
+        if self._rejects is not None:
+            self._rejects.flush(durable=False)
         writer = self._open_writer()
         writer.send(
             record,
@@ -149,8 +165,23 @@ class TopicDestination:
         """See Destination: told with the next record; a restart finds it again."""
         self._accounts += Accounts(skipped={reason: 1})
 
+    def reject(self, reject: Reject) -> None:
+        """See Destination."""
+        if self._rejects is not None:
+            self._rejects.add(reject)
+        elif not self._told_of_list:
+            self._told_of_list = True
+            logger.warning("a topic has no place for a list of what is not written: --state DIR makes one")
+
+    @property
+    def listed(self) -> Listed | None:
+        """See Destination."""
+        return None if self._rejects is None else self._rejects.listed
+
     def flush(self) -> None:
         """See Destination."""
+        if self._rejects is not None:
+            self._rejects.flush()
         if self._writer is not None:
             self._writer.flush()
             self._settle()
@@ -189,6 +220,16 @@ class TopicDestination:
             writer.close()
         self._lease.release()
         self._fetcher.close()
+
+    def _resume_rejects(self, position: Any) -> None:
+        if self._rejects is None:
+            return
+        missing = self._rejects.resume(Listed.of(position) or Listed())
+        if missing:
+            logger.warning(
+                "%s lines of what this source had rejected are not in the folder of --state; the list goes "
+                "on without them", f"{missing:,}",
+            )  # fmt: skip
 
     def _open_writer(self) -> TopicWriter:
         if self._writer is None:

@@ -8,19 +8,21 @@ lost labels, shards) rides in the same position.
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ingest.config import IngestConfig
 from ingest.destination import Destination, Resume, ShardDestination
-from ingest.errors import PreparersFailed, SourceEmpty, SourceUnreadable
+from ingest.errors import PreparersFailed, SourceEmpty, SourceNotFound, SourceUnreadable
 from ingest.prepared import Prepared, Result
 from ingest.preparers import Preparers
-from ingest.sources import FileSource, Found, Source
+from ingest.rejects import Listed, Reject
+from ingest.sources import FileSource, Found, Source, told_by_ending
 from stream.commits import Accounts
 from stream.errors import BadRecord, StreamSealed
+from stream.file_types import ending_of
 from stream.record import Record
 from stream.store import local_path
 
@@ -29,6 +31,8 @@ logger = logging.getLogger(__name__)
 PROGRESS_S = 0.5
 HELD_UP_S = 0.1
 """Seconds between two looks whether an ingest that is held up may go on."""
+MOST_ENDINGS = 20
+"""Endings of unsupported names that are counted apart: they ride in every position."""
 RUNNING, FINISHED, STOPPED = "running", "finished", "stopped"
 
 
@@ -50,12 +54,14 @@ class IngestReport:
     """finished, or stopped (the same call goes on); running while it runs, or why it waits."""
     sealed: bool
     """Whether the stream has its end."""
+    unsupported_names: Mapping[str, int] = field(default_factory=dict)
+    """Of those skipped as `unsupported_name`, how many have which ending; beyond MOST_ENDINGS: `other`."""
     labels_lost: Mapping[str, int] = field(default_factory=dict)
     """Labels that could not be had, while their images could; by reason (`ingest.prepare.LABEL_TROUBLES`)."""
     warnings: tuple[str, ...] = ()
 
 
-def run_ingest(
+def run_ingest(  # noqa: PLR0913  all but three have a default
     source: Source,
     manifest_url: str,
     config: IngestConfig,
@@ -65,6 +71,7 @@ def run_ingest(
     progress: Callable[[IngestReport], None] | None = None,
     stop: Callable[[], bool] | None = None,
     destination: Destination | None = None,
+    rejected: Callable[[Reject], None] | None = None,
 ) -> IngestReport:
     """Bring a source into a stream, or go on doing so.
 
@@ -80,6 +87,7 @@ def run_ingest(
         progress: called about twice a second with the state so far.
         stop: asked between images; True commits what is open and returns with status `stopped`.
         destination: what to write to instead of the shards at `manifest_url`.
+        rejected: called with each thing that is found and not written.
 
     Raises:
         IngestError: see ingest/errors.py.
@@ -95,11 +103,17 @@ def run_ingest(
             _check_complete(source, into, state)
             return state.report(FINISHED, into, source)
         try:
-            status = _Ingest(source, into, state, config, reference=reference).run(progress, stop)
-        except (SourceUnreadable, PreparersFailed):
+            ingest = _Ingest(source, into, state, config, reference=reference, rejected=rejected)
+            status = ingest.run(progress, stop)
+        except (SourceNotFound, SourceUnreadable, PreparersFailed):
             into.close()  # what came before the trouble is good
             raise
         into.close()
+        if status == FINISHED and state.accounts.skipped == {"unsupported_name": state.accounts.found}:
+            raise SourceEmpty(
+                "nothing to ingest: the source holds no image by name or first bytes; there are "
+                f"{told_by_ending(state.endings)}"
+            )
         if status == FINISHED and state.accounts.found == 0:
             raise SourceEmpty("nothing to ingest: the archives of the source hold no image")
         if status == FINISHED and not open_stream:
@@ -117,16 +131,19 @@ class _State:
         self.place = position.get("source")
         self.accounts = resume.accounts
         self.labels_lost: Counter[str] = Counter(position.get("labels_lost", {}))
+        self.endings: Counter[str] = Counter(position.get("unsupported_names", {}))
         self.seconds = float(position.get("seconds", 0.0))
         self.shards_before = int(position.get("shards", 0)) + resume.ended_in_shard
 
-    def position(self, place: Any, shards: int) -> dict[str, Any]:
+    def position(self, place: Any, shards: int, listed: Listed | None) -> dict[str, Any]:
         """What is committed with the next thing."""
         return {
             "source": place,
             "labels_lost": dict(self.labels_lost),
+            **({"unsupported_names": dict(self.endings)} if self.endings else {}),
             "seconds": round(self.seconds, 3),
             "shards": self.shards_before + shards,
+            **({"rejects": asdict(listed)} if listed is not None else {}),
         }
 
     def report(self, status: str, into: Destination, source: Source) -> IngestReport:
@@ -140,22 +157,51 @@ class _State:
             seconds=round(self.seconds, 3),
             status=status,
             sealed=into.sealed,
+            unsupported_names=dict(sorted(self.endings.items())),
             labels_lost=dict(sorted(self.labels_lost.items())),
-            warnings=tuple(source.warnings()),
+            warnings=(*source.warnings(), *self._warnings()),
         )
+
+    def skip(self, reason: str, found: Found) -> None:
+        """Count something that is not written."""
+        self.accounts += Accounts(skipped={reason: 1})
+        if reason == "unsupported_name":
+            ending = ending_of(found.name.rpartition("#")[2] or found.name)
+            known = ending in self.endings or len(self.endings) < MOST_ENDINGS
+            self.endings[ending if known else "other"] += 1
+
+    def _warnings(self) -> Iterator[str]:
+        count = self.accounts.skipped.get("unsupported_name", 0)
+        if count:
+            yield (
+                f"{count:,} {'file is' if count == 1 else 'files are'} neither image nor archive by name or "
+                f"first bytes, or of a kind that is not read ({told_by_ending(self.endings)}): skipped as "
+                "unsupported_name"
+            )
+        count = self.accounts.skipped.get("unreadable", 0)
+        if count:
+            yield f"{count:,} {'file' if count == 1 else 'files'} cannot be read: passed as unreadable"
 
 
 class _Ingest:
     """One start of an ingest."""
 
     def __init__(
-        self, source: Source, into: Destination, state: _State, config: IngestConfig, *, reference: bool
+        self,
+        source: Source,
+        into: Destination,
+        state: _State,
+        config: IngestConfig,
+        *,
+        reference: bool,
+        rejected: Callable[[Reject], None] | None,
     ) -> None:
         self._source = source
         self._into = into
         self._state = state
         self._config = config
         self._reference = reference
+        self._rejected = rejected
         self._told = 0.0
         self._warned: set[str] = set()
 
@@ -198,11 +244,11 @@ class _Ingest:
             state.labels_lost[found.loss] += 1
         elif found.tar:
             into.flush()
-            state.accounts += into.adopt(found.tar, state.position(found.position, into.shards))
+            state.accounts += into.adopt(found.tar, self._position(found))
         elif isinstance(result, BadRecord):
-            self._skip(result.reason, found)
+            self._skip(result, found)
         elif not self._config.keep_duplicates and not into.is_new(result.sha256):
-            self._skip("duplicate", found)
+            self._skip(BadRecord("duplicate"), found)
         else:
             self._write(found, result)
 
@@ -211,10 +257,10 @@ class _Ingest:
         if found.labels.bad:
             state.labels_lost["bad_label"] += 1
         try:
-            into.write(_record(found, image), state.position(found.position, into.shards))
+            into.write(_record(found, image), self._position(found))
         except BadRecord as bad:  # this destination does not take it
             self._warn_once(bad)
-            self._skip(bad.reason, found)
+            self._skip(bad, found)
         else:
             state.accounts += Accounts(written=1, bytes=len(image.payload))
 
@@ -223,9 +269,16 @@ class _Ingest:
             self._warned.add(bad.reason)
             logger.warning("%s; it is skipped, and others like it", bad)
 
-    def _skip(self, reason: str, found: Found) -> None:
-        self._into.skip(reason, self._state.position(found.position, self._into.shards))
-        self._state.accounts += Accounts(skipped={reason: 1})
+    def _skip(self, bad: BadRecord, found: Found) -> None:
+        reject = Reject(reason=bad.reason, source=found.name, detail=bad.detail, path=found.file)
+        self._into.reject(reject)
+        self._state.skip(bad.reason, found)
+        self._into.skip(bad.reason, self._position(found))
+        if self._rejected is not None:
+            self._rejected(reject)
+
+    def _position(self, found: Found) -> dict[str, Any]:
+        return self._state.position(found.position, self._into.shards, self._into.listed)
 
 
 def _record(found: Found, image: Prepared) -> Record:
@@ -245,7 +298,8 @@ def _check_complete(source: Source, into: Destination, state: _State) -> None:
     """A sealed stream is fine when it has all of the source."""
     if state.place is None:
         raise StreamSealed(f"the stream at {into.url} is sealed: write to another one")
-    more = next((found for found in source.items(state.place) if found and not found.label_only), None)
+    missing = (one for one in source.items(state.place) if one is not None and not one.label_only)
+    more = next((one for one in missing if one.loss != "unsupported_name"), None)
     if more is not None:
         raise StreamSealed(
             f"the stream at {into.url} is sealed, and the source has more than is in it ({more.name}): write "

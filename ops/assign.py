@@ -91,7 +91,7 @@ def _of_files(source: str) -> Iterator[tuple[str, bytes | BadRecord]]:
 
 def _payload(found: Found) -> bytes | BadRecord:
     if found.loss:
-        return BadRecord(found.loss)
+        return BadRecord(found.loss, found.detail)
     if not found.path:
         return found.payload
     path = Path(found.path)

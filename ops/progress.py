@@ -12,11 +12,25 @@ RATE_S = 20.0
 MARKS = 20
 
 
+def time_left(seconds: float) -> str:
+    """A duration in the unit that a person would say: `40 s`, `12 min`, `3.5 h`, `2.1 days`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 172_800 else f"{seconds / 86_400:.1f} days"
+
+
 class ProgressLine:
     """Writes how far a run is; call it from one thread, after every step, and `end` before other output."""
 
     def __init__(
-        self, out: TextIO, *, total: int | None, clock: Callable[[], float] = time.monotonic
+        self,
+        out: TextIO,
+        *,
+        total: int | None,
+        clock: Callable[[], float] = time.monotonic,
+        log_s: float = LOG_S,
     ) -> None:
         """Prepare to write.
 
@@ -24,10 +38,12 @@ class ProgressLine:
             out: where to; a terminal gets one line that is overwritten.
             total: samples of the whole run; None when it has no known end.
             clock: monotonic seconds.
+            log_s: seconds between two lines where `out` is no terminal.
         """
         self._out = out
         self._total = total
         self._clock = clock
+        self._log_s = log_s
         self._terminal = out.isatty()
         self._next = 0.0
         self._width = 0
@@ -64,7 +80,7 @@ class ProgressLine:
 
     def say(self, text: str) -> None:
         """Write any text as the progress line."""
-        self._next = self._clock() + (TERMINAL_S if self._terminal else LOG_S)
+        self._next = self._clock() + (TERMINAL_S if self._terminal else self._log_s)
         if self._terminal:
             self._out.write("\r" + text.ljust(self._width))
             self._width = len(text)

@@ -24,7 +24,7 @@ from typing import Self
 from stream.commit_log import BLOCK, CommitLog, commit_name
 from stream.commits import Accounts, Commit, NewCommit, encode_commit, encode_seal
 from stream.errors import StreamDamaged, StreamError, StreamNotFound, StreamSealed
-from stream.segments import BLOCKS, segment_name
+from stream.segments import BLOCKS, SourceSum, segment_name
 from stream.store import Store, explained, open_store
 
 MANIFEST_VERSION = 1
@@ -153,6 +153,26 @@ class Manifest(CommitLog):
             total = total if own is None else total + own.accounts
             number = segment.first + segment.count
         return total
+
+    def sources(self) -> dict[str, SourceSum]:
+        """All sources: the number of the last commit of each and the sum of its accounts."""
+        sums: dict[str, SourceSum] = {}
+        number = 0
+        while number < self._size:
+            segment = self._whole_segment(number)
+            if segment is None:
+                commit = self.entry(number)
+                own = {commit.source_id: SourceSum(last=number, accounts=commit.accounts)}
+                number += 1
+            else:
+                own = segment.sources()
+                number = segment.first + segment.count
+            for name, one in own.items():
+                old = sums.get(name)
+                sums[name] = (
+                    one if old is None else SourceSum(last=one.last, accounts=old.accounts + one.accounts)
+                )
+        return sums
 
     def _take(self, number: int, data: bytes) -> bool:
         """Try to make the file of the next commit; when another was first, read on and say False."""

@@ -35,6 +35,7 @@ class ShardWriter:
         config: ShardConfig | None = None,
         clock: Callable[[], float] = time.monotonic,
         shard_ids: Callable[[], str] = new_shard_id,
+        before_commit: Callable[[], None] | None = None,
     ) -> None:
         """Get ready to write; what writers that died left unfinished is swept away.
 
@@ -44,6 +45,7 @@ class ShardWriter:
             config: when a shard is closed.
             clock: monotonic seconds.
             shard_ids: gives a new name each time; the bytes of a shard follow from its name and its records.
+            before_commit: makes safe what the position of a commit speaks of; may raise OSError.
 
         Raises:
             StreamSealed: the stream has its end.
@@ -55,6 +57,7 @@ class ShardWriter:
         self._config = config or ShardConfig()
         self._clock = clock
         self._shard_ids = shard_ids
+        self._before_commit = before_commit
         self._shard: OpenShard | None = None
         self._skipped: Counter[str] = Counter()
         self._position: Any = None
@@ -117,6 +120,8 @@ class ShardWriter:
         if self._since is None:
             return
         self._broken = True
+        if self._before_commit is not None:
+            self._before_commit()
         shard = self._shard if self._shard is not None and self._shard.rows else None
         accounts = Accounts(
             written=len(shard.rows) if shard else 0,

@@ -201,6 +201,8 @@ def ingests(driver: Driver, kills: int) -> None:
     from tests.ingest.made import folder_of, settings
 
     source = folder_of(driver.folder / "images", 0, IMAGES)
+    for number in range(0, IMAGES, 5):
+        (source / f"{number:06d}-broken.jpg").write_bytes(b"no image")
 
     def work(place: Path) -> Callable[[], Any]:
         from ingest.sources import open_source
@@ -296,8 +298,9 @@ def differences(one: Path, other: Path) -> list[str]:
     return found
 
 
-def contents(place: Path) -> tuple[list[bytes], Any, bool]:
-    """Digests of all records in their order, the accounts, and whether there is an end."""
+def contents(place: Path) -> tuple[list[bytes], Any, bool, list[Any]]:
+    """Digests of all records in their order, the accounts, whether there is an end, and what was rejected."""
+    from ingest.rejects import read_rejects
     from stream.index import decode_index
     from stream.manifest import Manifest
 
@@ -310,7 +313,7 @@ def contents(place: Path) -> tuple[list[bytes], Any, bool]:
         if commit.n:
             index = decode_index(manifest.store.read(commit.index_uri), name=commit.index_uri, n=commit.n)
             digests += [index.row(row).digest for row in range(commit.n)]
-    return digests, accounts, manifest.sealed
+    return digests, accounts, manifest.sealed, list(read_rejects(manifest))
 
 
 def damages(place: Path) -> list[str]:

@@ -1,8 +1,8 @@
 """`swavstream ingest`: images become records of a stream."""
 
 import json
-import sys
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from ingest.config import IngestConfig
     from ingest.topic_destination import TopicDestination
     from ingest.worker import IngestReport
-    from ops.ingest_metrics import IngestMetrics
 
 NOTE = b"\nstopping: what is open is being committed (Ctrl-C once more ends at once)\n"
 
@@ -31,6 +30,10 @@ NOTE = b"\nstopping: what is open is being committed (Ctrl-C once more ends at o
     "--max-ahead", type=int, metavar="RECORDS",
     help="Wait while the slowest registered run has more records unread.",
 )  # fmt: skip
+@click.option(
+    "--exclude", multiple=True, metavar="PATTERN",
+    help="Leave out files and folders with this name (lost+found, '*.tmp') or path below SOURCE; repeatable.",
+)  # fmt: skip
 @click.option("--create-topic", is_flag=True, help="Make the Kafka topic when it is not there.")
 @click.option("--partitions", type=click.IntRange(min=1), help="Partitions of a topic that is made.")
 @click.option(
@@ -45,6 +48,13 @@ NOTE = b"\nstopping: what is open is being committed (Ctrl-C once more ends at o
     metavar="A=V",
     help="Change a setting (short_side, quality, reencode, min_side, workers, ...); may be repeated.",
 )
+@click.option(
+    "--state", type=click.Path(path_type=Path), metavar="DIR",
+    help="Folder for the list of rejected files where DEST is a topic; elsewhere it lies in DEST/rejects.",
+)  # fmt: skip
+@click.option(
+    "-v", "--verbose", is_flag=True, help="Name each file that is rejected, on stderr, as it comes."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the accounts as one JSON object.")
 def command(
     sources: tuple[str, ...],
@@ -56,24 +66,33 @@ def command(
     keep_hours: float | None,
     keep_bytes: int | None,
     max_ahead: int | None,
+    exclude: tuple[str, ...],
     create_topic: bool,
     partitions: int | None,
     metrics_port: int | None,
     name: str,
     assignments: tuple[str, ...],
+    state: Path | None,
+    verbose: bool,
     as_json: bool,
 ) -> int:
     """Bring images from SOURCE... into the stream DEST, shards or a Kafka topic.
 
-    SOURCE is a folder (images in it and below, and tars), a tar, a gzipped tar, or a quoted glob. DEST is a
-    folder or any fsspec URL, made when it is not there, and sealed at the end, unless --open; or it is
-    kafka://HOST:PORT/TOPIC, which is made with --create-topic --partitions N and stays open.
+    SOURCE is a folder (images in it and below, and archives), an archive (zip, or tar, also with gzip, bzip2
+    or xz), an image, or a quoted glob. Where a name says nothing the first bytes are looked at; what is no
+    image or archive is counted as unsupported_name. What cannot be read is counted and passed.
+
+    DEST is a folder or any fsspec URL, made when it is not there, and sealed at the end, unless --open; or it
+    is kafka://HOST:PORT/TOPIC, which is made with --create-topic --partitions N and stays open.
 
     Killed or stopped, the same command goes on where it was; finished, it does nothing. A second ingest of
     the same source is refused while the first is at work. What cannot be used is skipped and counted by its
-    reason: found = written + skipped. Images above 384 pixels on the shorter side are made smaller; sound
-    small JPEGs stay as they are, byte for byte. Labels for evaluation come from .cls or .json beside the
-    image, or with --label-from parent from its folder.
+    reason: found = written + skipped. Each such file is listed with its reason in DEST/rejects, a line of
+    JSON for each (for a topic with --state DIR), and -v names it as it comes.
+
+    Images above 384 pixels on the shorter side are made smaller; sound small JPEGs stay as they are, byte for
+    byte. Labels for evaluation come from .cls or .json beside the image, or with --label-from parent from its
+    folder.
 
     An endless stream is kept small by --keep-hours or --keep-bytes: old shards leave, but never one that a
     registered run still needs. With --max-ahead the ingest waits for the slowest of these runs.
@@ -88,7 +107,8 @@ def command(
         swavstream ingest PICTURES/ kafka://HOST:9092/images --create-topic --partitions 8
 
     --json prints found, written, skipped {reason: n}, bytes, shards, seconds, status (finished or stopped),
-    sealed, labels_lost {reason: n} and warnings; counts and seconds are over all starts.
+    sealed, unsupported_names {ending: n}, labels_lost {reason: n} and warnings; counts and seconds are over
+    all starts.
     """  # noqa: D301  click reads the escape as "do not rewrap"
     from ops.signals import StopRequest
     from stream.topic_address import is_topic
@@ -101,6 +121,8 @@ def command(
         raise click.UsageError(
             "--reference leaves images in their tars, and a topic holds the images: leave it out"
         )
+    if state is not None and not is_topic(dest):
+        raise click.UsageError(f"--state is for topics: the list of rejected files lies in {dest}/rejects")
     if partitions is not None and not is_topic(dest):
         raise click.UsageError(f"--create-topic is for kafka://HOST:PORT/TOPIC, and DEST is {dest}")
     with StopRequest(NOTE) as asked:
@@ -113,10 +135,13 @@ def command(
 
         from ingest.sources import open_source
         from ingest.worker import STOPPED, run_ingest
+        from ops.ingest_progress import IngestProgress
 
-        source = open_source(sources, name=name, label_from=config.label_from, max_bytes=config.max_bytes)
-        destination = _topic(dest, source.source_id, config, partitions)
-        show = _Shown()
+        source = open_source(
+            sources, name=name, label_from=config.label_from, max_bytes=config.max_bytes, exclude=exclude
+        )
+        destination = _topic(dest, source.source_id, config, partitions, state)
+        show = IngestProgress(source)
         show.serve(metrics_port)
         try:
             report = run_ingest(
@@ -128,6 +153,7 @@ def command(
                 progress=show,
                 stop=asked.asked,
                 destination=destination,
+                rejected=show.rejected if verbose else None,
             )
         finally:
             show.end()
@@ -138,7 +164,7 @@ def command(
 
 
 def _topic(
-    dest: str, source_id: str, config: "IngestConfig", partitions: int | None
+    dest: str, source_id: str, config: "IngestConfig", partitions: int | None, state: Path | None
 ) -> "TopicDestination | None":
     """The topic that an address names, made when that is asked for; None when it names shards."""
     from stream.topic_address import is_topic
@@ -147,44 +173,12 @@ def _topic(
         return None
     from ingest.topic_destination import TopicDestination
 
-    return TopicDestination(dest, source_id, config, create_partitions=partitions or 0)
+    rejects = None
+    if state is not None:
+        from ingest.rejects import state_list
 
-
-class _Shown:
-    """The progress line, on a terminal; elsewhere only that and why the ingest waits."""
-
-    def __init__(self) -> None:
-        from ops.progress import ProgressLine
-
-        self._line = ProgressLine(sys.stderr, total=None)
-        self._all = sys.stderr.isatty()
-        self._metrics: IngestMetrics | None = None
-
-    def serve(self, port: int | None) -> None:
-        """Also show the accounts to Prometheus, where that is wanted."""
-        if port is None:
-            return
-        from ops.ingest_metrics import IngestMetrics
-
-        self._metrics = IngestMetrics()
-        self._line.note(f"metrics {self._metrics.serve(port)}")
-
-    def __call__(self, report: "IngestReport") -> None:
-        if self._metrics is not None:
-            self._metrics.show(report)
-        running = report.status == "running"
-        if (self._all or not running) and self._line.due(report.found):
-            self._line.say(
-                f"{report.found:,} found  {self._line.rate(report.found):,.0f}/s  "
-                f"{report.written:,} written  {report.found - report.written:,} skipped  "
-                f"{report.shards:,} shards  {report.bytes / 1e6:,.1f} MB"
-                + ("" if running else f"  {report.status}")
-            )
-
-    def end(self) -> None:
-        self._line.end()
-        if self._metrics is not None:
-            self._metrics.close()
+        rejects = state_list(state, dest, source_id)
+    return TopicDestination(dest, source_id, config, create_partitions=partitions or 0, rejects=rejects)
 
 
 def _config(

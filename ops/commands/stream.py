@@ -40,6 +40,8 @@ def show(stream: str, as_json: bool) -> None:
         swavstream stream show STREAM/
         swavstream stream show STREAM/ --json
     """  # noqa: D301
+    from ingest.rejects import FOLDER, lists_of
+    from stream.commits import Accounts
     from stream.registry import read_readers
 
     manifest = _shards(stream)
@@ -47,6 +49,8 @@ def show(stream: str, as_json: bool) -> None:
     shards = int((manifest.counts()[first:] > 0).sum())
     stored = manifest.stored()
     oldest, newest = [manifest.entry(at).created if first < size else None for at in (first, size - 1)]
+    accounts = sum((one.accounts for one in manifest.sources().values()), Accounts())
+    listed = sum(listed.lines for _, listed in lists_of(manifest))
     readers = [_reader(manifest, reader) for reader in read_readers(manifest.store)]
     body: dict[str, Any] = {
         "stream": stream,
@@ -61,6 +65,9 @@ def show(stream: str, as_json: bool) -> None:
         "oldest_commit": oldest,
         "newest_commit": newest,
         "readers": readers,
+        "found": accounts.found,
+        "skipped": dict(sorted(accounts.skipped.items())),
+        "rejects_listed": listed,
     }
     if as_json:
         click.echo(json.dumps(body))
@@ -70,6 +77,13 @@ def show(stream: str, as_json: bool) -> None:
     click.echo(f"  records {manifest.records:,}{pruned}")
     click.echo(f"  shards  {shards:,} ({stored:,} bytes)")
     click.echo(f"  commits {len(manifest):,}")
+    if accounts.skipped:
+        ordered = sorted(accounts.skipped.items(), key=lambda item: (-item[1], item[0]))
+        skipped = ", ".join(f"{count:,} {reason}" for reason, count in ordered)
+        where = f"; {listed:,} listed in {manifest.url}/{FOLDER}" if listed else ""
+        click.echo(
+            f"  skipped {accounts.found - accounts.written:,} of {accounts.found:,} found ({skipped}){where}"
+        )
     for reader in readers:
         click.echo(
             f"  run     {reader['run']}: {reader['unread']:,} records unread, needs commits from "

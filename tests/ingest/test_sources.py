@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -198,11 +199,11 @@ def test_a_missing_source_is_an_error_that_names_it(tmp_path: Path) -> None:
 
 def test_an_empty_source_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "readme.txt").write_text("nothing")
-    with pytest.raises(SourceEmpty, match="named like an image"):
+    with pytest.raises(SourceEmpty, match="no file there is an image or an archive"):
         open_source(str(tmp_path))
 
 
-@pytest.mark.parametrize("spec", ["s3://bucket/images", "images.zip", "notes.txt"])
+@pytest.mark.parametrize("spec", ["s3://bucket/images", "images.7z", "notes.txt", "0f3b9c"])
 def test_what_cannot_be_a_source_is_refused(tmp_path: Path, spec: str) -> None:
     if "://" not in spec:
         (tmp_path / spec).write_text("text")
@@ -215,22 +216,128 @@ def test_an_explicit_tar_of_another_name_is_taken(tmp_path: Path) -> None:
     assert len(found(write_tar(tmp_path / "images.dat", labelled(0, 2)))) == 2
 
 
-def test_a_folder_that_cannot_be_listed_is_an_error_that_names_it() -> None:
-    code = (
+def test_what_says_nothing_by_its_name_is_looked_at_and_the_rest_counted(tmp_path: Path) -> None:
+    for number, name in enumerate(
+        ["0f3b9c", "c.jpg?w=300", "d.jpg.1", "e.jpg_large", "f.jpeg:large", "g.CR2"]
+    ):
+        (tmp_path / name).write_bytes(encoded(number))
+    (tmp_path / "h.img").write_bytes(encoded(6))
+    (tmp_path / "i.dng").write_bytes(b"II*\0" + bytes(100))
+    (tmp_path / "j.7z").write_bytes(b"7z\xbc\xaf\x27\x1c")
+    (tmp_path / "k.txt").write_text("text")
+    write_tar(tmp_path / "l.tar.bz2", labelled(7, 1), "w:bz2")
+    write_tar(tmp_path / "m", labelled(8, 1), "w:gz")
+    with zipfile.ZipFile(tmp_path / "n.zip", "w") as pack:
+        pack.writestr("z.jpg", encoded(9))
+    items = found(tmp_path)
+    lost = {"i.dng": "unsupported_name", "j.7z": "unsupported_name"}
+    assert {name: item.loss for name, item in zip(names(items, tmp_path), items, strict=True)} == {
+        **dict.fromkeys(["0f3b9c", "c.jpg?w=300", "d.jpg.1", "e.jpg_large", "f.jpeg:large", "g.CR2"], ""),
+        "h.img": "",
+        "l.tar.bz2#000007.jpg": "",
+        "m#000008.jpg": "",
+        "n.zip#z.jpg": "",
+        **lost,
+    }
+    assert all(item.file.startswith(f"{tmp_path}/") and "#" not in item.file for item in items)
+    for number, item in enumerate(items):
+        assert list(open_source(str(tmp_path)).items(item.position)) == items[number + 1 :]
+
+
+@pytest.mark.parametrize("name", ["0f3b9c", "x.php", "x.jpg?w=300"])
+def test_an_explicit_image_of_any_name_is_taken(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(encoded(0))
+    assert [item.path for item in found(tmp_path / name)] == [str(tmp_path / name)]
+
+
+def test_a_source_of_nothing_that_is_read_says_what_there_is(tmp_path: Path) -> None:
+    for name in ("a.7z", "b.7z", "c"):
+        (tmp_path / name).write_bytes(b"?")
+    with pytest.raises(SourceEmpty, match=r"there are 2 \.7z, 1 without an ending"):
+        open_source(str(tmp_path))
+
+
+def as_nobody(root: Path, code: str) -> str:
+    """What a program prints that may not read everything, as root may; its argument is `root`."""
+    program = (
         "import os, sys; from ingest.sources import open_source\n"
-        f"if os.geteuid() == 0: os.setuid({NOBODY})  # root lists everything\n"
-        "list(open_source(sys.argv[1]).items())"
+        f"if os.geteuid() == 0: os.setuid({NOBODY})\n{code}"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(root)], capture_output=True, text=True, check=True, timeout=120
+    )
+    return done.stdout
+
+
+def test_folders_and_files_that_cannot_be_read_are_counted_and_told_and_the_rest_comes() -> None:
+    code = (
+        "source = open_source(sys.argv[1])\n"
+        "for item in source.items(): print(item.name.removeprefix(sys.argv[1]), item.loss, item.detail)\n"
+        "print(*source.warnings())"
     )
     with tempfile.TemporaryDirectory() as made:
         root = Path(made)
         root.chmod(0o755)
-        folder_of(root, 0, 1)
-        locked = folder_of(root / "locked", 1, 1)
+        locked = folder_of(root / "b", 1, 1)
+        shut = folder_of(root / "c", 2, 1)  # its names may be read, and nothing else
+        (shut / "0f3b9c").write_bytes(encoded(3))
+        folder_of(root / "a", 0, 1)
+        folder_of(root / "d", 4, 1)
+        (root / "d" / "0f3b9c").write_bytes(encoded(5))
+        (root / "d" / "0f3b9c").chmod(0)
         locked.chmod(0)
-        done = subprocess.run([sys.executable, "-c", code, made], capture_output=True, text=True, check=False)
+        shut.chmod(0o444)
+        told = as_nobody(root, code).splitlines()
         locked.chmod(0o755)
-    assert done.returncode == 1
-    assert f"cannot list the folder {locked}" in done.stderr
+        shut.chmod(0o755)
+    denied = "Permission denied"
+    assert [line.strip() for line in told[:-1]] == [
+        "/a/000000.jpg",
+        f"/b unreadable_folder {denied}",
+        f"/c/000002.jpg unreadable {denied}",
+        f"/c/0f3b9c unreadable {denied}",
+        "/d/000004.jpg",
+        f"/d/0f3b9c unreadable {denied}",
+    ]
+    assert told[-1].startswith(f"{locked} ({denied}) cannot be listed: passed")
+
+
+def test_a_source_of_which_nothing_can_be_read_is_an_error_that_names_it() -> None:
+    code = "try: open_source(sys.argv[1])\nexcept Exception as error: print(type(error).__name__, error)"
+    with tempfile.TemporaryDirectory() as made:
+        locked = folder_of(Path(made) / "locked", 1, 1)
+        Path(made).chmod(0o755)
+        locked.chmod(0)
+        told = as_nobody(locked, code)
+        locked.chmod(0o755)
+    assert told.startswith(f"SourceUnreadable nothing in {locked} can be read ({locked}: Permission denied)")
+
+
+def test_a_missing_second_source_is_told_before_anything_is_read(tmp_path: Path) -> None:
+    with pytest.raises(SourceNotFound, match="nothing is at"):
+        open_source([str(folder_of(tmp_path / "a", 0, 1)), str(tmp_path / "b")])
+
+
+@pytest.mark.parametrize(
+    ("patterns", "wanted"),
+    [
+        (["lost+found"], ["a/000000.jpg", "a/b/000001.jpg", "a/b/000002.jpg"]),
+        (["b"], ["a/000000.jpg", "lost+found/000003.jpg"]),
+        (["b/"], ["a/000000.jpg", "lost+found/000003.jpg"]),
+        (["a/b/*1.jpg", "lost*"], ["a/000000.jpg", "a/b/000002.jpg"]),
+        (["*0.jpg", "*3.jpg"], ["a/b/000001.jpg", "a/b/000002.jpg"]),
+        (["{root}/a"], ["lost+found/000003.jpg"]),
+        (["A", "0000"], ["a/000000.jpg", "a/b/000001.jpg", "a/b/000002.jpg", "lost+found/000003.jpg"]),
+    ],
+)
+def test_patterns_leave_out_by_name_or_by_path(
+    tmp_path: Path, patterns: list[str], wanted: list[str]
+) -> None:
+    folder_of(tmp_path / "a", 0, 1)
+    folder_of(tmp_path / "a" / "b", 1, 2)
+    folder_of(tmp_path / "lost+found", 3, 1)
+    exclude = [pattern.format(root=tmp_path) for pattern in patterns]
+    assert names(list(open_source(str(tmp_path), exclude=exclude).items()), tmp_path) == wanted
 
 
 def test_files_added_before_the_place_are_not_taken_and_that_is_said(tmp_path: Path) -> None:

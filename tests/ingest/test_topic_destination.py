@@ -5,11 +5,13 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ingest.rejects import state_list
 from ingest.sources import open_source
 from ingest.topic_destination import TopicDestination
 from ingest.worker import IngestReport, run_ingest
@@ -226,3 +228,47 @@ def test_a_topic_is_made_only_when_asked(kafka: Broker) -> None:
         TopicDestination(url, "x", made.settings())
     TopicDestination(url, "x", made.settings(), create_partitions=5).abandon()
     assert make_topic.messages(url) == []
+
+
+def test_what_is_rejected_is_listed_once_over_kills_where_a_folder_is_given(
+    kafka: Broker, tmp_path: Path
+) -> None:
+    folder, url = made.folder_of(tmp_path / "in", 0, 30), topic(kafka)
+    for number in range(0, 30, 4):
+        (folder / f"{number:06d}x.jpg").write_bytes(b"")
+    source, config = open_source(str(folder)), made.settings()
+    state = tmp_path / "state"
+
+    def run(stop: Callable[[], bool] | None) -> IngestReport:
+        rejects = state_list(state, url, source.source_id)
+        destination = TopicDestination(url, source.source_id, config, rejects=rejects)
+        return run_ingest(source, url, config, destination=destination, stop=stop)
+
+    def after(steps: int) -> Callable[[], bool]:
+        left = iter([False] * steps)
+
+        def stop() -> bool:
+            if (more := next(left, None)) is None:
+                raise InterruptedError  # stands for a kill: nothing is made safe
+            return more
+
+        return stop
+
+    for steps in (1, 3, 9):
+        with pytest.raises(InterruptedError):
+            run(after(steps))
+    assert run(None).skipped == {"empty": 8}
+    assert run(None).skipped == {"empty": 8}
+    (path,) = state.iterdir()
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [line["source"] for line in lines] == [f"{folder}/{number:06d}x.jpg" for number in range(0, 30, 4)]
+
+
+def test_without_a_folder_it_is_said_that_nothing_is_listed(
+    kafka: Broker, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, url = made.folder_of(tmp_path / "in", 0, 2), topic(kafka)
+    for name in ("x.jpg", "y.jpg"):
+        (folder / name).write_bytes(b"")
+    ingest(folder, url)
+    assert caplog.text.count("--state DIR makes one") == 1

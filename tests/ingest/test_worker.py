@@ -3,10 +3,10 @@ from pathlib import Path
 
 import pytest
 
-from ingest.errors import SourceBusy, SourceEmpty, SourceUnreadable
+from ingest.errors import SourceBusy, SourceEmpty, SourceNotFound
 from ingest.prepare import LABEL_TROUBLES, REASONS
-from ingest.sources import open_source
-from ingest.worker import IngestReport, run_ingest
+from ingest.sources import FileSource, open_source
+from ingest.worker import MOST_ENDINGS, IngestReport, run_ingest
 from stream.errors import StreamSealed
 from stream.manifest import Manifest
 from tests.ingest.made import (
@@ -145,12 +145,26 @@ def test_archives_without_any_image_are_an_empty_source(tmp_path: Path) -> None:
     assert not Manifest.open(str(tmp_path / "out")).sealed
 
 
-def test_what_came_before_an_unreadable_folder_is_committed(
+def test_a_source_without_any_image_is_empty_whatever_its_archives_hold(tmp_path: Path) -> None:
+    tar = write_tar(tmp_path / "t.tar", [("a.mp4", b"?"), ("b.mp4", b"?"), ("c", b"?")])
+    with pytest.raises(SourceEmpty, match=r"there are 2 \.mp4, 1 without an ending"):
+        ingest(tar, tmp_path / "out")
+    assert not Manifest.open(str(tmp_path / "out")).sealed
+
+
+def test_a_sealed_stream_misses_nothing_when_only_other_files_were_added(tmp_path: Path) -> None:
+    root = folder_of(tmp_path / "in", 0, 2)
+    report = ingest(root, tmp_path / "out")
+    (root / "film.mp4").write_bytes(b"?")
+    assert ingest(root, tmp_path / "out").written == report.written
+
+
+def test_an_unreadable_folder_is_counted_and_told_and_the_rest_is_committed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = tmp_path / "in"
-    folder_of(root / "a", 0, 4)
-    folder_of(root / "b", 4, 4)
+    for number, name in enumerate("abc"):
+        folder_of(root / name, 4 * number, 4)
     listed = os.scandir
 
     def locked(path: object) -> object:
@@ -158,12 +172,59 @@ def test_what_came_before_an_unreadable_folder_is_committed(
             raise PermissionError(13, "Permission denied")
         return listed(path)  # type: ignore[call-overload]
 
-    with monkeypatch.context() as patch:
-        patch.setattr("ingest.listing.os.scandir", locked)
-        with pytest.raises(SourceUnreadable, match="cannot list the folder"):
-            ingest(root, tmp_path / "out")
-    assert len(stored(tmp_path / "out")) == 4
-    assert ingest(root, tmp_path / "out").written == 8
+    monkeypatch.setattr("ingest.listing.os.scandir", locked)
+    report = ingest(root, tmp_path / "out")
+    assert (report.found, report.written, report.skipped) == (9, 8, {"unreadable_folder": 1})
+    assert report.warnings[0].startswith(f"{root}/b (Permission denied) cannot be listed")
+    assert ingest(root, tmp_path / "out") == report
+
+
+def test_a_source_that_vanishes_leaves_what_came_before_committed(tmp_path: Path) -> None:
+    one, two = folder_of(tmp_path / "a", 0, 3), folder_of(tmp_path / "b", 3, 3)
+    source = open_source([str(one), str(two)])
+    for path in two.iterdir():
+        path.unlink()
+    two.rmdir()
+    with pytest.raises(SourceNotFound):
+        run_ingest(source, f"memory://{tmp_path.name}/lost", settings())
+    with pytest.raises(SourceNotFound):  # between the look at the specs and the second of them
+        _vanishing(source, tmp_path / "out", folder_of(two, 3, 3))
+    assert len(stored(tmp_path / "out")) == 3
+
+
+def _vanishing(source: FileSource, out: Path, folder: Path) -> None:
+    def meanwhile() -> bool:
+        if folder.exists():
+            folder.rename(folder.with_name("moved"))
+        return False
+
+    run_ingest(source, str(out), settings(), stop=meanwhile)
+
+
+def test_names_that_are_not_read_are_counted_by_ending_over_restarts(tmp_path: Path) -> None:
+    root = folder_of(tmp_path / "in", 0, 2)
+    for name in ("a.7z", "b.mp4", "c.7z", "d"):
+        (root / name).write_bytes(b"?")
+    write_tar(root / "z.tar", [("f/x.mp4", b"?"), ("f.d/none", b"?")])
+    asked = iter([False, False, False, True])
+    stopped = ingest(root, tmp_path / "out", stop=lambda: next(asked))
+    assert stopped.skipped == {"unsupported_name": 2}
+    report = ingest(root, tmp_path / "out")
+    assert report.skipped == {"unsupported_name": 6}
+    assert report.unsupported_names == {"": 2, ".7z": 2, ".mp4": 2}
+    (warning,) = report.warnings
+    assert warning.startswith("6 files are neither image nor archive")
+    assert "2 without an ending, 2 .7z, 2 .mp4" in warning
+    assert ingest(root, tmp_path / "out") == report
+
+
+def test_endings_without_number_are_counted_together(tmp_path: Path) -> None:
+    root = folder_of(tmp_path / "in", 0, 1)
+    for number in range(MOST_ENDINGS + 5):
+        (root / f"x.e{number}").write_bytes(b"?")
+    report = ingest(root, tmp_path / "out")
+    assert len(report.unsupported_names) == MOST_ENDINGS + 1
+    assert report.unsupported_names["other"] == 5
 
 
 def test_asked_to_stop_it_commits_what_is_open_and_goes_on_later(tmp_path: Path) -> None:

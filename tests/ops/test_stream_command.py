@@ -13,7 +13,7 @@ from stream.floor import Floor, write_floor
 from stream.manifest import Manifest
 from stream.registry import Registered, write_reader
 from stream.segments import BLOCKS, segment_name
-from tests.ingest.made import encoded
+from tests.ingest.made import encoded, folder_of, ingest
 from tests.stream.fake_source import picture
 from tests.stream.make_shards import append_shards, make_stream
 from tests.stream.test_manifest import fill
@@ -234,3 +234,20 @@ def test_more_can_be_ingested_after_a_prune(tmp_path: Path, capsys: pytest.Captu
     told(capsys, "stream", "prune", str(tmp_path / "open"), "--keep-bytes", "1")
     append_shards(manifest, (2,), iter(range(100, 102)), image=picture)
     assert damages(capsys, tmp_path / "open", "--deep") == []
+
+
+def test_show_counts_what_was_skipped_and_says_where_it_is_listed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, out = folder_of(tmp_path / "in", 0, 3), tmp_path / "out"
+    for name in ("x.jpg", "y.jpg", "z.mp4"):
+        (root / name).write_bytes(b"")
+    ingest(root, out)
+    text = told(capsys, "stream", "show", str(out))[1]
+    assert (
+        "skipped 3 of 6 found (2 empty, 1 unsupported_name); 3 listed in "
+        f"{out}/rejects"
+    ) in text  # fmt: skip
+    body = json.loads(told(capsys, "stream", "show", str(out), "--json")[1])
+    assert (body["found"], body["skipped"]) == (6, {"empty": 2, "unsupported_name": 1})
+    assert body["rejects_listed"] == 3

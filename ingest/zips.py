@@ -1,0 +1,110 @@
+"""A zip reader for archives that nobody vouches for.
+
+Members come in the order of the zip's directory; the label of one is the member of the same name that ends in
+.cls or .json, wherever it stands. Names are never used as paths, sizes are not believed, and a zip that gives
+out more than it can hold in reason is left. A zip without its directory, which is its end, is not read: what
+is in it cannot be told from what was deleted.
+"""
+
+import lzma
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from ingest.archives import BOMB_BYTES, BOMB_RATIO, open_bytes
+from ingest.names import is_hidden
+from ingest.tars import MAX_META_BYTES, TarImage, TarLoss, read_tar
+from stream.file_types import HEAD_BYTES, FileKind, kind_by_name, kind_of
+
+MAGIC = (b"PK\x03\x04", b"PK\x05\x06")
+_LOCKED = 0x1
+# All that zipfile raises about what it reads; RuntimeError is its word for a password.
+_DAMAGE = (
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, OSError, ValueError, RuntimeError,
+    NotImplementedError, OverflowError,
+)  # fmt: skip
+
+
+def read_archive(file: BinaryIO, *, max_bytes: int) -> Iterator[TarImage | TarLoss]:
+    """Images and losses of an open archive, tar or zip by its first bytes; see `read_tar`."""
+    magic = file.read(len(MAGIC[0]))
+    file.seek(0)
+    yield from (
+        read_zip(file, max_bytes=max_bytes)
+        if magic in MAGIC
+        else read_tar(open_bytes(file), max_bytes=max_bytes)
+    )
+
+
+def read_zip(file: BinaryIO, *, max_bytes: int) -> Iterator[TarImage | TarLoss]:
+    """Images and losses of one zip, in its order; the same bytes always give the same sequence.
+
+    Args:
+        file: opened for reading, at any place.
+        max_bytes: images with more bytes are reported, not read.
+    """
+    try:
+        size = file.seek(0, 2)
+        pack = zipfile.ZipFile(file)
+    except _DAMAGE:
+        yield TarLoss("zip_damaged", "")
+        return
+    with pack:
+        members = pack.infolist()
+        labels = {one.filename: one for one in members if one.filename.endswith((".cls", ".json"))}
+        given = 0
+        for member in members:
+            if member.is_dir() or is_hidden(member.filename):
+                continue
+            event = _event(pack, member, labels, max_bytes)
+            if event is None:
+                continue
+            given += len(event.payload) if isinstance(event, TarImage) else 0
+            if given > BOMB_BYTES and given > BOMB_RATIO * size:  # members may share their bytes
+                yield TarLoss("packed_bomb", member.filename)
+                return
+            yield event
+
+
+def _event(
+    pack: zipfile.ZipFile, member: zipfile.ZipInfo, labels: dict[str, zipfile.ZipInfo], max_bytes: int
+) -> TarImage | TarLoss | None:
+    """What one member comes to; None for what is no image by its nature."""
+    name = member.filename
+    kind = kind_by_name(name)
+    if kind is FileKind.BESIDE:
+        return None
+    if member.flag_bits & _LOCKED:
+        return TarLoss("encrypted", name)
+    try:
+        if kind is None:
+            kind = kind_of(name, _content(pack, member, HEAD_BYTES))
+        if kind is not FileKind.IMAGE:  # archives inside archives are not opened
+            return TarLoss("unsupported_name", name)
+        payload = _content(pack, member, max_bytes + 1)
+    except _DAMAGE:
+        return TarLoss("zip_damaged", name)
+    if len(payload) > max_bytes:
+        return TarLoss("too_many_bytes", name)
+    cls, body = (_label(pack, name, ending, labels) for ending in (".cls", ".json"))
+    return TarImage(name, payload, cls, body)
+
+
+def _label(pack: zipfile.ZipFile, name: str, ending: str, labels: dict[str, zipfile.ZipInfo]) -> bytes | None:
+    """The label of an image: same name up to the last dot, else up to the first; empty when unreadable."""
+    folder, slash, last = name.rpartition("/")
+    for stem in (last.rpartition(".")[0] or last, last.partition(".")[0]):
+        found = labels.get(f"{folder}{slash}{stem}{ending}")
+        if found is not None:
+            try:
+                return _content(pack, found, MAX_META_BYTES)
+            except _DAMAGE:
+                return b""
+    return None
+
+
+def _content(pack: zipfile.ZipFile, member: zipfile.ZipInfo, most: int) -> bytes:
+    with pack.open(member) as opened:
+        return opened.read(most)
