@@ -8,6 +8,7 @@ from typing import Any
 from stream.errors import StreamDamaged
 from stream.lanes import Bounds, LaneStats, Position, add_counts
 from stream.source import Source
+from stream.window_walk import SHARD
 
 CURSOR_VERSION = 1
 
@@ -38,7 +39,9 @@ class Cursor:
     chunk: int
     """C, samples a lane gives to one step; V x C is the global batch."""
     window: int
-    """W, commits that are shuffled together (Kafka: records of a block)."""
+    """W, commits that are shuffled together, 0 = all (Kafka: records of a block)."""
+    order: str = SHARD
+    """Shards: how records of a window are ordered; cursors that do not say it are of order shard."""
     pass_number: int = 0
     """Which pass over a sealed stream; 0 is the first."""
     steps: int = 0
@@ -115,6 +118,8 @@ class Cursor:
         for name in ("begin", "accept_until"):
             if getattr(self, name):
                 body[name] = getattr(self, name)
+        if self.order != SHARD:
+            body["order"] = self.order
         if self.deadly:
             body["deadly"] = [list(place) for place in self.deadly]
         if self.bounds:
@@ -155,6 +160,8 @@ class Cursor:
             for name, value in body.items():
                 if name == "source":
                     body[name] = {_text(key): _text(text) for key, text in value.items()}
+                elif name == "order":
+                    body[name] = _text(value)
                 elif name == "skipped":
                     body[name] = {_text(reason): _whole(count) for reason, count in value.items()}
                 else:
@@ -220,7 +227,9 @@ def _text(value: object) -> str:
     return value
 
 
-def start_cursor(source: Source, *, seed: int, chunk: int, window: int, begin: int = 0) -> Cursor:
+def start_cursor(
+    source: Source, *, seed: int, chunk: int, window: int, begin: int = 0, order: str = SHARD
+) -> Cursor:
     """The cursor of a run that begins: the first record of every lane, from the unit `begin` on."""
     empty = Cursor(
         source=source.identity(),
@@ -228,6 +237,7 @@ def start_cursor(source: Source, *, seed: int, chunk: int, window: int, begin: i
         lanes=source.lanes,
         chunk=chunk,
         window=window,
+        order=order,
         begin=begin,
         positions=tuple(Position(lane=lane) for lane in range(source.lanes)),
         bounds=source.bounds(),

@@ -22,9 +22,10 @@ class Position:
     unit: int = 0
     """Shards: number of the first commit of the current window. Kafka: leader epoch."""
     base: int = 0
-    """Shards: slices of this window already finished. Kafka: offset at which the current block starts."""
+    """Shards in order shard: slices of this window already finished; else 0. Kafka: offset at which the
+    current block starts."""
     idx: int = 0
-    """Entries of the current slice's (block's) order already consumed."""
+    """Entries already consumed of the order of the current window (order shard: slice; Kafka: block)."""
     seq: int = 0
     """Good samples that this lane has given so far: the next sample number, over all passes."""
     end: int = -1
