@@ -107,6 +107,7 @@ def open_loader(
         tail=config.tail == "train",
         pin_memory=pin_memory,
         mode=reading_mode(config, spec),
+        groups=config.model.bn_groups,
     )
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from stream.errors import StreamDamaged
-from stream.lanes import Bounds, LaneStats, Position, add_counts
+from stream.lanes import Bounds, LaneStats, Position, add_counts, owners_of
 from stream.source import Source
 from stream.window_walk import SHARD
 
@@ -173,11 +173,15 @@ class Cursor:
             raise StreamDamaged(f"cursor cannot be read: {error!r}") from error
 
 
-def joined(cursors: Sequence[Cursor]) -> Cursor:
+def joined(cursors: Sequence[Cursor], groups: int = 1) -> Cursor:
     """The cursor of the whole run from those of all its ranks, in order of ranks, all after the same step.
 
     Each has moved the positions of its own lanes, and met the deadly records in them; everything else is the
     same in all of them.
+
+    Args:
+        cursors: one a rank.
+        groups: of batch norm, by which lanes were dealt to the ranks.
 
     Raises:
         ValueError: they are not of the same step.
@@ -185,12 +189,12 @@ def joined(cursors: Sequence[Cursor]) -> Cursor:
     first = cursors[0]
     if any((one.pass_number, one.steps) != (first.pass_number, first.steps) for one in cursors):
         raise ValueError(f"ranks stand at different steps: {[one.steps for one in cursors]}")
-    ranks = len(cursors)
-    positions = tuple(cursors[lane % ranks].positions[lane] for lane in range(first.lanes))
+    owners = owners_of(first.lanes, len(cursors), groups)
+    positions = tuple(cursors[owner].positions[lane] for lane, owner in enumerate(owners))
     replay = first.replay
     if replay is not None:
         starts = [one.replay for one in cursors if one.replay is not None]
-        begun = tuple(starts[lane % ranks].positions[lane] for lane in range(first.lanes))
+        begun = tuple(starts[owner].positions[lane] for lane, owner in enumerate(owners))
         replay = replace(replay, positions=begun)
     deadly = sorted({place for one in cursors for place in one.deadly})
     return replace(first, positions=positions, replay=replay, deadly=tuple(deadly))
