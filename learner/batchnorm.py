@@ -60,10 +60,11 @@ class Lots:
 
     @classmethod
     def of(cls, deal: Deal, groups: int) -> "Lots":
-        """For lanes dealt so; makes the groups of ranks, for which it waits for the others."""
+        """For lanes dealt so; makes the groups of ranks, as all ranks do at the same time."""
         ranks_of, rank = deal.ranks_of(groups), deal.ranks.rank
         own = tuple(group for group, members in enumerate(ranks_of) if rank in members)
-        shared = {group: deal.ranks.among(ranks_of[group]) for group in own if len(ranks_of[group]) > 1}
+        parts = deal.ranks.parts([members for members in ranks_of if len(members) > 1])
+        shared = {group: parts[ranks_of[group]] for group in own if len(ranks_of[group]) > 1}
         everywhere = all(len(members) in {0, deal.ranks.world} for members in ranks_of)
         led = [group for group in own if ranks_of[group][0] == rank]
         told = slice(led[0], led[-1] + 1) if led else slice(0, 0)

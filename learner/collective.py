@@ -43,11 +43,11 @@ class Group(Protocol):
         """
         ...
 
-    def among(self, members: tuple[int, ...]) -> "Group":
-        """Some of the ranks, this one among them; made at the first call, which waits for all of them.
+    def parts(self, sets: Sequence[tuple[int, ...]]) -> "dict[tuple[int, ...], Group]":
+        """Groups of some of the ranks each: those that this rank is in, by their members.
 
-        Every rank asks for the groups that it is in, in ascending order of `members`, so nobody waits in a
-        circle.
+        Every rank asks for the same ones in the same order, also for those that it is not in. Made at the
+        first call, and kept.
         """
         ...
 
@@ -73,9 +73,9 @@ class Alone:
         """Nothing to wait for."""
         return lambda: None
 
-    def among(self, members: tuple[int, ...]) -> Group:
+    def parts(self, sets: Sequence[tuple[int, ...]]) -> dict[tuple[int, ...], Group]:
         """Itself."""
-        return self
+        return {members: self for members in sets if members == (0,)}
 
 
 class Ranks:
@@ -93,7 +93,7 @@ class Ranks:
     ) -> None:
         self._process_group = process_group
         self._timeout = timeout
-        self._among: dict[tuple[int, ...], Ranks] = {}
+        self._parts: dict[tuple[int, ...], Ranks | None] = {}
         self.rank = dist.get_rank(process_group)
         self.world = dist.get_world_size(process_group)
 
@@ -101,19 +101,21 @@ class Ranks:
         """The same kind of object over another process group."""
         return Ranks(process_group, timeout=self._timeout)
 
-    def among(self, members: tuple[int, ...]) -> Group:
-        """A process group of its own, kept; all ranks together need none."""
-        if members == tuple(range(self.world)):
-            return self
-        if members not in self._among:
-            ranks = dist.get_process_group_ranks(self._process_group or dist.group.WORLD)
-            # Only the members come here: the others know nothing of this group.
-            made = dist.new_group(
-                [ranks[member] for member in members], timeout=self._timeout, use_local_synchronization=True
-            )
-            assert isinstance(made, dist.ProcessGroup), "this rank is a member"
-            self._among[members] = self.of(made)
-        return self._among[members]
+    def parts(self, sets: Sequence[tuple[int, ...]]) -> dict[tuple[int, ...], Group]:
+        """Process groups of their own, made once; all ranks together need none.
+
+        torch names a group by how many there were before, so every rank has to count all of them, also
+        those that it is not in; else its members wait for each other under different names.
+        """
+        ranks = dist.get_process_group_ranks(self._process_group or dist.group.WORLD)
+        for members in sets:
+            if members != tuple(range(self.world)) and members not in self._parts:
+                made = dist.new_group([ranks[member] for member in members], timeout=self._timeout)
+                # A rank that is not in it gets a mark instead of a group.
+                inside = self.rank in members and isinstance(made, dist.ProcessGroup)
+                self._parts[members] = self.of(made) if inside else None
+        found = {members: self._parts.get(members, self) for members in sets}
+        return {members: group for members, group in found.items() if group is not None}
 
     def sum(self, tensor: Tensor) -> Tensor:
         """A new tensor."""

@@ -234,10 +234,10 @@ class _WatchedRanks(Ranks):
         """As `Ranks.of`."""
         return _WatchedRanks(self._world, process_group)
 
-    def among(self, members: tuple[int, ...]) -> Group:
-        """As `Ranks.among`."""
+    def parts(self, sets: Sequence[tuple[int, ...]]) -> dict[tuple[int, ...], Group]:
+        """As `Ranks.parts`."""
         with self._world.watched():
-            return super().among(members)
+            return super().parts(sets)
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """As `Ranks.sum`."""

@@ -17,7 +17,7 @@ from stream.errors import BadRecord, StreamDamaged, StreamPruned
 from stream.index import NO_DIGEST, ROW_BYTES, IndexFile, IndexRow, Member, ShardIndex, decode_index
 from stream.local_store import LocalBytes
 from stream.manifest import Manifest
-from stream.record import Record, decode_sample
+from stream.record import Record, decode_label, decode_sample
 from stream.source import Entry
 from stream.store import Bytes, explained, open_bytes
 from stream.tars import BLOCK_BYTES, parse_header
@@ -94,6 +94,13 @@ class ShardFiles:
             except BadRecord as bad:
                 return Entry(unit=number, index=index, record=None, reason=bad.reason, size=row.image.size)
         return Entry(unit=number, index=index, record=record, size=row.image.size)
+
+    def label(self, number: int, index: int) -> int | str | None:
+        """The label of one record of a commit; None = none that can be used. Raises as `entry`."""
+        tar, rows = self._tar(number), self._index(number)
+        with self._reading(number, tar.uri), contextlib.suppress(BadRecord):
+            return tar.label(rows.row(index))
+        return None
 
     def close(self) -> None:
         """Let go of all files and indexes."""
@@ -190,6 +197,14 @@ class _Tar:
         if adopted:
             return _adopted(record, f"{self.uri}#{_CONTROL.sub('?', name)}", verify=verify)
         return _checked(record, row.digest) if verify else record
+
+    def label(self, row: IndexRow) -> int | str | None:
+        """The label of one record. Raises BadRecord."""
+        texts = [member for member in (row.json, row.cls) if member and member.size <= _LARGEST_TEXT]
+        found = self._read_members(texts) if texts else {}
+        return decode_label(
+            *(found[member][0] if member in found else None for member in (row.json, row.cls))
+        )
 
     def _read_members(self, members: list[Member]) -> dict[Member, tuple[bytes, str]]:
         """Bytes and stated name of each member."""

@@ -173,6 +173,10 @@ class ShardSource:
             raise StreamMismatch(f"no record {index} of commit {unit} in the stream at {self.manifest.url}")
         return self._files.entry(unit, index)
 
+    def label(self, unit: int, index: int) -> int | str | None:
+        """The label of a record, without reading its image; None = none that can be used."""
+        return self._files.label(unit, index)
+
     def close(self) -> None:
         """Let go of files. May be called twice."""
         self._files.close()

@@ -7,7 +7,7 @@ A process of its own, see `far_device`.
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -38,6 +38,10 @@ class Partner(Alone):
     def sum(self, tensor: Tensor) -> Tensor:
         """A copy, as of real ranks."""
         return tensor.clone()
+
+    def parts(self, sets: Sequence[tuple[int, ...]]) -> dict[tuple[int, ...], Group]:
+        """Of both ranks: this one."""
+        return {members: self for members in sets if members == (0, 1)}
 
     def max(self, tensor: Tensor) -> Tensor:
         """A copy, as of real ranks."""

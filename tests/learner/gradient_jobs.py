@@ -1,6 +1,6 @@
 """What ranks do to show in which order they sum gradients; each function runs in all processes of a crew."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -46,9 +46,10 @@ class Noted:
 
         return noted_wait
 
-    def among(self, members: tuple[int, ...]) -> Group:
+    def parts(self, sets: Sequence[tuple[int, ...]]) -> dict[tuple[int, ...], Group]:
         """All of them together are noted; some of them are not."""
-        return self if len(members) == self.world else self._group.among(members)
+        found = self._group.parts(sets)
+        return {members: self if group is self._group else group for members, group in found.items()}
 
 
 def train(
