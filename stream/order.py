@@ -139,7 +139,8 @@ class _Network:
                 left = (left + words[right]) % self._left
             else:
                 right = (right + words[left]) % self._right
-        return left + self._left * right
+        found: NDArray[np.int64] = left + self._left * right
+        return found
 
 
 def _permutation(
