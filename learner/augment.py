@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from learner.collective import Deal
 from learner.config import AugmentConfig
 from learner.draws import UNIFORMS, Plan, plan_of
 from learner.transfer import sent
@@ -38,7 +39,7 @@ class Views:
     """[n, B, 16] float32 on the CPU, in [0, 1): the draws of the photometric half, see `draws.UNIFORMS`."""
     lane_B: Tensor | None = None
     """[B] int64 on the CPU, lane of each sample: batch-norm groups and the queue's shards follow it. None =
-    each sample is a lane of its own, dealt to the ranks in turn."""
+    each sample is a lane of its own, which one rank alone can have."""
 
     def __post_init__(self) -> None:
         shapes = [tuple(crop.shape) for crop in self.crops]
@@ -56,17 +57,23 @@ class Views:
         if self.lane_B is not None and self.lane_B.shape != (samples,):
             raise ValueError(f"lane_B must be [{samples}], got {tuple(self.lane_B.shape)}")
 
-    def lanes(self, *, ranks: int, rank: int) -> Tensor:
-        """[B] int64 on the CPU: the lanes, or a lane of its own for each sample.
+    def lanes(self, deal: Deal) -> Tensor:
+        """[B] int64 on the CPU: the lanes; on one rank, where none are named, a lane of its own each.
 
         Raises:
-            ValueError: a lane that belongs to another rank; batch norm and queue rely on lane modulo ranks.
+            ValueError: a lane that belongs to another rank, or none are named on several ranks.
         """
+        if self.lane_B is None and deal.ranks.world == 1:
+            return torch.arange(self.crops[0].shape[1])
         if self.lane_B is None:
-            return torch.arange(self.crops[0].shape[1]) * ranks + rank
+            raise ValueError("with several ranks each sample needs to name its lane")
         lane_B = self.lane_B.cpu()
-        if bool((lane_B % ranks != rank).any()):
-            raise ValueError(f"rank {rank} of {ranks} must bring lanes l with l mod {ranks} = {rank} only")
+        foreign = lane_B[~deal.mine(lane_B)]
+        if len(foreign) > 0:
+            raise ValueError(
+                f"rank {deal.ranks.rank} of {deal.ranks.world} brings a sample of lane {int(foreign[0])}, "
+                "which is another rank's"
+            )
         return lane_B
 
     def part(self, index_B: Tensor) -> "Views":

@@ -1,9 +1,13 @@
 """Batch norm over groups of lanes: the same function on 1, 2 or 4 ranks, on CPU and CUDA.
 
 Statistics are shared by the samples of a group of lanes (lane modulo G), never of a rank, so they do not
-depend on how lanes are dealt. Where ranks divide G each group lies on one rank and nothing is communicated;
-otherwise one sum over ranks per layer and direction. With one group on one rank torch's own layers stay in
-place.
+depend on how lanes are dealt. A group whose lanes lie on one rank needs no communication. One that lies on
+several is summed over those alone, once per layer and direction; lanes are dealt so that they are neighbours.
+With one group on one rank torch's own layers stay in place.
+
+A rank may share its first group with the ranks before it and its last one with those after it. All sums of a
+layer are begun, in the order of groups, before one is waited for: the order is the same on all ranks, so they
+cannot wait in a circle.
 
 N rows of one pass (views x samples)   C channels   G groups
 """
@@ -17,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from learner.collective import Alone, Group, sum_together
+from learner.collective import Alone, Deal, Group, sum_together
 from learner.transfer import sent_together
 
 
@@ -40,6 +44,12 @@ class Lots:
     groups: int = 1
     """G."""
     ranks: Group = field(default_factory=Alone)
+    own: tuple[int, ...] = ()
+    """Groups of which this rank has lanes, ascending."""
+    shared: dict[int, Group] = field(default_factory=dict)
+    """Those of them that other ranks have lanes of too, and these ranks."""
+    led: slice | None = None
+    """Groups whose statistics this rank tells the others, neighbours all; None = all ranks know them all."""
     group_B: Tensor | None = None
     """[B] int64 on the CPU: group of each sample of the running part; None = behave as torch's layer does."""
     seen: dict["GroupBatchNorm", list[_Seen]] = field(default_factory=dict)
@@ -48,10 +58,27 @@ class Lots:
     """Passes through each layer since the running part of the batch began."""
     _rows: dict[int, dict[int, Tensor | None]] = field(default_factory=dict)
 
-    @property
-    def local(self) -> bool:
-        """Each group lies on one rank."""
-        return self.groups % self.ranks.world == 0
+    @classmethod
+    def of(cls, deal: Deal, groups: int) -> "Lots":
+        """For lanes dealt so; makes the groups of ranks, as all ranks do at the same time."""
+        ranks_of, rank = deal.ranks_of(groups), deal.ranks.rank
+        own = tuple(group for group, members in enumerate(ranks_of) if rank in members)
+        parts = deal.ranks.parts([members for members in ranks_of if len(members) > 1])
+        shared = {group: parts[ranks_of[group]] for group in own if len(ranks_of[group]) > 1}
+        everywhere = all(len(members) in {0, deal.ranks.world} for members in ranks_of)
+        led = [group for group in own if ranks_of[group][0] == rank]
+        told = slice(led[0], led[-1] + 1) if led else slice(0, 0)
+        return cls(groups=groups, ranks=deal.ranks, own=own, shared=shared, led=None if everywhere else told)
+
+    def summed(self, table_GX: Tensor) -> None:
+        """Replace the rows of shared groups by their sums over the ranks that share them."""
+        if len(self.shared) == 1:
+            ((group, ranks),) = self.shared.items()
+            ranks.sum_(table_GX[group])
+            return
+        waits = [ranks.sum_later(table_GX[group]) for group, ranks in self.shared.items()]
+        for wait in waits:
+            wait()
 
     def begin(self, group_B: Tensor | None) -> None:
         """Another part of the batch goes through the network."""
@@ -90,7 +117,7 @@ class Lots:
     @torch.no_grad()
     def commit(self) -> None:
         """Move the running statistics by the average over groups, one pass after the other."""
-        if self.local:
+        if self.led is not None:
             sum_together([part for rows in self.seen.values() for row in rows for part in row], self.ranks)
         for layer, rows in self.seen.items():
             for row in rows:
@@ -125,6 +152,9 @@ class GroupBatchNorm(_BatchNorm):
         y, mean_GC, var_GC, count_G1 = _Normalise.apply(input, self.weight, self.bias, self._lots, self.eps)
         if self.track_running_stats:
             there_G1 = (count_G1 > 0).to(mean_GC)
+            if self._lots.led is not None:
+                there_G1[: self._lots.led.start] = 0
+                there_G1[self._lots.led.stop :] = 0
             unbiased_GC = var_GC * (count_G1 / (count_G1 - 1).clamp_min(1)).to(var_GC)
             self._lots.note(
                 self, _Seen((mean_GC * there_G1).sum(0), (unbiased_GC * there_G1).sum(0), there_G1.sum())
@@ -166,15 +196,14 @@ class _Normalise(torch.autograd.Function):
                 mean_C, square_C = mean_C.double(), scale_C.double().pow(-2) - eps + mean_C.double().square()
                 count = part.numel() // len(weight_C)
                 table[group, :-1], table[group, -1] = count * torch.cat([mean_C, square_C]), count
-            table = table if lots.local else lots.ranks.sum(table)
+            lots.summed(table)
             count_G1 = table[:, -1:]
             mean_GC, square_GC = (table[:, :-1] / count_G1.clamp_min(1)).chunk(2, dim=1)
             var_GC = (square_GC - mean_GC.square()).clamp_min_(0).to(weight_C.dtype)
             mean_GC = mean_GC.to(weight_C.dtype)
-            if not lots.local:
-                for group, part in parts.items():
-                    shared = (mean_GC[group], var_GC[group], False, 0.0, eps)
-                    done[group] = torch.native_batch_norm(part, weight_C, bias_C, *shared)
+            for group in lots.shared.keys() & parts.keys():
+                shared = (mean_GC[group], var_GC[group], False, 0.0, eps)
+                done[group] = torch.native_batch_norm(parts[group], weight_C, bias_C, *shared)
         y = _put({group: results[0] for group, results in done.items()}, rows_of, x)
         own = [results[1:] for results in done.values()]  # what torch's backward wants of its forward
         ctx.save_for_backward(x, weight_C, mean_GC, var_GC, count_G1, *(t for pair in own for t in pair))
@@ -185,7 +214,7 @@ class _Normalise(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         x, weight_C, mean_GC, var_GC, count_G1, *own = ctx.saved_tensors
-        lots, local = ctx.lots, ctx.lots.local
+        lots = ctx.lots
         weight_grad_C, bias_grad_C = torch.zeros_like(weight_C), torch.zeros_like(weight_C)
         table_G2C = torch.zeros(lots.groups, 2 * len(weight_C), dtype=torch.float64, device=x.device)
         dx_of = {}
@@ -199,17 +228,19 @@ class _Normalise(torch.autograd.Function):
                     mean_GC[group],
                     var_GC[group],
                     *own[2 * index : 2 * index + 2],
-                    local,
+                    group not in lots.shared,
                     ctx.eps,
                     [True, True, True],
                 )
                 weight_grad_C += scaled_C
                 bias_grad_C += plain_C
                 table_G2C[group] = torch.cat([plain_C, scaled_C])
-            if not local:
-                table_G2C = (lots.ranks.sum(table_G2C) / count_G1.clamp_min(1)).to(mean_GC.dtype)
+            if lots.shared:
+                lots.summed(table_G2C)
+                table_G2C = (table_G2C / count_G1.clamp_min(1)).to(mean_GC.dtype)
                 scale_GC = torch.rsqrt(var_GC + ctx.eps)
-                for group, rows in ctx.rows_of.items():
+                for group in lots.shared.keys() & ctx.rows_of.keys():
+                    rows = ctx.rows_of[group]
                     plain_C, scaled_C = table_G2C[group].chunk(2)
                     centred = _at_least_float32(_take(x, rows)) - _like_maps(mean_GC[group], x)
                     slope_C = weight_C * scale_GC[group]

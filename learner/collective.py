@@ -6,6 +6,7 @@ same order.
 """
 
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from typing import Protocol
 
 import torch
@@ -42,6 +43,14 @@ class Group(Protocol):
         """
         ...
 
+    def parts(self, sets: Sequence[tuple[int, ...]]) -> "dict[tuple[int, ...], Group]":
+        """Groups of some of the ranks each: those that this rank is in, by their members.
+
+        Every rank asks for the same ones in the same order, also for those that it is not in. Made at the
+        first call, and kept.
+        """
+        ...
+
 
 class Alone:
     """One rank: every sum is already there."""
@@ -64,6 +73,10 @@ class Alone:
         """Nothing to wait for."""
         return lambda: None
 
+    def parts(self, sets: Sequence[tuple[int, ...]]) -> dict[tuple[int, ...], Group]:
+        """Itself."""
+        return {members: self for members in sets if members == (0,)}
+
 
 class Ranks:
     """The ranks of a torch.distributed process group: gloo for tensors on the CPU, NCCL for CUDA.
@@ -72,12 +85,37 @@ class Ranks:
 
     Args:
         process_group: None for the default group, which the caller has initialised.
+        timeout: of groups that are made of some of the ranks; None = torch's default.
     """
 
-    def __init__(self, process_group: dist.ProcessGroup | None = None) -> None:
+    def __init__(
+        self, process_group: dist.ProcessGroup | None = None, *, timeout: timedelta | None = None
+    ) -> None:
         self._process_group = process_group
+        self._timeout = timeout
+        self._parts: dict[tuple[int, ...], Ranks | None] = {}
         self.rank = dist.get_rank(process_group)
         self.world = dist.get_world_size(process_group)
+
+    def of(self, process_group: dist.ProcessGroup) -> "Ranks":
+        """The same kind of object over another process group."""
+        return Ranks(process_group, timeout=self._timeout)
+
+    def parts(self, sets: Sequence[tuple[int, ...]]) -> dict[tuple[int, ...], Group]:
+        """Process groups of their own, made once; all ranks together need none.
+
+        torch names a group by how many there were before, so every rank has to count all of them, also
+        those that it is not in; else its members wait for each other under different names.
+        """
+        ranks = dist.get_process_group_ranks(self._process_group or dist.group.WORLD)
+        for members in sets:
+            if members != tuple(range(self.world)) and members not in self._parts:
+                made = dist.new_group([ranks[member] for member in members], timeout=self._timeout)
+                # A rank that is not in it gets a mark instead of a group.
+                inside = self.rank in members and isinstance(made, dist.ProcessGroup)
+                self._parts[members] = self.of(made) if inside else None
+        found = {members: self._parts.get(members, self) for members in sets}
+        return {members: group for members, group in found.items() if group is not None}
 
     def sum(self, tensor: Tensor) -> Tensor:
         """A new tensor."""
@@ -104,6 +142,38 @@ class Ranks:
             work.wait()
 
         return wait
+
+
+class Deal:
+    """Which rank has which lane: batch norm and the queue rely on it.
+
+    Args:
+        ranks: that share the lanes.
+        owners: rank of each lane, lanes from 0 on; None where one rank has all.
+
+    Raises:
+        ValueError: several ranks without it, or a rank that has no lane.
+    """
+
+    def __init__(self, ranks: Group, owners: Sequence[int] | None = None) -> None:
+        self.ranks = ranks
+        if ranks.world > 1 and (owners is None or set(owners) != set(range(ranks.world))):
+            raise ValueError(f"{ranks.world} ranks need to be told the owner of each lane, and each has one")
+        self._owner_V = torch.tensor([] if owners is None else owners, dtype=torch.int64)
+
+    def mine(self, lane_B: Tensor) -> Tensor:
+        """[B] bool: which of some lanes (int64 on the CPU) are this rank's."""
+        if self.ranks.world == 1:
+            return torch.ones(len(lane_B), dtype=torch.bool)
+        known_B = (lane_B >= 0) & (lane_B < len(self._owner_V))
+        return known_B & (self._owner_V[lane_B.clamp(0, len(self._owner_V) - 1)] == self.ranks.rank)
+
+    def ranks_of(self, groups: int) -> list[tuple[int, ...]]:
+        """For each group of lanes (lane modulo groups) the ranks that have some of it, ascending."""
+        if self.ranks.world == 1:
+            return [(0,)] * groups
+        owners = self._owner_V.tolist()
+        return [tuple(sorted(set(owners[group::groups]))) for group in range(groups)]
 
 
 def gather_rows(group: Group, rows: Tensor, counts: Sequence[int]) -> Tensor:

@@ -27,7 +27,8 @@ class ModelConfig:
     """Keep images and convolution weights in NHWC memory order."""
     bn_groups: int = 0
     """Groups of lanes (lane modulo groups) that share batch-norm statistics; 0 or 1 = the whole global batch.
-    A multiple of the ranks needs no communication; accumulation needs a multiple of ranks x parts."""
+    A multiple of the ranks needs no communication, fewer groups are summed over neighbouring ranks each;
+    accumulation needs a multiple of ranks x parts."""
 
     def __post_init__(self) -> None:
         _check(

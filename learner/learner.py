@@ -13,7 +13,7 @@ from torch import Tensor
 from learner import state
 from learner.augment import Views
 from learner.batch_gradient import BatchGradient
-from learner.collective import Alone, Group, counts_of_ranks
+from learner.collective import Alone, Deal, counts_of_ranks
 from learner.config import LearnerConfig
 from learner.digest import digest
 from learner.gradients import BUCKET_BYTES, GradientSums
@@ -44,7 +44,7 @@ class Learner:
             float32) or float64.
         total_samples: length of the run if it is known; a cosine without `schedule_samples` ends there.
         clock: seconds that only grow; asked between the phases of a step.
-        group: the ranks; None = one.
+        deal: the ranks, and which of them has which lane; None = one rank with all.
         bucket_bytes: size of the pieces in which gradients are summed over ranks.
 
     Raises:
@@ -62,7 +62,7 @@ class Learner:
         precision: str,
         total_samples: int | None,
         clock: Callable[[], float],
-        group: Group | None = None,
+        deal: Deal | None = None,
         bucket_bytes: int = BUCKET_BYTES,
     ) -> None:
         self.config = config
@@ -71,8 +71,9 @@ class Learner:
         self.updates = 0
         """Optimizer steps done so far."""
         self._clock = clock
-        self._group: Group = Alone() if group is None else group
-        self._network = Network(config, seed=seed, device=device, precision=precision, group=self._group)
+        self._deal = Deal(Alone()) if deal is None else deal
+        self._group = self._deal.ranks
+        self._network = Network(config, seed=seed, device=device, precision=precision, deal=self._deal)
         self._model = self._network.model
         self._updater = Updater(config.optim, self._model.parameters(), total_samples)
         self._swav = Swav(config.swav, dim=config.model.projection_dim, group=self._group)
@@ -90,7 +91,7 @@ class Learner:
         )
         self._health: HealthReport | None = None
         self._measured: Measured | None = None  # the latest arriving batch, since this object was made
-        self._watch = Watch(self._network, self._group, config.swav.prototypes[0])
+        self._watch = Watch(self._network, self._deal, config.swav.prototypes[0])
 
     def step(self, views: Views, *, accumulate: int = 1, fresh: bool = True) -> StepReport:
         """One update from one batch; with several ranks all call it together, each with its own samples.
@@ -110,7 +111,7 @@ class Learner:
         """
         laps = Laps(self._clock)
         self._check(views)
-        lane_B = views.lanes(ranks=self._group.world, rank=self._group.rank)
+        lane_B = views.lanes(self._deal)
         parts = self._network.parts(lane_B, accumulate)
         counts = counts_of_ranks(self._group, len(lane_B))
         frozen = self._swav.frozen(self.samples)
@@ -346,7 +347,7 @@ class Learner:
         copy_all(self._model.state_dict(), state.below("model", tensors))
         state.load_optimizer(self._updater.optimizer, self._model, state.below("optim", tensors))
         queue = {"tensors": state.below("queue", tensors), "values": values["queue"]}
-        self._swav.queue.load_state_dict(queue, self._group, self._network.device)
+        self._swav.queue.load_state_dict(queue, self._deal, self._network.device)
         for head, window in enumerate(self._usage):
             usage = {"tensors": state.below(f"usage.{head}", tensors), "values": values["usage"][head]}
             window.load_state_dict(usage)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from learner import batchnorm
 from learner.augment import Views, normalise_, photometric
-from learner.collective import Group
+from learner.collective import Deal
 from learner.config import LearnerConfig
 from learner.model import SwavModel, cosines, on_the_sphere
 from learner.transfer import sent
@@ -48,21 +48,21 @@ class Network:
         seed: of the first weights; the global generators are left as they were.
         device: where it runs.
         precision: float32, bfloat16 or float64.
-        group: the ranks.
+        deal: the ranks, and which of them has which lane.
 
     Raises:
         ValueError: unknown precision or backbone.
     """
 
     def __init__(
-        self, config: LearnerConfig, *, seed: int, device: torch.device, precision: str, group: Group
+        self, config: LearnerConfig, *, seed: int, device: torch.device, precision: str, deal: Deal
     ) -> None:
         if precision not in DTYPES:
             raise ValueError(f"precision must be one of {', '.join(DTYPES)}, got {precision!r}")
         self.dtype = DTYPES[precision]
         self.device = device
         self._config = config
-        self._group = group
+        self._deal = deal
         self._bfloat16 = precision == "bfloat16"
         self._memory_format = torch.channels_last if config.model.channels_last else torch.contiguous_format
         with torch.random.fork_rng(devices=[]):
@@ -70,8 +70,8 @@ class Network:
             self.model = SwavModel(config.model, config.swav.prototypes)
         self.model.to(device=device, dtype=self.dtype)
         self.model.to(memory_format=self._memory_format)
-        self._lots = batchnorm.Lots(groups=max(1, config.model.bn_groups), ranks=group)
-        self._by_groups = self._lots.groups > 1 or group.world > 1
+        self._lots = batchnorm.Lots.of(deal, max(1, config.model.bn_groups))
+        self._by_groups = self._lots.groups > 1 or deal.ranks.world > 1
         if self._by_groups:
             batchnorm.group_batch_norm(self.model, self._lots)
 
@@ -83,13 +83,13 @@ class Network:
         """
         if accumulate == 1:
             return [torch.arange(len(lane_B))]
-        groups, world = self._lots.groups, self._group.world
-        if accumulate < 1 or groups % (world * accumulate) != 0:
+        groups, world = self._lots.groups, self._deal.ranks.world
+        if accumulate < 1 or groups % (world * accumulate) != 0 or self._lots.shared:
             raise ValueError(
                 f"accumulate = {accumulate} on {world} ranks needs model.bn_groups to be a multiple of "
                 f"{world * max(1, accumulate)}, got {groups}: batch norm must see whole groups"
             )
-        own = torch.arange(self._group.rank, groups, world).view(accumulate, -1)
+        own = torch.tensor(self._lots.own).view(accumulate, -1)
         parts = [torch.nonzero(torch.isin(lane_B % groups, some)).squeeze(1) for some in own]
         if any(len(part) == 0 for part in parts):
             raise ValueError(f"accumulate = {accumulate} leaves a part without samples: use fewer bn_groups")

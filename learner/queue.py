@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from learner.collective import Group, counts_of_ranks, gather_rows
+from learner.collective import Deal, Group, counts_of_ranks, gather_rows
 from learner.transfer import sent
 
 
@@ -128,7 +128,7 @@ class FeatureQueue:
         key_L2 = gather_rows(group, torch.stack([batch_L, lane_L], dim=1).to(device), counts)
         return key_L2, gather_rows(group, self.features().transpose(0, 1).contiguous(), counts)
 
-    def load_state_dict(self, state: dict[str, Any], group: Group, device: torch.device) -> None:
+    def load_state_dict(self, state: dict[str, Any], deal: Deal, device: torch.device) -> None:
         """Take this rank's share of a saved queue: the samples of the lanes that are dealt to it now.
 
         Raises:
@@ -148,7 +148,7 @@ class FeatureQueue:
         first = 0
         for stamp, total in batches:
             lane_B = lane_L[first : first + total]
-            own_B = torch.nonzero(lane_B % group.world == group.rank).squeeze(1)
+            own_B = torch.nonzero(deal.mine(lane_B)).squeeze(1)
             own_ABD = features_ALD[:, first : first + total].to(device)[:, own_B.to(device)]
             self._batches.append(_Batch(own_ABD, lane_B[own_B], stamp, total))
             first += total

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from learner import health, state
 from learner.augment import Views
-from learner.collective import Group, gather_rows
+from learner.collective import Deal, gather_rows
 from learner.model import SwavModel, copy_all, cosines
 from learner.network import Network
 
@@ -94,8 +94,8 @@ class Watch:
         prototypes: K of the first head.
     """
 
-    def __init__(self, network: Network, group: Group, prototypes: int) -> None:
-        self._network, self._group = network, group
+    def __init__(self, network: Network, deal: Deal, prototypes: int) -> None:
+        self._network, self._deal, self._group = network, deal, deal.ranks
         self._groups = min(GROUPS, prototypes)
         self._frozen: SwavModel | None = None
         self._taken = 0
@@ -201,7 +201,7 @@ class Watch:
             self._staleness = float((z_ND.double() * self._probe_z.double()).sum(1).mean())
         images, chosen = self._some(views, counts, PROBES)
         device = self._network.device
-        lane_B = views.lanes(ranks=self._group.world, rank=self._group.rank)[: len(images)]
+        lane_B = views.lanes(self._deal)[: len(images)]
         lane_N = gather_rows(self._group, lane_B.to(device), chosen).cpu()
         gathered = gather_rows(self._group, images.to(device), chosen).cpu()
         # Lane by lane, so that the state is the same whatever the number of ranks.

@@ -15,6 +15,7 @@ from stream.errors import BadRecord
 from stream.lanes import Position
 from stream.manifest import Manifest
 from stream.shard_source import ShardSpec
+from stream.window_walk import SHARD
 
 MAX_BYTES = 64 * 1024 * 1024
 """Encoded images with more bytes are not read."""
@@ -106,7 +107,7 @@ def _payload(found: Found) -> bytes | BadRecord:
 def _of_stream(url: str) -> Iterator[tuple[str, bytes | BadRecord]]:
     """Every record committed by now, commit by commit."""
     commits = len(Manifest.open(url))
-    source = ShardSpec(url=url, lanes=1, window=1, seed=0).open()
+    source = ShardSpec(url=url, lanes=1, window=1, seed=0, order=SHARD).open()
     try:
         for entry, _ in source.read(Position(lane=0), 0):
             if entry.unit >= commits:

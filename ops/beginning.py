@@ -3,6 +3,7 @@
 import contextlib
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TextIO
 
@@ -16,7 +17,7 @@ from ops.exit_codes import exit_code_of
 from ops.followers import Followers
 from ops.keeper import Keeper
 from ops.launched import launched
-from ops.opening import Opened, accepting, bind, open_run, post_opened, post_refusal, with_changes
+from ops.opening import Opened, accepting, as_begun, bind, open_run, post_opened, post_refusal, with_changes
 from ops.outcome import FINISHED, STOPPED, Progress, Summary, read_summary, summarise
 from ops.progress import ProgressLine
 from ops.ranks import World
@@ -88,6 +89,7 @@ def _open_run(stack: contextlib.ExitStack, asked: Asked, *, stop: StopRequest, o
     claim = stack.enter_context(RunClaim(run_dir))
     stack.enter_context(stop)
     record, changed = open_run(run_dir, stream=stream, config=config)
+    config = as_begun(record, config)
     ended = _finished(run_dir, record, stream, config)
     if ended is not None:
         leave(stream, record.uuid)  # in case the stream could not be told when the run ended
@@ -206,8 +208,10 @@ def _length(
 
 def _start(source: Source, config: RunConfig) -> Cursor:
     """The cursor of a run that begins now."""
-    begin = source.begin if isinstance(source, ShardSource) else 0
-    return start_cursor(source, seed=config.seed, chunk=config.chunk, window=config.window, begin=begin)
+    start = partial(start_cursor, source, seed=config.seed, chunk=config.chunk, window=config.window)
+    if isinstance(source, ShardSource):
+        return start(begin=source.begin, order=config.order)
+    return start()
 
 
 def _never_began(run_dir: Path, saved: Checkpoint | None, config: RunConfig) -> Summary:

@@ -104,7 +104,11 @@ class RunConfig:
     batch: int = 256
     """B, samples of one step over all ranks; a whole multiple of `lanes`."""
     window: int = 8
-    """W, commits whose shards are shuffled together; an open stream is read once W more have arrived."""
+    """W, commits whose shards are shuffled together; an open stream is read once W more have arrived. 0 = all
+    commits of a sealed stream. On Kafka, records of a block."""
+    order: str = "window"
+    """window: records are shuffled over the whole window. shard: the shards of a window are, and the records
+    of each; for stores where random reads are dear. Kafka topics: no difference."""
     passes: int = 1
     """Times that a sealed stream is read; one is the rule."""
     tail: str = "drop"
@@ -138,13 +142,14 @@ class RunConfig:
     ranks: RanksConfig = field(default_factory=RanksConfig)
 
     def __post_init__(self) -> None:
-        _at_least("", self, lanes=1, batch=1, window=1, passes=1, end_samples=0, workers=0, accumulate=1)
+        _at_least("", self, lanes=1, batch=1, window=0, passes=1, end_samples=0, workers=0, accumulate=1)
         if not 0 <= self.seed < 1 << 63:
             raise ConfigError(f"seed must be in 0..2^63-1, got {self.seed}")
         if self.precision not in {"float32", "bfloat16", "float64"}:
             raise ConfigError(f"precision must be float32, bfloat16 or float64, got {self.precision!r}")
         if self.device not in {"auto", "cpu", "cuda"} and not self.device.removeprefix("cuda:").isdigit():
             raise ConfigError(f"device must be auto, cpu, cuda or cuda:N, got {self.device!r}")
+        _one_of("order", self.order, "window", "shard")
         _one_of("tail", self.tail, "drop", "train")
         _one_of("on_nonfinite", self.on_nonfinite, "stop", "skip")
         _one_of("mode", self.mode, "auto", "strict", "available")
@@ -219,6 +224,7 @@ IDENTITY = (
     "lanes",
     "batch",
     "window",
+    "order",
     "tail",
     "crops",
     "replay.updates",

@@ -24,6 +24,7 @@ from stream.errors import BadRecord
 from stream.lanes import Position
 from stream.manifest import Manifest
 from stream.shard_source import ShardSpec
+from stream.window_walk import SHARD
 
 FRESH_FROM = 1 << 40
 """Number of the first picture used here; the stream begins at 0 and never gets so far."""
@@ -167,7 +168,7 @@ def _newest(stream: str) -> Iterator[tuple[str, bytes | BadRecord]]:
     first = len(manifest)
     while first > manifest.floor.first and manifest.records - manifest.before(first) < _SHEET_RECORDS:
         first -= 1
-    source = ShardSpec(url=stream, lanes=1, window=1, seed=0).open()
+    source = ShardSpec(url=stream, lanes=1, window=1, seed=0, order=SHARD).open()
     try:
         for entry, _ in source.read(Position(lane=0, unit=first), 0):
             if entry.record is not None:

@@ -14,6 +14,7 @@ from ops.advice import advice
 from ops.config import RunConfig
 from ops.estimate import Memory
 from ops.refusals import refusals
+from stream.lanes import owners_of
 
 HEADROOM = 1.3
 """Peaks that were measured on a CPU were up to so many times the estimate."""
@@ -127,10 +128,13 @@ def _of_groups(config: RunConfig, ranks: int) -> Iterator[str]:
             f"model.bn_groups = {groups} leaves {config.batch // groups} samples to a group of batch norm: "
             f"its statistics are mostly noise; use {max(1, config.batch // FEW_A_GROUP)} groups or fewer"
         )
-    if groups % ranks:
+    if groups % ranks and ranks <= config.lanes:
+        owners = owners_of(config.lanes, ranks, groups)
+        most = max(len(set(owners[group::groups])) for group in range(groups))
         yield (
             f"model.bn_groups = {groups} is no multiple of {ranks} ranks: each layer of batch norm sends its "
-            "statistics in every pass, which is slow between machines"
+            f"statistics in every pass, between {most} neighbouring ranks, which is slow where those are on "
+            "several machines"
         )
 
 
@@ -191,13 +195,18 @@ def _of_stream(config: RunConfig, stream: Stream) -> Iterator[str]:
 
 def _of_order(config: RunConfig, stream: Stream) -> Iterator[str]:
     if not stream.sealed:
+        if config.window == 0:
+            yield (
+                "window = 0 shuffles all commits of a sealed stream together, and this one is still open: "
+                "seal it, or set window to a number of commits"
+            )
         if config.window > max(1, stream.shards):
             yield (
                 f"window = {config.window}, but the stream has {stream.shards} shards so far: nothing is "
                 "read until there are as many, or it is sealed"
             )
         return
-    held = min(1.0, config.window / max(1, stream.shards))
+    held = min(1.0, config.window / max(1, stream.shards)) if config.window else 1.0
     if held < MIXED_SHARE and stream.records >= config.batch:
         yield (
             f"a shuffle window holds {config.window} of {stream.shards:,} shards, {100 * held:.1f} % of the "

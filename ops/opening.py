@@ -17,6 +17,8 @@ from ops.registration import leave
 from ops.rundir import RunRecord, append_line, read_run, write_run
 from stream.cursor import Cursor
 from stream.source import Source
+from stream.topic_address import is_topic
+from stream.window_walk import SHARD
 
 logger = logging.getLogger(__name__)
 
@@ -65,8 +67,13 @@ def open_run(
         write_run(run_dir, record)
     folder = run_dir / "checkpoints"
     if not numbers(folder) and not any(folder.glob("damaged-*")):
-        fresh = replace(record, stream=stream, source={}, config=config.to_dict(), total_samples=None)
+        fresh = replace(
+            record, stream=stream, source={}, config=config.to_dict(), total_samples=None, order_unset=False
+        )
         return fresh, {}
+    if record.order_unset and config.order != SHARD and not is_topic(stream):
+        logger.warning("the run in %s began without a setting `order`: it goes on as order = shard", run_dir)
+    config = as_begun(record, config)
     changed = settings.differences(record.config, config.to_dict())
     fixed = [_told(name, *values) for name, values in changed.items() if is_identity(name, *values)]
     if fixed:
@@ -75,6 +82,11 @@ def open_run(
             "Give the old values, or --run another directory"
         )
     return record, changed
+
+
+def as_begun(record: RunRecord, config: RunConfig) -> RunConfig:
+    """Settings asked for, but for what the run was begun without: that stays as it was then."""
+    return replace(config, order=SHARD) if record.order_unset else config
 
 
 def bind(

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
-from learner.collective import Ranks
+from learner.collective import Group, Ranks
 from ops.errors import LauncherGone, RankLost
 from ops.launched import Launched, launched
 from ops.ranks import Rows, World
@@ -53,7 +53,7 @@ class JoinedWorld(World):
         self, place: Launched, *, device: torch.device, timeout_s: float, orphaned: Callable[[], None]
     ) -> None:
         self.ranks, self.rank, self.local_rank = place.ranks, place.rank, place.local_rank
-        self._timeout_s, self._kept_by_launcher = timeout_s, place.launcher_keeps_store
+        self.timeout_s, self._kept_by_launcher = timeout_s, place.launcher_keeps_store
         timeout = timedelta(seconds=timeout_s)
         # What the host alone needs is agreed over gloo there too: nobody waits for a GPU because of it.
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
@@ -186,7 +186,7 @@ class JoinedWorld(World):
             )
         names = f"rank{'s' if len(missing) > 1 else ''} {', '.join(map(str, missing))} of {self.ranks}"
         return RankLost(
-            f"{names} died, or did not answer for {self._timeout_s:g} s (ranks.timeout_s). What was "
+            f"{names} died, or did not answer for {self.timeout_s:g} s (ranks.timeout_s). What was "
             "learned since the last checkpoint is lost: run the same command again, with as many ranks as "
             "you like"
         )
@@ -225,9 +225,19 @@ class JoinedWorld(World):
 class _WatchedRanks(Ranks):
     """The learner's group, whose errors say which rank was lost."""
 
-    def __init__(self, world: JoinedWorld) -> None:
-        super().__init__()
+    def __init__(self, world: JoinedWorld, process_group: dist.ProcessGroup | None = None) -> None:
+        self._world = world
+        super().__init__(process_group, timeout=timedelta(seconds=world.timeout_s))
         self._watched = world.watched
+
+    def of(self, process_group: dist.ProcessGroup) -> Ranks:
+        """As `Ranks.of`."""
+        return _WatchedRanks(self._world, process_group)
+
+    def parts(self, sets: Sequence[tuple[int, ...]]) -> dict[tuple[int, ...], Group]:
+        """As `Ranks.parts`."""
+        with self._world.watched():
+            return super().parts(sets)
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """As `Ranks.sum`."""

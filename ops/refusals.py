@@ -23,3 +23,8 @@ def refusals(config: RunConfig, ranks: int) -> Iterator[str]:
             f"accumulate = {config.accumulate} on {ranks} rank{'s' * (ranks > 1)} needs model.bn_groups to "
             f"be a multiple of {ranks * config.accumulate}, got {groups}: batch norm must see whole groups"
         )
+    elif config.accumulate > 1 and ranks > 1 and config.lanes % groups:
+        yield (
+            f"accumulate = {config.accumulate} on {ranks} ranks needs lanes to be a multiple of "
+            f"model.bn_groups = {groups}, got {config.lanes}: batch norm must see whole groups"
+        )

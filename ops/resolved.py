@@ -9,6 +9,7 @@ from ops.config_file import build
 from ops.errors import ConfigError
 from ops.estimate import Memory, memory_of
 from ops.fit import Machine, Stream, gib, samples_of, uses_cuda, warnings
+from ops.mixing import Mixing, look_at_batch
 from stream.manifest import Manifest
 from stream.topic_address import is_topic
 
@@ -28,6 +29,8 @@ class Resolved:
     cuda: bool
     """The network would be on a CUDA device."""
     stream: Stream | None
+    mixing: Mixing | None
+    """What the first batch would hold of the stream; None without one."""
     warnings: tuple[str, ...]
 
     @property
@@ -54,6 +57,7 @@ class Resolved:
             "ranks": self.ranks,
             "memory_bytes": memory,
             "stream": None if self.stream is None else asdict(self.stream),
+            "first_batch": None if self.mixing is None else asdict(self.mixing),
             "config": self.config.to_dict(),
             "warnings": list(self.warnings),
         }
@@ -68,6 +72,8 @@ class Resolved:
                 f"(activations {gib(self.memory.activations)}), {gib(self.memory.host)} beside it"
             )
             lines.append("(tensors only: the program and its libraries take some 0.7 GiB a rank besides)")
+        if self.mixing is not None:
+            lines.append(str(self.mixing))
         lines += [f"warning: {sentence}" for sentence in self.warnings]
         body = {**self.config.to_dict(), "recipe": settings.plain(self.recipe.about)}
         return "".join(f"# {line}\n" for line in lines) + settings.to_toml(body)
@@ -120,6 +126,7 @@ def resolve(
         memory=memory,
         cuda=cuda,
         stream=facts,
+        mixing=None if stream is None else look_at_batch(stream, config),
         warnings=tuple(found),
     )
 

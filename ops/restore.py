@@ -4,6 +4,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from learner.collective import Deal
 from learner.learner import Learner
 from ops import initial
 from ops.checkpoint import Checkpoint
@@ -13,6 +14,7 @@ from ops.opening import Opened
 from ops.outcome import Progress
 from ops.ranks import World
 from stream.cursor import Cursor
+from stream.lanes import owners_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -47,7 +49,7 @@ def restore(opened: Opened, saved: Checkpoint | None, world: World) -> Restored:
             precision=config.precision,
             total_samples=config.length(opened.record.total_samples),
             clock=time.perf_counter,
-            group=world.group,
+            deal=Deal(world.group, owners_of(config.lanes, world.ranks, config.model.bn_groups)),
         )
     except ValueError as error:
         raise ConfigError(str(error)) from error

@@ -207,7 +207,8 @@ class Run:
         """The cursor with the positions of all ranks."""
         if self._world.ranks == 1:
             return self.cursor
-        return joined([Cursor.from_json(text) for text in self._world.gather(self.cursor.to_json())])
+        cursors = [Cursor.from_json(text) for text in self._world.gather(self.cursor.to_json())]
+        return joined(cursors, self.config.model.bn_groups)
 
     def _heed(self, stop: Stop) -> None:
         """Another rank was asked to stop: end in the same way."""

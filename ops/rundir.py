@@ -19,7 +19,7 @@ import os
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,8 @@ class RunRecord:
     origin: Mapping[str, Any] = field(default_factory=dict)
     """Where the first weights come from when they were not drawn: `kind` (anneal or weights), and which run,
     checkpoint or snapshot it was."""
+    order_unset: bool = False
+    """The run began when `order` was no setting: it goes on as shard, whatever a recipe says today."""
 
     @classmethod
     def new(cls, *, stream: str, config: Mapping[str, Any]) -> "RunRecord":
@@ -94,9 +96,12 @@ def read_run(run_dir: Path) -> RunRecord:
     if version != RUN_VERSION:
         raise RunMismatch(f"{run_dir / 'run.json'} has version {version!r}; this program reads {RUN_VERSION}")
     try:
-        return RunRecord(**body)
+        record = RunRecord(**body)
     except TypeError as error:
         raise RunMismatch(f"{run_dir / 'run.json'} cannot be read: {error}") from error
+    if "order" not in record.config:
+        return replace(record, config={**record.config, "order": "shard"}, order_unset=True)
+    return record
 
 
 def write_run(run_dir: Path, record: RunRecord) -> None:

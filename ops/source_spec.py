@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from ops.config import RunConfig
-from ops.errors import ConfigError
+from ops.errors import ConfigError, RunMismatch
 from ops.ranks import World
 from ops.rundir import RunRecord
 from stream.config import NONE
@@ -38,7 +38,19 @@ def source_spec(
             raise ConfigError(
                 f"--until is for Kafka topics; {stream} ends where it is sealed: swavstream seal"
             )
-        return ShardSpec(url=stream, lanes=config.lanes, window=config.window, seed=config.seed)
+        if cursor is not None and cursor.order != config.order:
+            raise RunMismatch(
+                f"the checkpoint was saved with order = {cursor.order}, and the run's order is "
+                f"{config.order}: put back the run.json that belongs to it"
+            )
+        return ShardSpec(
+            url=stream, lanes=config.lanes, window=config.window, seed=config.seed, order=config.order
+        )
+    if config.window == 0:
+        raise ConfigError(
+            "window = 0 means all commits of a sealed stream of shards; on a Kafka topic window is the "
+            "number of records of a block: set it to 1 or more"
+        )
     try:
         check(until)
         return TopicSpec(
@@ -95,6 +107,7 @@ def open_loader(
         tail=config.tail == "train",
         pin_memory=pin_memory,
         mode=reading_mode(config, spec),
+        groups=config.model.bn_groups,
     )
 
 

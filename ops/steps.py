@@ -275,14 +275,12 @@ class Steps:
             return
         self._named_at = time.monotonic()
         waited = self._named_at - self._waits_since
-        own = {"starving": list(self.loader.starving), "lanes": len(self.loader.lanes), "waited": waited}
+        own = {"starving": list(self.loader.starving), "lanes": list(self.loader.lanes), "waited": waited}
         told = self._world.gather(own)
         late = [rank for rank, row in enumerate(rows) if row.state is State.WAITING]
         stuck = [rank for rank in late if not (rows[rank].starving or rows[rank].rebuilding)]
-        num_lanes = sum(one["lanes"] for one in told)
-        whose = "; ".join(
-            f"rank {rank} ({_names([*range(rank, num_lanes, len(told))])})" for rank in stuck[:MOST_NAMED]
-        )
+        num_lanes = sum(len(one["lanes"]) for one in told)
+        whose = "; ".join(f"rank {rank} ({_names(told[rank]['lanes'])})" for rank in stuck[:MOST_NAMED])
         # The first rank's watch decides, so that all do the same.
         if stuck and told[0]["waited"] >= self._patience.fail_s:
             raise Starved(
@@ -291,7 +289,7 @@ class Steps:
             )
         starving = sorted(lane for rank in late for lane in told[rank]["starving"])
         if starving and len(starving) < num_lanes:
-            ranks = sorted({lane % len(told) for lane in starving})
+            ranks = [rank for rank in late if told[rank]["starving"]]
             of_ranks = f" (rank {', '.join(map(str, ranks))})" if len(told) > 1 else ""
             self._warn(
                 f"waiting {waited:.0f} s for records of {_names(starving)}{of_ranks}; other lanes have some"

@@ -71,6 +71,10 @@ class CommitLog:
         self._check(number, self._size + 1)
         return int(self._before[number])
 
+    def holding(self, records: NDArray[np.int64]) -> NDArray[np.int64]:
+        """int64: the commit that holds each of some records, which are numbered over the whole stream."""
+        return np.searchsorted(self._before[: self._size + 1], records, side="right") - 1
+
     def entry(self, number: int) -> Commit:
         """A commit. Raises IndexError when there is none, StreamDamaged when it cannot be trusted."""
         self._check(number, self._size)

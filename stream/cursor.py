@@ -6,8 +6,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from stream.errors import StreamDamaged
-from stream.lanes import Bounds, LaneStats, Position, add_counts
+from stream.lanes import Bounds, LaneStats, Position, add_counts, owners_of
 from stream.source import Source
+from stream.window_walk import SHARD
 
 CURSOR_VERSION = 1
 
@@ -38,7 +39,9 @@ class Cursor:
     chunk: int
     """C, samples a lane gives to one step; V x C is the global batch."""
     window: int
-    """W, commits that are shuffled together (Kafka: records of a block)."""
+    """W, commits that are shuffled together, 0 = all (Kafka: records of a block)."""
+    order: str = SHARD
+    """Shards: how records of a window are ordered; cursors that do not say it are of order shard."""
     pass_number: int = 0
     """Which pass over a sealed stream; 0 is the first."""
     steps: int = 0
@@ -115,6 +118,8 @@ class Cursor:
         for name in ("begin", "accept_until"):
             if getattr(self, name):
                 body[name] = getattr(self, name)
+        if self.order != SHARD:
+            body["order"] = self.order
         if self.deadly:
             body["deadly"] = [list(place) for place in self.deadly]
         if self.bounds:
@@ -155,6 +160,8 @@ class Cursor:
             for name, value in body.items():
                 if name == "source":
                     body[name] = {_text(key): _text(text) for key, text in value.items()}
+                elif name == "order":
+                    body[name] = _text(value)
                 elif name == "skipped":
                     body[name] = {_text(reason): _whole(count) for reason, count in value.items()}
                 else:
@@ -166,11 +173,15 @@ class Cursor:
             raise StreamDamaged(f"cursor cannot be read: {error!r}") from error
 
 
-def joined(cursors: Sequence[Cursor]) -> Cursor:
+def joined(cursors: Sequence[Cursor], groups: int = 1) -> Cursor:
     """The cursor of the whole run from those of all its ranks, in order of ranks, all after the same step.
 
     Each has moved the positions of its own lanes, and met the deadly records in them; everything else is the
     same in all of them.
+
+    Args:
+        cursors: one a rank.
+        groups: of batch norm, by which lanes were dealt to the ranks.
 
     Raises:
         ValueError: they are not of the same step.
@@ -178,12 +189,12 @@ def joined(cursors: Sequence[Cursor]) -> Cursor:
     first = cursors[0]
     if any((one.pass_number, one.steps) != (first.pass_number, first.steps) for one in cursors):
         raise ValueError(f"ranks stand at different steps: {[one.steps for one in cursors]}")
-    ranks = len(cursors)
-    positions = tuple(cursors[lane % ranks].positions[lane] for lane in range(first.lanes))
+    owners = owners_of(first.lanes, len(cursors), groups)
+    positions = tuple(cursors[owner].positions[lane] for lane, owner in enumerate(owners))
     replay = first.replay
     if replay is not None:
         starts = [one.replay for one in cursors if one.replay is not None]
-        begun = tuple(starts[lane % ranks].positions[lane] for lane in range(first.lanes))
+        begun = tuple(starts[owner].positions[lane] for lane, owner in enumerate(owners))
         replay = replace(replay, positions=begun)
     deadly = sorted({place for one in cursors for place in one.deadly})
     return replace(first, positions=positions, replay=replay, deadly=tuple(deadly))
@@ -220,7 +231,9 @@ def _text(value: object) -> str:
     return value
 
 
-def start_cursor(source: Source, *, seed: int, chunk: int, window: int, begin: int = 0) -> Cursor:
+def start_cursor(
+    source: Source, *, seed: int, chunk: int, window: int, begin: int = 0, order: str = SHARD
+) -> Cursor:
     """The cursor of a run that begins: the first record of every lane, from the unit `begin` on."""
     empty = Cursor(
         source=source.identity(),
@@ -228,6 +241,7 @@ def start_cursor(source: Source, *, seed: int, chunk: int, window: int, begin: i
         lanes=source.lanes,
         chunk=chunk,
         window=window,
+        order=order,
         begin=begin,
         positions=tuple(Position(lane=lane) for lane in range(source.lanes)),
         bounds=source.bounds(),

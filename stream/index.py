@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream.errors import StreamDamaged
+from stream.local_store import LocalBytes
 from stream.store import Bytes
 
 DIGEST_BYTES = 16
@@ -38,6 +39,8 @@ _ROW = np.dtype(
         ("extension", "S20"),
     ]
 )
+ROW_BYTES = DIGEST_BYTES + _ROW.itemsize
+"""Of one record in an index."""
 LONGEST_EXTENSION = 20
 LARGEST_MEMBER = 2**32 - 1
 
@@ -79,14 +82,45 @@ class ShardIndex:
 
     def row(self, number: int) -> IndexRow:
         """Where the members of a record lie."""
-        row = self._rows[number]
-        return IndexRow(
-            image=Member(int(row["image"]), int(row["image_size"])),
-            extension=bytes(row["extension"]).decode("ascii", "replace"),
-            json=Member(int(row["json"]), int(row["json_size"])) if row["json"] else None,
-            cls=Member(int(row["cls"]), int(row["cls_size"])) if row["cls"] else None,
-            digest=self._digests[number * DIGEST_BYTES : (number + 1) * DIGEST_BYTES],
-        )
+        return _row(self._rows[number], self._digests[number * DIGEST_BYTES : (number + 1) * DIGEST_BYTES])
+
+
+class IndexFile:
+    """The index of one shard, left where it is: a row is read when it is asked for.
+
+    The checksum of all rows is not looked at then. What a row says is compared with the tar all the same: the
+    header of each member, and the digest of the image.
+    """
+
+    def __init__(self, file: Bytes, *, name: str, n: int) -> None:
+        """Read the header.
+
+        Raises:
+            StreamDamaged: it is not the index of so many records.
+        """
+        self.tar_bytes, flags, _, _ = _header(file.read_at(0, _HEADER_BYTES), name, n)
+        self.adopted = bool(flags & _ADOPTED)
+        self.local = isinstance(file, LocalBytes)
+        self._file, self._name, self._n = file, name, n
+
+    def __len__(self) -> int:
+        """Records."""
+        return self._n
+
+    def row(self, number: int) -> IndexRow:
+        """Where the members of a record lie. Raises StreamDamaged."""
+        rows_at = _HEADER_BYTES + self._n * DIGEST_BYTES
+        body = self._file.read_at(rows_at + number * _ROW.itemsize, _ROW.itemsize)
+        digest = self._file.read_at(_HEADER_BYTES + number * DIGEST_BYTES, DIGEST_BYTES)
+        if len(body) != _ROW.itemsize or len(digest) != DIGEST_BYTES:
+            raise StreamDamaged(f"shard index {self._name}: it is cut short")
+        rows = np.frombuffer(body, _ROW)
+        _check_rows(rows, self.tar_bytes, self._name, first=number)
+        return _row(rows[0], digest)
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._file.close()
 
 
 def encode_index(rows: Sequence[IndexRow], *, tar_bytes: int, adopted: bool) -> bytes:
@@ -131,17 +165,7 @@ def decode_index(data: bytes, *, name: str, n: int) -> ShardIndex:
     if len(body) != n * _ROW.itemsize or zlib.crc32(digests) != digest_check or zlib.crc32(body) != row_check:
         raise StreamDamaged(f"shard index {name}: it is cut short or has a wrong checksum")
     rows = np.frombuffer(body, _ROW)
-    for kind in ("image", "json", "cls"):
-        offsets, sizes = rows[kind], rows[f"{kind}_size"]
-        # Offsets are compared before sums are built: 64-bit sums of hostile numbers would wrap.
-        here = offsets > 0
-        wrong = here & (
-            (offsets < 512) | (offsets > tar_bytes) | (sizes > tar_bytes - np.minimum(offsets, tar_bytes))
-        )
-        if wrong.any() or (kind == "image" and not here.all()):
-            raise StreamDamaged(
-                f"shard index {name}: record {int(np.argmax(wrong | ~here))} lies outside the tar"
-            )
+    _check_rows(rows, tar_bytes, name)
     return ShardIndex(rows, digests, tar_bytes, adopted=bool(flags & _ADOPTED))
 
 
@@ -152,6 +176,31 @@ def read_digests(file: Bytes, *, name: str, n: int) -> bytes:
     if len(digests) != n * DIGEST_BYTES or zlib.crc32(digests) != digest_check:
         raise StreamDamaged(f"shard index {name}: its digests are cut short or have a wrong checksum")
     return digests
+
+
+def _row(row: Any, digest: bytes) -> IndexRow:
+    return IndexRow(
+        image=Member(int(row["image"]), int(row["image_size"])),
+        extension=bytes(row["extension"]).decode("ascii", "replace"),
+        json=Member(int(row["json"]), int(row["json_size"])) if row["json"] else None,
+        cls=Member(int(row["cls"]), int(row["cls_size"])) if row["cls"] else None,
+        digest=digest,
+    )
+
+
+def _check_rows(rows: NDArray[Any], tar_bytes: int, name: str, *, first: int = 0) -> None:
+    """Raise StreamDamaged when a member of one of these rows, numbered from `first`, is outside the tar."""
+    for kind in ("image", "json", "cls"):
+        offsets, sizes = rows[kind], rows[f"{kind}_size"]
+        # Offsets are compared before sums are built: 64-bit sums of hostile numbers would wrap.
+        here = offsets > 0
+        wrong = here & (
+            (offsets < 512) | (offsets > tar_bytes) | (sizes > tar_bytes - np.minimum(offsets, tar_bytes))
+        )
+        if wrong.any() or (kind == "image" and not here.all()):
+            raise StreamDamaged(
+                f"shard index {name}: record {first + int(np.argmax(wrong | ~here))} lies outside the tar"
+            )
 
 
 def _header(head: bytes, name: str, n: int) -> tuple[int, int, int, int]:

@@ -6,6 +6,7 @@ handful of integers, so that nothing else has to be saved or reconstructed at a 
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 
 LOST = "lost"
 """Reason of records that were gone before they were read; they say nothing about the quality of the input."""
@@ -22,9 +23,10 @@ class Position:
     unit: int = 0
     """Shards: number of the first commit of the current window. Kafka: leader epoch."""
     base: int = 0
-    """Shards: slices of this window already finished. Kafka: offset at which the current block starts."""
+    """Shards in order shard: slices of this window already finished; else 0. Kafka: offset at which the
+    current block starts."""
     idx: int = 0
-    """Entries of the current slice's (block's) order already consumed."""
+    """Entries already consumed of the order of the current window (order shard: slice; Kafka: block)."""
     seq: int = 0
     """Good samples that this lane has given so far: the next sample number, over all passes."""
     end: int = -1
@@ -103,16 +105,39 @@ class BadPlace:
         return f"lane {self.lane}, unit {self.unit}, record {self.index}: {self.reason}"
 
 
-def owned_lanes(lanes: int, ranks: int, rank: int) -> range:
-    """Lanes that a rank reads: l mod ranks == rank.
+def owners_of(lanes: int, ranks: int, groups: int = 1) -> tuple[int, ...]:
+    """Which rank reads each lane: lanes sorted by (lane mod groups, lane), cut into runs, one a rank.
+
+    So each group of batch norm, which is lane mod groups, lies on as few ranks as can be, and those are
+    neighbours. Where the runs cannot be equal, those of the first ranks are one longer.
+
+    Args:
+        lanes: V.
+        ranks: learners that share them.
+        groups: of batch norm; 0 is one.
+
+    Raises:
+        ValueError: more ranks than lanes.
+    """
+    if ranks > lanes:
+        raise ValueError(
+            f"{ranks} ranks need at least as many lanes, got {lanes}: raise `lanes` or lower the ranks"
+        )
+    owners = [0] * lanes
+    base, extra = divmod(lanes, ranks)
+    in_order = iter(sorted(range(lanes), key=lambda lane: (lane % max(1, groups), lane)))
+    for rank in range(ranks):
+        for lane in islice(in_order, base + (rank < extra)):
+            owners[lane] = rank
+    return tuple(owners)
+
+
+def owned_lanes(lanes: int, ranks: int, rank: int, groups: int = 1) -> tuple[int, ...]:
+    """Lanes that a rank reads, ascending; see `owners_of`.
 
     Raises:
         ValueError: more ranks than lanes, or a rank out of range.
     """
     if not 0 <= rank < ranks:
         raise ValueError(f"rank must be in 0..{ranks - 1}, got {rank}")
-    if ranks > lanes:
-        raise ValueError(
-            f"{ranks} ranks need at least as many lanes, got {lanes}: raise `lanes` or lower the ranks"
-        )
-    return range(rank, lanes, ranks)
+    return tuple(lane for lane, owner in enumerate(owners_of(lanes, ranks, groups)) if owner == rank)

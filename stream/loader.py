@@ -56,6 +56,7 @@ class Loader:
         pin_memory: give batches in page-locked memory, for copying to a CUDA device.
         should_stop: asked at least every 0.1 s while iterating waits.
         mode: strict: each lane gives one chunk a step. available: as many chunks from lanes that are ready.
+        groups: of batch norm, by which lanes are dealt to ranks.
         more_frames: memory for so many further batches, beyond those of looking ahead.
 
     Raises:
@@ -79,6 +80,7 @@ class Loader:
         pin_memory: bool = False,
         should_stop: Callable[[], bool] = lambda: False,
         mode: str = STRICT,
+        groups: int = 1,
         more_frames: int = 0,
     ) -> None:
         if mode not in {STRICT, AVAILABLE}:
@@ -87,7 +89,7 @@ class Loader:
             raise ValueError(
                 f"workers must be >= 0, passes >= 1, crops not empty; got {workers}, {passes}, {tuple(crops)}"
             )
-        self._lanes = tuple(owned_lanes(cursor.lanes, ranks, rank))
+        self._lanes = owned_lanes(cursor.lanes, ranks, rank, groups)
         self.cursor = cursor
         self.waiting = False
         self._passes, self._pin_memory, self._should_stop = passes, pin_memory, should_stop

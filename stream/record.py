@@ -193,6 +193,14 @@ def decode_sample(image: bytes, media_ext: str, json_bytes: bytes | None, cls: b
     )
 
 
+def decode_label(json_bytes: bytes | None, cls: bytes | None) -> int | str | None:
+    """The label of a sample, as `decode_sample` finds it: its number, else its name; None without one."""
+    body, readable = _parse(json_bytes)
+    label, _ = _label(body, readable, cls)
+    name = body.get("label_name")
+    return label if label is not None else name if isinstance(name, str) and name else None
+
+
 def _parse(json_bytes: bytes | None) -> tuple[dict[str, Any], bool]:
     """Body of the JSON member, and whether it could be read (an absent one can)."""
     if json_bytes is None:

@@ -5,16 +5,19 @@ with the index (each member's tar header says its size) and with the digest of t
 changed, moved in place or cut gives no half sample and no other sample.
 """
 
+import contextlib
 import hashlib
 import re
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import replace
 
 from stream.commits import Commit, is_absolute
 from stream.errors import BadRecord, StreamDamaged, StreamPruned
-from stream.index import NO_DIGEST, IndexRow, Member, ShardIndex, decode_index
+from stream.index import NO_DIGEST, ROW_BYTES, IndexFile, IndexRow, Member, ShardIndex, decode_index
+from stream.local_store import LocalBytes
 from stream.manifest import Manifest
-from stream.record import Record, decode_sample
+from stream.record import Record, decode_label, decode_sample
 from stream.source import Entry
 from stream.store import Bytes, explained, open_bytes
 from stream.tars import BLOCK_BYTES, parse_header
@@ -25,9 +28,11 @@ its digest is not what index or JSON say; it has more bytes than the reader admi
 """
 
 _OPEN_SHARDS = 256
-"""Tars kept open."""
+"""Tars kept open, and at most as many indexes."""
+_INDEXES = 65_536
+"""Indexes kept in memory, however small."""
 _INDEX_BYTES = 64 * 1024 * 1024
-"""Memory for the indexes of open shards."""
+"""Memory for indexes: of 900,000 records."""
 _GAP_BYTES = 64 * 1024
 """Members of a record with no more than this between them are read at once."""
 _LARGEST_TEXT = 1 << 20
@@ -37,20 +42,31 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 class ShardFiles:
-    """The shards of one stream, the latest used kept open; one per process, not thread-safe."""
+    """The shards of one stream, the latest used kept open; one per process, not thread-safe.
 
-    def __init__(self, manifest: Manifest, *, verify: bool, max_record_bytes: int) -> None:
+    Files and indexes are kept apart: where records are read in any order from more shards than may be open,
+    the indexes still are in memory, and a record costs no more than opening its tar. When all indexes do not
+    fit, those of the further shards are read row by row.
+    """
+
+    def __init__(
+        self, manifest: Manifest, *, verify: bool, max_record_bytes: int, scattered: bool = False
+    ) -> None:
         """Open nothing yet.
 
         Args:
             manifest: of the stream.
             verify: compare the digest of each image.
             max_record_bytes: larger images are not read.
+            scattered: records are asked for from many shards in turn, not from one after the other.
         """
         self._manifest = manifest
         self._verify = verify
         self._max_record_bytes = max_record_bytes
-        self._shards: OrderedDict[int, _Shard] = OrderedDict()
+        self._scattered = scattered
+        self._tars: OrderedDict[int, _Tar] = OrderedDict()
+        self._indexes: OrderedDict[int, ShardIndex] = OrderedDict()
+        self._index_files: OrderedDict[int, IndexFile] = OrderedDict()
         self._index_bytes = 0
 
     def entry(self, number: int, index: int) -> Entry:
@@ -65,51 +81,89 @@ class ShardFiles:
             StreamDamaged: the shard or its index is gone, or the index cannot be trusted.
             StreamError: they cannot be read.
         """
-        shard = self._shard(number)
-        row = shard.index.row(index)
-        try:
-            with explained(f"cannot read {shard.uri}, commit {number} of the stream at {self._manifest.url}"):
-                try:
-                    record = shard.read(row, verify=self._verify, max_record_bytes=self._max_record_bytes)
-                except FileNotFoundError as error:  # an object store opens at each read
-                    raise self._gone(number, error) from error
-        except BadRecord as bad:
-            return Entry(unit=number, index=index, record=None, reason=bad.reason, size=row.image.size)
+        tar, rows = self._tar(number), self._index(number)
+        with self._reading(number, tar.uri):
+            row = rows.row(index)
+            try:
+                record = tar.read(
+                    row,
+                    adopted=rows.adopted,
+                    verify=self._verify,
+                    max_record_bytes=self._max_record_bytes,
+                )
+            except BadRecord as bad:
+                return Entry(unit=number, index=index, record=None, reason=bad.reason, size=row.image.size)
         return Entry(unit=number, index=index, record=record, size=row.image.size)
 
+    def label(self, number: int, index: int) -> int | str | None:
+        """The label of one record of a commit; None = none that can be used. Raises as `entry`."""
+        tar, rows = self._tar(number), self._index(number)
+        with self._reading(number, tar.uri), contextlib.suppress(BadRecord):
+            return tar.label(rows.row(index))
+        return None
+
     def close(self) -> None:
-        """Let go of all files."""
-        while self._shards:
-            self._shards.popitem()[1].close()
+        """Let go of all files and indexes."""
+        for kept in (self._tars, self._index_files):
+            while kept:
+                kept.popitem()[1].close()
+        self._indexes.clear()
         self._index_bytes = 0
 
-    def _shard(self, number: int) -> "_Shard":
-        shard = self._shards.get(number)
-        if shard is None:
-            shard = self._open(self._manifest.entry(number))
-            self._shards[number] = shard
-            self._index_bytes += shard.index.nbytes
-            while len(self._shards) > 1 and (
-                len(self._shards) > _OPEN_SHARDS or self._index_bytes > _INDEX_BYTES
-            ):
-                _, old = self._shards.popitem(last=False)
-                self._index_bytes -= old.index.nbytes
-                old.close()
-        self._shards.move_to_end(number)
-        return shard
+    def _tar(self, number: int) -> "_Tar":
+        tar = self._tars.get(number)
+        if tar is None:
+            commit = self._manifest.entry(number)
+            with self._reading(number, commit.uri, "open"):
+                tar = _Tar(commit.uri, self._file(commit.uri))
+            self._tars[number] = tar
+            _keep_newest(self._tars)
+        self._tars.move_to_end(number)
+        return tar
 
-    def _open(self, commit: Commit) -> "_Shard":
-        store = self._manifest.store
-        where = f"commit {commit.number} of the stream at {self._manifest.url}"
-        with explained(f"cannot open {commit.uri}, {where}"):
+    def _index(self, number: int) -> "ShardIndex | IndexFile":
+        kept = self._indexes if number in self._indexes else self._index_files
+        if number not in kept:
+            commit = self._manifest.entry(number)
+            with self._reading(number, commit.index_uri, "open"):
+                kept = self._take_index(commit)
+        kept.move_to_end(number)
+        return kept[number]
+
+    def _take_index(self, commit: Commit) -> "OrderedDict[int, ShardIndex] | OrderedDict[int, IndexFile]":
+        """Open an index; where it is now."""
+        number, uri = commit.number, commit.index_uri
+        if self._scattered and self._indexes and self._index_bytes + ROW_BYTES * commit.n > _INDEX_BYTES:
+            # To push out another index would only make that one be read again, for one record.
+            file = self._file(uri)
             try:
-                index = decode_index(store.read(commit.index_uri), name=commit.index_uri, n=commit.n)
-                file = open_bytes(commit.uri) if is_absolute(commit.uri) else store.open(commit.uri)
-            except FileNotFoundError as error:
-                raise self._gone(commit.number, error) from error
+                self._index_files[number] = IndexFile(file, name=uri, n=commit.n)
+            except StreamDamaged:
+                file.close()
+                raise
+            _keep_newest(self._index_files)
+            return self._index_files
+        index = decode_index(self._manifest.store.read(uri), name=uri, n=commit.n)
+        self._indexes[number] = index
+        self._index_bytes += index.nbytes
+        while len(self._indexes) > 1 and (len(self._indexes) > _INDEXES or self._index_bytes > _INDEX_BYTES):
+            self._index_bytes -= self._indexes.popitem(last=False)[1].nbytes
+        return self._indexes
+
+    def _file(self, uri: str) -> Bytes:
+        return open_bytes(uri) if is_absolute(uri) else self._manifest.store.open(uri)
+
+    @contextlib.contextmanager
+    def _reading(self, number: int, uri: str, doing: str = "read") -> Iterator[None]:
+        """Name the commit in what goes wrong."""
+        where = f"commit {number} of the stream at {self._manifest.url}"
+        with explained(f"cannot {doing} {uri}, {where}"):
+            try:
+                yield
+            except FileNotFoundError as error:  # an object store opens at each read
+                raise self._gone(number, error) from error
             except StreamDamaged as error:
                 raise StreamDamaged(f"{where}: {error}") from error
-        return _Shard(commit.uri, index, file)
 
     def _gone(self, number: int, error: FileNotFoundError) -> StreamPruned | StreamDamaged:
         """Why a file of a commit is not there."""
@@ -119,15 +173,15 @@ class ShardFiles:
         return StreamDamaged(f"{where}: {error.filename or error} is gone; put it back")
 
 
-class _Shard:
-    """One tar and its index."""
+class _Tar:
+    """One tar."""
 
-    def __init__(self, uri: str, index: ShardIndex, file: Bytes) -> None:
+    def __init__(self, uri: str, file: Bytes) -> None:
         self.uri = uri
-        self.index = index
+        self.local = isinstance(file, LocalBytes)
         self._file = file
 
-    def read(self, row: IndexRow, *, verify: bool, max_record_bytes: int) -> Record:
+    def read(self, row: IndexRow, *, adopted: bool, verify: bool, max_record_bytes: int) -> Record:
         """One record. Raises BadRecord with one of REASONS."""
         if row.image.size > max_record_bytes:
             raise BadRecord("too_large", f"{row.image.size} bytes")
@@ -140,9 +194,17 @@ class _Shard:
             found.get(row.json, (_UNREADABLE, ""))[0] if row.json else None,
             found.get(row.cls, (_UNREADABLE, ""))[0] if row.cls else None,
         )
-        if self.index.adopted:
+        if adopted:
             return _adopted(record, f"{self.uri}#{_CONTROL.sub('?', name)}", verify=verify)
         return _checked(record, row.digest) if verify else record
+
+    def label(self, row: IndexRow) -> int | str | None:
+        """The label of one record. Raises BadRecord."""
+        texts = [member for member in (row.json, row.cls) if member and member.size <= _LARGEST_TEXT]
+        found = self._read_members(texts) if texts else {}
+        return decode_label(
+            *(found[member][0] if member in found else None for member in (row.json, row.cls))
+        )
 
     def _read_members(self, members: list[Member]) -> dict[Member, tuple[bytes, str]]:
         """Bytes and stated name of each member."""
@@ -168,6 +230,13 @@ class _Shard:
     def close(self) -> None:
         """Let go of the tar."""
         self._file.close()
+
+
+def _keep_newest(files: OrderedDict[int, _Tar] | OrderedDict[int, IndexFile]) -> None:
+    """Close the files that were not used for longest; one in an object store holds nothing open."""
+    most = _OPEN_SHARDS if next(reversed(files.values())).local else _INDEXES
+    while len(files) > most:
+        files.popitem(last=False)[1].close()
 
 
 def _checked(record: Record, digest: bytes) -> Record:

@@ -1,34 +1,20 @@
-"""Reads shards lane by lane, in the order of order.py.
+"""Reads shards lane by lane, window after window; window_walk.py says in which order the records of one come.
 
 A window of W commits can be read once all of them exist or the stream is sealed, so the order never depends
-on when somebody looked. A position names the window by its first commit, how many of the lane's slices there
-are finished, and how many records of the current one.
+on when somebody looked. W = 0 is one window of all commits of a sealed stream. A position names the window by
+its first commit, and a place in it.
 """
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from stream.errors import StreamMismatch, StreamPruned
 from stream.lanes import Bounds, Position
 from stream.manifest import Manifest
-from stream.order import LARGEST_SEED, lane_total, record_order, slice_bounds, window_order
+from stream.order import LARGEST_SEED, lane_total
 from stream.shard_files import ShardFiles
 from stream.source import Entry, Outlook
-
-_KEPT_WINDOWS = 4
-"""Windows of each lane whose order is kept in memory."""
-
-
-class _Visit(NamedTuple):
-    """A lane's slice of one commit."""
-
-    number: int
-    """Of the commit."""
-    start: int
-    """First record."""
-    size: int
-    """Records."""
+from stream.window_walk import ORDERS, SHARD, WINDOW, Place, ShardWalk, Walk, Window, WindowWalk
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,24 +26,43 @@ class ShardSpec:
     lanes: int
     """V; >= 1."""
     window: int
-    """W, commits that are shuffled together; >= 1. 1 gives the least delay on a growing stream."""
+    """W, commits that are shuffled together; 1 gives the least delay on a growing stream, 0 means all commits
+    of a sealed one."""
     seed: int
     """Of the order; 0 .. 2^63-1."""
+    order: str = WINDOW
+    """window: a lane's records of a window in one permutation. shard: one shard after the other, where random
+    reads are dear."""
     verify: bool = True
     """Compare the SHA-256 of each image with what index and record state."""
     max_record_bytes: int = 128 * 1024 * 1024
     """Larger encoded images are skipped with reason too_large; >= 1."""
 
     def __post_init__(self) -> None:
-        for name in ("lanes", "window", "max_record_bytes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+        for name, least in (("lanes", 1), ("window", 0), ("max_record_bytes", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be >= {least}, got {getattr(self, name)}")
+        if self.order not in ORDERS:
+            raise ValueError(f"order must be {' or '.join(ORDERS)}, got {self.order!r}")
         if not 0 <= self.seed <= LARGEST_SEED:
             raise ValueError(f"seed must be in 0..2^63-1, got {self.seed}")
 
     def open(self) -> "ShardSource":
-        """Open the stream in this process. Raises StreamNotFound, StreamDamaged, StreamError."""
-        return ShardSource(self, Manifest.open(self.url))
+        """Open the stream in this process.
+
+        Raises:
+            StreamNotFound, StreamDamaged, StreamError: as `Manifest.open`.
+            StreamMismatch: the window is all of a stream that is still open.
+        """
+        manifest = Manifest.open(self.url)
+        if self.window == 0 and not manifest.sealed:
+            manifest.close()
+            raise StreamMismatch(
+                f"window = 0 shuffles all commits of a sealed stream together, and the stream at {self.url} "
+                f"is still open: seal it when no more comes (`swavstream seal {self.url}`), or set window to "
+                "a number of commits"
+            )
+        return ShardSource(self, manifest)
 
 
 class ShardSource:
@@ -71,8 +76,14 @@ class ShardSource:
         self.lanes = spec.lanes
         self.manifest = manifest
         self._spec = spec
-        self._files = ShardFiles(manifest, verify=spec.verify, max_record_bytes=spec.max_record_bytes)
-        self._windows: dict[tuple[int, int, int, int], list[_Visit]] = {}
+        self._files = ShardFiles(
+            manifest,
+            verify=spec.verify,
+            max_record_bytes=spec.max_record_bytes,
+            scattered=spec.order == WINDOW,
+        )
+        walk = ShardWalk if spec.order == SHARD else WindowWalk
+        self._walk: Walk = walk(manifest, lanes=spec.lanes, seed=spec.seed)
 
     def records(self, begin: int = 0) -> int:
         """Records committed from a commit on, as of the last refresh."""
@@ -81,7 +92,8 @@ class ShardSource:
     @property
     def begin(self) -> int:
         """First commit of the first window of which nothing is pruned: where a new run begins."""
-        return -(-self.manifest.floor.first // self._spec.window) * self._spec.window
+        width = max(1, self._spec.window)
+        return -(-self.manifest.floor.first // width) * width
 
     def identity(self) -> dict[str, str]:
         """What a cursor is bound to: the stream's uuid, wherever the stream is."""
@@ -128,20 +140,25 @@ class ShardSource:
             StreamDamaged: a shard or its index is gone or cannot be trusted.
             StreamError: it cannot be read.
         """
+        for place, after in self.places(position, pass_number):
+            yield self._files.entry(place.number, place.record), after
+
+    def places(self, position: Position, pass_number: int) -> Iterator[tuple[Place, Position]]:
+        """As `read`, but no record is read: only where each is, and the position after it.
+
+        Raises:
+            StreamMismatch: as `outlook`.
+        """
         lane, unit, base, idx = position.lane, position.unit, position.base, position.idx
         while count := self._window(position, unit):
-            visits = self._visits(lane, unit, count, pass_number)
-            self._check_base(position, base, count)
-            while base < count:
-                number, start, size = visits[base]
-                if idx > size:
-                    raise self._misfit(position)
-                for at in self._order(lane, number, size, pass_number)[idx:]:
-                    idx += 1
-                    entry = self._files.entry(number, start + at)
-                    yield entry, self._after(position, unit, base, idx, size=size, count=count)
-                base, idx = base + 1, 0
-            unit, base = unit + self._spec.window, 0
+            window = Window(lane, pass_number, unit, count)
+            if self._walk.done(window, base, idx) is None:
+                raise self._misfit(position)
+            following = unit + (self._spec.window or count)
+            for place in self._walk.places(window, base, idx):
+                at = (following, 0, 0) if place.base == count else (unit, place.base, place.idx)
+                yield place, Position(lane=lane, unit=at[0], base=at[1], idx=at[2], seq=position.seq)
+            unit, base, idx = following, 0, 0
 
     def entry(self, unit: int, index: int) -> Entry:
         """Read one record again.
@@ -156,6 +173,10 @@ class ShardSource:
             raise StreamMismatch(f"no record {index} of commit {unit} in the stream at {self.manifest.url}")
         return self._files.entry(unit, index)
 
+    def label(self, unit: int, index: int) -> int | str | None:
+        """The label of a record, without reading its image; None = none that can be used."""
+        return self._files.label(unit, index)
+
     def close(self) -> None:
         """Let go of files. May be called twice."""
         self._files.close()
@@ -163,44 +184,20 @@ class ShardSource:
 
     def _readable(self) -> int:
         """Commits that may be read: those of whole windows, all of a sealed stream."""
-        size = len(self.manifest)
-        return size if self.manifest.sealed else size - size % self._spec.window
+        size, width = len(self.manifest), self._spec.window
+        if self.manifest.sealed:
+            return size
+        return size - size % width if width else 0
 
     def _window(self, position: Position, unit: int) -> int:
         """Commits of the window at `unit`; 0 when it cannot be read."""
-        width, readable = self._spec.window, self._readable()
-        fits = (
-            0 <= position.lane < self.lanes
-            and unit % width == 0
-            and 0 <= unit < max(readable, self.begin) + width
-        )
+        readable = self._readable()
+        width = self._spec.window or max(readable - unit, 1)
+        whole = unit % self._spec.window == 0 if self._spec.window else unit <= readable
+        fits = 0 <= position.lane < self.lanes and whole and 0 <= unit < max(readable, self.begin) + width
         if not fits:
             raise self._misfit(position)
         return max(min(readable - unit, width), 0)
-
-    def _visits(self, lane: int, unit: int, count: int, pass_number: int) -> list[_Visit]:
-        """The lane's slices of a window, in its order."""
-        key = (lane, unit, count, pass_number)
-        visits = self._windows.get(key)
-        if visits is None:
-            order = window_order(
-                seed=self._spec.seed, pass_number=pass_number, lane=lane, first=unit, count=count
-            )
-            visits = []
-            for number in (unit + order).tolist():
-                n, before = self.manifest.n(number), self.manifest.before(number)
-                start, stop = slice_bounds(n, before, self.lanes, lane)
-                visits.append(_Visit(number, start, stop - start))
-            if len(self._windows) >= _KEPT_WINDOWS * self.lanes:
-                self._windows.clear()
-            self._windows[key] = visits
-        return visits
-
-    def _order(self, lane: int, number: int, size: int, pass_number: int) -> list[int]:
-        order: list[int] = record_order(
-            seed=self._spec.seed, pass_number=pass_number, lane=lane, number=number, count=size
-        ).tolist()
-        return order
 
     def _used(self, position: Position, pass_number: int) -> int:
         """Records of the lane before a position."""
@@ -211,23 +208,23 @@ class ShardSource:
                 raise self._misfit(position)
             before = self.manifest.before(min(position.unit, len(self.manifest)))
             return lane_total(before, self.lanes, position.lane)
-        visits = self._visits(position.lane, position.unit, count, pass_number)
-        self._check_base(position, position.base, count)
-        if position.idx > (visits[position.base].size if position.base < count else 0):
+        window = Window(position.lane, pass_number, position.unit, count)
+        done = self._walk.done(window, position.base, position.idx)
+        if done is None:
             raise self._misfit(position)
-        before = lane_total(self.manifest.before(position.unit), self.lanes, position.lane)
-        return before + sum(visit.size for visit in visits[: position.base]) + position.idx
+        return lane_total(self.manifest.before(position.unit), self.lanes, position.lane) + done
 
     def _check_kept(self, position: Position, pass_number: int) -> None:
         """See that nothing after a position is pruned."""
         floor = self.manifest.floor
         if position.unit >= floor.first:
             return
-        count = self._window(position, position.unit)
-        visits = self._visits(position.lane, position.unit, count, pass_number)[position.base :]
-        missed = sum(visit.size for visit in visits if visit.number < floor.first)
-        if visits and visits[0].number < floor.first:
-            missed -= min(position.idx, visits[0].size)
+        missed, count = 0, self._window(position, position.unit)
+        if count:
+            window = Window(position.lane, pass_number, position.unit, count)
+            if self._walk.done(window, position.base, position.idx) is None:
+                raise self._misfit(position)
+            missed = self._walk.pruned(window, position.base, position.idx, floor.first)
         later = min(position.unit + count, floor.first)
         missed += lane_total(floor.records, self.lanes, position.lane)
         missed -= lane_total(self.manifest.before(later), self.lanes, position.lane)
@@ -238,23 +235,9 @@ class ShardSource:
                 missed=missed,
             )
 
-    def _after(
-        self, position: Position, unit: int, base: int, idx: int, *, size: int, count: int
-    ) -> Position:
-        """The position after a record; the last one of a slice or window leads to the next."""
-        if idx == size:
-            base, idx = base + 1, 0
-        if base == count:
-            unit, base = unit + self._spec.window, 0
-        return Position(lane=position.lane, unit=unit, base=base, idx=idx, seq=position.seq)
-
-    def _check_base(self, position: Position, base: int, count: int) -> None:
-        if not 0 <= base <= count or position.idx < 0:
-            raise self._misfit(position)
-
     def _misfit(self, position: Position) -> StreamMismatch:
         return StreamMismatch(
             f"{position} is no place in the stream at {self.manifest.url}, which has {len(self.manifest)} "
-            f"commits and is read by {self.lanes} lanes in windows of {self._spec.window}: the cursor is of "
-            "another stream, number of lanes or window"
+            f"commits and is read by {self.lanes} lanes in windows of {self._spec.window or 'all commits'} "
+            f"(order = {self._spec.order}): the cursor is of another stream, number of lanes, window or order"
         )

@@ -31,6 +31,7 @@ class LoaderOptions(TypedDict, total=False):
     pin_memory: bool
     should_stop: Callable[[], bool]
     mode: str
+    groups: int
 
 
 @dataclass(slots=True)
@@ -89,7 +90,6 @@ class TailLoader(Loader):
     ) -> None:
         self._trains_tail = tail
         self._tail: _Tail | None = None
-        self._ranks, self._rank = options.get("ranks", 1), options.get("rank", 0)
         super().__init__(
             spec,
             cursor=cursor,
@@ -140,7 +140,7 @@ class TailLoader(Loader):
         if len(found) < lanes:
             self._tail = None
             return False
-        tail.own = [(lane, some) for lane, some in dealt(found, lanes) if lane % self._ranks == self._rank]
+        tail.own = [(lane, some) for lane, some in dealt(found, lanes) if lane in self._lanes]
         for column in range(0, len(tail.own), _SAMPLES_OF_A_QUESTION):
             some = tuple(sample for _, sample in tail.own[column : column + _SAMPLES_OF_A_QUESTION])
             self._ask(tail, lanes + column + 1, Recall(some, draw=0, frame=0, column=column))

@@ -51,7 +51,8 @@ def show(
 ) -> None:
     """Show all settings of a recipe, as TOML that `learn --config` takes, and how they fit this machine.
 
-    Memory is estimated for one rank, without the program itself.
+    Memory is estimated for one rank, without the program itself. With --stream it also says of how many
+    shards, and of how many classes where a local stream has labels, the first batch would be.
 
     \b
     Examples:

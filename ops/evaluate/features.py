@@ -14,6 +14,7 @@ from stream.lanes import Position
 from stream.manifest import Manifest
 from stream.record import Record, sha256_of
 from stream.shard_source import ShardSpec
+from stream.window_walk import SHARD
 
 RAW_SIDE = 32
 """Largest side at which raw pixels are compared: more pixels make that baseline dearer, hardly better."""
@@ -52,7 +53,7 @@ class LabelledImages:
     """
 
     def __init__(self, url: str, *, size: int, limit: int, max_pixels: int) -> None:
-        self._source = ShardSpec(url=url, lanes=1, window=1, seed=0).open()
+        self._source = ShardSpec(url=url, lanes=1, window=1, seed=0, order=SHARD).open()
         self._manifest = Manifest.open(url)
         self._size = size
         self._limit = limit

@@ -2,7 +2,7 @@
 
 import os
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -60,18 +60,34 @@ class Crew:
         return answer
 
 
+class Neighbours(Ranks):
+    """Some of the crew, whose groups of neighbours are there already."""
+
+    def __init__(self, made: Mapping[tuple[int, ...], object], members: tuple[int, ...]) -> None:
+        group = made[members]
+        assert isinstance(group, dist.ProcessGroup), "only members of a group are asked"
+        super().__init__(group)
+        self._made = made
+
+    def parts(self, sets: Sequence[tuple[int, ...]]) -> dict[tuple[int, ...], Group]:
+        """As `Ranks.parts`."""
+        whole = tuple(range(self.world))
+        own = [members for members in sets if self.rank in members]
+        return {members: self if members == whole else Neighbours(self._made, members) for members in own}
+
+
 def _member(rank: int, store: Path, pipe: Connection) -> None:
     """Body of one process."""
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=SIZE)
-    groups = {size: dist.new_group(list(range(size))) for size in (2, 3, SIZE)}
+    # In every process, in this order: all neighbours that may work together, or share a group of batch norm.
+    spans = [range(first, last) for first in range(SIZE) for last in range(first + 2, SIZE + 1)]
+    made = {tuple(span): dist.new_group(list(span)) for span in spans}
     pipe.send((False, rank))
     while (task := pipe.recv()) is not None:
         function, world, arguments = task
-        members = groups[world]
-        assert isinstance(members, dist.ProcessGroup), "only members of a group are asked"
-        group: Group = Ranks(members)
+        group: Group = Neighbours(made, tuple(range(world)))
         try:
             answer = (False, function(group, **arguments))
         except Exception:  # noqa: BLE001  # carried to the test, whose failure it is

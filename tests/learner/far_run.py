@@ -7,7 +7,7 @@ A process of its own, see `far_device`.
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ from learner.learner import Learner
 from learner.report import StepReport
 from learner.transfer import sent_together
 from tests.learner.far_device import Watch, lock, set_up
-from tests.learner.small_run import batch, counting_clock, small_config
+from tests.learner.small_run import batch, counting_clock, deal_of, small_config
 
 QUIET: dict[str, object] = {"interval_samples": 10**9}
 """No health report after that of the first update."""
@@ -38,6 +38,10 @@ class Partner(Alone):
     def sum(self, tensor: Tensor) -> Tensor:
         """A copy, as of real ranks."""
         return tensor.clone()
+
+    def parts(self, sets: Sequence[tuple[int, ...]]) -> dict[tuple[int, ...], Group]:
+        """Of both ranks: this one."""
+        return {members: self for members in sets if members == (0, 1)}
 
     def max(self, tensor: Tensor) -> Tensor:
         """A copy, as of real ranks."""
@@ -66,12 +70,14 @@ class Case(NamedTuple):
             precision=self.precision,
             total_samples=None,
             clock=counting_clock(),
-            group=self.group,
+            deal=deal_of(self.config, self.group),
         )
 
     def step(self, learner: Learner, number: int) -> StepReport:
         """One update."""
-        views = batch(number, ranks=self.group.world, rank=self.group.rank)
+        views = batch(
+            number, ranks=self.group.world, rank=self.group.rank, groups=self.config.model.bn_groups
+        )
         if learner._network.device.type != "cpu":
             views = page_locked(views)
         return learner.step(views, accumulate=self.parts, fresh=number < STEPS - 1)

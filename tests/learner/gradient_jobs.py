@@ -1,6 +1,6 @@
 """What ranks do to show in which order they sum gradients; each function runs in all processes of a crew."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from learner.collective import Group
 from learner.config import LearnerConfig
 from learner.learner import Learner
 from tests.learner.rank_jobs import arrays
-from tests.learner.small_run import batch, counting_clock
+from tests.learner.small_run import batch, counting_clock, deal_of
 
 Call = tuple[str, int]
 """Which collective, and of how many numbers."""
@@ -46,6 +46,11 @@ class Noted:
 
         return noted_wait
 
+    def parts(self, sets: Sequence[tuple[int, ...]]) -> dict[tuple[int, ...], Group]:
+        """All of them together are noted; some of them are not."""
+        found = self._group.parts(sets)
+        return {members: self if group is self._group else group for members, group in found.items()}
+
 
 def train(
     group: Group,
@@ -65,14 +70,15 @@ def train(
         precision="float64",
         total_samples=None,
         clock=counting_clock(),
-        group=noted,
+        deal=deal_of(config, noted),
         bucket_bytes=bucket_bytes,
     )
     learner._model.head.requires_grad_(not still_head)
     losses, calls = [], []
     for step in range(steps):
         noted.calls.clear()
-        report = learner.step(batch(step, ranks=group.world, rank=group.rank), accumulate=accumulate)
+        views = batch(step, ranks=group.world, rank=group.rank, groups=config.model.bn_groups)
+        report = learner.step(views, accumulate=accumulate)
         losses.append(report.loss)
         calls.append(list(noted.calls))
     gradients = [p for p in learner._model.parameters() if p.requires_grad]

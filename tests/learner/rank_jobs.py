@@ -12,7 +12,7 @@ from learner.network import Network
 from learner.report import NonFinite
 from learner.sinkhorn import assign
 from learner.watch import Watch
-from tests.learner.small_run import batch, small_learner, spoiled
+from tests.learner.small_run import batch, deal_of, small_learner, spoiled
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 
@@ -44,7 +44,7 @@ def train(
         learner.load_state_dict(tensors(state))
     reports = []
     for step in steps:
-        views = batch(step, ranks=group.world, rank=group.rank)
+        views = batch(step, ranks=group.world, rank=group.rank, groups=config.model.bn_groups)
         reports.append(learner.step(views, accumulate=accumulate))
     return {
         "losses": [report.loss for report in reports],
@@ -75,9 +75,9 @@ def train(
 def meet_a_spoiled_batch(group: Group, *, config: LearnerConfig) -> tuple[str, bool, list[float]]:
     """A sample of rank 1 is not a number: what a rank sees, whether it is as before, and how it goes on."""
     learner = small_learner(config, group=group)
-    learner.step(batch(0, ranks=group.world, rank=group.rank))
+    learner.step(batch(0, ranks=group.world, rank=group.rank, groups=config.model.bn_groups))
     before = learner.state_dict()
-    views = batch(1, ranks=group.world, rank=group.rank)
+    views = batch(1, ranks=group.world, rank=group.rank, groups=config.model.bn_groups)
     try:
         learner.step(spoiled(views) if group.rank == 1 else views)
     except NonFinite as error:
@@ -86,7 +86,10 @@ def meet_a_spoiled_batch(group: Group, *, config: LearnerConfig) -> tuple[str, b
         seen = "nothing"
     after = learner.state_dict()
     unchanged = all(torch.equal(tensor, after["tensors"][name]) for name, tensor in before["tensors"].items())
-    losses = [learner.step(batch(step, ranks=group.world, rank=group.rank)).loss for step in (1, 2)]
+    losses = [
+        learner.step(batch(step, ranks=group.world, rank=group.rank, groups=config.model.bn_groups)).loss
+        for step in (1, 2)
+    ]
     return seen, unchanged, losses
 
 
@@ -133,11 +136,13 @@ def sums(group: Group, *, bucket_bytes: int) -> dict[str, Any]:
 
 def watch(group: Group, *, config: LearnerConfig, steps: range) -> list[Any]:
     """What a frozen copy says of some batches, with probes and a reference."""
-    network = Network(config, seed=0, device=torch.device("cpu"), precision="float64", group=group)
-    looking = Watch(network, group, config.swav.prototypes[0])
+    deal = deal_of(config, group)
+    assert deal is not None
+    network = Network(config, seed=0, device=torch.device("cpu"), precision="float64", deal=deal)
+    looking = Watch(network, deal, config.swav.prototypes[0])
     found = []
     for step in steps:
-        views = batch(step, ranks=group.world, rank=group.rank)
+        views = batch(step, ranks=group.world, rank=group.rank, groups=config.model.bn_groups)
         counts = counts_of_ranks(group, views.crops[0].shape[1])
         seen = looking.observe(
             views,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from learner.augment import Views
-from learner.collective import Group
+from learner.collective import Deal, Group
 from learner.config import (
     AugmentConfig,
     HealthConfig,
@@ -20,6 +20,7 @@ from learner.config import (
 )
 from learner.learner import Learner
 from learner.report import StepReport
+from stream.lanes import owned_lanes, owners_of
 
 LANES = 8
 CHUNK = 2
@@ -69,8 +70,13 @@ def small_learner(
         precision=precision,
         total_samples=None,
         clock=counting_clock(),
-        group=group,
+        deal=deal_of(config, group),
     )
+
+
+def deal_of(config: LearnerConfig, group: Group | None) -> Deal | None:
+    """The lanes of `batch`, dealt as they are read."""
+    return group and Deal(group, owners_of(LANES, group.world, config.model.bn_groups))
 
 
 def counting_clock() -> Callable[[], float]:
@@ -78,11 +84,12 @@ def counting_clock() -> Callable[[], float]:
     return lambda: float(next(ticks))
 
 
-def batch(step: int, *, ranks: int = 1, rank: int = 0) -> Views:
-    """The samples of a rank in one step; lanes are dealt in turn, what they hold depends on the step."""
+def batch(step: int, *, ranks: int = 1, rank: int = 0, groups: int = 1) -> Views:
+    """The samples of a rank in one step; what a lane holds depends on the step."""
     lane_B = torch.arange(LANES).repeat_interleave(CHUNK)
     generator = torch.Generator().manual_seed(1000 + step)
-    own_B = torch.nonzero(lane_B % ranks == rank).squeeze(1)
+    own = torch.tensor(owned_lanes(LANES, ranks, rank, groups))
+    own_B = torch.nonzero(torch.isin(lane_B, own)).squeeze(1)
     whole = Views(
         crops=(pictures(generator, 2, 16), pictures(generator, 2, 8)),
         uniforms=torch.rand(4, BATCH, 16, generator=generator),

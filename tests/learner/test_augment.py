@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from learner.augment import Views, blur, photometric
+from learner.collective import Alone, Deal
 from learner.config import AugmentConfig
 from learner.draws import UNIFORMS
 from tests.oracles.photometric import photometric_all
@@ -164,11 +165,25 @@ def test_views_without_samples_are_refused() -> None:
         Views(crops=(torch.zeros(2, 0, 3, 8, 8, dtype=torch.uint8),), uniforms=torch.zeros(2, 0, 16))
 
 
-def test_lanes_are_dealt_in_turn_where_none_are_named() -> None:
-    assert views().lanes(ranks=3, rank=2).tolist() == [2, 5, 8, 11]
-    assert views(lane_B=torch.tensor([4, 4, 6, 0])).lanes(ranks=2, rank=0).tolist() == [4, 4, 6, 0]
+class Second(Alone):
+    """The second of two ranks, as far as who has which lane."""
+
+    rank, world = 1, 2
+
+
+def test_one_rank_needs_no_names_of_lanes_and_several_do() -> None:
+    assert views().lanes(Deal(Alone())).tolist() == [0, 1, 2, 3]
+    deal = Deal(Second(), [0, 0, 0, 0, 1, 1, 1, 1])
+    assert views(lane_B=torch.tensor([4, 4, 6, 7])).lanes(deal).tolist() == [4, 4, 6, 7]
+    with pytest.raises(ValueError, match="each sample needs to name its lane"):
+        views().lanes(deal)
+    with pytest.raises(ValueError, match="2 ranks need to be told the owner of each lane"):
+        Deal(Second())
+    with pytest.raises(ValueError, match="2 ranks need to be told the owner of each lane"):
+        Deal(Second(), [0, 0])
 
 
 def test_a_lane_of_another_rank_is_refused() -> None:
-    with pytest.raises(ValueError, match="rank 0 of 2 must bring lanes l with l mod 2 = 0 only"):
-        views(lane_B=torch.tensor([4, 5, 6, 0])).lanes(ranks=2, rank=0)
+    for lanes, foreign in (([4, 5, 6, 0], 0), ([4, 5, 8, 7], 8)):
+        with pytest.raises(ValueError, match=f"rank 1 of 2 brings a sample of lane {foreign}, which"):
+            views(lane_B=torch.tensor(lanes)).lanes(Deal(Second(), [0, 0, 0, 0, 1, 1, 1, 1]))

@@ -54,7 +54,7 @@ def test_unequal_ranks_sum_buckets_between_the_collectives_of_batch_norm(crew: C
     for calls in ranks[0]["calls"]:
         begun = later(calls)
         waits = [place for place, (kind, _) in enumerate(calls) if kind == "wait"]
-        between = [kind for kind, _ in calls[begun[0] : begun[-1]] if kind == "sum"]
+        between = [kind for kind, _ in calls[begun[0] : begun[-1]] if kind == "sum_"]
         assert len(begun) >= 8
         assert len(waits) == len(begun)
         assert max(begun) < min(waits), "nothing is waited for before all of backward is done"

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from learner.augment import photometric
-from learner.collective import Alone
+from learner.collective import Alone, Deal
 from learner.config import AugmentConfig, LearnerConfig
 from learner.loss import swapped_loss
 from learner.measure import measure
@@ -38,7 +38,7 @@ def laps() -> Laps:
 
 def small_network(config: LearnerConfig, *, precision: str = "float32") -> Network:
     """The network that a small learner starts with."""
-    return Network(config, seed=0, device=CPU, precision=precision, group=Alone())
+    return Network(config, seed=0, device=CPU, precision=precision, deal=Deal(Alone()))
 
 
 @pytest.mark.parametrize("kind", ["adamw", "groups of batch norm"])
@@ -211,7 +211,7 @@ def test_a_step_costs_a_small_collective_an_iteration_and_two_more(iterations: i
 def test_what_is_read_back_in_one_piece_is_what_each_value_was() -> None:
     learner = small_learner(small_config(swav={"prototypes": (10, 6), "prior": "powerlaw"}))
     views = batch(0)
-    lane_B = views.lanes(ranks=1, rank=0)
+    lane_B = views.lanes(Deal(Alone()))
     usage_H = [torch.zeros(10), torch.zeros(6)]
     outcome = learner._gradient.of(
         views, lane_B, [torch.arange(BATCH)], counts=(BATCH,), samples=0, usage_H=usage_H, laps=laps()

@@ -53,7 +53,7 @@ def assert_same_run(ranks: list[dict[str, Any]], one: dict[str, Any], tolerance:
 
 @pytest.mark.parametrize(
     ("world", "groups", "steps"),
-    [(2, 4, STEPS), (4, 4, STEPS), (4, 0, STEPS), (2, 0, 8), (4, 2, 8), (3, 2, 8)],
+    [(2, 4, STEPS), (4, 4, STEPS), (4, 0, STEPS), (2, 0, 8), (4, 2, 8), (3, 2, 8), (4, 3, 8), (3, 5, 4)],
     ids=[
         "2 ranks, two groups each",
         "4 ranks, a group each",
@@ -61,6 +61,8 @@ def assert_same_run(ranks: list[dict[str, Any]], one: dict[str, Any], tolerance:
         "2 ranks, one group over both",
         "4 ranks, a group over two",
         "3 ranks of unequal size, groups across them",
+        "4 ranks, three groups: two ranks share one with each neighbour",
+        "3 ranks, five groups of unequal size",
     ],
 )
 def test_any_number_of_ranks_is_the_same_run_as_one(crew: Crew, world: int, groups: int, steps: int) -> None:

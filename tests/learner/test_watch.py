@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from learner.augment import Views
-from learner.collective import Alone
+from learner.collective import Alone, Deal
 from learner.network import Network
 from learner.watch import REPORTS, TRAIL_LEAST, FeatureTrail, Watch, Watched
 from tests.learner.small_run import small_config
@@ -14,7 +14,9 @@ B = 64
 
 
 def network(seed: int = 0) -> Network:
-    return Network(small_config(), seed=seed, device=torch.device("cpu"), precision="float32", group=Alone())
+    return Network(
+        small_config(), seed=seed, device=torch.device("cpu"), precision="float32", deal=Deal(Alone())
+    )
 
 
 def batch(step: int, *, dark: bool = False) -> Views:
@@ -34,7 +36,7 @@ class Looking:
 
     def __init__(self, *, every: int = 10**9) -> None:
         self.network = network()
-        self.watch = Watch(self.network, Alone(), 10)
+        self.watch = Watch(self.network, Deal(Alone()), 10)
         self.every, self.samples = every, 0
 
     def look(self, steps: range, *, dark: bool = False, queue_age: int | None = None) -> Watched:

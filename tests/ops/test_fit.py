@@ -22,6 +22,7 @@ def said(name: str, *assignments: str, ranks: int = 1, machine: Machine = LARGE)
 
 def said_of(stream: Stream, monkeypatch: pytest.MonkeyPatch, name: str, *assignments: str) -> str:
     monkeypatch.setattr("ops.resolved.look", lambda _: stream)
+    monkeypatch.setattr("ops.resolved.look_at_batch", lambda _, _config: None)
     return "\n".join(resolve(name, assignments, stream="there", machine=LARGE).warnings)
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import hashlib
+import json
 import logging
 import os
 import resource
@@ -23,10 +24,11 @@ from ops.lock import RunLock
 from ops.outcome import FINISHED, STOPPED, Summary
 from ops.rundir import read_json, read_lines, read_run
 from ops.signals import StopRequest
+from ops.source_spec import source_spec
 from ops.standing import look
 from stream.adopt import adopt_tar
 from stream.config import ShardConfig
-from stream.errors import StreamError, StreamNotFound, TooManyBadRecords
+from stream.errors import StreamError, StreamMismatch, StreamNotFound, TooManyBadRecords
 from stream.loader import Loader
 from stream.manifest import Manifest
 from stream.readiness import Readiness
@@ -48,6 +50,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
         ("model.backbone=resnet8-w48", "model.backbone is 'resnet8-w32' there and 'resnet8-w48' here"),
         ("swav.prototypes=17", "swav.prototypes is [16] there and [17] here"),
         ("model.projection_dim=8", "model.projection_dim is 16 there and 8 here"),
+        ("order=shard", "order is 'window' there and 'shard' here"),
     ],
 )
 def test_a_setting_that_makes_the_run_what_it_is_cannot_change(
@@ -434,3 +437,51 @@ def test_a_port_in_use_is_refused_before_anything_is_learned(tmp_path: Path, dra
     stop.ask()
     learner.join(30)
     assert look(first).status == STOPPED
+
+
+def test_a_run_from_before_there_was_an_order_goes_on_shard_by_shard(
+    tmp_path: Path, drawn_stream: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With the command that began it, as often as it is stopped; a new run takes the default."""
+    whole, old = tmp_path / "whole", tmp_path / "old"
+    run(drawn_stream, whole, config_of("order=shard"))
+    run(drawn_stream, old, config_of("order=shard"), stop=StopAfter(old, 2))
+    record = json.loads((old / "run.json").read_text())
+    del record["config"]["order"], record["order_unset"]
+    (old / "run.json").write_text(json.dumps(record))
+    assert '"order"' not in newest_saved_text(old)
+    assert config_of().order == "window"
+    run(drawn_stream, old, config_of("optim.weight_decay=2e-6"), stop=StopAfter(old, 3))
+    assert "goes on as order = shard" in caplog.text
+    run(drawn_stream, old, config_of())
+    assert bits(old)[2] == bits(whole)[2]
+    assert [line["setting"] for line in read_lines(old / "changes.jsonl")] == ["optim.weight_decay"] * 2
+    assert read_run(old).config["order"] == "shard"
+
+
+def newest_saved_text(run_dir: Path) -> str:
+    return (newest_checkpoint(run_dir) / "cursor.json").read_text()
+
+
+def newest_checkpoint(run_dir: Path) -> Path:
+    return max((run_dir / "checkpoints").glob("ckpt-*"))
+
+
+def test_a_cursor_of_another_order_than_its_run_is_refused(tmp_path: Path, drawn_stream: str) -> None:
+    run_dir = tmp_path / "run"
+    run(drawn_stream, run_dir, config_of(), stop=StopAfter(run_dir, 2))
+    record = json.loads((run_dir / "run.json").read_text())
+    record["config"]["order"] = "shard"
+    (run_dir / "run.json").write_text(json.dumps(record))
+    with pytest.raises(RunMismatch, match="saved with order = window, and the run's order is shard"):
+        run(drawn_stream, run_dir, config_of("order=shard"))
+
+
+def test_a_window_of_all_commits_is_for_sealed_streams(tmp_path: Path) -> None:
+    stream = write_stream(tmp_path / "stream", 80, seal=False)
+    with pytest.raises(StreamMismatch, match=r"window = 0 shuffles all commits .* still open: seal it"):
+        run(stream, tmp_path / "run", config_of("window=0"))
+    with pytest.raises(ConfigError, match="window = 0 means all commits of a sealed stream of shards"):
+        source_spec("kafka://host:1/t", config_of("window=0"))
+    Manifest.open(stream).seal()
+    assert run(stream, tmp_path / "run", config_of("window=0")).status == FINISHED

@@ -130,26 +130,26 @@ def test_ranks_that_have_lost_step_are_refused() -> None:
 
 def test_lanes_without_records_are_named_after_a_while() -> None:
     said: list[str] = []
-    world = Two({"state": State.WAITING, "starving": 2}, told={"starving": [1, 3], "lanes": 3})
+    world = Two({"state": State.WAITING, "starving": 2}, told={"starving": [3, 5], "lanes": [3, 4, 5]})
     steps = steps_of(world, patience=AT_ONCE, warn=said.append)
     with steps.loader:
         next(iter(steps))
-    assert said == ["waiting 0 s for records of lanes 1, 3 (rank 1); other lanes have some"]
+    assert said == ["waiting 0 s for records of lanes 3, 5 (rank 1); other lanes have some"]
 
 
 def test_a_rank_whose_readers_bring_nothing_ends_the_run_by_name() -> None:
-    world = Two({"state": State.WAITING}, told={"starving": [], "lanes": 3})
+    world = Two({"state": State.WAITING}, told={"starving": [], "lanes": [3, 4, 5]})
     steps = steps_of(world, patience=AT_ONCE)
     with (
         steps.loader,
-        pytest.raises(Starved, match=r"rank 1 \(lanes 1, 3, 5\): no batch for 0 s although records are"),
+        pytest.raises(Starved, match=r"rank 1 \(lanes 3, 4, 5\): no batch for 0 s although records are"),
     ):
         next(iter(steps))
 
 
 def test_records_that_have_not_arrived_never_end_a_run() -> None:
     late = {"state": State.WAITING, "starving": 3}
-    told = {"starving": [1, 3, 5], "lanes": 3}
+    told = {"starving": [3, 4, 5], "lanes": [3, 4, 5]}
     steps = steps_of(Two(late, late, late, told=told), patience=AT_ONCE, warn=lambda _text: None)
     with steps.loader:
         assert next(iter(steps)).cursor.steps == 1

@@ -72,9 +72,9 @@ def memory_url() -> str:
     return f"memory://{uuid.uuid4().hex}"
 
 
-def open_source(url: str, *, lanes: int, window: int, seed: int = 5) -> ShardSource:
+def open_source(url: str, *, lanes: int, window: int, seed: int = 5, order: str = "window") -> ShardSource:
     """A source over the stream at `url`."""
-    return ShardSpec(url=url, lanes=lanes, window=window, seed=seed).open()
+    return ShardSpec(url=url, lanes=lanes, window=window, seed=seed, order=order).open()
 
 
 def read_lane(

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stream.order import lane_total, record_order, slice_bounds, window_order
+from stream.order import MOST_SORTED, lane_order, lane_total, record_order, slice_bounds, window_order
 
 SIZES = st.lists(st.integers(0, 300), max_size=12)
 LANES = st.integers(1, 70)
@@ -105,6 +105,76 @@ def test_the_documented_key_and_counter_give_the_order(tag: int) -> None:
     else:
         order = record_order(seed=seed, pass_number=pass_number, lane=lane, number=number, count=count)
     assert order.tolist() == expected
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 5, 1000, MOST_SORTED, MOST_SORTED + 1, 70_000, 300**2, 10**6 + 3])
+def test_the_order_of_a_window_is_a_permutation_at_every_size(count: int) -> None:
+    order = lane_order(seed=3, pass_number=2, lane=5, first=128, count=count)
+    whole = order.at(0, count)
+    assert np.array_equal(np.sort(whole), np.arange(count))
+    # Any part of it can be asked for.
+    parts = [order.at(start, min(start + 977, count)) for start in range(0, count, 977)]
+    assert np.array_equal(np.concatenate([*parts, order.at(0, 0)]), whole)
+
+
+@pytest.mark.parametrize("count", [6, MOST_SORTED + 1, 1_000_003])
+def test_a_record_comes_at_every_place_of_a_window_equally_often(count: int) -> None:
+    cells, times = 6, 3000
+    found = np.zeros((cells, cells))
+    places = np.arange(cells) * count // cells
+    for first in range(times):
+        order = lane_order(seed=9, pass_number=0, lane=1, first=first, count=count)
+        records = [int(order.at(place, place + 1)[0]) for place in places]
+        found[np.arange(cells), [record * cells // count for record in records]] += 1
+    # Each cell is binomial(3000, 1/6) with standard deviation 20; 5 of them are not left by chance.
+    assert np.abs(found - times / cells).max() < 102
+
+
+@pytest.mark.parametrize("count", [MOST_SORTED, MOST_SORTED + 1, 10**6])
+def test_what_is_read_together_was_not_together(count: int) -> None:
+    """Neighbours of the order are as far apart as two records drawn at random: a third of the window."""
+    records = lane_order(seed=4, pass_number=0, lane=0, first=0, count=count).at(0, count) / count
+    for distance in (1, 2, 64, 256, 1000):
+        apart = np.abs(records[distance:] - records[:-distance])
+        # Mean 1/3 and standard deviation 0.236 of one, 0.001 of the mean of 65,000.
+        assert apart.mean() == pytest.approx(1 / 3, abs=0.006)
+    thirds = np.bincount((records * 3).astype(int).reshape(-1)[: count // 9 * 9 : 3], minlength=3)
+    assert thirds / thirds.sum() == pytest.approx([1 / 3] * 3, abs=0.02)
+
+
+def test_a_network_is_the_documented_one() -> None:
+    seed, pass_number, lane, first, count = 5, 1, 2, 77, MOST_SORTED + 1
+    left, right = 257, 256  # 257^2 is the first square that is not smaller, 65,537 / 257 = 255.02
+    words: list[int] = []
+    block = 0
+    while len(words) < 8 * left:
+        block += 1
+        words += _philox([block, 0, lane, first], [seed, 3 << 32 | pass_number])
+
+    def once(record: int) -> int:
+        r, l = divmod(record, left)  # noqa: E741  the letters of the description
+        for number in range(8):
+            if number % 2 == 0:
+                l = (l + words[number * left + r]) % left  # noqa: E741
+            else:
+                r = (r + words[number * left + l]) % right
+        return l + left * r
+
+    places = [0, 1, 2, 1000, 65_535, 65_536]
+    expected = []
+    for place in places:
+        record = once(place)
+        while record >= count:
+            record = once(record)
+        expected.append(record)
+    order = lane_order(seed=seed, pass_number=pass_number, lane=lane, first=first, count=count)
+    assert [int(order.at(place, place + 1)[0]) for place in places] == expected
+
+
+def test_a_sorted_order_of_a_window_is_the_documented_one() -> None:
+    words = [word for block in (1, 2, 3) for word in _philox([block, 0, 2, 77], [5, 3 << 32 | 1])][:11]
+    order = lane_order(seed=5, pass_number=1, lane=2, first=77, count=11)
+    assert order.at(0, 11).tolist() == sorted(range(11), key=words.__getitem__)
 
 
 def test_orders_of_today_are_the_orders_of_yesterday() -> None:

@@ -16,6 +16,7 @@ from stream.lanes import Position
 from stream.manifest import Manifest
 from stream.shard_source import ShardSource, ShardSpec
 from stream.source import Entry, Outlook
+from stream.window_walk import ORDERS
 from tests.stream.make_shards import (
     append_shards,
     forget_memory,
@@ -27,6 +28,12 @@ from tests.stream.make_shards import (
 )
 
 SIZES = [7, 0, 1, 12, 3, 20, 5, 9]
+ORDER = st.sampled_from(ORDERS)
+# What lane 1 of 3 read of SIZES in pass 1 (window 3, seed 5) after two records, before there was `order`.
+OLD_TAIL = [
+    (0, 3), (2, 0), (5, 12), (5, 7), (5, 11), (5, 10), (5, 8), (5, 9), (3, 4), (3, 7), (3, 6), (3, 5),
+    (4, 1), (7, 3), (7, 5), (7, 4), (6, 2), (6, 1),
+]  # fmt: skip
 
 
 @pytest.fixture
@@ -40,44 +47,48 @@ def starts(lanes: int) -> list[Position]:
 
 
 def order_of(
-    url: str, lanes: int, window: int, seed: int = 5, pass_number: int = 0
+    url: str, lanes: int, window: int, seed: int = 5, pass_number: int = 0, order: str = "window"
 ) -> list[list[tuple[int, int]]]:
     """The whole order of every lane."""
-    source = open_source(url, lanes=lanes, window=window, seed=seed)
-    order = [[name for name, _ in read_lane(source, start, pass_number)] for start in starts(lanes)]
+    source = open_source(url, lanes=lanes, window=window, seed=seed, order=order)
+    names = [[name for name, _ in read_lane(source, start, pass_number)] for start in starts(lanes)]
     source.close()
-    return order
+    return names
 
 
-@settings(max_examples=25)
+@settings(max_examples=40, deadline=None)
 @given(
     sizes=st.lists(st.integers(0, 9), min_size=1, max_size=6),
     lanes=st.integers(1, 7),
-    window=st.integers(1, 7),
+    window=st.integers(0, 7),
     pass_number=st.integers(0, 2),
+    order=ORDER,
 )
 def test_every_record_is_read_exactly_once_a_pass(
-    sizes: list[int], lanes: int, window: int, pass_number: int
+    sizes: list[int], lanes: int, window: int, pass_number: int, order: str
 ) -> None:
     url = memory_url()
     make_stream(url, sizes)
-    order = order_of(url, lanes, window, pass_number=pass_number)
+    names = order_of(url, lanes, window, pass_number=pass_number, order=order)
     expected = [(number, index) for number, size in enumerate(sizes) for index in range(size)]
-    assert sorted(itertools.chain(*order)) == expected
-    assert max(map(len, order)) - min(map(len, order)) <= 1
+    assert sorted(itertools.chain(*names)) == expected
+    assert max(map(len, names)) - min(map(len, names)) <= 1
     forget_memory()
 
 
-@pytest.mark.parametrize(("lanes", "window"), [(1, 1), (3, 2), (4, 5), (5, 8), (2, 20)])
-def test_reading_goes_on_from_every_position_with_the_same_tail(memory: str, lanes: int, window: int) -> None:
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize(("lanes", "window"), [(1, 1), (3, 2), (4, 5), (5, 8), (2, 20), (3, 0)])
+def test_reading_goes_on_from_every_position_with_the_same_tail(
+    memory: str, lanes: int, window: int, order: str
+) -> None:
     make_stream(memory, SIZES)
-    source = open_source(memory, lanes=lanes, window=window)
+    source = open_source(memory, lanes=lanes, window=window, order=order)
     for start in starts(lanes):
         whole = read_lane(source, start)
         total = len(whole)
         assert source.outlook(start, 0) == Outlook(available=total, ended=True)
         for used, (_, after) in enumerate(whole, 1):
-            again = open_source(memory, lanes=lanes, window=window)
+            again = open_source(memory, lanes=lanes, window=window, order=order)
             assert read_lane(again, after) == whole[used:]
             assert again.outlook(after, 0) == Outlook(available=total - used, ended=True)
             again.close()
@@ -99,6 +110,8 @@ def test_seed_pass_and_window_change_the_order_and_nothing_else(memory: str) -> 
         order_of(memory, lanes=2, window=2, seed=6),
         order_of(memory, lanes=2, window=2, pass_number=1),
         order_of(memory, lanes=2, window=4),
+        order_of(memory, lanes=2, window=0),
+        order_of(memory, lanes=2, window=2, order="shard"),
     ]
     assert order_of(memory, lanes=2, window=2) == base
     for other in others:
@@ -116,16 +129,16 @@ def test_records_of_a_window_are_mixed_and_windows_follow_one_another(memory: st
     assert len({number for number, _ in first}) > 2, "all lanes begin with the same shard"
 
 
-@settings(max_examples=15)
-@given(data=st.data(), lanes=st.integers(1, 4), window=st.integers(1, 4))
+@settings(max_examples=20, deadline=None)
+@given(data=st.data(), lanes=st.integers(1, 4), window=st.integers(1, 4), order=ORDER)
 def test_order_does_not_depend_on_when_commits_appeared_or_who_looked(
-    data: st.DataObject, lanes: int, window: int
+    data: st.DataObject, lanes: int, window: int, order: str
 ) -> None:
     """A growing stream read as it grows gives what the sealed one gives."""
     url = memory_url()
     manifest = Manifest.open(url, create=True)
     numbers = itertools.count()
-    source = open_source(url, lanes=lanes, window=window)
+    source = open_source(url, lanes=lanes, window=window, order=order)
     positions = starts(lanes)
     read: list[list[tuple[int, int]]] = [[] for _ in range(lanes)]
     for size in SIZES:
@@ -142,8 +155,37 @@ def test_order_does_not_depend_on_when_commits_appeared_or_who_looked(
     for lane in range(lanes):
         read[lane] += [name for name, _ in read_lane(source, positions[lane])]
     source.close()
-    assert read == order_of(url, lanes, window)
+    assert read == order_of(url, lanes, window, order=order)
     forget_memory()
+
+
+def test_a_window_of_all_commits_needs_a_sealed_stream(memory: str) -> None:
+    make_stream(memory, [4, 4], seal=False)
+    with pytest.raises(StreamMismatch, match=r"still open: seal it .*swavstream seal memory://"):
+        open_source(memory, lanes=2, window=0)
+    Manifest.open(memory).seal()
+    source = open_source(memory, lanes=2, window=0)
+    end = read_lane(source, Position(lane=0))[-1][1]
+    assert (end.unit, end.base, end.idx) == (2, 0, 0)
+    assert source.outlook(end, 0) == Outlook(available=0, ended=True)
+    source.close()
+
+
+def test_neighbours_in_a_lane_are_of_one_shard_no_more_often_than_by_chance(memory: str) -> None:
+    make_stream(memory, [60] * 8)
+    for order, least, most in (("window", 0.05, 0.25), ("shard", 0.9, 1.0)):
+        for lane in order_of(memory, lanes=2, window=8, order=order):
+            same = [one == other for (one, _), (other, _) in itertools.pairwise(lane)]
+            assert least <= sum(same) / len(same) <= most  # 1/8 by chance, +- 0.02
+
+
+def test_the_order_of_shards_is_what_it_was(memory: str) -> None:
+    """Cursors of runs from before there was another order go on in it."""
+    make_stream(memory, SIZES)
+    source = open_source(memory, lanes=3, window=3, order="shard")
+    read = read_lane(source, Position(lane=1, unit=0, base=1, idx=1), 1)
+    assert [name for name, _ in read] == OLD_TAIL
+    source.close()
 
 
 def test_an_incomplete_window_waits_for_the_rest_or_the_seal(memory: str) -> None:
@@ -199,7 +241,8 @@ def test_a_stream_that_is_not_there_is_said_to_be_missing(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    "change", [{"lanes": 0}, {"window": 0}, {"seed": -1}, {"seed": 2**63}, {"max_record_bytes": 0}]
+    "change",
+    [{"lanes": 0}, {"window": -1}, {"order": "lane"}, {"seed": -1}, {"seed": 2**63}, {"max_record_bytes": 0}],
 )
 def test_a_spec_out_of_bounds_is_refused(change: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(change))):
@@ -315,6 +358,32 @@ def test_a_shard_that_is_gone_is_named(tmp_path: Path) -> None:
     source.close()
 
 
+def test_a_damaged_row_is_named_when_rows_are_read_one_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stream.shard_files._INDEX_BYTES", 1)
+    manifest = make_stream(str(tmp_path), [3, 3])
+    whole = (tmp_path / manifest.entry(0).index_uri).read_bytes()
+    for number in range(2):
+        index = tmp_path / manifest.entry(number).index_uri
+        data = bytearray(index.read_bytes())
+        data[64 + 3 * 16 : 64 + 3 * 16 + 8] = (2**63).to_bytes(8, "little")
+        index.write_bytes(data)
+    source = open_source(str(tmp_path), lanes=1, window=2)
+    # The first index is in memory, whose checksum is looked at; the second is read row by row.
+    with pytest.raises(StreamDamaged, match=r"commit 0 .*shard index index/.*wrong checksum"):
+        source.entry(0, 1)
+    index = tmp_path / manifest.entry(0).index_uri
+    index.write_bytes(whole)
+    assert source.entry(0, 0).record
+    assert source.entry(1, 1).record
+    with pytest.raises(
+        StreamDamaged, match=r"commit 1 .*shard index index/.*: record 0 lies outside the tar"
+    ):
+        source.entry(1, 0)
+    source.close()
+
+
 def test_a_damaged_index_is_named(tmp_path: Path) -> None:
     _, spec = one_shard(tmp_path)
     source = spec.open()
@@ -327,10 +396,19 @@ def test_a_damaged_index_is_named(tmp_path: Path) -> None:
     source.close()
 
 
-def test_files_are_let_go_of_and_opened_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("index_bytes", [1, 72 * 14, 10**6])
+def test_files_are_let_go_of_and_opened_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, order: str, index_bytes: int
+) -> None:
+    """Also when no index fits into memory, or two of eight."""
     monkeypatch.setattr("stream.shard_files._OPEN_SHARDS", 2)
+    monkeypatch.setattr("stream.shard_files._INDEX_BYTES", index_bytes)
     make_stream(str(tmp_path), [6] * 8)
-    source = open_source(str(tmp_path), lanes=3, window=8)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    source = open_source(str(tmp_path), lanes=3, window=8, order=order)
+    assert read_lane(source, Position(lane=0))
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before + 4  # two tars and two indexes
     for _ in range(2):
         for start in starts(3):
             assert len(read_lane(source, start)) == 16
