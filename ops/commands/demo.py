@@ -35,17 +35,18 @@ def command(images: str, seconds: float, run_dir: Path, seed: int, port: int | N
         swavstream demo
         swavstream demo --images PICTURES/ --seconds 300 --run my-demo
     """  # noqa: D301  click reads the escape as "do not rewrap"
-    from ops import demo, demo_page, demo_result
+    from ops.demo import report
+    from ops.demo import run as demo_run
 
     def say(text: str) -> None:
         click.echo(text, err=as_json)
 
-    options = demo.DemoOptions(run_dir=run_dir, images=images, seconds=seconds, seed=seed, port=port)
+    options = demo_run.DemoOptions(run_dir=run_dir, images=images, seconds=seconds, seed=seed, port=port)
     say(f"learning from {images or 'drawn pictures'} for about {seconds:.0f} s; Ctrl-C ends it early")
-    run = demo.run_demo(options, say=say, out=sys.stderr)
+    run = demo_run.run_demo(options, say=say, out=sys.stderr)
     say("judging what was learned, drawing the contact sheet")
-    result = demo_page.conclude(run)
-    say(demo_result.told(result))
+    result = report.conclude(run)
+    say(report.told(result))
     if as_json:
         click.echo(json.dumps(result.to_json()))
     return run.exit_code

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from webdataset import tariterators
 
-from ops.drawn_source import encoded
+from ops.demo.feed import encoded
 from ops.pictures import KINDS
 
 PROGRAM = [sys.executable, "-c", "from ops.cli import main; main()"]

@@ -12,7 +12,7 @@ import torch
 from learner.augment import Views
 from learner.learner import Learner
 from learner.report import StepReport
-from ops.drawn_source import encoded
+from ops.demo.feed import encoded
 from ops.embedded import open_redis
 from ops.pictures import KINDS
 from ops.rundir import read_run

@@ -17,7 +17,7 @@ from ops import recipes
 from ops.checkpoint import load_newest
 from ops.config import RunConfig
 from ops.config_file import build
-from ops.drawn_source import encoded
+from ops.demo.feed import encoded
 from ops.embedded import open_redis
 from ops.learn import learn
 from ops.outcome import Summary

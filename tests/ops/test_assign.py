@@ -11,7 +11,7 @@ from ingest.errors import IngestError
 from ops import assign, model_io
 from ops.assign import Assignment
 from ops.commands.assign import command
-from ops.drawn_source import encoded
+from ops.demo.feed import encoded
 from ops.errors import RunNotFound
 from ops.pictures import draw
 from ops.views import centre_view

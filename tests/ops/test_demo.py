@@ -17,13 +17,13 @@ from PIL import Image
 
 from ingest.config import IngestConfig
 from ingest.worker import run_ingest
-from ops import demo, demo_feed
-from ops.contact_sheet import DARK, LIGHT
-from ops.demo import DemoOptions, DemoRun, prepare_directory
-from ops.demo_feed import Feed, FeedProcess, samples_used
-from ops.demo_judgement import draw_sheet
-from ops.demo_result import DemoResult, told
-from ops.drawn_source import DrawnSource
+from ops.demo import feed as demo_feed
+from ops.demo import run as demo_run
+from ops.demo.contact_sheet import DARK, LIGHT
+from ops.demo.feed import DrawnSource, Feed, FeedProcess, samples_used
+from ops.demo.judge import draw_sheet
+from ops.demo.report import DemoResult, told
+from ops.demo.run import DemoOptions, DemoRun, prepare_directory
 from ops.embedded import EmbeddedRedis
 from ops.embedded_program import command_line
 from ops.errors import OpsError, RunLocked
@@ -167,7 +167,7 @@ def result_of(tmp_path: Path, *, updates: int, loss: float, agreement: tuple[flo
     )  # fmt: skip
     options = DemoOptions(run_dir=tmp_path, images="pictures")
     run = DemoRun(
-        options=options, config=demo.demo_config(options), stream=tmp_path / "stream", picture_px=64,
+        options=options, config=demo_run.demo_config(options), stream=tmp_path / "stream", picture_px=64,
         summary=summary, ingest={"written": 128, "found": 128, "skipped": {}}, seconds=30.0, peak_bytes=0,
         peak_processes=0, live_page="", exit_code=0, time_used=True,
     )  # fmt: skip
@@ -231,7 +231,7 @@ def test_an_earlier_demo_is_replaced_and_nothing_else(tmp_path: Path) -> None:
     run_dir = tmp_path / "demo-run"
     assert prepare_directory(run_dir) is False
     assert prepare_directory(run_dir) is False, "an empty directory holds no demo"
-    write_json(run_dir / demo.MARK, {})
+    write_json(run_dir / demo_run.MARK, {})
     (run_dir / "old").write_text("")
     assert prepare_directory(run_dir) is True
     assert list(run_dir.iterdir()) == []
@@ -249,23 +249,23 @@ def test_an_earlier_demo_is_replaced_and_nothing_else(tmp_path: Path) -> None:
 def test_a_demo_that_still_runs_is_not_replaced(tmp_path: Path) -> None:
     run_dir = tmp_path / "demo-run"
     prepare_directory(run_dir)
-    write_json(run_dir / demo.MARK, {})
+    write_json(run_dir / demo_run.MARK, {})
     with RunLock(run_dir), pytest.raises(RunLocked, match="still runs"):
         prepare_directory(run_dir)
-    assert (run_dir / demo.MARK).exists()
+    assert (run_dir / demo_run.MARK).exists()
 
 
 def test_a_wrong_source_is_told_before_anything_is_removed(tmp_path: Path) -> None:
     run_dir = tmp_path / "demo-run"
     prepare_directory(run_dir)
-    write_json(run_dir / demo.MARK, {})
+    write_json(run_dir / demo_run.MARK, {})
     done = subprocess.run(
         [*PROGRAM, "--images", str(tmp_path / "nothing"), "--run", str(run_dir)],
         capture_output=True, text=True, env=_environment(), timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == 1
     assert "nothing is at" in done.stderr
-    assert (run_dir / demo.MARK).exists()
+    assert (run_dir / demo_run.MARK).exists()
 
 
 def test_a_time_too_short_for_anything_is_refused(tmp_path: Path) -> None:
@@ -274,10 +274,10 @@ def test_a_time_too_short_for_anything_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_usual_port_is_taken_when_it_is_free_and_another_when_not(tmp_path: Path) -> None:
-    asked = demo.demo_config(DemoOptions(run_dir=tmp_path, port=12345))
+    asked = demo_run.demo_config(DemoOptions(run_dir=tmp_path, port=12345))
     assert asked.server.port == 12345
-    assert demo.demo_config(DemoOptions(run_dir=tmp_path, seed=7)).seed == 7
-    usual = demo.demo_config(DemoOptions(run_dir=tmp_path)).server
+    assert demo_run.demo_config(DemoOptions(run_dir=tmp_path, seed=7)).seed == 7
+    usual = demo_run.demo_config(DemoOptions(run_dir=tmp_path)).server
     assert usual.port in {0, 9464}
 
 
@@ -327,7 +327,7 @@ def test_an_ingest_side_whose_demo_was_killed_ends_and_seals_nothing(tmp_path: P
     program = (
         "import os, signal, time\n"
         "from pathlib import Path\n"
-        "from ops.demo_feed import Feed, FeedProcess\n"
+        "from ops.demo.feed import Feed, FeedProcess\n"
         "if __name__ == '__main__':\n"
         f"    feeding = FeedProcess({_feed(tmp_path)!r})\n"
         "    feeding.__enter__()\n"
@@ -364,7 +364,7 @@ def test_what_is_skipped_does_not_hold_the_ingest_side_up(tmp_path: Path) -> Non
 def test_the_redis_of_a_killed_demo_is_ended_when_it_is_replaced(tmp_path: Path) -> None:
     run_dir = tmp_path / "demo-run"
     prepare_directory(run_dir)
-    write_json(run_dir / demo.MARK, {})
+    write_json(run_dir / demo_run.MARK, {})
     left = EmbeddedRedis(run_dir)
     with connect(left.start()) as client:
         pid = int(client.info("server")["process_id"])
@@ -382,12 +382,12 @@ def test_sigterm_before_the_learner_has_begun_leaves_no_ingest_side(
         assert stop.wait(5)
         raise OpsError("stopped early")
 
-    monkeypatch.setattr(demo, "learn", early)
+    monkeypatch.setattr(demo_run, "learn", early)
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
     before = signal.signal(signal.SIGTERM, lambda *_: None)  # else the signal would end the tests
     try:
         with pytest.raises(OpsError, match="stopped early"):
-            demo.run_demo(DemoOptions(run_dir=tmp_path / "run", port=0), say=print, out=io.StringIO())
+            demo_run.run_demo(DemoOptions(run_dir=tmp_path / "run", port=0), say=print, out=io.StringIO())
     finally:
         signal.signal(signal.SIGTERM, before)
     assert not [child for child in multiprocessing.active_children() if child.name == "demo-ingest"]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from ops.contact_sheet import busiest, contact_sheet
+from ops.demo.contact_sheet import busiest, contact_sheet
 from ops.exemplars import Exemplars
 from tests.ops import synthetic
 

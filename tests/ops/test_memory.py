@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ops.memory import PeakMemory, family
+from ops.demo.run import PeakMemory, family
 
 
 def _fake(proc: Path, process: int, parent: int, pages: int, name: str = "(a b) c") -> None:

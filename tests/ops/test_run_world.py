@@ -17,7 +17,7 @@ import pytest
 
 from learner.learner import Learner
 from ops.checkpoint import load_newest
-from ops.drawn_source import encoded
+from ops.demo.feed import encoded
 from ops.errors import CheckpointFailed, ConfigError, NoRoom, PortInUse, RunLocked, RunMismatch
 from ops.followers import Followers
 from ops.lock import RunLock

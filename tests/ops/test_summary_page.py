@@ -1,7 +1,7 @@
 import re
 from xml.etree import ElementTree
 
-from ops.summary_page import Figure, SummaryPage, Table, loss_chart, render, usage_chart
+from ops.demo.html import Figure, SummaryPage, Table, loss_chart, render, usage_chart
 
 # The first eight bytes of every PNG: enough to see where the picture goes.
 PNG = b"\x89PNG\r\n\x1a\n"

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from learner.learner import Learner
 from ops import model_io
-from ops.contact_sheet import DARK, LIGHT, busiest, contact_sheet
+from ops.demo.contact_sheet import DARK, LIGHT, busiest, contact_sheet
 from ops.evaluate.features import ChannelMoments, raw_view
 from ops.evaluate.knn import NearestNeighbours
 from ops.evaluate.purity import purity, purity_by_chance

@@ -68,7 +68,7 @@ def render(page: SummaryPage) -> str:
     if page.sheet_png:
         sections += _section("What the prototypes stand for", _sheet(page), page.sheet_note)
     sections += "".join(_section(table.title, _table(table), table.note) for table in page.tables)
-    template = Template(resources.files("ops").joinpath("summary.html").read_text(encoding="utf-8"))
+    template = Template(resources.files("ops.demo").joinpath("summary.html").read_text(encoding="utf-8"))
     return template.substitute(
         title=html.escape(page.title),
         lead=html.escape(page.lead),

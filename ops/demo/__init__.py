@@ -1,0 +1,1 @@
+"""The demo: learn from drawn pictures, judge the clusters, show them."""
