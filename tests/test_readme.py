@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ops.demo.drawings.pictures import draw
 from ops.metric_table import METRICS, PREFIX
-from ops.pictures import draw
 from tests.warm_commands import WarmCommands
 
 ROOT = Path(__file__).parents[1]

@@ -24,7 +24,7 @@ from ingest.destination import ShardDestination
 from ingest.labels import Labels
 from ingest.sources import Found, Position, Source, open_source
 from ingest.worker import FINISHED, IngestReport, run_ingest
-from ops.pictures import KINDS, draw
+from ops.demo.drawings.pictures import KINDS, draw
 from ops.rundir import read_json, write_json
 from stream import worker
 from stream.config import ShardConfig
@@ -37,7 +37,7 @@ QUALITY = 90
 
 
 class DrawnSource:
-    """Implements `ingest.sources.Source` over `ops.pictures`; it never ends by itself.
+    """Implements `ingest.sources.Source` over `ops.demo.drawings.pictures`; it never ends by itself.
 
     The position is the number of the next picture, so a second start draws on where the first was stopped.
 
@@ -70,7 +70,7 @@ class DrawnSource:
 
 
 def encoded(seed: int, number: int, size: int) -> tuple[bytes, str]:
-    """One picture as JPEG, with its kind; see `ops.pictures.draw`."""
+    """One picture as JPEG, with its kind; see `ops.demo.drawings.pictures.draw`."""
     pixels, kind = draw(seed, number, size)
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "JPEG", quality=QUALITY, subsampling=0)

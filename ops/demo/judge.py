@@ -13,12 +13,12 @@ from torch import Tensor
 from learner.learner import Learner
 from ops import model_io
 from ops.demo.contact_sheet import DARK, LIGHT, busiest, contact_sheet
+from ops.demo.drawings.pictures import KINDS, draw
 from ops.evaluate.features import ChannelMoments, raw_view
 from ops.evaluate.knn import NearestNeighbours
 from ops.evaluate.purity import purity, purity_by_chance
 from ops.exemplars import OFFERS, Exemplars
 from ops.model_io import Network
-from ops.pictures import KINDS, draw
 from ops.views import centre_view, resized, see
 from stream.errors import BadRecord
 from stream.lanes import Position

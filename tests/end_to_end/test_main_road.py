@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from webdataset import tariterators
 
+from ops.demo.drawings.pictures import KINDS
 from ops.demo.feed import encoded
-from ops.pictures import KINDS
 
 PROGRAM = [sys.executable, "-c", "from ops.cli import main; main()"]
 FIRST, SECOND, TEST, BAD = 300, 220, 120, 5

@@ -9,9 +9,9 @@ from ops import recipes
 from ops.checkpoint_writer import CheckpointWriter
 from ops.config import RunConfig
 from ops.config_file import build
+from ops.demo.drawings.pictures import KINDS
 from ops.demo.feed import encoded
 from ops.devices import device_of
-from ops.pictures import KINDS
 from ops.rundir import RunRecord, write_run
 from stream.config import ShardConfig
 from stream.cursor import Cursor

@@ -12,9 +12,9 @@ import torch
 from learner.augment import Views
 from learner.learner import Learner
 from learner.report import StepReport
+from ops.demo.drawings.pictures import KINDS
 from ops.demo.feed import encoded
 from ops.embedded import open_redis
-from ops.pictures import KINDS
 from ops.rundir import read_run
 from ops.signals import StopRequest
 from ops.snapshot_writer import SnapshotWriter

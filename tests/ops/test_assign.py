@@ -11,9 +11,9 @@ from ingest.errors import IngestError
 from ops import assign, model_io
 from ops.assign import Assignment
 from ops.commands.assign import command
+from ops.demo.drawings.pictures import draw
 from ops.demo.feed import encoded
 from ops.errors import RunNotFound
-from ops.pictures import draw
 from ops.views import centre_view
 from tests.ops.drawn_runs import begun_run, drawn, write_stream
 

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from ops import model_io
 from ops.commands.evaluate import command
+from ops.demo.drawings.pictures import KINDS
 from ops.evaluate import features, protocol
 from ops.evaluate.features import ChannelMoments, LabelledImages, raw_view
 from ops.evaluate.knn import TEMPERATURE, NearestNeighbours
-from ops.pictures import KINDS
 from ops.views import see
 from stream.errors import StreamNotFound
 from stream.record import Record, sha256_of

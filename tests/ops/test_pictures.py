@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from ops import pictures
+from ops.demo.drawings import pictures
 
 
 def _of_kind(kind: str, number: int, size: int = 64) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:

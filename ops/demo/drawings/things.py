@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from ops.drawing.canvas import Canvas, Floats, hsv, mix, smooth
+from ops.demo.drawings.canvas import Canvas, Floats, hsv, mix, smooth
 
 
 def ball(canvas: Canvas) -> Floats:

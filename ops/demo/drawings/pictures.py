@@ -8,8 +8,8 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from ops.drawing import scenes, textures, things
-from ops.drawing.canvas import Canvas, Floats
+from ops.demo.drawings import scenes, textures, things
+from ops.demo.drawings.canvas import Canvas, Floats
 
 PAINTERS: dict[str, Callable[[Canvas], Floats]] = {
     "stripes": textures.stripes,

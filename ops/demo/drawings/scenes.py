@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from ops.drawing.canvas import Canvas, Floats, hsv, mix, smooth
+from ops.demo.drawings.canvas import Canvas, Floats, hsv, mix, smooth
 
 _SNOW = np.array([0.95, 0.96, 1.0], dtype=np.float32)
 

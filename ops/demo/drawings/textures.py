@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from ops.drawing.canvas import Canvas, Floats, bands, hsv, mix, smooth
+from ops.demo.drawings.canvas import Canvas, Floats, bands, hsv, mix, smooth
 
 
 def stripes(canvas: Canvas) -> Floats:

@@ -1,1 +1,0 @@
-"""Pictures drawn by arithmetic: a source of images that needs no network and no data set."""
