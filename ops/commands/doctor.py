@@ -9,7 +9,7 @@ import click
 from ops.errors import EXIT_FAILED
 
 if TYPE_CHECKING:
-    from ops.doctor_case import Facts, Finding
+    from ops.doctor.case import Facts, Finding
 
 
 @click.command()
@@ -26,8 +26,8 @@ def command(run_dir: Path, as_json: bool) -> int:
         swavstream doctor RUN/
         swavstream doctor RUN/ --json
     """  # noqa: D301
-    from ops.doctor import examine
-    from ops.doctor_facts import gather
+    from ops.doctor.diagnosis import examine
+    from ops.doctor.facts import gather
 
     facts = gather(run_dir)
     findings = examine(facts)
@@ -45,7 +45,7 @@ def command(run_dir: Path, as_json: bool) -> int:
 
 
 def _told(facts: "Facts", findings: "list[Finding]") -> str:
-    from ops.doctor_causes import depth
+    from ops.doctor.causes import depth
 
     where = "asked live" if facts.live else "from its files"
     pages = Path(__file__).parents[1] / "runbooks"

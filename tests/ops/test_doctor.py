@@ -12,10 +12,10 @@ from click.testing import CliRunner
 
 from ops.cli import cli
 from ops.config import RunConfig
-from ops.doctor import RULES, examine
-from ops.doctor_case import Facts
-from ops.doctor_causes import CAUSES, depth
-from ops.doctor_facts import gather
+from ops.doctor.case import Facts
+from ops.doctor.causes import CAUSES, depth
+from ops.doctor.diagnosis import RULES, examine
+from ops.doctor.facts import gather
 from ops.errors import RunNotFound
 from ops.outcome import Summary
 from ops.rundir import append_line
@@ -343,7 +343,7 @@ def test_the_command_shows_a_consequence_under_its_cause(
     monkeypatch: pytest.MonkeyPatch, whole_run: tuple[Path, Summary]
 ) -> None:
     facts = Facts(**{**WELL, "redis_error": "Redis does not answer", "snapshot_samples": 640})
-    monkeypatch.setattr("ops.doctor_facts.gather", lambda _run_dir: facts)
+    monkeypatch.setattr("ops.doctor.facts.gather", lambda _run_dir: facts)
     told = CliRunner().invoke(cli, ["doctor", str(whole_run[0])], standalone_mode=False)
     lines = [line.rstrip() for line in told.output.splitlines()]
     assert lines[0].endswith("2 found")

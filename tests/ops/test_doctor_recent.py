@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from ops import doctor_facts
-from ops.doctor import examine
-from ops.doctor_case import Facts
+from ops.doctor import facts as doctor_facts
+from ops.doctor.case import Facts
+from ops.doctor.diagnosis import examine
 from ops.live import LiveView
 from ops.outcome import Summary
 from ops.recent import TROUBLE_S

@@ -81,7 +81,7 @@ def begin(fault: Fault | None, watched: Watched, folder: Path, monkeypatch: pyte
     Learner.plant, Learner.run_dir, Learner.stop = staticmethod(plant), run_dir, stop
     Learner.after = fault.after if fault else HEALTHY_AFTER
     monkeypatch.setattr("ops.restore.Learner", Learner)
-    monkeypatch.setattr("ops.doctor_world.START_S", SCALE.start_s)
+    monkeypatch.setattr("ops.doctor.world.START_S", SCALE.start_s)
     monkeypatch.setattr(publisher, "RETRY_FIRST_S", 0.1)
     monkeypatch.setattr(publisher, "RETRY_LONGEST_S", 0.3)
     monkeypatch.setattr("ops.followers.PUBLISH_S", 1.0)

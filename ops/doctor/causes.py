@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from ops.doctor_case import Finding
+from ops.doctor.case import Finding
 
 CAUSES: Mapping[str, tuple[str, ...]] = {
     "stalled": ("readers",),

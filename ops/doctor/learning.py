@@ -4,7 +4,7 @@ import math
 
 from learner.measure import LIMITS
 from ops.advice import ROUNDS_WHEN_SHARP, SHARP, enough_queue
-from ops.doctor_case import Facts, Finding
+from ops.doctor.case import Facts, Finding
 from ops.outcome import FINISHED
 from ops.verdicts import LOSS_STUCK, RESIDUAL_MUCH, WARM_UP_UPDATES, WINDOW_FULL, agreement_rose
 

@@ -1,4 +1,4 @@
-"""The facts that `ops.doctor` judges, from a run's files, its live port and its Redis."""
+"""The facts that `ops.doctor.diagnosis` judges, from a run's files, its live port and its Redis."""
 
 import math
 import os
@@ -14,7 +14,7 @@ import redis
 from prometheus_client.parser import text_string_to_metric_families
 
 from ops.checkpoint import VALUES
-from ops.doctor_case import Facts
+from ops.doctor.case import Facts
 from ops.errors import RedisUnavailable, SnapshotDamaged, SnapshotNotFound
 from ops.exemplars import NEAR_EQUAL, signatures
 from ops.history import at_ends

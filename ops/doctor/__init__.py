@@ -1,0 +1,1 @@
+"""The doctor: which cause explains what a run shows."""
