@@ -22,7 +22,7 @@ from ops.errors import OpsError
 from ops.kept_files import KeptFiles
 from ops.launched import launched
 from ops.live import LiveView
-from ops.metrics import Metrics
+from ops.monitoring.metrics import Metrics
 from ops.outcome import Progress
 from ops.pace import Pace
 from ops.publish_job import PublishResult

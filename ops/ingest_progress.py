@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from ingest.rejects import Reject
     from ingest.sources import FileSource
     from ingest.worker import IngestReport
-    from ops.ingest_metrics import IngestMetrics
+    from ops.monitoring.metrics import IngestMetrics
 
 LOG_S = 5.0
 """Between two lines in a log; an ingest that is done sooner writes none."""
@@ -34,7 +34,7 @@ class IngestProgress:
         """Also show the accounts to Prometheus, where that is wanted."""
         if port is None:
             return
-        from ops.ingest_metrics import IngestMetrics  # noqa: PLC0415  an HTTP server that few ask for
+        from ops.monitoring.metrics import IngestMetrics  # noqa: PLC0415  an HTTP server that few ask for
 
         self._metrics = IngestMetrics()
         self._line.note(f"metrics {self._metrics.serve(port)}")

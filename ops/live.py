@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learner.report import HealthReport, StepReport
-from ops import verdicts
 from ops.exemplars import Exemplars
 from ops.live_figures import figures_of
 from ops.live_history import LiveHistory
 from ops.live_prototypes import LivePrototypes
+from ops.monitoring import verdicts
 from ops.publish_job import PublishResult
 from ops.recent import Recent
 from stream.lanes import LaneLag, LaneStats, add_counts

@@ -18,7 +18,7 @@ from urllib.parse import parse_qs, urlsplit
 from ops import plain_json
 from ops.errors import PortInUse
 from ops.live import LiveView
-from ops.metrics import Metrics
+from ops.monitoring.metrics import Metrics
 from ops.page_source import page, page_policy
 
 logger = logging.getLogger(__name__)

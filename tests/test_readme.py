@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from ops.demo.drawings.pictures import draw
-from ops.metric_table import METRICS, PREFIX
+from ops.monitoring.catalog import METRICS, PREFIX
 from tests.warm_commands import WarmCommands
 
 ROOT = Path(__file__).parents[1]

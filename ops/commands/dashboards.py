@@ -43,7 +43,7 @@ def export_all(folder: Path, targets: tuple[str, ...], prometheus: str, runbooks
         swavstream dashboards export MONITORING/
         swavstream dashboards export MONITORING/ --target gpu1:9464 --target gpu2:9464
     """  # noqa: D301
-    from ops.dashboards import export, files
+    from ops.monitoring.export import export, files
 
     for target in targets:
         host, _, port = target.rpartition(":")

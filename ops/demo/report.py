@@ -13,9 +13,9 @@ from ops.demo.judge import Judgement, Sheet, draw_sheet, judge
 from ops.demo.run import DemoRun
 from ops.history import at_ends
 from ops.model_io import load
+from ops.monitoring.verdicts import LOSS_STUCK, agreement_rose
 from ops.outcome import FINISHED
 from ops.rundir import read_lines, write_json
-from ops.verdicts import LOSS_STUCK, agreement_rose
 
 SHEET, PAGE, FIGURES = "contact-sheet.png", "summary.html", "demo-figures.json"
 SHEET_DARK = "contact-sheet-dark.png"

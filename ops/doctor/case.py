@@ -95,7 +95,7 @@ class Finding:
     advice: str
     """What to do."""
     runbook: str
-    """Name of the page in ops/runbooks; empty = none."""
+    """Name of the page in ops/monitoring/runbooks; empty = none."""
     follows_from: str = ""
     """Name of the finding that explains this one; empty = it is a cause, as far as is known."""
 

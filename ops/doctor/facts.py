@@ -18,7 +18,7 @@ from ops.doctor.case import Facts
 from ops.errors import RedisUnavailable, SnapshotDamaged, SnapshotNotFound
 from ops.exemplars import NEAR_EQUAL, signatures
 from ops.history import at_ends
-from ops.metric_table import PREFIX
+from ops.monitoring.catalog import PREFIX
 from ops.probe import read as read_probe
 from ops.recent import ALIKE, TROUBLE_S
 from ops.redis_client import URL_VARIABLE, connect, said

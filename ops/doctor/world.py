@@ -1,9 +1,9 @@
 """Rules of the doctor on the loop, the stream, and what is kept; each a pure function of the facts."""
 
-from ops.alerts import ALIKE_COSINE, BAD_SHARE, DRIFT_MUCH, SORTED_COSINE
 from ops.doctor.case import Facts, Finding
 from ops.doctor.learning import collapsed
-from ops.verdicts import STALLED_S, START_S, duration
+from ops.monitoring.alerts import ALIKE_COSINE, BAD_SHARE, DRIFT_MUCH, SORTED_COSINE
+from ops.monitoring.verdicts import STALLED_S, START_S, duration
 
 FEWEST_KEPT = 2
 """Checkpoints that a run should keep: with one, a damaged newest one has no reserve."""

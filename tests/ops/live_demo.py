@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ops.exemplars import Exemplars
 from ops.live import LiveView
-from ops.metrics import Metrics
+from ops.monitoring.metrics import Metrics
 from ops.publish_job import PublishResult
 from ops.server import Server
 from tests.ops import synthetic

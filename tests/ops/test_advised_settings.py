@@ -16,12 +16,12 @@ from tests.ops.test_doctor import WELL
 AT_THE_BEGINNING = ("optim.warmup_samples", "swav.freeze_samples", "swav.queue_start_samples")
 """May be changed on the way, but do nothing once so many samples are over."""
 OF_A_NEW_RUN = {*IDENTITY, *AT_THE_BEGINNING}
-PAGES = sorted(page.name for page in resources.files("ops").joinpath("runbooks").iterdir())
+PAGES = sorted(page.name for page in resources.files("ops.monitoring").joinpath("runbooks").iterdir())
 
 
 def advised(page: str) -> list[str]:
     """What is to be done, point by point."""
-    text = resources.files("ops").joinpath("runbooks", page).read_text(encoding="utf-8")
+    text = resources.files("ops.monitoring").joinpath("runbooks", page).read_text(encoding="utf-8")
     return re.split(r"^- ", text.partition("## What to do\n")[2], flags=re.MULTILINE)[1:]
 
 
@@ -72,7 +72,11 @@ def test_the_doctor_says_of_each_setting_that_takes_a_new_run_that_it_does(chang
 
 
 def test_who_publishes_is_told_by_the_command_that_is_named() -> None:
-    page = resources.files("ops").joinpath("runbooks", "SwavstreamTwoLearners.md").read_text(encoding="utf-8")
+    page = (
+        resources.files("ops.monitoring")
+        .joinpath("runbooks", "SwavstreamTwoLearners.md")
+        .read_text(encoding="utf-8")
+    )
     (finding,) = examine(Facts(stale_epochs=1))
     for text in (" ".join(page.split()), finding.advice):
         assert "`swavstream snapshots show RUN` names" in text

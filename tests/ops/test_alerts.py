@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import yaml
 
-from ops import alerts
-from ops.alerts import Scale
 from ops.config import RunConfig
-from ops.dashboards import DASHBOARDS
-from ops.metric_table import METRICS, PREFIX
+from ops.monitoring import alerts
+from ops.monitoring.alerts import Scale
+from ops.monitoring.catalog import METRICS, PREFIX
+from ops.monitoring.export import DASHBOARDS
 from ops.settings import dotted_names
 from tests.ops.alert_cases import CASES, HEALTHY, POINTS, STEP_S, Case
 from tests.ops.prometheus import promtool
@@ -256,7 +256,7 @@ def test_expressions_name_metrics_that_exist() -> None:
 
 @pytest.mark.parametrize("name", ALERTS)
 def test_every_alert_has_a_runbook_whose_metrics_and_settings_exist(name: str) -> None:
-    page = resources.files("ops").joinpath("runbooks", f"{name}.md").read_text(encoding="utf-8")
+    page = resources.files("ops.monitoring").joinpath("runbooks", f"{name}.md").read_text(encoding="utf-8")
     assert page.startswith(f"# {name}\n")
     assert re.findall(r"^## (.*)$", page, re.MULTILINE) == [
         "What it means", "How to confirm", "What to do",
@@ -273,5 +273,8 @@ def test_every_alert_has_a_runbook_whose_metrics_and_settings_exist(name: str) -
 
 
 def test_no_runbook_is_left_without_an_alert() -> None:
-    pages = {page.name.removesuffix(".md") for page in resources.files("ops").joinpath("runbooks").iterdir()}
+    pages = {
+        page.name.removesuffix(".md")
+        for page in resources.files("ops.monitoring").joinpath("runbooks").iterdir()
+    }
     assert pages == ALERTS.keys()

@@ -18,17 +18,18 @@ from click.testing import CliRunner
 
 from ingest.sources import open_source
 from ingest.worker import run_ingest
-from ops import alerts, recipes
-from ops.alerts import Scale
+from ops import recipes
 from ops.cli import cli
 from ops.commands.learn import command as learn
-from ops.dashboards import DASHBOARDS, MARKS, NOT_SHOWN, Mark, body_of, files
 from ops.errors import EXIT_AGAIN, EXIT_SIGTERM
-from ops.grafana import COLUMNS, Dashboard, Panel
-from ops.ingest_metrics import IngestMetrics
 from ops.launch import SHUTDOWN_S
 from ops.launched import nodes_of
-from ops.metric_table import METRICS, PREFIX
+from ops.monitoring import alerts
+from ops.monitoring.alerts import Scale
+from ops.monitoring.catalog import METRICS, PREFIX
+from ops.monitoring.export import DASHBOARDS, MARKS, NOT_SHOWN, Mark, body_of, files
+from ops.monitoring.grafana import COLUMNS, Dashboard, Panel
+from ops.monitoring.metrics import IngestMetrics
 from ops.signals import StopRequest
 from tests.ingest.made import folder_of, settings
 from tests.ops.prometheus import Prometheus, free_port, promtool, running
@@ -112,8 +113,8 @@ def test_no_metric_is_without_a_panel_or_a_reason() -> None:
     shown = set().union(*(named_in(expression) for expression in expressions()))
     for metric in METRICS:
         assert metric.name in shown or metric.name in NOT_SHOWN, (
-            f"no panel shows {metric.name}: add a line to a table in ops/panels_*.py, "
-            "or its reason to NOT_SHOWN in ops/dashboards.py"
+            f"no panel shows {metric.name}: add a line to a table in ops/monitoring/panels.py, "
+            "or its reason to NOT_SHOWN in ops/monitoring/export.py"
         )
     assert not NOT_SHOWN.keys() & shown
 

@@ -301,7 +301,7 @@ def test_a_lane_of_kafka_without_records_is_not_a_matter_of_the_window() -> None
 
 def test_settings_and_pages_that_are_named_exist() -> None:
     known = set(dotted_names(RunConfig))
-    pages = {page.name for page in resources.files("ops").joinpath("runbooks").iterdir()}
+    pages = {page.name for page in resources.files("ops.monitoring").joinpath("runbooks").iterdir()}
     findings = examine(SICK)
     assert len(findings) >= len(RULES) - 4
     for finding in findings:

@@ -12,11 +12,11 @@ from ops.doctor import facts as doctor_facts
 from ops.doctor.case import Facts
 from ops.doctor.diagnosis import examine
 from ops.live import LiveView
+from ops.monitoring.verdicts import START_S
 from ops.outcome import Summary
 from ops.recent import TROUBLE_S
 from ops.rundir import append_line
 from ops.standing import RUNNING, look
-from ops.verdicts import START_S
 from tests.ops import synthetic
 from tests.ops.test_doctor import WELL
 

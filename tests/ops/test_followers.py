@@ -6,7 +6,7 @@ import pytest
 from ops.embedded import EmbeddedRedis
 from ops.errors import RedisUnavailable
 from ops.followers import Followers
-from ops.metrics import Metrics
+from ops.monitoring.metrics import Metrics
 from ops.outcome import Progress
 from ops.publish_job import PublishResult
 from ops.rundir import RunRecord

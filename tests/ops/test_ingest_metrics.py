@@ -9,8 +9,8 @@ from ingest.sources import open_source
 from ingest.worker import run_ingest
 from ops.cli import run
 from ops.errors import PortInUse
-from ops.ingest_metrics import IngestMetrics
-from ops.metric_table import INGEST, PREFIX
+from ops.monitoring.catalog import INGEST, PREFIX
+from ops.monitoring.metrics import IngestMetrics
 from tests.ingest.made import folder_of, settings
 
 

@@ -11,8 +11,8 @@ from prometheus_client import Metric
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from ops.metric_table import LEARNER, METRICS, PREFIX
-from ops.metrics import HEALTH_GAUGES, STEP_GAUGES, Metrics
+from ops.monitoring.catalog import LEARNER, METRICS, PREFIX
+from ops.monitoring.metrics import HEALTH_GAUGES, STEP_GAUGES, Metrics
 from ops.publish_job import RESULTS, PublishResult
 from stream.lanes import LaneLag
 from tests.ops import synthetic

@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from ops import alerts, publisher
-from ops.alerts import Scale
+from ops import publisher
 from ops.cli import cli
+from ops.monitoring import alerts
+from ops.monitoring.alerts import Scale
 from ops.signals import StopRequest
 from tests.ops.faults import FAST, FAULTS, HEALTHY_AFTER, SETTINGS, Fault, Planted, mixed, nothing
 from tests.ops.prometheus import Prometheus, free_port, running

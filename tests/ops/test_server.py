@@ -16,7 +16,7 @@ from PIL import Image
 from ops.errors import PortInUse
 from ops.exemplars import Exemplars
 from ops.live import BEAT_S, LiveView
-from ops.metrics import Metrics
+from ops.monitoring.metrics import Metrics
 from ops.server import Scrapes, Server
 from tests.ops import synthetic
 

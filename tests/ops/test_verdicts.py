@@ -2,7 +2,7 @@
 
 import pytest
 
-from ops import verdicts
+from ops.monitoring import verdicts
 
 HEALTHY: dict[str, float | None] = {
     "loss_over_ln_k": 0.7,

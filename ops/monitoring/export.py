@@ -1,6 +1,6 @@
 """All dashboards, and everything that Prometheus and Grafana need, written into a directory.
 
-A new metric needs a line in one of the tables in `ops/panels_*.py`, or its reason in NOT_SHOWN here; a test
+A new metric needs a line in one of the tables in `ops/monitoring/panels.py`, or its reason in NOT_SHOWN here; a test
 says so by name. Nothing is written that is not generated or copied from this package.
 """
 
@@ -13,8 +13,8 @@ from typing import Any
 
 import yaml
 
-from ops import alerts
-from ops.grafana import (
+from ops.monitoring import alerts
+from ops.monitoring.grafana import (
     DATASOURCE,
     GREEN,
     INSTANCE,
@@ -25,10 +25,7 @@ from ops.grafana import (
     dashboard_json,
     metric,
 )
-from ops.panels_balance import BALANCE
-from ops.panels_snapshots import SNAPSHOTS
-from ops.panels_stream import STREAM
-from ops.panels_training import TRAINING
+from ops.monitoring.panels import BALANCE, SNAPSHOTS, STREAM, TRAINING
 
 DASHBOARDS: tuple[Dashboard, ...] = (BALANCE, TRAINING, STREAM, SNAPSHOTS)
 
@@ -102,7 +99,9 @@ def files(
     for dashboard in DASHBOARDS:
         body = json.dumps(body_of(dashboard, page=page), indent=1)
         found[f"grafana/dashboards/swavstream-{dashboard.name}.json"] = body + "\n"
-    for runbook in sorted(resources.files("ops").joinpath("runbooks").iterdir(), key=lambda one: one.name):
+    for runbook in sorted(
+        resources.files("ops.monitoring").joinpath("runbooks").iterdir(), key=lambda one: one.name
+    ):
         found[f"runbooks/{runbook.name}"] = runbook.read_text(encoding="utf-8")
     for name in ("compose.yaml", "kubernetes.yaml", "Dockerfile"):
         found[name] = resources.files("ops").joinpath("deploy", name).read_text(encoding="utf-8")

@@ -1,6 +1,6 @@
 """Panels and dashboards as Grafana reads them: a few dataclasses, and their JSON.
 
-A panel is one line of a table in `ops/panels_*.py`. Places, numbers and colours are worked out here, so that
+A panel is one line of a table in `ops/monitoring/panels.py`. Places, numbers and colours are worked out here, so that
 a panel can be put in or taken out without a thought for the others. The same input gives the same bytes.
 """
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ops.metric_table import PREFIX
+from ops.monitoring.catalog import PREFIX
 
 SCHEMA_VERSION = 39
 """Of the dashboard JSON: Grafana 10.4 and later read it, newer ones migrate it when they load it."""

@@ -1,8 +1,8 @@
 """Recording rules and alerts for Prometheus, generated; every duration can be scaled for a test.
 
-Few alerts, each about something that a person must do something about, each with a page in `ops/runbooks/`.
+Few alerts, each about something that a person must do something about, each with a page in `ops/monitoring/runbooks/`.
 `page` wakes somebody: nothing is learned, or something is being lost. `ticket` can wait for the morning.
-Thresholds are those of `learner.measure.LIMITS` and `ops.verdicts`.
+Thresholds are those of `learner.measure.LIMITS` and `ops.monitoring.verdicts`.
 """
 
 from collections.abc import Mapping
@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from learner.measure import LIMITS
-from ops.metric_table import PREFIX
-from ops.verdicts import RESIDUAL_MUCH, STALLED_S, START_S, WARM_UP_UPDATES, WINDOW_FULL
+from ops.monitoring.catalog import PREFIX
+from ops.monitoring.verdicts import RESIDUAL_MUCH, STALLED_S, START_S, WARM_UP_UPDATES, WINDOW_FULL
 
 JOB = "swavstream"
 DRIFT_MUCH = 0.25
@@ -62,7 +62,7 @@ class Alert:
     summary: str
     """One sentence: what is wrong."""
     dashboard: str
-    """Name of the dashboard that shows it, see `ops.dashboards`."""
+    """Name of the dashboard that shows it, see `ops.monitoring.export`."""
 
 
 MINUTE = 60.0

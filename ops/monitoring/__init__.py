@@ -1,0 +1,1 @@
+"""Metrics, verdicts on health, alert rules, dashboards and runbooks."""
