@@ -19,9 +19,10 @@ import numpy as np
 from learner.report import Snapshot, StepReport
 from ops.config import RunConfig
 from ops.errors import OpsError
-from ops.kept_files import KeptFiles
 from ops.launched import launched
-from ops.live import LiveView
+from ops.live_page.exemplars import KeptFiles
+from ops.live_page.server import Server
+from ops.live_page.state import LiveView
 from ops.monitoring.metrics import Metrics
 from ops.outcome import Progress
 from ops.pace import Pace
@@ -30,7 +31,6 @@ from ops.publisher import Publisher
 from ops.publishing import start_publisher
 from ops.registration import Registration
 from ops.rundir import RunRecord, read_json, write_json
-from ops.server import Server
 from stream.batch import Batch
 from stream.lanes import LaneLag, LaneStats
 

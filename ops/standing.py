@@ -16,7 +16,7 @@ from ops.rundir import newest_saved, read_json, read_lines, read_run
 ANSWER_S = 3.0
 WORST_LANES = 8
 RUNNING, LEFT = "running", "left"
-# What a live run is asked for; see `ops.live.LiveView.status`.
+# What a live run is asked for; see `ops.live_page.state.LiveView.status`.
 LIVE = ("samples", "loss", "loss_over_ln_k", "usage_perplexity", "rate", "lag", "verdict", "skipped", "lanes")
 
 

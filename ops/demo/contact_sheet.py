@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from ops.exemplars import Exemplars
+from ops.live_page.exemplars import Exemplars
 
 Colour = tuple[int, int, int]
 

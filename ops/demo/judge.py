@@ -17,7 +17,7 @@ from ops.demo.drawings.pictures import KINDS, draw
 from ops.evaluate.features import ChannelMoments, raw_view
 from ops.evaluate.knn import NearestNeighbours
 from ops.evaluate.purity import purity, purity_by_chance
-from ops.exemplars import OFFERS, Exemplars
+from ops.live_page.exemplars import OFFERS, Exemplars
 from ops.model_io import Network
 from ops.views import centre_view, resized, see
 from stream.errors import BadRecord

@@ -16,11 +16,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from ops.checkpoint import VALUES
 from ops.doctor.case import Facts
 from ops.errors import RedisUnavailable, SnapshotDamaged, SnapshotNotFound
-from ops.exemplars import NEAR_EQUAL, signatures
 from ops.history import at_ends
+from ops.live_page.exemplars import NEAR_EQUAL, signatures
+from ops.live_page.state import ALIKE, TROUBLE_S
 from ops.monitoring.catalog import PREFIX
 from ops.probe import read as read_probe
-from ops.recent import ALIKE, TROUBLE_S
 from ops.redis_client import URL_VARIABLE, connect, said
 from ops.rundir import newest_saved, read_json, read_lines, read_run
 from ops.snapshots import warnings_of

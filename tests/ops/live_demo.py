@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ops.exemplars import Exemplars
-from ops.live import LiveView
+from ops.live_page.exemplars import Exemplars
+from ops.live_page.server import Server
+from ops.live_page.state import LiveView
 from ops.monitoring.metrics import Metrics
 from ops.publish_job import PublishResult
-from ops.server import Server
 from tests.ops import synthetic
 
 SIDE = 48

@@ -186,7 +186,9 @@ def test_the_shares_by_rank_lead_to_the_clusters_of_the_live_page() -> None:
     links = {panel["title"]: panel["links"][0]["url"] for panel in body["panels"] if panel.get("links")}
     assert links == dict.fromkeys(["Largest shares", "Smallest shares"], "${page}/#h-clusters")
     assert body["templating"]["list"][-1]["query"] == "http://gpu1:9464"
-    assert 'id="h-clusters"' in resources.files("ops").joinpath("page", "page.html").read_text()
+    assert (
+        'id="h-clusters"' in resources.files("ops").joinpath("live_page", "static", "page.html").read_text()
+    )
 
 
 def test_alerts_lead_to_the_runbooks_that_were_exported_unless_told_otherwise(tmp_path: Path) -> None:

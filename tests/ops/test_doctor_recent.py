@@ -11,10 +11,9 @@ import pytest
 from ops.doctor import facts as doctor_facts
 from ops.doctor.case import Facts
 from ops.doctor.diagnosis import examine
-from ops.live import LiveView
+from ops.live_page.state import TROUBLE_S, LiveView
 from ops.monitoring.verdicts import START_S
 from ops.outcome import Summary
-from ops.recent import TROUBLE_S
 from ops.rundir import append_line
 from ops.standing import RUNNING, look
 from tests.ops import synthetic

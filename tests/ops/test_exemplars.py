@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ops.demo.contact_sheet import busiest, contact_sheet
-from ops.exemplars import Exemplars
+from ops.live_page.exemplars import Exemplars
 from tests.ops import synthetic
 
 

@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from ops.exemplars import Exemplars
-from ops.live import BEAT_S, WAITING_S, LiveView
-from ops.live_history import COLUMNS, LiveHistory
+from ops.live_page.exemplars import Exemplars
+from ops.live_page.state import BEAT_S, COLUMNS, WAITING_S, LiveHistory, LiveView
 from ops.publish_job import PublishResult
 from tests.ops import synthetic
 

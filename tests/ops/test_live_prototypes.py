@@ -5,8 +5,8 @@ import base64
 import numpy as np
 import pytest
 
-from ops.exemplars import Exemplars
-from ops.live_prototypes import COSINES_MOST, LivePrototypes
+from ops.live_page.exemplars import Exemplars
+from ops.live_page.prototypes import COSINES_MOST, LivePrototypes
 from tests.ops import synthetic
 
 USAGE = np.array([0.1, 0.4, 0.0, 0.3, 0.2], np.float32)

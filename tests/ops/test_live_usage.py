@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ops.live_usage import COLUMNS, EVEN, MEMORY_BYTES, UsageHistory, encoded, heatmap
+from ops.live_page.usage_history import COLUMNS, EVEN, MEMORY_BYTES, UsageHistory, encoded, heatmap
 from tests.ops import synthetic
 
 

@@ -6,8 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from ops.live import LiveView
-from ops.recent import RECORDS_S, TROUBLE_S, Recent
+from ops.live_page.state import RECORDS_S, TROUBLE_S, LiveView, Recent
 from tests.ops import synthetic
 
 

@@ -14,10 +14,10 @@ import pytest
 from PIL import Image
 
 from ops.errors import PortInUse
-from ops.exemplars import Exemplars
-from ops.live import BEAT_S, LiveView
+from ops.live_page.exemplars import Exemplars
+from ops.live_page.server import Scrapes, Server
+from ops.live_page.state import BEAT_S, LiveView
 from ops.monitoring.metrics import Metrics
-from ops.server import Scrapes, Server
 from tests.ops import synthetic
 
 
@@ -99,7 +99,7 @@ def test_ready_follows_the_first_step_and_ends_with_the_run(site: Site) -> None:
 def test_healthy_while_the_loop_gives_signs_of_life(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     assert site.ask("/healthz")[0] == 200
     later = time.monotonic() + BEAT_S + 5
-    monkeypatch.setattr("ops.live.time.monotonic", lambda: later)
+    monkeypatch.setattr("ops.live_page.state.time.monotonic", lambda: later)
     assert site.ask("/healthz")[0] == 503
     site.live.state("waiting")
     assert site.ask("/healthz")[0] == 200

@@ -2,6 +2,12 @@
 
 The learner writes a few numbers under a lock after each step; requests copy them out under the same lock
 and do all their work outside of it, so that neither waits for the other for longer than a copy takes.
+
+The numbers of a step that people are shown, by name.
+
+Figures over the length of a run in a fixed number of points: the longer the run, the wider each point.
+
+What happened of late: sums over the last minutes, which the past of a long run cannot outweigh.
 """
 
 import math
@@ -16,14 +22,225 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learner.report import HealthReport, StepReport
-from ops.exemplars import Exemplars
-from ops.live_figures import figures_of
-from ops.live_history import LiveHistory
-from ops.live_prototypes import LivePrototypes
+from ops.history import EDGE, edge
+from ops.live_page.exemplars import Exemplars
+from ops.live_page.prototypes import LivePrototypes
 from ops.monitoring import verdicts
 from ops.publish_job import PublishResult
-from ops.recent import Recent
 from stream.lanes import LaneLag, LaneStats, add_counts
+
+STEP_FIELDS: Mapping[str, str] = {
+    "samples": "samples",
+    "updates": "updates",
+    "loss": "loss",
+    "loss_over_ln_k": "loss_over_ln_k",
+    "learning_rate": "learning_rate",
+    "gradient_norm": "gradient_norm",
+    "queue_fill": "queue_fill",
+    "usage_perplexity": "usage_perplexity",
+    "dead_prototypes": "dead_prototypes",
+    "sinkhorn_residual": "sinkhorn_residual",
+    "feature_std_ratio": "feature_std",
+    "view_agreement": "view_agreement",
+    "code_entropy_nats": "code_entropy",
+    "prediction_entropy_nats": "prediction_entropy",
+}
+"""Name shown: field of StepReport."""
+
+
+def figures_of(report: StepReport, health: HealthReport | None) -> dict[str, float | None]:
+    """The figures of a step.
+
+    Args:
+        report: of the step.
+        health: the latest health report, which may be older; None when there was none.
+    """
+    figures: dict[str, float | None] = {name: getattr(report, field) for name, field in STEP_FIELDS.items()}
+    if report.loss_over_ln_k > 0:
+        figures["ln_k"] = report.loss / report.loss_over_ln_k
+    if health is not None:
+        figures["prototype_twins"] = health.prototype_twins
+        figures["effective_rank"] = health.effective_rank
+        figures["usage_window_fill"] = min(1.0, report.usage_samples / health.usage_window_samples)
+    return figures
+
+
+POINTS = 480
+"""Most points kept; when they are full, neighbours are merged and each new point takes twice as many
+steps."""
+
+COLUMNS = (
+    "samples", "time", "loss", "loss_over_ln_k", "rate", "usage_perplexity", "dead_prototypes", "lag",
+    "learning_rate", "feature_std_ratio", "view_agreement",
+)  # fmt: skip
+"""What is kept of each point; samples and time are of its end, the others are means over it."""
+
+ENDS = {"samples", "time"}
+
+
+class LiveHistory:
+    """A bounded history; not thread-safe, its owner holds a lock."""
+
+    def __init__(self, points: int = POINTS) -> None:
+        if points < 4:
+            raise ValueError(f"a history needs at least 4 points, got {points}")
+        self._most = points
+        self._points: list[dict[str, float | None]] = []
+        self._weights: list[int] = []
+        self._stride = 1
+        self._entries = 0
+        self._first: list[float] = []
+        self._last: deque[float] = deque(maxlen=EDGE)
+
+    def add(self, entry: Mapping[str, Any]) -> None:
+        """Take one step in; what is missing or None is a gap."""
+        point = {name: entry.get(name) for name in COLUMNS}
+        self._agreement(entry.get("view_agreement"))
+        if self._weights and self._weights[-1] < self._stride:
+            self._points[-1] = _merged(self._points[-1], self._weights[-1], point, 1)
+            self._weights[-1] += 1
+            return
+        if len(self._points) >= self._most:
+            self._halve()
+        self._points.append(point)
+        self._weights.append(1)
+
+    def columns(self) -> dict[str, list[float | None]]:
+        """One list for each of COLUMNS, oldest first."""
+        return {name: [point[name] for point in self._points] for name in COLUMNS}
+
+    def agreement(self) -> dict[str, float | None]:
+        """Mean agreement of views over the first steps and over the latest; None before there are any.
+
+        They are kept apart: the first point of a long run is a mean over many steps.
+        """
+        count = edge(self._entries)
+        return {
+            "start_view_agreement": _mean(self._first[:count]),
+            "late_view_agreement": _mean(list(self._last)[-count:]),
+        }
+
+    def _agreement(self, value: float | None) -> None:
+        if value is None:
+            return
+        self._entries += 1
+        self._last.append(value)
+        if len(self._first) < EDGE:
+            self._first.append(value)
+
+    def _halve(self) -> None:
+        pairs = range(0, len(self._points) - 1, 2)
+        tail = len(self._points) % 2
+        points = [
+            _merged(self._points[i], self._weights[i], self._points[i + 1], self._weights[i + 1])
+            for i in pairs
+        ]
+        weights = [self._weights[i] + self._weights[i + 1] for i in pairs]
+        self._points = points + (self._points[-1:] if tail else [])
+        self._weights = weights + (self._weights[-1:] if tail else [])
+        self._stride *= 2
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def _merged(
+    one: Mapping[str, float | None], weight: int, other: Mapping[str, float | None], added: int
+) -> dict[str, float | None]:
+    """Both as one point: ends of the later, means of the rest; a gap takes the other's value."""
+    merged: dict[str, float | None] = {}
+    for name in COLUMNS:
+        a, b = one[name], other[name]
+        if name in ENDS or a is None or b is None:
+            merged[name] = a if b is None else b
+        else:
+            merged[name] = (a * weight + b * added) / (weight + added)
+    return merged
+
+
+RECORDS_S = 300.0
+"""Seconds that records, and how alike batches are, are told of: as long as in the alerts."""
+TROUBLE_S = 1800.0
+"""Seconds that troubles are told of."""
+BOXES = 60
+"""Parts of the span, each forgotten as a whole."""
+
+ALIKE = ("batch_similarity", "stream_autocorrelation")
+"""Fields of the health report whose mean is told."""
+
+
+class Sums:
+    """Sums by name over the last `span_s` seconds, or up to a sixtieth less; not for several threads."""
+
+    def __init__(self, span_s: float) -> None:
+        self.span_s = span_s
+        self._boxes: deque[tuple[int, dict[str, float]]] = deque()
+
+    def add(self, name: str, amount: float = 1.0) -> None:
+        """Something happened now."""
+        number = self._forget()
+        if not self._boxes or self._boxes[-1][0] != number:
+            self._boxes.append((number, {}))
+        sums = self._boxes[-1][1]
+        sums[name] = sums.get(name, 0.0) + amount
+
+    def totals(self) -> dict[str, float]:
+        """The sum of each name that was met."""
+        self._forget()
+        found: dict[str, float] = {}
+        for _, sums in self._boxes:
+            for name, amount in sums.items():
+                found[name] = found.get(name, 0.0) + amount
+        return found
+
+    def _forget(self) -> int:
+        number = int(time.monotonic() // (self.span_s / BOXES))
+        while self._boxes and self._boxes[0][0] <= number - BOXES:
+            self._boxes.popleft()
+        return number
+
+
+class Recent:
+    """The last minutes of one life of a run; whoever writes and reads holds one lock."""
+
+    def __init__(self) -> None:
+        self._records, self._troubles = Sums(RECORDS_S), Sums(TROUBLE_S)
+
+    def step(self, stats: LaneStats, health: HealthReport | None) -> None:
+        """A step was done; `health` when it brought a report."""
+        self._records.add("used", stats.used)
+        for reason, count in stats.skipped.items():
+            self._records.add(f"skipped {reason}", count)
+        for name in ALIKE:
+            value = None if health is None else getattr(health, name)
+            if value is not None:
+                self._records.add(name, value)
+                self._records.add(f"reports of {name}")
+
+    def trouble(self, name: str, count: int = 1) -> None:
+        """Something went wrong so many times: reader_restarts, checkpoint_error, checkpoint_damaged."""
+        if count > 0:
+            self._troubles.add(name, count)
+
+    def told(self) -> dict[str, Any]:
+        """Plain values: `used` and `skipped` by reason, means of `ALIKE` (None = not seen), `troubles`."""
+        sums = self._records.totals()
+        means = {
+            name: sums[name] / sums[f"reports of {name}"] if f"reports of {name}" in sums else None
+            for name in ALIKE
+        }
+        return {
+            "used": int(sums.get("used", 0)),
+            "skipped": {
+                name.removeprefix("skipped "): int(count)
+                for name, count in sums.items()
+                if name.startswith("skipped ")
+            },
+            **means,
+            "troubles": {name: int(count) for name, count in self._troubles.totals().items()},
+        }
+
 
 RATE_S = 30.0
 """The rate is taken over about so many seconds."""

@@ -1,9 +1,15 @@
-"""The HTTP port of a learner: metrics, health, the live page and what it shows; read-only."""
+"""The HTTP port of a learner: metrics, health, the live page and what it shows; read-only.
 
+The live page as one document: its parts are files of the package, put together once.
+"""
+
+import base64
 import contextlib
 import errno
 import functools
+import hashlib
 import http.server
+import importlib.resources
 import ipaddress
 import logging
 import socket
@@ -17,9 +23,41 @@ from urllib.parse import parse_qs, urlsplit
 
 from ops import plain_json
 from ops.errors import PortInUse
-from ops.live import LiveView
+from ops.live_page.state import LiveView
 from ops.monitoring.metrics import Metrics
-from ops.page_source import page, page_policy
+
+
+@functools.cache
+def page() -> bytes:
+    """The whole page; nothing in it is fetched from elsewhere but the run's own figures and pictures."""
+    return _part("page.html").replace("/*STYLE*/", _style()).replace("/*SCRIPT*/", _script()).encode()
+
+
+@functools.cache
+def page_policy() -> str:
+    """Content-Security-Policy: exactly this page's style and script run, nothing is fetched elsewhere."""
+    return (
+        f"default-src 'none'; script-src {_hash(_script())}; style-src {_hash(_style())}; "
+        "img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+        "frame-ancestors 'none'"
+    )
+
+
+def _style() -> str:
+    return _part("page.css")
+
+
+def _script() -> str:
+    return "".join(_part(name) for name in ("charts.js", "heatmap.js", "clusters.js", "page.js"))
+
+
+def _part(name: str) -> str:
+    return (importlib.resources.files("ops.live_page") / "static" / name).read_text(encoding="utf-8")
+
+
+def _hash(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
 
 logger = logging.getLogger(__name__)
 

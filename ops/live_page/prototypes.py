@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learner.health import USAGE_EDGES
-from ops.exemplars import Exemplars
-from ops.live_usage import EVEN, LOWEST_LOG2, PER_OCTAVE, Heatmap, UsageHistory, heatmap
+from ops.live_page.exemplars import Exemplars
+from ops.live_page.usage_history import EVEN, LOWEST_LOG2, PER_OCTAVE, Heatmap, UsageHistory, heatmap
 
 Vector = NDArray[np.float32]
 
@@ -272,7 +272,7 @@ def _histogram(usage: Vector) -> dict[str, Any]:
 
 
 def _drawn(made: Heatmap) -> dict[str, Any]:
-    """A heatmap as JSON: `cells` are its bytes, row by row, in base 64; see `ops.live_usage.encoded`."""
+    """A heatmap as JSON: `cells` are its bytes, row by row, in base 64; see `usage_history.encoded`."""
     single = all(len(part) == 1 for part in made.members)
     return {
         "samples": made.samples,

@@ -1,0 +1,1 @@
+"""The page that a learner serves while it learns."""
