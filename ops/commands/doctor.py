@@ -48,7 +48,7 @@ def _told(facts: "Facts", findings: "list[Finding]") -> str:
     from ops.doctor.causes import depth
 
     where = "asked live" if facts.live else "from its files"
-    pages = Path(__file__).parents[1] / "runbooks"
+    pages = Path(__file__).parents[1] / "monitoring" / "runbooks"
     head = f"{facts.status}, {facts.samples:,} samples ({where})"
     if not findings:
         return f"{head}: nothing found"

@@ -1,6 +1,6 @@
 """Recording rules and alerts for Prometheus, generated; every duration can be scaled for a test.
 
-Few alerts, each about something that a person must do something about, each with a page in `ops/monitoring/runbooks/`.
+Few alerts, each about something that a person must act on, each with a page in `ops/monitoring/runbooks/`.
 `page` wakes somebody: nothing is learned, or something is being lost. `ticket` can wait for the morning.
 Thresholds are those of `learner.measure.LIMITS` and `ops.monitoring.verdicts`.
 """

@@ -1,6 +1,6 @@
 """All dashboards, and everything that Prometheus and Grafana need, written into a directory.
 
-A new metric needs a line in one of the tables in `ops/monitoring/panels.py`, or its reason in NOT_SHOWN here; a test
+A new metric needs a line in one of the tables in `panels.py`, or its reason in NOT_SHOWN here; a test
 says so by name. Nothing is written that is not generated or copied from this package.
 """
 

@@ -1,6 +1,6 @@
 """Panels and dashboards as Grafana reads them: a few dataclasses, and their JSON.
 
-A panel is one line of a table in `ops/monitoring/panels.py`. Places, numbers and colours are worked out here, so that
+A panel is one line of a table in `panels.py`. Places, numbers and colours are worked out here, so that
 a panel can be put in or taken out without a thought for the others. The same input gives the same bytes.
 """
 
