@@ -112,8 +112,8 @@ class Ranks:
             if members != tuple(range(self.world)) and members not in self._parts:
                 made = dist.new_group([ranks[member] for member in members], timeout=self._timeout)
                 # A rank that is not in it gets a mark instead of a group.
-                inside = self.rank in members and isinstance(made, dist.ProcessGroup)
-                self._parts[members] = self.of(made) if inside else None
+                inside = isinstance(made, dist.ProcessGroup) and self.rank in members
+                self._parts[members] = self.of(made) if inside else None  # type: ignore[arg-type]
         found = {members: self._parts.get(members, self) for members in sets}
         return {members: group for members, group in found.items() if group is not None}
 

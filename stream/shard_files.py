@@ -234,7 +234,8 @@ class _Tar:
 
 def _keep_newest(files: OrderedDict[int, _Tar] | OrderedDict[int, IndexFile]) -> None:
     """Close the files that were not used for longest; one in an object store holds nothing open."""
-    most = _OPEN_SHARDS if next(reversed(files.values())).local else _INDEXES
+    newest = files[next(reversed(files))]
+    most = _OPEN_SHARDS if newest.local else _INDEXES
     while len(files) > most:
         files.popitem(last=False)[1].close()
 

@@ -14,6 +14,7 @@ bisection, and no table of a window's records is needed.
 
 from collections import OrderedDict
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from stream.manifest import Manifest
@@ -29,7 +30,8 @@ _LEAST, _MOST = 16, 1024
 """Places of a permutation that are looked up at once; a chunk may be a few records only."""
 
 
-class Window(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Window:
     """A window as one lane reads it in one pass."""
 
     lane: int
@@ -114,7 +116,7 @@ class WindowWalk:
     def _order(self, window: Window) -> Order:
         order = self._orders.get(window)
         if order is None:
-            lane, pass_number, first, _ = window
+            lane, pass_number, first = window.lane, window.pass_number, window.first
             order = self._orders[window] = lane_order(
                 seed=self._seed,
                 pass_number=pass_number,
@@ -189,7 +191,7 @@ class ShardWalk:
         """The lane's slices of a window, in its order."""
         visits = self._windows.get(window)
         if visits is None:
-            lane, pass_number, first, count = window
+            lane, pass_number, first, count = window.lane, window.pass_number, window.first, window.count
             order = window_order(
                 seed=self._seed, pass_number=pass_number, lane=lane, first=first, count=count
             )

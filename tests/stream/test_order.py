@@ -121,7 +121,7 @@ def test_the_order_of_a_window_is_a_permutation_at_every_size(count: int) -> Non
 def test_a_record_comes_at_every_place_of_a_window_equally_often(count: int) -> None:
     cells, times = 6, 3000
     found = np.zeros((cells, cells))
-    places = np.arange(cells) * count // cells
+    places = [cell * count // cells for cell in range(cells)]
     for first in range(times):
         order = lane_order(seed=9, pass_number=0, lane=1, first=first, count=count)
         records = [int(order.at(place, place + 1)[0]) for place in places]
