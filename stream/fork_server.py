@@ -1,8 +1,8 @@
 """Where processes are forked from: multiprocessing's fork server, whose socket does not outlast its program.
 
-The server listens at a socket in the machine's temporary folder. A program that is killed cannot remove it,
-so it lies in a folder that says whether its program lives: a lock is held in it. The next program that forks
-removes those whose lock nobody holds.
+The server listens at a socket in the short folder of this user, whatever TMPDIR says. A program that is
+killed cannot remove it, so it lies in a folder that says whether its program lives: a lock is held in it. The
+next program that forks removes those whose lock nobody holds.
 """
 
 import contextlib
@@ -18,12 +18,10 @@ from multiprocessing import util
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
-PREFIX = "swavstream-fork-"
+from stream.socket_folder import socket_folder
+
+PREFIX = "fork-"
 _LOCK = "lives"
-_MOST_BYTES = 107
-"""Of the address of a socket, on Linux."""
-_SOCKET = "/pymp-12345678/listener-12345678"
-"""What multiprocessing adds to the folder."""
 
 
 def fork_server(preload: Sequence[str]) -> ForkServerContext:
@@ -43,8 +41,6 @@ def _give_home() -> None:
     """Have multiprocessing put its socket where the next program finds it; once in a process."""
     with contextlib.suppress(OSError):  # then it lies where multiprocessing puts it
         sweep()
-        if len(os.fsencode(tempfile.gettempdir())) + len(f"/{PREFIX}12345678{_SOCKET}") > _MOST_BYTES:
-            return
         home = _made()
         # After multiprocessing has removed its own folder, at -100.
         util.Finalize(None, shutil.rmtree, args=(home,), kwargs={"ignore_errors": True}, exitpriority=-110)
@@ -57,7 +53,7 @@ def _give_home() -> None:
 
 def _made() -> Path:
     """A folder of this process, locked until it ends."""
-    home = Path(tempfile.mkdtemp(prefix=PREFIX))
+    home = Path(tempfile.mkdtemp(prefix=PREFIX, dir=socket_folder()))
     new = home / "new"
     handle = os.open(new, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     with contextlib.suppress(OSError):  # a file system without locks: nobody removes it then
@@ -69,7 +65,7 @@ def _made() -> Path:
 def sweep() -> int:
     """Remove the folders of programs that are gone, of this user; how many."""
     removed = 0
-    for home in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+    for home in socket_folder().glob(f"{PREFIX}*"):
         with contextlib.suppress(OSError):  # another one sweeps too
             about = home.lstat()
             if stat.S_ISDIR(about.st_mode) and about.st_uid == os.getuid() and _nobody_lives(home / _LOCK):
