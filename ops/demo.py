@@ -25,6 +25,7 @@ from ops.memory import PeakMemory
 from ops.outcome import Summary
 from ops.rundir import read_json, write_json
 from ops.signals import StopRequest
+from stream.machine import cores
 
 RECIPE = "demo"
 MARK = "demo.json"
@@ -122,7 +123,7 @@ def run_demo(options: DemoOptions, *, say: Callable[[str], None], out: TextIO) -
         say(f"replacing the demo in {options.run_dir}")
     write_json(options.run_dir / MARK, {"seed": options.seed, "images": options.images, "began": time.time()})
     # More threads than processors are left by ingest and reader wait for each other most of the time.
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) - 1))
+    torch.set_num_threads(max(1, cores() - 1))
     stop = StopRequest()
     with (
         stop,  # from here on: a signal before the learner looks for one would leave the ingest side behind
@@ -212,7 +213,7 @@ class _Watch:
         while not self._over.wait(_WATCH_S):
             if not self.live_page:
                 place = read_json(self._run_dir / "server.json") or {}
-                self.live_page = place.get("url", "")
+                self.live_page = place.get("url", "") if place.get("pid") == os.getpid() else ""
             if ended is None and self._feeding.ended():
                 ended = time.monotonic()
             if self._feeding.failed() or (ended is not None and time.monotonic() - ended > _GRACE_S):

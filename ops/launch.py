@@ -22,6 +22,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from ops.errors import EXIT_AGAIN, EXIT_FAILED, EXIT_SIGTERM, RankLost
 from ops.launched import Nodes
+from stream.machine import cores
 
 # Seconds that ranks have to save after a signal, before they are killed.
 SHUTDOWN_S = 300
@@ -62,7 +63,7 @@ def launch(arguments: Sequence[str], *, nproc: int, nodes: Nodes | None = None) 
         # Else the first launcher tells where ranks meet only once, and a machine that joins later never hears
         # of it (torch 2.14).
         os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // nproc)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // nproc)))
     config = LaunchConfig(
         min_nodes=nodes.least if nodes else 1,
         max_nodes=nodes.most if nodes else 1,

@@ -202,3 +202,21 @@ def test_a_number_of_ranks_that_the_lanes_do_not_admit_is_refused(
     _, err = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 2
     assert "Traceback" not in err
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="sets of cores are Linux'")
+def test_ranks_divide_the_cores_that_the_launcher_was_given() -> None:
+    program = (
+        "import os, sys; from ops.launch import launch; import ops.launch\n"
+        "os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); os.environ.pop('OMP_NUM_THREADS', None)\n"
+        "os.cpu_count = lambda: 64\n"
+        "code = launch(['recipes', 'list'], nproc=2); print(os.environ['OMP_NUM_THREADS'], code)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parents[2],
+    )
+    assert done.stdout.splitlines()[-1] == "1 0", done.stderr
