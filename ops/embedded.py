@@ -22,9 +22,11 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -43,6 +45,8 @@ from stream.socket_folder import SOCKET_PATH_BYTES, NoSocketFolder, socket_folde
 
 logger = logging.getLogger(__name__)
 
+DATA = "appendonlydir"
+"""Folder of the data, as the server calls it."""
 START_S = 30.0
 """Longest wait for a started server to answer, seconds; it reads its whole data file first."""
 STOP_S = 15.0
@@ -349,13 +353,42 @@ def _is_held(path: Path) -> bool:
     return False
 
 
+def _is_closed_to_us(run_dir: Path) -> bool:
+    folder = run_dir / "redis"
+    return not os.access(folder if folder.is_dir() else run_dir, os.W_OK)
+
+
 @contextlib.contextmanager
-def open_redis(run_dir: Path, configured: str = "") -> Iterator["redis.Redis"]:
+def _copied(run_dir: Path) -> Iterator[Path]:
+    """A folder like the run directory with a copy of its server's data, which are whole at any moment.
+
+    Raises:
+        RedisUnavailable: they cannot be read.
+    """
+    data = run_dir / "redis" / DATA
+    with tempfile.TemporaryDirectory(prefix="swavstream-read-") as place:
+        if data.is_dir():
+            try:
+                copy = Path(place) / "redis" / DATA
+                copy.mkdir(parents=True)
+                for file in data.iterdir():
+                    shutil.copyfile(file, copy / file.name)  # without its rights: the copy is ours
+            except OSError as error:
+                raise RedisUnavailable(
+                    f"the snapshots in {run_dir} cannot be read: {data} may not be; ask its owner"
+                ) from error
+        yield Path(place)
+
+
+@contextlib.contextmanager
+def open_redis(run_dir: Path, configured: str = "", *, changes: bool = True) -> Iterator["redis.Redis"]:
     """A client for the Redis of a run, for the length of one command.
 
     Args:
         run_dir: the run directory; an embedded server is looked for, or started, in it when no URL is given.
         configured: URL from the command line or the configuration; "" = SWAVSTREAM_REDIS_URL, else embedded.
+        changes: the command may change what is there; else a run directory that cannot be written to is read
+            as well, from a copy of its data.
 
     Raises:
         RedisUnavailable: a URL that is none, or no embedded server.
@@ -363,6 +396,8 @@ def open_redis(run_dir: Path, configured: str = "") -> Iterator["redis.Redis"]:
     url = redis_url(configured)
     with contextlib.ExitStack() as stack:
         if not url:
+            if not changes and _is_closed_to_us(run_dir):
+                run_dir = stack.enter_context(_copied(run_dir))
             url = stack.enter_context(EmbeddedRedis(run_dir)).url
         logger.debug("using Redis at %s", safe_url(url))
         yield stack.enter_context(connect(url))

@@ -266,6 +266,37 @@ def test_damaged_data_are_one_clear_error(tmp_path: Path) -> None:
         EmbeddedRedis(tmp_path).start()
 
 
+@pytest.mark.skipif(
+    os.getuid() == 0 and shutil.which("setpriv") is None, reason="root needs setpriv to give up rights"
+)
+def test_a_run_that_may_only_be_read_is_read_and_not_changed(tmp_path: Path) -> None:
+    with open_redis(tmp_path) as client:
+        client.set("key", b"value")
+    program = (
+        "import sys; from pathlib import Path; from ops.embedded import open_redis\n"
+        f"with open_redis(Path({str(tmp_path)!r}), changes=sys.argv[1] == 'changes') as client:\n"
+        "    print(client.get('key'))"
+    )
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    rights_before = {path: path.stat().st_mode for path in (tmp_path, *before)}
+    for path, mode in rights_before.items():
+        path.chmod(mode & ~0o222)
+    try:
+        rights = ["setpriv", "--bounding-set=-all"] if os.getuid() == 0 else []
+        said = [
+            subprocess.run(
+                [*rights, sys.executable, "-c", program, word], capture_output=True, text=True, check=False
+            )
+            for word in ("looks", "changes")
+        ]
+    finally:
+        for path, mode in rights_before.items():
+            path.chmod(mode)
+    assert said[0].stdout == "b'value'\n", said[0].stderr
+    assert "no Redis server can be started in" in said[1].stderr
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
 def test_ctrl_c_in_the_terminal_does_not_reach_the_server(tmp_path: Path) -> None:
     with EmbeddedRedis(tmp_path) as embedded:
         pid = server_pid(embedded.url)
