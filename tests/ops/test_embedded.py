@@ -321,6 +321,24 @@ def test_no_message_shows_a_password() -> None:
     assert "secret" not in str(caught.value)
 
 
+@pytest.mark.parametrize("password", ["first@second/third", "a/b", "a?b", "a#b", "a@b", "x/y@z?q#r@s", "[/p"])
+@pytest.mark.parametrize("scheme", ["redis", "rediss", "sentinel"])
+def test_no_part_of_a_password_that_was_typed_as_it_is_is_shown(scheme: str, password: str) -> None:
+    url = f"{scheme}://app:{password}@host:6379/3"
+    with pytest.raises(RedisUnavailable, match="write them as %40") as caught:
+        connect(url)
+    shown = {str(caught.value).partition(":")[0], safe_url(url)}
+    assert not any(part in text for text in shown for part in (password, "first", "second", "third", "app"))
+    assert safe_url(url) == "..."
+
+
+def test_a_password_that_is_encoded_is_taken_and_not_shown() -> None:
+    url = "redis://app:first%40second%2Fthird@host:6379/3"
+    assert safe_url(url) == "redis://host:6379/3"
+    with connect(url) as client:
+        assert client.connection_pool.connection_kwargs["password"] == "first@second/third"
+
+
 def test_a_server_that_is_away_fails_at_once() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # bound, not listening: connections are refused
