@@ -94,6 +94,7 @@ def learn(  # noqa: PLR0913  what the command line may say of a run
         opened, keeper = began
         if isinstance(opened, Summary):
             return opened
+        stop.warned_by(usr1=opened.config.signals.usr1, usr2=opened.config.signals.usr2)
         opened = replace(opened, saved=checkpoint_for_all(world, opened.saved))
         spec = source_spec(opened.record.stream, opened.config, cursor=opened.cursor)
         carrier = follower_of(opened.record.stream, opened.config, opened.record)

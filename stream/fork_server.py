@@ -11,10 +11,11 @@ import functools
 import multiprocessing
 import os
 import shutil
+import signal
 import stat
 import tempfile
 from collections.abc import Sequence
-from multiprocessing import util
+from multiprocessing import forkserver, util
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
@@ -25,7 +26,7 @@ _LOCK = "lives"
 
 
 def fork_server(preload: Sequence[str]) -> ForkServerContext:
-    """Where to start processes; the server itself starts with the first of them.
+    """Where to start processes; the server itself is started when it does not run.
 
     Args:
         preload: modules that the server imports once; what the first caller says counts.
@@ -33,6 +34,12 @@ def fork_server(preload: Sequence[str]) -> ForkServerContext:
     _give_home()
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(preload))
+    # A scheduler warns all processes of a job. The server and what it forks leave that to the program.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGUSR2})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return context
 
 
