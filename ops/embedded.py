@@ -236,7 +236,7 @@ class EmbeddedRedis:
 
     def _is_of_here(self, client: "redis.Redis") -> bool:
         """Whether a server's data folder is this one; it says where that is now, also when it was moved."""
-        folder = client.config_get("dir").get("dir", "")
+        folder = str(client.config_get("dir").get("dir", ""))
         with contextlib.suppress(OSError):
             return self.folder.samefile(folder)
         return False

@@ -45,7 +45,7 @@ class StopRequest:
         self._before: dict[int, Any] = {}
         self._depth = 0
         self._save = False
-        self._on_warning = dict.fromkeys(WARNINGS, on_warning)
+        self._on_warning: dict[int, str] = dict.fromkeys(WARNINGS, on_warning)
 
     def warned_by(self, *, usr1: str, usr2: str) -> None:
         """What SIGUSR1 and SIGUSR2 ask for from now on: `save`, or `end`."""

@@ -78,7 +78,7 @@ def free_shared_memory(root: Path = Path("/")) -> int | None:
 
 def _groups(root: Path, controller: str) -> Iterator[_Group]:
     """The control groups that bound this process by a controller: its own, and those above that are seen."""
-    own = {}  # by controller, "" = version 2
+    own: dict[str, str] = {}  # by controller, "" = version 2
     for line in _lines(root / "proc/self/cgroup"):
         _, controllers, path = line.split(":", 2)
         own |= dict.fromkeys(controllers.split(","), path)

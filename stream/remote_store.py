@@ -167,7 +167,7 @@ def _is_conflict(error: OSError) -> bool:
     """Whether a store did nothing since another request for the same object was under way (HTTP 409)."""
     response = getattr(error.__cause__, "response", None)  # of botocore, beneath s3fs
     if isinstance(response, Mapping):
-        return response.get("ResponseMetadata", {}).get("HTTPStatusCode") == CONFLICT
+        return bool(response.get("ResponseMetadata", {}).get("HTTPStatusCode") == CONFLICT)
     return getattr(error, "status", None) == CONFLICT
 
 

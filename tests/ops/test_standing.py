@@ -38,8 +38,11 @@ def test_a_live_page_is_believed_only_when_it_is_of_the_learner_at_work(tmp_path
         server = Server(live, Metrics(version="0", run=record.uuid))
         try:
             here = {"url": server.start(), "pid": lock_pid(lock.path), "host": socket.gethostname()}
-            told = {"of an earlier learner": {"pid": 1}, "of another machine": {"host": "elsewhere"}}
-            write_json(tmp_path / "server.json", here | told.get(kind, {}))
+            told: dict[str, dict[str, object]] = {
+                "of an earlier learner": {"pid": 1},
+                "of another machine": {"host": "elsewhere"},
+            }
+            write_json(tmp_path / "server.json", {**here, **told.get(kind, {})})
             standing = look(tmp_path)
         finally:
             server.close()
