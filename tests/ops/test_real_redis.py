@@ -218,8 +218,8 @@ def test_the_least_rights_of_the_readme_suffice_for_publishing_and_for_operators
         store, names = SnapshotStore(client, "run-1"), SnapshotNames(SnapshotStore(client, "run-1"), "me")
         assert [info.version for info in store.versions()] == [2, 1]
         assert load_snapshot(store, EncoderFiles(learner.files.folder.parent), "head").info.version == 2
-        names.promote("1")
-        names.pin("paper", "1")
+        names.promote(1)
+        names.pin("paper", 1)
         assert store.show("pin:paper").version == store.show("stable").version == 1
         names.unpin("paper")
         for forbidden in (("GET", "of-others"), ("FLUSHALL",), ("CONFIG", "GET", "dir"), ("KEYS", "*")):
