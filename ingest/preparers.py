@@ -7,7 +7,6 @@ with a reason; after a death only if it happens again, since it may have been ki
 
 import contextlib
 import multiprocessing
-import os
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from ingest.forking import attempt, context, serve
 from ingest.prepared import Prepared, Result
 from ingest.sources import Found
 from stream.errors import BadRecord
+from stream.machine import cores
 
 BATCH_IMAGES = 32
 """Images sent to a process at once."""
@@ -62,8 +62,7 @@ def count_of(config: IngestConfig) -> int:
     """Processes that a setting of `workers` means on this machine."""
     if config.workers >= 0:
         return config.workers
-    mine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(MOST_CPUS, mine)
+    return min(MOST_CPUS, cores())
 
 
 class Preparers:

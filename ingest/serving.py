@@ -37,8 +37,8 @@ def _content(path: str, max_bytes: int) -> bytes:
 def serve(connection: Connection, config: IngestConfig) -> None:
     """What a process does: say that it is ready, then answer each image of each batch."""
     # Whether to stop is for the parent to decide; when it goes, the connection ends.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
     _silence_decoders()
     torch.set_num_threads(1)
     _limit_memory(config.memory_bytes)

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import safetensors
-import safetensors.torch
 from torch import Tensor
 
 from ops.checkpoint import (
@@ -31,6 +30,7 @@ from ops.checkpoint import (
 )  # fmt: skip
 from ops.errors import CheckpointFailed
 from ops.rundir import sync_directory
+from ops.tensor_file import save_tensors
 from stream.cursor import Cursor
 
 logger = logging.getLogger(__name__)
@@ -150,7 +150,7 @@ class CheckpointWriter:
         try:
             aside.mkdir()
             self._at("begun")
-            safetensors.torch.save_file(tensors, aside / TENSORS)
+            save_tensors(tensors, aside / TENSORS)
             self._at("tensors written")
             (aside / VALUES).write_text(values, encoding="utf-8")
             (aside / CURSOR).write_text(cursor, encoding="utf-8")

@@ -90,6 +90,20 @@ class RanksConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class SignalsConfig:
+    """What the signals do with which schedulers warn a job before they end it."""
+
+    usr1: str = "save"
+    """On SIGUSR1: save, and learn on; or end, as on SIGTERM."""
+    usr2: str = "save"
+    """On SIGUSR2: the same choice."""
+
+    def __post_init__(self) -> None:
+        _one_of("signals.usr1", self.usr1, "save", "end")
+        _one_of("signals.usr2", self.usr2, "save", "end")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RunConfig:
     """Everything about a run but where its stream and its directory are."""
 
@@ -140,6 +154,7 @@ class RunConfig:
     snapshot: SnapshotConfig = field(default_factory=SnapshotConfig)
     server: ServerConfig = field(default_factory=ServerConfig)
     ranks: RanksConfig = field(default_factory=RanksConfig)
+    signals: SignalsConfig = field(default_factory=SignalsConfig)
 
     def __post_init__(self) -> None:
         _at_least("", self, lanes=1, batch=1, window=0, passes=1, end_samples=0, workers=0, accumulate=1)

@@ -1,10 +1,22 @@
 """Which device a rank computes on, and whether it is there."""
 
+import os
+
 import torch
 
 from ops.config import RunConfig
 from ops.errors import ConfigError
 from ops.launched import Launched
+from stream.machine import cores
+
+
+def keep_to_share() -> None:
+    """Compute with no more threads than this process has cores; what OMP_NUM_THREADS says is kept.
+
+    Of itself torch sees which cores are its own, but not a share of their time.
+    """
+    if "OMP_NUM_THREADS" not in os.environ and torch.get_num_threads() > cores():
+        torch.set_num_threads(cores())
 
 
 def device_of(config: RunConfig, local_rank: int = 0) -> torch.device:

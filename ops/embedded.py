@@ -4,8 +4,14 @@ The embedded server belongs to the run, not to the process that happened to star
 uses it holds a shared lock; the last one to leave shuts it down. A killed command lets go of its lock by
 dying, so what it left behind is simply used, and later stopped, by the next.
 
-    RUN/redis/redis.sock     where it answers (in the temporary folder when the path is too long for a socket)
+A run directory may be moved, copied or seen from several machines, so nothing that lies in it is believed to
+be of here and now. The address follows from the directory's own path. A server counts only when it says that
+its data folder is this one, a process only when its working directory is, and the server itself holds a lock
+for as long as it lives, which other containers and machines see too.
+
+    RUN/redis/redis.sock     where it answers (when the path is too long: in the user's folder for sockets)
     RUN/redis/url            that address, for people and other programs; readable by the owner only
+    RUN/redis/server.lock    held by the server while it lives; says on which host, and as which process
     RUN/redis/appendonlydir  its data, written through an append-only file
     RUN/redis/server.log     what it says
 """
@@ -13,32 +19,40 @@ dying, so what it left behind is simply used, and later stopped, by the next.
 import contextlib
 import fcntl
 import hashlib
+import json
 import logging
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO
 from urllib.parse import quote, unquote, urlsplit
 
 import redis
 
-from ops.embedded_program import command_line, private_folder, server_program, settings, write_private
+from ops.embedded_program import server_program, settings, works_in, write_private
 from ops.errors import RedisUnavailable
+from ops.lock import Holder, holder_of, read_holder
 from ops.redis_client import connect, redis_url, safe_url
+from stream.socket_folder import SOCKET_PATH_BYTES, NoSocketFolder, socket_folder
 
 logger = logging.getLogger(__name__)
 
-SOCKET_PATH_BYTES = 100
-"""Longest socket path used, bytes; the kernel's own limit is 104 on macOS and 108 on Linux."""
+DATA = "appendonlydir"
+"""Folder of the data, as the server calls it."""
 START_S = 30.0
 """Longest wait for a started server to answer, seconds; it reads its whole data file first."""
 STOP_S = 15.0
 """Longest wait for a server to end, seconds; it syncs its data file first."""
+LET_GO_S = 2.0
+"""Longest wait for the lock of a server that has just ended, seconds."""
 
 
 class EmbeddedRedis:
@@ -50,6 +64,7 @@ class EmbeddedRedis:
 
     def __init__(self, run_dir: Path) -> None:
         self.folder = (run_dir / "redis").resolve()
+        self._address: Path | None = None
         self._users: IO[bytes] | None = None
         self._server: int | None = None
         self._wanted = False
@@ -58,13 +73,14 @@ class EmbeddedRedis:
     @property
     def url(self) -> str:
         """Address of the server, whether or not it is up: unix:///path/of/the.sock."""
-        return _url_of(self._socket_path())
+        return _url_of(self._address or self._own_address())
 
     def start(self) -> str:
         """Use the live server of this run, or start one; returns its URL.
 
         Raises:
-            RedisUnavailable: there is no server program for this machine, or it does not come up.
+            RedisUnavailable: there is no server program for this machine, it does not come up, or it is at
+                work where it cannot be reached from here.
         """
         with self._lock:
             self._wanted = True
@@ -117,15 +133,43 @@ class EmbeddedRedis:
             self.folder.mkdir(parents=True, exist_ok=True)
             with self._door():
                 if not self._answers():
-                    self._end_silent_server()
+                    self._make_way()
                     self._spawn()
                 if self._users is None:
                     users = (self.folder / "users.lock").open("ab")
                     fcntl.flock(users, fcntl.LOCK_SH)
                     self._users = users
                 self._server = self._pid()
+        except NoSocketFolder as error:
+            raise RedisUnavailable(str(error)) from error
         except OSError as error:
             raise RedisUnavailable(f"no Redis server can be started in {self.folder}: {error}") from error
+
+    def _make_way(self) -> None:
+        """No server answers: see that none lives, since two of them on one data file would destroy it.
+
+        Raises:
+            RedisUnavailable: others use it, or it lives elsewhere.
+        """
+        holder = holder_of(self.folder.parent)
+        elsewhere = holder is not None and holder.host != socket.gethostname()
+        if elsewhere or (self._users is None and _is_held(self.folder / "users.lock")):
+            raise RedisUnavailable(self._refusal(holder))
+        self._end_silent_server()
+        deadline = time.monotonic() + LET_GO_S
+        while _is_held(self.folder / "server.lock"):
+            if time.monotonic() > deadline:
+                raise RedisUnavailable(self._refusal(holder))
+            time.sleep(0.03)
+
+    def _refusal(self, holder: Holder | None) -> str:
+        server = read_holder(self.folder / "server.lock")
+        who = f"the run is at work as {holder}" if holder else "it is in use by another command"
+        place = f"; its server is {server}" if server else ""
+        return (
+            f"the Redis server of {self.folder.parent} does not answer here: {who}{place}; ask there, or set "
+            "SWAVSTREAM_REDIS_URL to a server that all of them reach"
+        )
 
     def __enter__(self) -> "EmbeddedRedis":
         self.start()
@@ -152,26 +196,37 @@ class EmbeddedRedis:
                     time.sleep(0.05)
             yield
 
-    def _socket_path(self) -> Path:
-        """Where the socket is: as the URL file says, else beside the data, else in the temporary folder."""
-        try:
-            return Path(unquote(urlsplit((self.folder / "url").read_text().strip()).path))
-        except FileNotFoundError:
-            pass
+    def _own_address(self) -> Path:
+        """Where a server of this folder listens: beside its data, or in the user's folder for sockets."""
         beside = self.folder / "redis.sock"
         if len(os.fsencode(beside)) <= SOCKET_PATH_BYTES:
             return beside
         name = hashlib.sha256(os.fsencode(self.folder)).hexdigest()[:16]
-        return Path(tempfile.gettempdir()) / f"swavstream-{os.getuid()}" / f"{name}.sock"
+        return socket_folder() / f"{name}.sock"
+
+    def _addresses(self) -> Iterator[Path]:
+        """Where a server may answer: at its own address; of a folder that was moved, where it was started."""
+        yield self._own_address()
+        with contextlib.suppress(OSError, ValueError):
+            text = (self.folder / "url").read_text(encoding="utf-8").strip()
+            if text.startswith("unix://"):
+                yield Path(unquote(urlsplit(text).path))
 
     def _answers(self) -> bool:
         """Whether a server of this very folder answers; waits while one is still reading its data."""
+        for address in self._addresses():
+            if self._answers_at(address):
+                self._address = address
+                return True
+        self._address = None
+        return False
+
+    def _answers_at(self, address: Path) -> bool:
         deadline = time.monotonic() + START_S
-        with connect(self.url) as client:
+        with connect(_url_of(address)) as client:
             while True:
                 try:
-                    folder = client.config_get("dir").get("dir", "")
-                    return Path(folder) == self.folder
+                    return self._is_of_here(client)
                 except redis.BusyLoadingError:
                     if time.monotonic() > deadline:
                         return False
@@ -179,17 +234,20 @@ class EmbeddedRedis:
                 except (redis.RedisError, OSError):
                     return False
 
+    def _is_of_here(self, client: "redis.Redis") -> bool:
+        """Whether a server's data folder is this one; it says where that is now, also when it was moved."""
+        folder = str(client.config_get("dir").get("dir", ""))
+        with contextlib.suppress(OSError):
+            return self.folder.samefile(folder)
+        return False
+
     def _pid(self) -> int | None:
-        """Process of this folder's server, when it is alive and really this server."""
+        """Process of this folder's server, when it is alive, on this machine and really this server."""
         try:
             pid = int((self.folder / "server.pid").read_text())
         except (FileNotFoundError, ValueError):
             return None
-        return pid if self._is_ours(pid) else None
-
-    def _is_ours(self, pid: int) -> bool:
-        """Whether a process is this folder's server; its number may have been given away since."""
-        return str(self.folder / "server.conf") in command_line(pid)
+        return pid if works_in(pid, self.folder) else None
 
     def _end_silent_server(self) -> None:
         """End a server that lives but cannot be reached: two of them on one data file would destroy it."""
@@ -200,7 +258,7 @@ class EmbeddedRedis:
 
     def _end(self, pid: int | None) -> None:
         for number in (signal.SIGTERM, signal.SIGKILL):
-            if pid is None or not self._is_ours(pid):
+            if pid is None or not works_in(pid, self.folder):
                 return
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
@@ -208,30 +266,30 @@ class EmbeddedRedis:
 
     def _wait_gone(self, pid: int | None) -> None:
         deadline = time.monotonic() + STOP_S
-        while pid is not None and self._is_ours(pid) and time.monotonic() < deadline:
+        while pid is not None and works_in(pid, self.folder) and time.monotonic() < deadline:
             time.sleep(0.03)
 
     def _spawn(self) -> None:
-        socket_path = self._socket_path()
-        if socket_path.parent != self.folder:
-            private_folder(socket_path.parent)
+        address = self._own_address()
         program = server_program()
         (self.folder / "url").unlink(missing_ok=True)
-        socket_path.unlink(missing_ok=True)
-        (self.folder / "server.conf").write_text(settings(self.folder, socket_path), encoding="utf-8")
+        address.unlink(missing_ok=True)  # of this folder, where no server lives
+        (self.folder / "server.conf").write_text(settings(self.folder, address), encoding="utf-8")
         log = self.folder / "server.log"
         log_before = log.stat().st_size if log.exists() else 0
         # It makes itself a daemon, hence a session of its own: Ctrl-C in the terminal reaches the learner
         # alone, which still has its last snapshot to publish.
-        subprocess.run(  # noqa: S603  the package's own program with our settings file
-            [str(program), str(self.folder / "server.conf")],
-            cwd=self.folder,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            check=False,
-        )
-        write_private(self.folder / "url", _url_of(socket_path) + "\n")
+        with _held(self.folder / "server.lock") as lock:
+            subprocess.run(  # noqa: S603  the package's own program with our settings file
+                [str(program), str(self.folder / "server.conf")],
+                cwd=self.folder,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                pass_fds=(lock,),
+                check=False,
+            )
+        write_private(self.folder / "url", _url_of(address) + "\n")
         deadline = time.monotonic() + START_S
         while not self._answers():
             gone = self._pid() is None and time.monotonic() > deadline - START_S + 2.0
@@ -242,14 +300,21 @@ class EmbeddedRedis:
                     f"{said[-1] if said else 'it says nothing'} (all it said: {log})"
                 )
             time.sleep(0.03)
+        server = Holder(host=socket.gethostname(), pid=self._pid() or 0, started=time.time())
+        (self.folder / "server.lock").write_text(json.dumps(asdict(server)), encoding="utf-8")
 
     def _shut_down(self) -> None:
         deadline = time.monotonic() + STOP_S
+        if self._answers():
+            self._ask_to_end(deadline)
+            self._wait_gone(self._pid())
+        self._end_silent_server()
+        (self.folder / "url").unlink(missing_ok=True)
+
+    def _ask_to_end(self, deadline: float) -> None:
         with connect(self.url) as client:
             while time.monotonic() < deadline:
                 try:
-                    if Path(client.config_get("dir").get("dir", "")) != self.folder:
-                        return
                     client.shutdown(nosave=True)  # the append-only file is synced all the same
                 except redis.ResponseError:
                     time.sleep(0.1)  # it is just rewriting its data file
@@ -257,22 +322,73 @@ class EmbeddedRedis:
                     break
                 else:
                     break
-        self._wait_gone(self._pid())
-        self._end_silent_server()
-        (self.folder / "url").unlink(missing_ok=True)
 
 
-def _url_of(socket_path: Path) -> str:
-    return f"unix://{quote(str(socket_path))}"
+def _url_of(address: Path) -> str:
+    return f"unix://{quote(str(address))}"
 
 
 @contextlib.contextmanager
-def open_redis(run_dir: Path, configured: str = "") -> Iterator["redis.Redis"]:
+def _held(path: Path) -> Iterator[int]:
+    """A descriptor whose lock lasts until everyone who was handed it has ended."""
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.ftruncate(handle, 0)
+        yield handle
+    finally:
+        os.close(handle)
+
+
+def _is_held(path: Path) -> bool:
+    """Whether somebody on this machine, or on one that shares its locks, holds a file."""
+    with contextlib.suppress(FileNotFoundError), path.open("r+b") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:  # a file system without locks
+            return False
+    return False
+
+
+def _is_closed_to_us(run_dir: Path) -> bool:
+    folder = run_dir / "redis"
+    return not os.access(folder if folder.is_dir() else run_dir, os.W_OK)
+
+
+@contextlib.contextmanager
+def _copied(run_dir: Path) -> Iterator[Path]:
+    """A folder like the run directory with a copy of its server's data, which are whole at any moment.
+
+    Raises:
+        RedisUnavailable: they cannot be read.
+    """
+    data = run_dir / "redis" / DATA
+    with tempfile.TemporaryDirectory(prefix="swavstream-read-") as place:
+        if data.is_dir():
+            try:
+                copy = Path(place) / "redis" / DATA
+                copy.mkdir(parents=True)
+                for file in data.iterdir():
+                    shutil.copyfile(file, copy / file.name)  # without its rights: the copy is ours
+            except OSError as error:
+                raise RedisUnavailable(
+                    f"the snapshots in {run_dir} cannot be read: {data} may not be; ask its owner"
+                ) from error
+        yield Path(place)
+
+
+@contextlib.contextmanager
+def open_redis(run_dir: Path, configured: str = "", *, changes: bool = True) -> Iterator["redis.Redis"]:
     """A client for the Redis of a run, for the length of one command.
 
     Args:
         run_dir: the run directory; an embedded server is looked for, or started, in it when no URL is given.
         configured: URL from the command line or the configuration; "" = SWAVSTREAM_REDIS_URL, else embedded.
+        changes: the command may change what is there; else a run directory that cannot be written to is read
+            as well, from a copy of its data.
 
     Raises:
         RedisUnavailable: a URL that is none, or no embedded server.
@@ -280,6 +396,8 @@ def open_redis(run_dir: Path, configured: str = "") -> Iterator["redis.Redis"]:
     url = redis_url(configured)
     with contextlib.ExitStack() as stack:
         if not url:
+            if not changes and _is_closed_to_us(run_dir):
+                run_dir = stack.enter_context(_copied(run_dir))
             url = stack.enter_context(EmbeddedRedis(run_dir)).url
         logger.debug("using Redis at %s", safe_url(url))
         yield stack.enter_context(connect(url))

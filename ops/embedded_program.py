@@ -1,7 +1,7 @@
 """The program of the embedded Redis: where it is, its settings, how its process is told from others."""
 
+import contextlib
 import os
-import stat
 import subprocess
 from pathlib import Path
 
@@ -18,8 +18,9 @@ def settings(folder: Path, socket_path: Path) -> str:
         "unixsocket": _quoted(socket_path),
         "unixsocketperm": "700",
         "dir": _quoted(folder),
-        "pidfile": _quoted(folder / "server.pid"),
-        "logfile": _quoted(folder / "server.log"),
+        # From its working directory, which is the folder also after that was moved.
+        "pidfile": "server.pid",
+        "logfile": "server.log",
         "daemonize": "yes",
         # The command line stays as it is, so that a later command can tell this server by its settings file.
         "set-proc-title": "no",
@@ -58,6 +59,23 @@ def server_program() -> Path:
         ) from error
 
 
+def works_in(pid: int, folder: Path) -> bool:
+    """Whether a process is a server that lives and works in a folder, wherever that was moved to since.
+
+    Its number may have been given away, and a copied folder names the server of another one.
+    """
+    if not command_line(pid).rstrip().endswith("server.conf"):
+        return False
+    place = Path(f"/proc/{pid}/cwd")
+    if Path("/proc/self/cwd").exists():
+        with contextlib.suppress(OSError):
+            return (
+                place.samefile(folder) if folder.exists() else str(place.readlink()) == f"{folder} (deleted)"
+            )
+        return False
+    return command_line(pid).rstrip().endswith(f" {folder / 'server.conf'}")
+
+
 def command_line(pid: int) -> str:
     """Command line of a live process; empty when there is none, or only its remains wait to be collected."""
     if Path("/proc/self/cmdline").exists():
@@ -69,18 +87,6 @@ def command_line(pid: int) -> str:
         ["/bin/ps", "-o", "command=", "-p", str(pid)], capture_output=True, text=True, check=False
     )
     return shown.stdout
-
-
-def private_folder(folder: Path) -> None:
-    """Make a folder that is ours alone; others may write into the temporary folder that holds it.
-
-    Raises:
-        RedisUnavailable: it is there and is not ours alone.
-    """
-    folder.mkdir(mode=0o700, exist_ok=True)
-    state = folder.lstat()
-    if not stat.S_ISDIR(state.st_mode) or state.st_uid != os.getuid() or state.st_mode & 0o077:
-        raise RedisUnavailable(f"{folder} is not a private folder of this user: remove it, or set TMPDIR")
 
 
 def write_private(path: Path, text: str) -> None:

@@ -4,7 +4,6 @@ Nothing is opened or taken; what is judged is handed in.
 """
 
 import math
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -15,6 +14,7 @@ from ops.config import RunConfig
 from ops.estimate import Memory
 from ops.refusals import refusals
 from stream.lanes import owners_of
+from stream.machine import memory
 
 HEADROOM = 1.3
 """Peaks that were measured on a CPU were up to so many times the estimate."""
@@ -31,7 +31,7 @@ class Machine:
     """What a run may use here."""
 
     host_bytes: int
-    """Memory of the host."""
+    """Memory of the host that a program may use."""
     device_bytes: tuple[int, ...] = ()
     """Memory of each CUDA device; empty without one."""
 
@@ -42,8 +42,7 @@ class Machine:
             torch.cuda.get_device_properties(number).total_memory
             for number in range(torch.cuda.device_count())
         ]
-        host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        return cls(host_bytes=host, device_bytes=tuple(devices))
+        return cls(host_bytes=memory(), device_bytes=tuple(devices))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

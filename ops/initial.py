@@ -32,6 +32,7 @@ from ops.redis_client import redis_url, said
 from ops.rundir import RunRecord, aside_of, read_run, sync_directory, write_run
 from ops.snapshot_reader import load_snapshot, snapshot_digest
 from ops.snapshots import SnapshotStore
+from ops.tensor_file import save_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +83,7 @@ def begin(
     named |= weights.tensors
     path = run_dir / FILE
     aside = aside_of(path)
-    safetensors.torch.save_file({name: tensor.contiguous() for name, tensor in named.items()}, aside)
+    save_tensors({name: tensor.contiguous() for name, tensor in named.items()}, aside)
     with aside.open("rb") as handle:
         os.fsync(handle.fileno())
     if path.exists():
@@ -164,7 +165,7 @@ def read(source: str) -> Weights:
 def _of_snapshot(run_dir: Path, record: RunRecord, which: str) -> Weights:
     url = redis_url(record.config.get("snapshot", {}).get("url", ""))
     try:
-        with open_redis(run_dir, url) as client:
+        with open_redis(run_dir, url, changes=False) as client:
             shot = load_snapshot(SnapshotStore(client, record.uuid), EncoderFiles(run_dir), which)
     except redis.RedisError as error:
         raise RedisUnavailable(

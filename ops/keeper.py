@@ -94,6 +94,12 @@ class Keeper:
         self._writer.save(state, cursor, progress.saved(seconds=seconds))
         self._save_s += time.monotonic() - began
 
+    def saved_on_request(self, samples: int) -> None:
+        """A signal asked for a save, and all up to these samples is saved, or being written."""
+        text = f"saved at {samples:,} samples, as a signal asked"
+        self.line.note(text)
+        self.followers.event("checkpoint", text)
+
     def free_to_save(self, samples: int) -> bool:
         """Whether a save now holds the loop up for no longer than copying; if not, it is counted and told.
 

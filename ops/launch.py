@@ -3,6 +3,7 @@
 Where a run has many machines, each has such a launcher, and they find each other.
 """
 
+import contextlib
 import functools
 import logging
 import os
@@ -10,6 +11,8 @@ import signal
 import sys
 import uuid
 from collections.abc import Sequence
+from types import FrameType
+from typing import Any
 
 import click
 from torch.distributed import DistError
@@ -22,6 +25,8 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from ops.errors import EXIT_AGAIN, EXIT_FAILED, EXIT_SIGTERM, RankLost
 from ops.launched import Nodes
+from ops.signals import WARNINGS
+from stream.machine import cores
 
 # Seconds that ranks have to save after a signal, before they are killed.
 SHUTDOWN_S = 300
@@ -36,9 +41,9 @@ LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 def launch(arguments: Sequence[str], *, nproc: int, nodes: Nodes | None = None) -> int:
     """Run `swavstream ARGUMENTS` as so many ranks of one run on this machine, to their end.
 
-    Signals are passed on to the ranks, which save and end. The first rank that fails ends all, on every
-    machine, and nothing is started anew: torch's launcher would also restart what fails again. When a
-    machine joins those that learn already, their ranks save and all begin anew together.
+    Signals are passed on to the ranks, which save, and end where the signal says so. The first rank that
+    fails ends all, on every machine, and nothing is started anew: torch's launcher would also restart what
+    fails again. When a machine joins those that learn already, their ranks save and all begin anew together.
 
     Args:
         arguments: of the command that each rank is.
@@ -62,7 +67,7 @@ def launch(arguments: Sequence[str], *, nproc: int, nodes: Nodes | None = None) 
         # Else the first launcher tells where ranks meet only once, and a machine that joins later never hears
         # of it (torch 2.14).
         os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // nproc)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // nproc)))
     config = LaunchConfig(
         min_nodes=nodes.least if nodes else 1,
         max_nodes=nodes.most if nodes else 1,
@@ -79,7 +84,7 @@ def launch(arguments: Sequence[str], *, nproc: int, nodes: Nodes | None = None) 
         shutdown_timeout=int(os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", SHUTDOWN_S)),
     )
     # The configuration has no field for it.
-    agent = functools.partial(LocalElasticAgent, exit_barrier_timeout=MEET_S)
+    agent = functools.partial(_Agent, exit_barrier_timeout=MEET_S)
     setattr(launcher, "LocalElasticAgent", agent)  # noqa: B010  the type is another one
     if nodes is not None:
         more = f" to {nodes.most}" if nodes.most > nodes.least else ""
@@ -119,6 +124,21 @@ def _told(error: ChildFailedError) -> int:
     if EXIT_AGAIN in own:
         return EXIT_AGAIN
     return EXIT_FAILED if killed or not own else own[0]
+
+
+class _Agent(LocalElasticAgent):
+    """Hands the signals on with which a scheduler warns a job; those that end it are torch's to hand on."""
+
+    def __init__(self, *args: Any, **named: Any) -> None:
+        super().__init__(*args, **named)
+        for number in WARNINGS:
+            signal.signal(number, self._hand_on)
+
+    def _hand_on(self, number: int, _frame: FrameType | None) -> None:
+        ranks = self._pcontext.pids().values() if self._pcontext is not None else ()
+        for pid in ranks:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
 
 
 def _signal(failure: ProcessFailure) -> str:

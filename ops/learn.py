@@ -8,7 +8,7 @@ from typing import TextIO
 
 from ops.beginning import Asked, begin
 from ops.config import RunConfig
-from ops.devices import check_device, device_of
+from ops.devices import check_device, device_of, keep_to_share
 from ops.errors import EXIT_FAILED, OpsError, RankFailed
 from ops.exit_codes import exit_code_of
 from ops.keeper import Keeper
@@ -65,6 +65,7 @@ def learn(  # noqa: PLR0913  what the command line may say of a run
         NotFinite, StreamError, OSError: the run cannot go on; what was learned is saved.
     """
     stop = stop if stop is not None else StopRequest()
+    keep_to_share()
     with contextlib.ExitStack() as stack:
         place = launched()
         if place is not None:  # before ranks are joined on devices that are not there
@@ -93,6 +94,7 @@ def learn(  # noqa: PLR0913  what the command line may say of a run
         opened, keeper = began
         if isinstance(opened, Summary):
             return opened
+        stop.warned_by(usr1=opened.config.signals.usr1, usr2=opened.config.signals.usr2)
         opened = replace(opened, saved=checkpoint_for_all(world, opened.saved))
         spec = source_spec(opened.record.stream, opened.config, cursor=opened.cursor)
         carrier = follower_of(opened.record.stream, opened.config, opened.record)

@@ -71,7 +71,7 @@ class RunLock:
         """
         while self._handle is None:
             self.made = not self.path.exists()
-            handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
             try:
                 self._take(handle)
                 # Whoever held it before may have removed it, and another one be there already.

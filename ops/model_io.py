@@ -10,7 +10,7 @@ import torch
 from learner.learner import Learner
 from ops import checkpoint, rundir
 from ops.config import RunConfig
-from ops.devices import device_of
+from ops.devices import device_of, keep_to_share
 from ops.errors import RunMismatch, RunNotFound
 from ops.snapshot_reader import LoadedSnapshot
 
@@ -107,6 +107,7 @@ def untrained(network: Network) -> Learner:
 
 
 def _new_learner(config: RunConfig, total_samples: int | None) -> Learner:
+    keep_to_share()
     return Learner(
         config.learner,
         seed=config.seed,

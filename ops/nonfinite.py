@@ -7,12 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import safetensors
-import safetensors.torch
 
 from learner.report import NonFinite
 from ops.errors import NotFinite
 from ops.ranks import World
 from ops.rundir import append_line, read_lines
+from ops.tensor_file import save_tensors
 from stream.batch import Batch
 from stream.cursor import Cursor
 from stream.lanes import LaneStats, add_counts
@@ -113,7 +113,7 @@ class NonFiniteLog:
         try:
             # A rank that does not see the run directory keeps nothing, and says so.
             self._folder.mkdir(exist_ok=True)
-            safetensors.torch.save_file(named, path, metadata=about)
+            save_tensors(named, path, metadata=about)
         except (OSError, safetensors.SafetensorError) as failure:
             logger.warning("the batch that was left out could not be kept: %s", failure)
             return None

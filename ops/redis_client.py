@@ -56,12 +56,25 @@ def safe_url(url: str) -> str:
     """The URL without user, password and options, fit for a message."""
     if "://" not in url:  # none, but it may hold a password all the same
         return url.rpartition("@")[2].partition("?")[0]
+    if _is_torn(url):
+        return "..."
     try:
         parts = urlsplit(url)
     except ValueError:  # as for a bracket that is never closed
         return "..."
     place = parts.netloc.rpartition("@")[2]
     return f"{parts.scheme}://{place}{parts.path}"
+
+
+def _is_torn(url: str) -> bool:
+    """Whether a password was typed in as it is, and its / ? or # ends the address before the @ does.
+
+    Then what looks like host, path or options is a part of the password.
+    """
+    rest = url.partition("://")[2]
+    end = min((rest.index(sign) for sign in "/?#" if sign in rest), default=len(rest))
+    login = rest[:end].rpartition("@")[0]
+    return "@" in rest[end:] or "@" in login
 
 
 def connect(url: str) -> redis.Redis:
@@ -74,6 +87,11 @@ def connect(url: str) -> redis.Redis:
         RedisUnavailable: not a Redis URL, or a CA file that is not there. The message does not show the whole
             URL, since it may hold a password.
     """
+    if _is_torn(url) and not url.startswith("unix:"):
+        raise RedisUnavailable(
+            "the Redis URL has an @, /, ? or # in its user or password: write them as %40, %2F, %3F and %23, "
+            f"or give them in {USER_VARIABLE} and {PASSWORD_VARIABLE} or {FILE_VARIABLE}, as they are"
+        )
     try:
         scheme = urlsplit(url).scheme
         if scheme.startswith("sentinel"):

@@ -198,6 +198,13 @@ class Run:
         unsaved = self.cursor != self._saved or (self._keeper is not None and self._keeper.save_failed())
         return bool(self._world.from_lead(unsaved))
 
+    def _save_now(self) -> None:
+        """A rank was asked to save: what is in no checkpoint yet is put into one, and the run goes on."""
+        if self._unsaved():
+            self.save()
+        if self._keeper is not None:
+            self._keeper.saved_on_request(self.cursor.samples)
+
     def _free_to_save(self) -> bool:
         """Whether the save before is written, as the first rank knows; else the next one that is due does."""
         samples = self.cursor.samples
@@ -246,6 +253,8 @@ class Run:
             on_wait=self._wait,
             patience=Patience(warn_s=ranks.starve_warn_s, fail_s=ranks.starve_fail_s),
             warn=keeper.warn if keeper is not None else lambda _text: None,
+            save_asked=self.stop.take_save,
+            on_save=self._save_now,
         )
 
     def _wait(self, waiting: Waiting) -> None:

@@ -1,4 +1,4 @@
-"""Being asked to stop: Ctrl-C and SIGTERM become a flag that the loop looks at between two steps."""
+"""Being asked to stop or to save: signals become flags that the loop looks at between two steps."""
 
 import contextlib
 import os
@@ -15,22 +15,28 @@ NOTE = b"\nstopping: the run is being saved (Ctrl-C once more ends it at once, b
 RANK_NOTE = b"\nasked to stop: the ranks save together first, if all are there\n"
 
 
+# With these a scheduler warns a job before it ends it.
+WARNINGS = (signal.SIGUSR1, signal.SIGUSR2)
+
+
 class StopRequest:
     """Whether somebody asked for the run to end; also a context that turns signals into such a request.
 
     As a context it takes SIGINT, SIGTERM and SIGHUP over, when entered in the main thread (elsewhere Python
     allows no handlers; then only `ask` asks). SIGHUP counts as SIGTERM; where it is ignored, as under nohup,
-    it stays so. The first signal sets the flag, a second Ctrl-C raises KeyboardInterrupt.
+    it stays so. The first signal sets the flag, a second Ctrl-C raises KeyboardInterrupt. SIGUSR1 and SIGUSR2
+    warn that the end is near: they ask for a save, or for the end as SIGTERM does, see `warned_by`.
     `asked` never blocks; any thread may call it and `ask`.
     """
 
-    def __init__(self, note: bytes = NOTE, *, keep: bool = False) -> None:
+    def __init__(self, note: bytes = NOTE, *, keep: bool = False, on_warning: str = "save") -> None:
         """Prepare; nothing is taken over yet.
 
         Args:
             note: written to stderr when a signal comes.
             keep: leave the handlers in place at the end: a launcher may still send SIGTERM to a rank that
                 is leaving.
+            on_warning: what SIGUSR1 and SIGUSR2 ask for until `warned_by` says otherwise: save or end.
         """
         self._note, self._keep = note, keep
         self.signal: int | None = None
@@ -38,6 +44,17 @@ class StopRequest:
         self._event = threading.Event()
         self._before: dict[int, Any] = {}
         self._depth = 0
+        self._save = False
+        self._on_warning: dict[int, str] = dict.fromkeys(WARNINGS, on_warning)
+
+    def warned_by(self, *, usr1: str, usr2: str) -> None:
+        """What SIGUSR1 and SIGUSR2 ask for from now on: `save`, or `end`."""
+        self._on_warning = {signal.SIGUSR1: usr1, signal.SIGUSR2: usr2}
+
+    def take_save(self) -> bool:
+        """Whether somebody asked for a save since this was last called."""
+        taken, self._save = self._save, False
+        return taken
 
     def asked(self) -> bool:
         """Whether to stop."""
@@ -61,7 +78,7 @@ class StopRequest:
     def __enter__(self) -> Self:
         self._depth += 1  # whoever entered first keeps the handlers until they leave
         if self._depth == 1 and threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, *WARNINGS):
                 if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
                     self._before[number] = signal.signal(number, self._on_signal)
         return self
@@ -76,7 +93,10 @@ class StopRequest:
             self._before.clear()
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
-        number = signal.SIGTERM if number == signal.SIGHUP else number
+        if self._on_warning.get(number) == "save":
+            self._save = True
+            return
+        number = signal.SIGTERM if number in {signal.SIGHUP, *WARNINGS} else number
         if number == signal.SIGINT and self.signal == signal.SIGINT:
             raise KeyboardInterrupt
         if self.signal is None:

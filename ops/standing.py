@@ -94,8 +94,10 @@ def look(run_dir: Path) -> Standing:
     """
     record = read_run(run_dir)
     holder = holder_of(run_dir)
-    url = (read_json(run_dir / "server.json") or {}).get("url", "") if holder else ""
+    url = page_of(run_dir, holder) if holder else ""
     live = ask(url) if url else {}
+    if live.get("run") != record.uuid:  # the address means another place on this machine
+        live = {}
     saved = newest_saved(run_dir)
     cursor: Mapping[str, Any] = saved[1] if saved else {}
     latest: Mapping[str, Any] = {}
@@ -120,6 +122,16 @@ def look(run_dir: Path) -> Standing:
         latest=latest,
         changes=sum(1 for _ in read_lines(run_dir / "changes.jsonl")),
     )
+
+
+def page_of(run_dir: Path, holder: Holder) -> str:
+    """Where the live page of the learner that works in a directory is; empty when it has told none.
+
+    The note may be of an earlier learner that was killed, or was copied with the run.
+    """
+    place = read_json(run_dir / "server.json") or {}
+    told = (place.get("host"), place.get("pid")) == (holder.host, holder.pid)
+    return str(place.get("url", "")) if told else ""
 
 
 def ask(url: str) -> dict[str, Any]:

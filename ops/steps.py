@@ -65,6 +65,8 @@ class Steps:
         on_wait: told what is waited for, at least every 0.1 s while not all ranks are ready.
         patience: how long that may take.
         warn: told which lanes hold the others up.
+        save_asked: whether this rank was asked to save since it was last called.
+        on_save: called on all ranks between the same two steps once any of them was asked to.
     """
 
     def __init__(
@@ -76,6 +78,8 @@ class Steps:
         on_wait: Callable[[Waiting], None],
         patience: Patience,
         warn: Callable[[str], None],
+        save_asked: Callable[[], bool] = lambda: False,
+        on_save: Callable[[], None] = lambda: None,
     ) -> None:
         self.loader = loader
         self.stop = Stop.NO
@@ -87,6 +91,7 @@ class Steps:
         self.restarts = 0
         """Reader processes replaced so far, of all ranks."""
         self._world, self._asked, self._on_wait, self._warn = world, stop, on_wait, warn
+        self._save_asked, self._on_save, self._saving = save_asked, on_save, False
         self._patience = patience
         self._turn = 0
         self.error: StreamError | OSError | None = None
@@ -134,6 +139,9 @@ class Steps:
         while True:
             rows = self._heard()
             state = decided(rows)
+            if self._saving and not replaying:  # also while records are waited for
+                self._saving = False
+                self._on_save()
             stopping = self.stop is not Stop.NO and not replaying
             if stopping or state in {State.PASS_ENDED, State.TAIL_FOUND}:
                 return state, LaneStats()
@@ -176,6 +184,7 @@ class Steps:
             rebuilding=int(self.loader.rebuilding),
             name=int(self._world.lead and time.monotonic() - self._named_at >= self._patience.warn_s),
             tell=self._tell,
+            save=int(self._save_asked()),
             read=stats.read,
             used=stats.used,
             bytes=stats.bytes,
@@ -208,6 +217,7 @@ class Steps:
         self.lag = sum(row.lag for row in rows)
         self.restarts = sum(row.restarts for row in rows)
         self.stop = min(row.stop for row in rows)
+        self._saving = self._saving or any(row.save for row in rows)
         if rows[0].tell:
             self._tell = 0
             own = [asdict(lag) for lag in self.loader.lane_lags()]

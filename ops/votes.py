@@ -42,6 +42,8 @@ class Row:
     """1: the first rank wants to know which lanes are starving."""
     tell: int
     """1: the first rank wants to know how far each lane is behind."""
+    save: int = 0
+    """1: this rank is asked to save now; all do."""
     read: int = 0
     used: int = 0
     bytes: int = 0

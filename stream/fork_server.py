@@ -1,8 +1,8 @@
 """Where processes are forked from: multiprocessing's fork server, whose socket does not outlast its program.
 
-The server listens at a socket in the machine's temporary folder. A program that is killed cannot remove it,
-so it lies in a folder that says whether its program lives: a lock is held in it. The next program that forks
-removes those whose lock nobody holds.
+The server listens at a socket in the short folder of this user, whatever TMPDIR says. A program that is
+killed cannot remove it, so it lies in a folder that says whether its program lives: a lock is held in it. The
+next program that forks removes those whose lock nobody holds.
 """
 
 import contextlib
@@ -11,23 +11,22 @@ import functools
 import multiprocessing
 import os
 import shutil
+import signal
 import stat
 import tempfile
 from collections.abc import Sequence
-from multiprocessing import util
+from multiprocessing import forkserver, util
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
-PREFIX = "swavstream-fork-"
+from stream.socket_folder import socket_folder
+
+PREFIX = "fork-"
 _LOCK = "lives"
-_MOST_BYTES = 107
-"""Of the address of a socket, on Linux."""
-_SOCKET = "/pymp-12345678/listener-12345678"
-"""What multiprocessing adds to the folder."""
 
 
 def fork_server(preload: Sequence[str]) -> ForkServerContext:
-    """Where to start processes; the server itself starts with the first of them.
+    """Where to start processes; the server itself is started when it does not run.
 
     Args:
         preload: modules that the server imports once; what the first caller says counts.
@@ -35,6 +34,12 @@ def fork_server(preload: Sequence[str]) -> ForkServerContext:
     _give_home()
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(preload))
+    # A scheduler warns all processes of a job. The server and what it forks leave that to the program.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGUSR2})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return context
 
 
@@ -43,8 +48,6 @@ def _give_home() -> None:
     """Have multiprocessing put its socket where the next program finds it; once in a process."""
     with contextlib.suppress(OSError):  # then it lies where multiprocessing puts it
         sweep()
-        if len(os.fsencode(tempfile.gettempdir())) + len(f"/{PREFIX}12345678{_SOCKET}") > _MOST_BYTES:
-            return
         home = _made()
         # After multiprocessing has removed its own folder, at -100.
         util.Finalize(None, shutil.rmtree, args=(home,), kwargs={"ignore_errors": True}, exitpriority=-110)
@@ -57,7 +60,7 @@ def _give_home() -> None:
 
 def _made() -> Path:
     """A folder of this process, locked until it ends."""
-    home = Path(tempfile.mkdtemp(prefix=PREFIX))
+    home = Path(tempfile.mkdtemp(prefix=PREFIX, dir=socket_folder()))
     new = home / "new"
     handle = os.open(new, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     with contextlib.suppress(OSError):  # a file system without locks: nobody removes it then
@@ -69,7 +72,7 @@ def _made() -> Path:
 def sweep() -> int:
     """Remove the folders of programs that are gone, of this user; how many."""
     removed = 0
-    for home in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+    for home in socket_folder().glob(f"{PREFIX}*"):
         with contextlib.suppress(OSError):  # another one sweeps too
             about = home.lstat()
             if stat.S_ISDIR(about.st_mode) and about.st_uid == os.getuid() and _nobody_lives(home / _LOCK):

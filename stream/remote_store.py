@@ -1,12 +1,15 @@
 """Files of a stream in an object store, through fsspec.
 
 `create` is a conditional put where the file system has one (s3fs, gcsfs, memory). fsspec's general fallback
-looks first and writes then: such a store takes one writer at a time.
+looks first and writes then, and so it is done on a store that answers 501 to a conditional put: such a store
+takes one writer at a time.
 """
 
 import contextlib
+import errno
+import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,7 +17,9 @@ from stream.errors import StreamError
 
 TRIES = 5
 """Attempts at one request; the waits between them are 0.2, 0.4, 0.8 and 1.6 seconds."""
+CONFLICT = 409
 _T = TypeVar("_T")
+_log = logging.getLogger(__name__)
 
 
 class RemoteBytes:
@@ -46,6 +51,7 @@ class RemoteStore:
     def __init__(self, url: str) -> None:
         self._system, self._root = file_system(url.rstrip("/"))
         self.url = url.rstrip("/")
+        self._conditional = True
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}"
@@ -93,15 +99,37 @@ class RemoteStore:
     def create(self, name: str, data: bytes) -> bool:
         """Put the object unless it is there.
 
-        A put is not tried again here: after a lost answer nobody could tell whose object it is. The manifest
-        reads back what it finds.
+        A put is not tried again after a lost answer: nobody could tell whose object it is then, and the
+        manifest reads back what it finds. It is tried again when the store says that it did nothing because
+        another request was under way. A store without conditional puts takes one writer at a time.
         """
         path = self._path(name)
         self._system.makedirs(path.rpartition("/")[0], exist_ok=True)
-        try:
-            self._system.pipe_file(path, data, mode="create")
-        except FileExistsError:
+        for attempt in range(TRIES):
+            try:
+                return self._put_new(path, data)
+            except FileExistsError:
+                return False
+            except OSError as error:
+                if not _is_conflict(error) or attempt == TRIES - 1:
+                    raise
+                time.sleep(0.2 * 2**attempt)
+        raise AssertionError("unreachable")
+
+    def _put_new(self, path: str, data: bytes) -> bool:
+        if self._conditional:
+            try:
+                self._system.pipe_file(path, data, mode="create")
+            except OSError as error:
+                if error.errno != errno.ENOSYS:
+                    raise
+                self._conditional = False
+                _log.warning("%s has no conditional puts: let one writer at a time write there", self.url)
+            else:
+                return True
+        if _retried(lambda: self._system.exists(path)):
             return False
+        self._system.pipe_file(path, data)
         return True
 
     def replace(self, name: str, data: bytes) -> None:
@@ -133,6 +161,14 @@ def file_system(url: str) -> tuple[Any, str]:
     except ImportError as error:
         raise ValueError(f"{url}: {error}") from error
     return system, str(path).rstrip("/")
+
+
+def _is_conflict(error: OSError) -> bool:
+    """Whether a store did nothing since another request for the same object was under way (HTTP 409)."""
+    response = getattr(error.__cause__, "response", None)  # of botocore, beneath s3fs
+    if isinstance(response, Mapping):
+        return bool(response.get("ResponseMetadata", {}).get("HTTPStatusCode") == CONFLICT)
+    return getattr(error, "status", None) == CONFLICT
 
 
 def _retried(request: Callable[[], _T]) -> _T:

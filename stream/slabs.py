@@ -11,7 +11,6 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing import reduction
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from torch import Tensor
 from stream.config import CropConfig
 from stream.crops import UNIFORMS_PER_VIEW, num_views
 from stream.errors import StreamError
+from stream.machine import free_memory
 
 KEY_BYTES = 64
 """Length of a hex SHA-256."""
@@ -181,27 +181,3 @@ def anonymous() -> int:
             pass  # forbidden in some sandboxes: the file serves as well
     with tempfile.TemporaryFile() as file:
         return os.dup(file.fileno())
-
-
-def free_memory() -> int | None:
-    """Bytes that this machine or container can still give out; None where that is not known."""
-    known = []
-    group = Path("/sys/fs/cgroup")
-    try:
-        known.append(_field(Path("/proc/meminfo"), "MemAvailable:") * 1024)
-        limit = (group / "memory.max").read_text().strip()
-        if limit != "max":
-            used = int((group / "memory.current").read_text())
-            # Cached files count as used, but give way.
-            cached = sum(_field(group / "memory.stat", name) for name in ("inactive_file", "active_file"))
-            known.append(int(limit) - used + cached)
-    except (OSError, ValueError):
-        pass  # not Linux, or an older kernel: what was found so far counts
-    return min(known) if known else None
-
-
-def _field(path: Path, name: str) -> int:
-    for line in path.read_text().splitlines():
-        if line.startswith(name):
-            return int(line.split()[1])
-    raise ValueError(f"{path} has no line {name}")

@@ -21,6 +21,7 @@ from stream.topic_address import TopicAddress
 from stream.topic_batches import Voids
 from stream.topic_client import explained, open_consumer
 from stream.topic_kept import Kept, Message, message_of
+from stream.topic_library import codec_errors
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +30,7 @@ LOOK_MS = 3000
 """Longest time that looking for new records takes while brokers are away."""
 PARSE_ERRORS = (
     errors.CorruptRecordError,
-    errors.UnsupportedCodecError,
+    *codec_errors(),
     ValueError,
     TypeError,
     IndexError,
@@ -211,6 +212,8 @@ class TopicFetcher:
             except errors.RetriableError:
                 time.sleep(0.1)
                 return
+            except errors.UnsupportedCodecError as error:
+                raise self._no_codec(topic, kept.after, error) from error
             except PARSE_ERRORS as error:
                 # The client would find the same batch in its buffer and go round for ever in its next poll:
                 # it is not asked again.
@@ -259,6 +262,8 @@ class TopicFetcher:
             while not got and time.monotonic() < deadline:
                 got = consumer.poll(POLL_MS).get(topic, [])
             answered = bool(got) or consumer.highwater(topic) is not None  # comes with every answer
+        except errors.UnsupportedCodecError as error:
+            raise self._no_codec(topic, offset, error) from error
         except PARSE_ERRORS:
             got, answered = [], True
         finally:
@@ -282,6 +287,14 @@ class TopicFetcher:
                     kept.add(Message(offset=offset, time=message.time, broken=True), self._voids)
                 return
             kept.add(message, self._voids)
+
+    def _no_codec(self, topic: TopicPartition, offset: int, error: errors.KafkaError) -> StreamError:
+        """This installation cannot read a batch; nothing is wrong with its messages."""
+        self._drop_client()
+        return StreamError(
+            f"topic {self._address.topic}, partition {topic.partition}, offset {offset}: {error}. Install "
+            "it beside this program (pip install 'kafka-python[lz4,snappy,zstd]') and run the command again"
+        )
 
     def _drop_client(self) -> None:
         consumer, self._consumer = self._consumer, None

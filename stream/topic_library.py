@@ -4,8 +4,11 @@ It logs each attempt to reconnect as an error, once a second from every client, 
 it may when a password or a certificate is refused; its last error then speaks of time alone.
 """
 
+import contextlib
+import gzip
 import logging
 import time
+import zlib
 
 NAME = "kafka"
 WELCOME = "Bootstrap complete"
@@ -48,6 +51,24 @@ class Listener(logging.Handler):
     def refusal(self) -> str:
         """What was refused of late; empty when nothing was."""
         return self._refusal if time.monotonic() - self._at < RECENT_S else ""
+
+
+def codec_errors() -> tuple[type[Exception], ...]:
+    """What the libraries of compression that are installed raise for bytes that they did not write."""
+    found: list[type[Exception]] = [zlib.error, gzip.BadGzipFile, RuntimeError]  # the last by lz4
+    with contextlib.suppress(ImportError):
+        from zstandard import ZstdError  # noqa: PLC0415  a codec may be missing
+
+        found.append(ZstdError)
+    with contextlib.suppress(ImportError):
+        from cramjam import DecompressionError  # noqa: PLC0415  of python-snappy
+
+        found.append(DecompressionError)
+    with contextlib.suppress(ImportError):
+        from snappy import UncompressError  # noqa: PLC0415
+
+        found.append(UncompressError)
+    return tuple(found)
 
 
 def listener() -> Listener:

@@ -26,8 +26,8 @@ def serve(
 ) -> None:
     """Main function of a reader process.
 
-    Ends when the other end of the connection is closed or the parent process is gone. Ctrl-C and SIGTERM go
-    to the whole process group; they are left to the parent, which decides when readers end.
+    Ends when the other end of the connection is closed or the parent process is gone. Signals go to the whole
+    process group, or job; they are left to the parent, which decides when readers end.
 
     Args:
         connection: questions come in, answers go out, in the same order.
@@ -36,8 +36,8 @@ def serve(
         plan: how records become samples.
         slab: memory that questions refer to.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
     _silence_libraries()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)

@@ -125,7 +125,7 @@ def command(
         raise click.UsageError(f"--state is for topics: the list of rejected files lies in {dest}/rejects")
     if partitions is not None and not is_topic(dest):
         raise click.UsageError(f"--create-topic is for kafka://HOST:PORT/TOPIC, and DEST is {dest}")
-    with StopRequest(NOTE) as asked:
+    with StopRequest(NOTE, on_warning="end") as asked:
         from ingest.forking import begin_imports
 
         limits = {"keep_hours": keep_hours, "keep_bytes": keep_bytes, "max_ahead": max_ahead}

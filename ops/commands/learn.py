@@ -71,7 +71,9 @@ def command(
 
     A sealed stream ends; an open one is waited on for ever. A topic is open unless --until says where it ends
     for this run; its partitions are the lanes. Ctrl-C and SIGTERM save, and the same command
-    goes on from there. Progress is written to stderr, the summary to stdout.
+    goes on from there. SIGUSR1 and SIGUSR2, by which schedulers warn a job, save and learn on; with
+    --set signals.usr1=end that one ends the run as SIGTERM does. Progress is written to stderr, the summary
+    to stdout.
 
     Several ranks learn the same as one: --nproc starts them here; with --nnodes and --rdzv-endpoint the same
     command on many machines starts them everywhere. A run may go on with another number of ranks; `lanes` is

@@ -36,7 +36,7 @@ def promote(run_dir: Path, which: str, force: bool, url: str, as_json: bool) -> 
         load_snapshot(store, EncoderFiles(run_dir), version)
         return version, SnapshotNames(store, operator()).promote(version, force=force)
 
-    version, before = ask(run_dir, url, work)
+    version, before = ask(run_dir, url, work, changes=True)
     text = f"stable is {version}, and was before" if before == version else f"stable is now {version}"
     if before not in {None, version}:
         text += f", was {before}: `snapshots rollback` goes back"
@@ -76,7 +76,7 @@ def rollback(run_dir: Path, url: str, as_json: bool) -> None:
 
         return SnapshotNames(store, operator()).rollback(verify)
 
-    now, before = ask(run_dir, url, work)
+    now, before = ask(run_dir, url, work, changes=True)
     _say(as_json, f"stable is now {now}, was {before}", stable=now, before=before)
 
 
@@ -104,7 +104,7 @@ def pin(run_dir: Path, name: str, which: str, url: str, as_json: bool) -> None:
         version = store.show(which).version
         return version, SnapshotNames(store, operator()).pin(name, version)
 
-    version, before = ask(run_dir, url, work)
+    version, before = ask(run_dir, url, work, changes=True)
     text = f"pin:{name} is {'now ' if before != version else ''}{version}"
     if before not in {None, version}:
         text += f", was {before}"
@@ -125,7 +125,7 @@ def unpin(run_dir: Path, name: str, url: str, as_json: bool) -> None:
     """  # noqa: D301
     from ops.snapshot_names import SnapshotNames
 
-    version = ask(run_dir, url, lambda store: SnapshotNames(store, operator()).unpin(name))
+    version = ask(run_dir, url, lambda store: SnapshotNames(store, operator()).unpin(name), changes=True)
     _say(as_json, f"pin:{name} is gone; it was {version}", pin=name, version=None, before=version)
 
 
@@ -176,7 +176,7 @@ def prune(
             files = len(EncoderFiles(run_dir).prune({info.encoder_digest for info in left}))
         return gone, len(left) - len(gone) * dry_run, files
 
-    gone, left, files = ask(run_dir, url, work)
+    gone, left, files = ask(run_dir, url, work, changes=True)
     which = f" ({', '.join(map(str, gone))})" if gone else ""
     done = "would go" if dry_run else f"are gone, and {files} encoders"
     _say(

@@ -24,8 +24,16 @@ REDIS = click.option(
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
-def ask(run_dir: Path, url: str, question: "Callable[[SnapshotStore], Answer]") -> Answer:
+def ask(
+    run_dir: Path, url: str, question: "Callable[[SnapshotStore], Answer]", *, changes: bool = False
+) -> Answer:
     """Ask the store of a run.
+
+    Args:
+        run_dir: the run directory.
+        url: Redis to look in, as given; "" = see `REDIS`.
+        question: what to do with the store.
+        changes: it changes what is there.
 
     Raises:
         RunNotFound: there is no run in the directory.
@@ -42,7 +50,7 @@ def ask(run_dir: Path, url: str, question: "Callable[[SnapshotStore], Answer]") 
     record = read_run(run_dir)
     place = redis_url(url or record.config.get("snapshot", {}).get("url", ""))
     try:
-        with open_redis(run_dir, place) as client:
+        with open_redis(run_dir, place, changes=changes) as client:
             return question(SnapshotStore(client, record.uuid))
     except redis.RedisError as error:
         told = safe_url(place) if place else f"the server of {run_dir}"

@@ -27,6 +27,7 @@ from ops.lock import RunLock
 from ops.outcome import FINISHED, Summary
 from ops.rundir import read_json, write_json
 from ops.signals import StopRequest
+from stream.machine import cores
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
@@ -206,7 +207,7 @@ def run_demo(options: DemoOptions, *, say: Callable[[str], None], out: TextIO) -
         say(f"replacing the demo in {options.run_dir}")
     write_json(options.run_dir / MARK, {"seed": options.seed, "images": options.images, "began": time.time()})
     # More threads than processors are left by ingest and reader wait for each other most of the time.
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) - 1))
+    torch.set_num_threads(max(1, cores() - 1))
     stop = StopRequest()
     with (
         stop,  # from here on: a signal before the learner looks for one would leave the ingest side behind
@@ -308,7 +309,7 @@ class _Watch:
         while not self._over.wait(_WATCH_S):
             if not self.live_page:
                 place = read_json(self._run_dir / "server.json") or {}
-                self.live_page = place.get("url", "")
+                self.live_page = place.get("url", "") if place.get("pid") == os.getpid() else ""
             if ended is None and self._feeding.ended():
                 ended = time.monotonic()
             if self._feeding.failed():

@@ -1,11 +1,13 @@
 """The embedded server of a run: shared, taken over, brought back, stopped by the last one who leaves."""
 
+import json
 import os
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from ops.embedded import EmbeddedRedis, open_redis
 from ops.embedded_program import command_line
 from ops.errors import RedisUnavailable
 from ops.redis_client import connect, redis_url, safe_url
+from stream.socket_folder import socket_folder
 
 
 def server_pid(url: str) -> int:
@@ -28,6 +31,18 @@ def answers(url: str) -> bool:
             return bool(client.ping())
         except redis.ConnectionError:
             return False
+
+
+def leave_server(run_dir: Path) -> int:
+    """A killed command leaves its server in a run, with one key in it; the server's process."""
+    program = (
+        "import os, signal; from pathlib import Path; from ops.embedded import EmbeddedRedis, connect\n"
+        f"url = EmbeddedRedis(Path({str(run_dir)!r})).start(); connect(url).set('key', b'value')\n"
+        "print(connect(url).info('server')['process_id'], flush=True); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    return int(done.stdout)
 
 
 def test_data_outlive_the_server(tmp_path: Path) -> None:
@@ -66,16 +81,10 @@ def test_the_server_stays_for_a_command_that_came_later(tmp_path: Path) -> None:
 
 
 def test_what_a_killed_command_left_is_taken_over_and_stopped(tmp_path: Path) -> None:
-    program = (
-        "import os, signal, sys; from pathlib import Path; from ops.embedded import EmbeddedRedis\n"
-        f"EmbeddedRedis(Path({str(tmp_path)!r})).start(); os.kill(os.getpid(), signal.SIGKILL)"
-    )
-    done = subprocess.run([sys.executable, "-c", program], check=False)
-    assert done.returncode == -signal.SIGKILL
+    left = leave_server(tmp_path)
     later = EmbeddedRedis(tmp_path)
-    pid = server_pid(later.url)
     with later:
-        assert server_pid(later.url) == pid
+        assert server_pid(later.url) == left
     assert not answers(later.url)
 
 
@@ -87,21 +96,99 @@ def test_a_killed_server_is_brought_back_with_its_data(tmp_path: Path) -> None:
         assert client.get("key") == b"value"
 
 
-def test_a_server_that_cannot_be_reached_is_ended_before_another_writes_its_data(tmp_path: Path) -> None:
+def test_a_server_in_use_that_does_not_answer_is_left_alone_and_its_user_brings_it_back(
+    tmp_path: Path,
+) -> None:
     first = EmbeddedRedis(tmp_path)
     first.start()
     lost = server_pid(first.url)
     (tmp_path / "redis" / "redis.sock").unlink()
+    with pytest.raises(
+        RedisUnavailable, match=rf"in use by another command; its server is process {lost} on"
+    ):
+        EmbeddedRedis(tmp_path).start()
+    assert command_line(lost)
+    first.ensure()
+    assert server_pid(first.url) != lost
+    assert command_line(lost) == "", "two servers on one data file would destroy it"
+    first.close()
+
+
+def test_a_left_server_that_cannot_be_reached_is_ended_before_another_writes_its_data(tmp_path: Path) -> None:
+    lost = leave_server(tmp_path)
+    (tmp_path / "redis" / "redis.sock").unlink()
     with EmbeddedRedis(tmp_path) as second:
         assert server_pid(second.url) != lost
-        assert (
-            str(lost)
-            not in subprocess.run(
-                ["ps", "-o", "pid=", "-p", str(lost)], capture_output=True, text=True, check=False
-            ).stdout
-            or not Path(f"/proc/{lost}/cmdline").read_bytes()
-        )
-    first.close()
+        assert command_line(lost) == ""
+
+
+def test_a_moved_run_goes_on_with_the_server_that_was_left_in_it(tmp_path: Path) -> None:
+    for name in ("short", "long" * 30):  # the socket lies beside the data, or in the user's folder
+        old, new = tmp_path / name / "a", tmp_path / name / "b"
+        old.mkdir(parents=True)
+        pid = leave_server(old)
+        old.rename(new)
+        with EmbeddedRedis(new) as embedded, connect(embedded.url) as client:
+            assert client.get("key") == b"value"
+            assert server_pid(embedded.url) == pid
+        assert command_line(pid) == ""
+        with open_redis(new) as client:
+            assert client.get("key") == b"value"
+
+
+def test_looking_at_a_copy_leaves_the_server_of_the_original_alone(tmp_path: Path) -> None:
+    for name in ("short", "long" * 30):
+        run, copy = tmp_path / name / "run", tmp_path / name / "copy"
+        run.mkdir(parents=True)
+        with EmbeddedRedis(run) as embedded, connect(embedded.url) as client:
+            client.set("key", b"value")
+            pid = server_pid(embedded.url)
+            subprocess.run(["cp", "-a", run, copy], check=True)
+            with open_redis(copy) as other:
+                assert other.get("key") == b"value"
+                other.set("key", b"of the copy")
+            EmbeddedRedis(copy).end_left_over()
+            assert server_pid(embedded.url) == pid
+            with open_redis(run) as third:
+                assert third.get("key") == b"value"
+
+
+def test_an_address_that_leads_to_another_run_is_not_believed(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    with EmbeddedRedis(tmp_path / "a") as other, connect(other.url) as client:
+        client.set("key", b"of a")
+        (tmp_path / "b" / "redis").mkdir(parents=True)
+        for file in ("url", "server.pid", "server.lock"):
+            shutil.copy(tmp_path / "a" / "redis" / file, tmp_path / "b" / "redis")
+        (tmp_path / "b" / "redis" / "redis.sock").symlink_to(tmp_path / "a" / "redis" / "redis.sock")
+        with open_redis(tmp_path / "b") as own:
+            assert own.get("key") is None
+        assert client.get("key") == b"of a"
+
+
+def test_where_the_server_cannot_be_reached_its_place_is_told_and_no_second_one_started(
+    tmp_path: Path,
+) -> None:
+    pid = leave_server(tmp_path)
+    (tmp_path / "redis" / "redis.sock").unlink()
+    (tmp_path / "redis" / "server.pid").unlink()  # as in another process space: no such process there
+    with pytest.raises(RedisUnavailable, match=rf"its server is process {pid} on {socket.gethostname()}"):
+        EmbeddedRedis(tmp_path).start()
+    os.kill(pid, signal.SIGKILL)
+    with EmbeddedRedis(tmp_path) as embedded:
+        assert server_pid(embedded.url) != pid
+
+
+def test_a_run_at_work_on_another_machine_is_not_given_a_second_server(tmp_path: Path) -> None:
+    holder = {"host": "elsewhere", "pid": 7, "started": time.time()}
+    (tmp_path / "lock").write_text(json.dumps(holder))
+    with pytest.raises(RedisUnavailable, match="at work as process 7 on elsewhere"):
+        EmbeddedRedis(tmp_path).start()
+    assert not (tmp_path / "redis" / "server.log").exists()
+    long_ago = time.time() - 3600
+    os.utime(tmp_path / "lock", (long_ago, long_ago))
+    with EmbeddedRedis(tmp_path) as embedded:
+        assert answers(embedded.url)
 
 
 def test_a_server_whose_run_was_removed_is_ended(tmp_path: Path) -> None:
@@ -154,27 +241,20 @@ def test_a_process_number_that_was_given_to_another_program_is_left_alone(tmp_pa
         other.communicate(b"\n")
 
 
-def test_a_long_path_puts_the_socket_into_a_private_temporary_folder(
+def test_a_long_path_puts_the_socket_into_the_folder_of_the_user_whatever_tmpdir_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_dir = tmp_path / ("long" * 30) / "run with spaces, 100 %"
     run_dir.mkdir(parents=True)
-    monkeypatch.setattr("tempfile.tempdir", None)
-    with EmbeddedRedis(run_dir) as embedded:
-        url = embedded.url
-        assert answers(url)
-    assert len(url) < 120
-    assert Path(url.removeprefix("unix://")).parent.stat().st_mode & 0o077 == 0
-
-
-def test_a_shared_folder_for_the_socket_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    (tmp_path / f"swavstream-{os.getuid()}").mkdir(mode=0o777)
-    (tmp_path / f"swavstream-{os.getuid()}").chmod(0o777)
-    run_dir = tmp_path / ("long" * 30)
-    run_dir.mkdir()
-    with pytest.raises(RedisUnavailable, match="not a private folder"):
-        EmbeddedRedis(run_dir).start()
+    urls = []
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path / name))
+        with EmbeddedRedis(run_dir) as embedded:
+            urls.append(embedded.url)
+            assert answers(embedded.url)
+    assert urls[0] == urls[1]
+    assert Path(urls[0].removeprefix("unix://")).parent == socket_folder()
 
 
 def test_damaged_data_are_one_clear_error(tmp_path: Path) -> None:
@@ -184,6 +264,37 @@ def test_damaged_data_are_one_clear_error(tmp_path: Path) -> None:
         file.write_text("nonsense\n")
     with pytest.raises(RedisUnavailable, match=r"does not start: .*server\.log"):
         EmbeddedRedis(tmp_path).start()
+
+
+@pytest.mark.skipif(
+    os.getuid() == 0 and shutil.which("setpriv") is None, reason="root needs setpriv to give up rights"
+)
+def test_a_run_that_may_only_be_read_is_read_and_not_changed(tmp_path: Path) -> None:
+    with open_redis(tmp_path) as client:
+        client.set("key", b"value")
+    program = (
+        "import sys; from pathlib import Path; from ops.embedded import open_redis\n"
+        f"with open_redis(Path({str(tmp_path)!r}), changes=sys.argv[1] == 'changes') as client:\n"
+        "    print(client.get('key'))"
+    )
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    rights_before = {path: path.stat().st_mode for path in (tmp_path, *before)}
+    for path, mode in rights_before.items():
+        path.chmod(mode & ~0o222)
+    try:
+        rights = ["setpriv", "--bounding-set=-all"] if os.getuid() == 0 else []
+        said = [
+            subprocess.run(
+                [*rights, sys.executable, "-c", program, word], capture_output=True, text=True, check=False
+            )
+            for word in ("looks", "changes")
+        ]
+    finally:
+        for path, mode in rights_before.items():
+            path.chmod(mode)
+    assert said[0].stdout == "b'value'\n", said[0].stderr
+    assert "no Redis server can be started in" in said[1].stderr
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
 def test_ctrl_c_in_the_terminal_does_not_reach_the_server(tmp_path: Path) -> None:
@@ -208,6 +319,24 @@ def test_no_message_shows_a_password() -> None:
     with pytest.raises(RedisUnavailable) as caught:
         connect("http://user:secret@host/")
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("password", ["first@second/third", "a/b", "a?b", "a#b", "a@b", "x/y@z?q#r@s", "[/p"])
+@pytest.mark.parametrize("scheme", ["redis", "rediss", "sentinel"])
+def test_no_part_of_a_password_that_was_typed_as_it_is_is_shown(scheme: str, password: str) -> None:
+    url = f"{scheme}://app:{password}@host:6379/3"
+    with pytest.raises(RedisUnavailable, match="write them as %40") as caught:
+        connect(url)
+    shown = {str(caught.value).partition(":")[0], safe_url(url)}
+    assert not any(part in text for text in shown for part in (password, "first", "second", "third", "app"))
+    assert safe_url(url) == "..."
+
+
+def test_a_password_that_is_encoded_is_taken_and_not_shown() -> None:
+    url = "redis://app:first%40second%2Fthird@host:6379/3"
+    assert safe_url(url) == "redis://host:6379/3"
+    with connect(url) as client:
+        assert client.connection_pool.connection_kwargs["password"] == "first@second/third"
 
 
 def test_a_server_that_is_away_fails_at_once() -> None:

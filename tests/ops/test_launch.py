@@ -1,5 +1,6 @@
 """Starting ranks from the command line: `learn --nproc`, torchrun, and what a dead rank leaves to be read."""
 
+import contextlib
 import json
 import os
 import signal
@@ -91,6 +92,42 @@ def test_a_killed_rank_ends_the_job_by_name_and_one_rank_goes_on(tmp_path: Path,
     out, err = again.communicate(timeout=LIMIT_S)
     assert again.returncode == 0, err
     assert summary_of(out)["status"] == "finished"
+
+
+def test_warnings_to_the_launcher_reach_the_ranks_and_spare_the_readers(
+    tmp_path: Path, drawn_stream: str
+) -> None:
+    run_dir = tmp_path / "run"
+    endless = ["--set=passes=100000", "--set=checkpoint.every_samples=1000000000", "--set=signals.usr2=end"]
+    process = started([*PROGRAM, *command(drawn_stream, run_dir, "--nproc=2", "--set=workers=1", *endless)])
+    deadline = time.monotonic() + LIMIT_S
+    while len(list(read_lines(run_dir / "history.jsonl"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    for pid in descendants_of(process.pid) - {process.pid}:
+        if b"valkey-server" not in Path(f"/proc/{pid}/cmdline").read_bytes():
+            os.kill(pid, signal.SIGUSR1)
+    while not list((run_dir / "checkpoints").glob("ckpt-*")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGUSR1)
+    while len(list((run_dir / "checkpoints").glob("ckpt-*"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGUSR2)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 143, err
+    assert summary_of(out)["status"] == "stopped"
+    assert "as a signal asked" in err
+    assert "reader" not in err, "none was replaced"
+
+
+def descendants_of(root: int) -> set[int]:
+    """A process and all that it started, as far as they still have their parents."""
+    found = {root}
+    for _ in range(5):
+        for entry in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError):
+                if int(entry.read_text().rpartition(")")[2].split()[1]) in found:
+                    found.add(int(entry.parent.name))
+    return found
 
 
 def test_sigterm_to_the_launcher_saves_and_ends_with_its_code(tmp_path: Path, drawn_stream: str) -> None:
@@ -202,3 +239,21 @@ def test_a_number_of_ranks_that_the_lanes_do_not_admit_is_refused(
     _, err = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 2
     assert "Traceback" not in err
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="sets of cores are Linux'")
+def test_ranks_divide_the_cores_that_the_launcher_was_given() -> None:
+    program = (
+        "import os, sys; from ops.launch import launch; import ops.launch\n"
+        "os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); os.environ.pop('OMP_NUM_THREADS', None)\n"
+        "os.cpu_count = lambda: 64\n"
+        "code = launch(['recipes', 'list'], nproc=2); print(os.environ['OMP_NUM_THREADS'], code)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parents[2],
+    )
+    assert done.stdout.splitlines()[-1] == "1 0", done.stderr

@@ -193,3 +193,39 @@ def test_the_node_of_a_cluster_that_holds_the_run_is_named_by_the_others(
         wait_for(lambda: run.failed(1))
         assert f"give redis://127.0.0.1:{there.port}, which does" in run.results[-1].detail
         assert publishing(there.url).published(1).result == "ok"
+
+
+# As README gives it.
+LEAST_RIGHTS = (
+    "-@all +@connection +@read +@write +@scripting +@transaction +@pubsub -@dangerous "
+    "resetkeys ~{swavstream:* resetchannels &{swavstream:*"
+)
+
+
+def test_the_least_rights_of_the_readme_suffice_for_publishing_and_for_operators(
+    server: Server, publishing: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert LEAST_RIGHTS in (Path(__file__).parents[2] / "README.md").read_text()
+    with server.client() as admin:
+        admin.execute_command("ACL", "SETUSER", "swavstream", "on", ">pass/word", *LEAST_RIGHTS.split())
+        admin.set("of-others", "kept")
+    monkeypatch.setenv("SWAVSTREAM_REDIS_USER", "swavstream")
+    monkeypatch.setenv("SWAVSTREAM_REDIS_PASSWORD", "pass/word")
+    learner = publishing(server.url)
+    for number in (1, 2):
+        assert learner.published(number).version == number
+    with connect(server.url) as client:
+        store, names = SnapshotStore(client, "run-1"), SnapshotNames(SnapshotStore(client, "run-1"), "me")
+        assert [info.version for info in store.versions()] == [2, 1]
+        assert load_snapshot(store, EncoderFiles(learner.files.folder.parent), "head").info.version == 2
+        names.promote(1)
+        names.pin("paper", 1)
+        assert store.show("pin:paper").version == store.show("stable").version == 1
+        names.unpin("paper")
+        for forbidden in (("GET", "of-others"), ("FLUSHALL",), ("CONFIG", "GET", "dir"), ("KEYS", "*")):
+            with pytest.raises(redis.exceptions.NoPermissionError):
+                client.execute_command(*forbidden)
+    with server.client() as admin:
+        denied = admin.acl_log()
+    told = {str(entry["object"]).lower() for entry in denied}
+    assert told <= {"of-others", "flushall", "config|get", "keys", "info"}, "nothing of ours was refused"

@@ -131,6 +131,22 @@ def test_sigterm_to_any_rank_saves_once_and_ends_all(
     assert_same_trace(traced(ranks.folder, again.folder), alone[1])
 
 
+def test_a_warning_to_any_rank_saves_once_on_all_and_changes_nothing(
+    tmp_path: Path, long_stream: str, alone: tuple[Path, Trace]
+) -> None:
+    def ask(rank: int, update: int) -> None:
+        if (rank, update) == (1, 4):
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+    run_dir, config = tmp_path / "run", config_of(*EXACT, "checkpoint.every_samples=100000")
+    ranks = start(2, long_stream, run_dir, config, at=ask)
+    assert ranks.wait()[0]["summary"]["status"] == FINISHED
+    assert ranks.codes == {0: 0, 1: 0}
+    saved = sorted(path.name for path in (run_dir / "checkpoints").iterdir())
+    assert saved == ["ckpt-000001", "ckpt-000002"], "as asked, and at the end"
+    assert_same_trace(traced(ranks.folder), alone[1])
+
+
 def test_no_rank_leaves_before_the_first_one_has_saved(
     tmp_path: Path, long_stream: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -29,6 +29,31 @@ def test_a_signal_becomes_a_request_with_its_exit_code(number: int, code: int) -
     assert stop.exit_code == code
 
 
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2])
+def test_a_warning_of_a_scheduler_asks_for_a_save_and_nothing_else(number: int) -> None:
+    with StopRequest() as stop:
+        assert not stop.take_save()
+        os.kill(os.getpid(), number)
+        assert stop.take_save()
+        assert not stop.take_save(), "once"
+        assert not stop.asked()
+    assert stop.exit_code == 0
+
+
+def test_a_warning_asks_for_the_end_where_that_is_set() -> None:
+    with StopRequest() as stop:
+        stop.warned_by(usr1="save", usr2="end")
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert stop.take_save()
+        assert not stop.asked()
+        os.kill(os.getpid(), signal.SIGUSR2)
+        assert stop.wait(5)
+    assert stop.exit_code == 143
+    with StopRequest(on_warning="end") as stop:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert stop.wait(5)
+
+
 def test_a_second_ctrl_c_ends_it_at_once() -> None:
     with StopRequest() as stop:
         os.kill(os.getpid(), signal.SIGINT)

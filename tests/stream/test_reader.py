@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from stream import crops, slabs
+from stream import crops
 from stream.config import CropConfig
 from stream.decode import decode_image
 from stream.errors import StreamError
@@ -248,9 +248,3 @@ def test_memory_that_is_not_there_is_refused_with_what_to_do() -> None:
     huge = FrameLayout(crops=KINDS, thumbnail_px=6, columns=10**9)
     with pytest.raises(StreamError, match=r"memory.*reading needs.*lower reader\.prefetch"):
         Slab(huge, 2)
-
-
-def test_free_memory_is_less_than_the_machine_has() -> None:
-    free = slabs.free_memory()
-    assert free is not None
-    assert 0 < free < os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

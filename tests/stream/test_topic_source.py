@@ -501,3 +501,45 @@ def test_the_broker_may_be_restarted_while_a_topic_is_read(kafka: Broker, tmp_pa
         kafka.restart()
         rest = list(loader)
     assert len(set(names([*first, *rest]))) == len(names([*first, *rest])) == 80
+
+
+@pytest.mark.parametrize("codec", ["gzip", "lz4", "snappy", "zstd"])
+def test_a_compressed_topic_of_another_program_gives_every_image(
+    kafka: Broker, codec: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = made(kafka, 1)
+    images = [record_of(number).payload for number in range(12)]
+    with producer(url, compression_type=codec, linger_ms=200) as client:
+        for image in images:
+            client.send(read_address(url).topic, value=image, partition=0)
+    source = spec_of(url, 1, window=12).open()
+    found = [entry for entry, _ in source.read(Position(lane=0), 0)]
+    assert [entry.reason for entry in found] == [""] * 12
+    assert sorted(entry.record.payload for entry in found if entry.record) == sorted(images)
+    source.close()
+    if codec == "gzip":  # of Python itself
+        return
+    monkeypatch.setattr(f"kafka.codec.{'zstd' if codec == 'zstd' else codec}", None)
+    source = spec_of(url, 1, window=12).open()
+    with pytest.raises(StreamError, match=rf"{codec} compression codec not found. Install it beside"):
+        list(source.read(Position(lane=0), 0))
+    source.close()
+
+
+@pytest.mark.parametrize("codec", ["gzip", "lz4", "snappy", "zstd"])
+def test_damage_of_a_compressed_batch_is_damage_whatever_the_codec(kafka: Broker, codec: str) -> None:
+    url = made(kafka, 1)
+    with producer(url, compression_type=codec, linger_ms=200) as client:
+        for number in range(4):
+            client.send(read_address(url).topic, value=record_of(number).payload, partition=0)
+    log = kafka.own() / "data" / f"{read_address(url).topic}-0" / "00000000000000000000.log"
+    content = log.read_bytes()
+    with log.open("r+b") as file:
+        file.seek(61)  # behind the header of the first batch
+        file.write(bytes(byte ^ 0xFF for byte in content[61:161]))
+    source = spec_of(url, 1, window=4).open()
+    found = [entry.reason for entry, _ in source.read(Position(lane=0), 0)]
+    assert found
+    assert set(found) <= {"bad_checksum", ""}
+    assert found[0] == "bad_checksum" or "bad_checksum" in found
+    source.close()
