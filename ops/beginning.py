@@ -12,8 +12,7 @@ from ops.checkpoint import Checkpoint, load_newest
 from ops.claim import RunClaim
 from ops.config import RunConfig
 from ops.devices import check_device
-from ops.errors import EXIT_FAILED, ConfigError, OpsError, RedisUnavailable, RunMismatch
-from ops.exit_codes import exit_code_of
+from ops.errors import EXIT_FAILED, ConfigError, OpsError, RedisUnavailable, RunMismatch, exit_code_of
 from ops.followers import Followers
 from ops.keeper import Keeper
 from ops.launched import launched

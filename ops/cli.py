@@ -11,8 +11,7 @@ from typing import Any, NoReturn
 
 import click
 
-from ops.errors import EXIT_FAILED, EXIT_SIGINT, RankFailed
-from ops.exit_codes import exit_code_of
+from ops.errors import EXIT_FAILED, EXIT_SIGINT, RankFailed, exit_code_of
 
 # Name -> one line of help, so that `swavstream --help` imports none of the commands.
 COMMANDS = {

@@ -22,7 +22,12 @@ OpsError                  1
         StaleEpoch        1   a newer learner of the same run publishes; this one must not
 
 78 (EX_CONFIG of sysexits.h) says to a supervisor that a restart will meet the same error again.
+
+The exit code that each error ends the command with.
 """
+
+from ingest.errors import IngestError
+from stream.errors import StreamDamaged, StreamError, StreamMismatch, StreamPruned, TooManyBadRecords
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -123,3 +128,14 @@ class SnapshotDamaged(SnapshotError):
 
 class StaleEpoch(SnapshotError):
     """A newer learner of the same run publishes; this one must not."""
+
+
+def exit_code_of(error: BaseException) -> int | None:
+    """Exit code of an error that a person is told in one line; None for a fault of the program."""
+    if isinstance(error, OpsError):
+        return error.exit_code
+    if isinstance(error, StreamDamaged | StreamMismatch | StreamPruned | TooManyBadRecords):
+        return EXIT_AGAIN
+    if isinstance(error, StreamError | IngestError | ValueError | OSError):
+        return EXIT_FAILED
+    return None

@@ -9,8 +9,7 @@ from typing import TextIO
 from ops.beginning import Asked, begin
 from ops.config import RunConfig
 from ops.devices import check_device, device_of, keep_to_share
-from ops.errors import EXIT_FAILED, OpsError, RankFailed
-from ops.exit_codes import exit_code_of
+from ops.errors import EXIT_FAILED, OpsError, RankFailed, exit_code_of
 from ops.keeper import Keeper
 from ops.launched import launched
 from ops.opening import checkpoint_for_all, fetch_opened

@@ -11,8 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NoReturn
 
-from ops.errors import EXIT_FAILED, RankFailed, RankLost, Starved
-from ops.exit_codes import exit_code_of
+from ops.errors import EXIT_FAILED, RankFailed, RankLost, Starved, exit_code_of
 from ops.ranks import Rows, World
 from ops.votes import Row, State, Stop, decided
 from stream.batch import Batch

@@ -15,8 +15,7 @@ import click
 import pytest
 
 from ops.cli import COMMANDS, cli, run
-from ops.errors import CheckpointDamaged, ConfigError, OpsError, RunLocked
-from ops.exit_codes import exit_code_of
+from ops.errors import CheckpointDamaged, ConfigError, OpsError, RunLocked, exit_code_of
 from ops.rundir import read_json, read_lines
 from stream.errors import StreamDamaged, StreamError, StreamMismatch, StreamPruned, TooManyBadRecords
 from stream.manifest import Manifest
