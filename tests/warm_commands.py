@@ -13,7 +13,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-HEAVY = ("torch", "torchvision", "ops.cli", "ops.learn", "ops.anneal", "ops.assign", "ops.evaluate.protocol")
+HEAVY = (
+    "torch",
+    "torchvision",
+    "ops.cli.main",
+    "ops.learn",
+    "ops.anneal",
+    "ops.assign",
+    "ops.evaluate.protocol",
+)
 
 
 class WarmCommands:
@@ -51,12 +59,12 @@ class WarmCommands:
 def _run(arguments: list[str], told: Path) -> int:
     child = os.fork()
     if child == 0:
-        import ops.cli
+        import ops.cli.main
 
         out = os.open(told, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         for number in (1, 2):
             os.dup2(out, number)
-        code = ops.cli.run(arguments)
+        code = ops.cli.main.run(arguments)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

@@ -18,7 +18,7 @@ from webdataset import tariterators
 from ops.demo.drawings.pictures import KINDS
 from ops.demo.feed import encoded
 
-PROGRAM = [sys.executable, "-c", "from ops.cli import main; main()"]
+PROGRAM = [sys.executable, "-c", "from ops.cli.main import main; main()"]
 FIRST, SECOND, TEST, BAD = 300, 220, 120, 5
 BATCH = 64
 SETTINGS = [

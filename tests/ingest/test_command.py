@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ops.cli import run
+from ops.cli.main import run
 from stream.manifest import Manifest
 from tests.ingest.made import encoded, folder_of, labelled, stored, write_tar
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ops import anneal, model_io
-from ops.cli import run as command
+from ops.cli.main import run as command
 from ops.config_file import build
 from ops.embedded import open_redis
 from ops.errors import ConfigError, RunMismatch, RunNotFound

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from ingest.errors import IngestError
 from ops import assign, model_io
 from ops.assign import Assignment
-from ops.commands.assign import command
+from ops.cli.assign import command
 from ops.demo.drawings.pictures import draw
 from ops.demo.feed import encoded
 from ops.errors import RunNotFound

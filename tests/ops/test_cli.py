@@ -14,7 +14,7 @@ from pathlib import Path
 import click
 import pytest
 
-from ops.cli import COMMANDS, cli, run
+from ops.cli.main import COMMANDS, cli, run
 from ops.errors import CheckpointDamaged, ConfigError, OpsError, RunLocked, exit_code_of
 from ops.rundir import read_json, read_lines
 from stream.errors import StreamDamaged, StreamError, StreamMismatch, StreamPruned, TooManyBadRecords
@@ -43,7 +43,7 @@ def every_command(group: click.Group, path: tuple[str, ...] = ()) -> Iterator[tu
 
 
 def test_help_answers_in_under_a_third_of_a_second() -> None:
-    program = [sys.executable, "-c", "from ops.cli import main; main()", "--help"]
+    program = [sys.executable, "-c", "from ops.cli.main import main; main()", "--help"]
     root = Path(__file__).parents[2]
     times = []
     for _ in range(5):
@@ -63,7 +63,7 @@ def processor_s() -> float:
 def test_help_of_no_command_imports_anything_heavy() -> None:
     code = (
         "import contextlib, io, sys\n"
-        "from ops.cli import COMMANDS, run\n"
+        "from ops.cli.main import COMMANDS, run\n"
         "for name in COMMANDS:\n"
         "    with contextlib.redirect_stdout(io.StringIO()):\n"
         "        assert run([name, '--help']) == 0, name\n"

@@ -37,7 +37,7 @@ from stream.manifest import Manifest
 from stream.shard_source import ShardSpec
 from tests.ops.drawn_runs import drawn, write_stream
 
-PROGRAM = [sys.executable, "-c", "from ops.cli import main; main()", "demo"]
+PROGRAM = [sys.executable, "-c", "from ops.cli.main import main; main()", "demo"]
 
 
 def _environment() -> dict[str, str]:

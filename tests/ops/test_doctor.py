@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from ops.cli import cli
+from ops.cli.main import cli
 from ops.config import RunConfig
 from ops.doctor.case import Facts
 from ops.doctor.causes import CAUSES, depth

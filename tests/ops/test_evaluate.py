@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from torch import Tensor
 
 from ops import model_io
-from ops.commands.evaluate import command
+from ops.cli.evaluate import command
 from ops.demo.drawings.pictures import KINDS
 from ops.evaluate import features, protocol
 from ops.evaluate.features import ChannelMoments, LabelledImages, raw_view

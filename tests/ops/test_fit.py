@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ops import recipes
-from ops.cli import run as command
+from ops.cli.main import run as command
 from ops.config_file import build, load_values
 from ops.fit import Machine, Stream
 from ops.resolved import resolve

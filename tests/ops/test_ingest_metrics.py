@@ -7,7 +7,7 @@ import pytest
 
 from ingest.sources import open_source
 from ingest.worker import run_ingest
-from ops.cli import run
+from ops.cli.main import run
 from ops.errors import PortInUse
 from ops.monitoring.catalog import INGEST, PREFIX
 from ops.monitoring.metrics import IngestMetrics

@@ -10,7 +10,7 @@ from learner.learner import Learner
 from learner.report import NonFinite
 from ops import initial, model_io, settings
 from ops.checkpoint import load_newest
-from ops.cli import run as command
+from ops.cli.main import run as command
 from ops.errors import ConfigError, RunMismatch, SnapshotNotFound
 from ops.outcome import Summary
 from ops.rundir import read_run

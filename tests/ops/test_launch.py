@@ -214,8 +214,8 @@ def test_machines_may_be_a_number_or_a_range() -> None:
 
 
 def test_every_option_reaches_the_ranks() -> None:
-    from ops.commands.learn import _as_rank
-    from ops.commands.learn import command as learn
+    from ops.cli.learn import _as_rank
+    from ops.cli.learn import command as learn
 
     given = {
         "run_dir": "RUN", "file": "my.toml", "recipe": "smoke", "assignments": ("a=1", "b=2"),

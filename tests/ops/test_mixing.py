@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from ops.commands.recipes import command
+from ops.cli.recipes import command
 from ops.config_file import build
 from ops.mixing import look_at_batch
 from stream.config import ShardConfig

@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from ops import publisher
-from ops.cli import cli
+from ops.cli.main import cli
 from ops.monitoring import alerts
 from ops.monitoring.alerts import Scale
 from ops.signals import StopRequest

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ops import cli
+from ops.cli import main
 from ops.embedded import EmbeddedRedis
 from ops.encoders import EncoderFiles
 from ops.publisher import Publisher
@@ -37,7 +37,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def call(arguments: Sequence[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
-    code = cli.run(["snapshots", *arguments])
+    code = main.run(["snapshots", *arguments])
     out, err = capsys.readouterr()
     return code, out, err
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import safetensors.torch
 
-from ops import cli
-from ops.commands import snapshots as snapshots_command
+from ops.cli import main
+from ops.cli import snapshots as snapshots_command
 from ops.embedded import open_redis
 from ops.rundir import read_run
 from ops.snapshots import SnapshotStore
@@ -30,7 +30,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory, drawn_stream: str, one_thr
 @pytest.fixture
 def call(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> Call:
     def run(name: str, *arguments: str) -> tuple[int, str, str]:
-        code = cli.run(["snapshots", name, str(run_dir), *arguments])
+        code = main.run(["snapshots", name, str(run_dir), *arguments])
         out, err = capsys.readouterr()
         return code, out, err
 
@@ -184,7 +184,7 @@ def test_prune_takes_snapshots_and_their_encoders(
 
 @pytest.mark.parametrize("name", sorted(snapshots_command.command.commands))
 def test_every_command_teaches_by_an_example(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(["snapshots", name, "--help"]) == 0
+    assert main.run(["snapshots", name, "--help"]) == 0
     out = capsys.readouterr().out
     assert f"swavstream snapshots {name} RUN/" in out
     assert "--json" in out

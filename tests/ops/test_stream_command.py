@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ops.cli import run
+from ops.cli.main import run
 from stream.adopt import adopt_tar
 from stream.commit_log import commit_name
 from stream.floor import Floor, write_floor

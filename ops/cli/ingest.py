@@ -135,7 +135,7 @@ def command(
 
         from ingest.sources import open_source
         from ingest.worker import STOPPED, run_ingest
-        from ops.ingest_progress import IngestProgress
+        from ops.cli.ingest_progress import IngestProgress
 
         source = open_source(
             sources, name=name, label_from=config.label_from, max_bytes=config.max_bytes, exclude=exclude

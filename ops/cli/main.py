@@ -1,4 +1,4 @@
-"""The command line: `swavstream`. Each command lives in `ops/commands/` and is imported when it is called."""
+"""The command line: `swavstream`. Each command lives in `ops/cli/` and is imported when it is called."""
 
 import contextlib
 import difflib
@@ -33,7 +33,7 @@ DEBUG_VARIABLE = "SWAVSTREAM_DEBUG"
 
 
 class LazyGroup(click.Group):
-    """A group whose commands are modules `ops.commands.<name>` with a `command`, imported when called."""
+    """A group whose commands are modules `ops.cli.<name>` with a `command`, imported when called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Names in the order in which a newcomer needs them."""
@@ -43,7 +43,7 @@ class LazyGroup(click.Group):
         """Import the one command that is called."""
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = importlib.import_module(f"ops.commands.{cmd_name}").command
+        command: click.Command = importlib.import_module(f"ops.cli.{cmd_name}").command
         return command
 
     def resolve_command(
@@ -120,7 +120,3 @@ def main() -> NoReturn:
     """Entry of the `swavstream` program."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
     sys.exit(run())
-
-
-if __name__ == "__main__":  # how a launcher starts the ranks: `python -m ops.cli learn ...`
-    main()

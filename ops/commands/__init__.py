@@ -1,1 +1,0 @@
-"""The click commands, one module a noun; each parses, calls one function and prints."""
