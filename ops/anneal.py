@@ -13,14 +13,15 @@ import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ops import checkpoint, settings
+from ops import checkpoint
 from ops.checkpoint_writer import CheckpointWriter
 from ops.claim import RunClaim
-from ops.config import RunConfig, is_identity
-from ops.config_file import build
+from ops.config import binding
+from ops.config.checks import refusals
+from ops.config.load import build
+from ops.config.schema import RunConfig, is_identity
 from ops.errors import ConfigError, RunMismatch, RunNotFound
 from ops.outcome import Progress
-from ops.refusals import refusals
 from ops.rundir import RunRecord, read_run, write_run
 from ops.source_spec import reading_mode, sealed_samples, source_spec, tail_samples
 from stream.cursor import Cursor
@@ -151,7 +152,7 @@ def _make(
 
 def _check_identity(before: RunConfig, config: RunConfig) -> None:
     """Refuse what would not continue the run that is copied."""
-    changed = settings.differences(before.to_dict(), config.to_dict())
+    changed = binding.differences(before.to_dict(), config.to_dict())
     fixed = [name for name, values in changed.items() if is_identity(name, *values)]
     if fixed:
         raise ConfigError(f"{', '.join(fixed)} cannot be otherwise in a copy: its weights belong to the run")

@@ -10,7 +10,8 @@ from typing import TextIO
 from ops import initial
 from ops.checkpoint import Checkpoint, load_newest
 from ops.claim import RunClaim
-from ops.config import RunConfig
+from ops.config.checks import refusals
+from ops.config.schema import RunConfig
 from ops.devices import check_device
 from ops.errors import EXIT_FAILED, ConfigError, OpsError, RedisUnavailable, RunMismatch, exit_code_of
 from ops.followers import Followers
@@ -21,7 +22,6 @@ from ops.outcome import FINISHED, STOPPED, Progress, Summary, read_summary, summ
 from ops.progress import ProgressLine
 from ops.ranks import World
 from ops.redis_client import connect, redis_url
-from ops.refusals import refusals
 from ops.registration import leave
 from ops.rundir import RunRecord, read_lines, room_in
 from ops.signals import StopRequest

@@ -4,7 +4,7 @@ import os
 
 import torch
 
-from ops.config import RunConfig
+from ops.config.schema import RunConfig
 from ops.errors import ConfigError
 from ops.launched import Launched
 from stream.machine import cores

@@ -17,7 +17,7 @@ from typing import Any, Self
 import numpy as np
 
 from learner.report import Snapshot, StepReport
-from ops.config import RunConfig
+from ops.config.schema import RunConfig
 from ops.errors import OpsError
 from ops.launched import launched
 from ops.live_page.exemplars import KeptFiles

@@ -23,7 +23,7 @@ from torch import Tensor
 from learner.learner import Learner
 from learner.model import SwavModel, copy_all, encoder_tensors, head_tensors
 from ops import checkpoint
-from ops.config import RunConfig
+from ops.config.schema import RunConfig
 from ops.embedded import open_redis
 from ops.encoders import EncoderFiles
 from ops.errors import ConfigError, RedisUnavailable, RunMismatch, RunNotFound

@@ -12,7 +12,7 @@ from learner.report import Snapshot, StepReport
 from ops.checkpoint import Checkpoint, load_newest
 from ops.checkpoint_writer import CheckpointWriter
 from ops.claim import RunClaim
-from ops.config import RunConfig
+from ops.config.schema import RunConfig
 from ops.followers import Followers
 from ops.history import History, entry_of
 from ops.opening import Opened, write_changes

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TextIO
 
 from ops.beginning import Asked, begin
-from ops.config import RunConfig
+from ops.config.schema import RunConfig
 from ops.devices import check_device, device_of, keep_to_share
 from ops.errors import EXIT_FAILED, OpsError, RankFailed, exit_code_of
 from ops.keeper import Keeper

@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ops import settings
 from ops.checkpoint import Checkpoint, numbers
-from ops.config import RunConfig, is_identity
+from ops.config import binding
+from ops.config.schema import RunConfig, is_identity
 from ops.errors import ConfigError, RankFailed, RunMismatch, RunNotFound
 from ops.outcome import Summary
 from ops.ranks import World
@@ -74,7 +74,7 @@ def open_run(
     if record.order_unset and config.order != SHARD and not is_topic(stream):
         logger.warning("the run in %s began without a setting `order`: it goes on as order = shard", run_dir)
     config = as_begun(record, config)
-    changed = settings.differences(record.config, config.to_dict())
+    changed = binding.differences(record.config, config.to_dict())
     fixed = [_told(name, *values) for name, values in changed.items() if is_identity(name, *values)]
     if fixed:
         raise RunMismatch(

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ops.config import RunConfig
+from ops.config.schema import RunConfig
 from ops.rundir import read_json
 from stream.cursor import Cursor
 

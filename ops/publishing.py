@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from ops.config import RunConfig
+from ops.config.schema import RunConfig
 from ops.embedded import EmbeddedRedis
 from ops.encoders import EncoderFiles
 from ops.errors import RedisUnavailable

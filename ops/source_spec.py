@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from ops.config import RunConfig
+from ops.config.schema import RunConfig
 from ops.errors import ConfigError, RunMismatch
 from ops.ranks import World
 from ops.rundir import RunRecord

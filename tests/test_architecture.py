@@ -62,7 +62,7 @@ def test_learner_knows_torch_and_nothing_of_the_world() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["stream.config", "learner.config", "ingest.config", "ops.config", "ops.cli.main"]
+    "module", ["stream.config", "learner.config", "ingest.config", "ops.config.schema", "ops.cli.main"]
 )
 def test_configuration_and_command_line_import_nothing_heavy(module: str) -> None:
     assert not modules_loaded_by(f"import {module}") & HEAVY

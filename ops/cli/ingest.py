@@ -188,19 +188,19 @@ def _config(
     limits: dict[str, float | None],
 ) -> "IngestConfig":
     from ingest.config import IngestConfig
-    from ops import settings
+    from ops.config import binding
 
     values: dict[str, object] = {}
     for assignment in assignments:
-        settings.assign(values, assignment)
+        binding.assign(values, assignment)
     if label_from is not None:
         values["label_from"] = label_from
     if keep_duplicates:
         values["keep_duplicates"] = True
     for name, limit in limits.items():
         if limit is not None:
-            settings.assign(values, f"retention.{name}={limit}")
-    return settings.read(IngestConfig, values)
+            binding.assign(values, f"retention.{name}={limit}")
+    return binding.read(IngestConfig, values)
 
 
 def _told(report: "IngestReport", dest: str) -> str:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import click
 
-from ops import recipes
-from ops.advice import advice
-from ops.config_file import build
+from ops.config import recipes
+from ops.config.checks import advice
+from ops.config.load import build
 from ops.launched import Nodes, launched, nodes_of, quiet_torch
 from ops.signals import RANK_NOTE, StopRequest
 

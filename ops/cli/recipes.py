@@ -4,7 +4,7 @@ import json
 
 import click
 
-from ops import recipes, settings
+from ops.config import binding, recipes
 
 
 @click.group()
@@ -32,7 +32,7 @@ def list_recipes(as_json: bool) -> None:
         click.echo(recipes.overview())
         return
     found = [recipes.load(name) for name in recipes.names()]
-    click.echo(json.dumps([{"name": recipe.name, **settings.plain(recipe.about)} for recipe in found]))
+    click.echo(json.dumps([{"name": recipe.name, **binding.plain(recipe.about)} for recipe in found]))
 
 
 @command.command()
@@ -60,7 +60,7 @@ def show(
         swavstream recipes show cifar10-onepass --stream TRAIN/
         swavstream recipes show smoke --set swav.prototypes=64 > mine.toml
     """  # noqa: D301
-    from ops import resolved
+    from ops.config import recipe_report
 
-    shown = resolved.resolve(name, assignments, stream=stream, ranks=ranks)
+    shown = recipe_report.resolve(name, assignments, stream=stream, ranks=ranks)
     click.echo(json.dumps(shown.to_json()) if as_json else shown.to_toml(), nl=as_json)

@@ -228,7 +228,7 @@ def prune(
         swavstream snapshots prune RUN/ --dry-run
         swavstream snapshots prune RUN/ --keep 5 --ladder 0
     """  # noqa: D301
-    from ops.config import RunConfig
+    from ops.config.schema import RunConfig
     from ops.encoders import EncoderFiles
     from ops.rundir import read_run
     from ops.snapshot_writer import SnapshotWriter

@@ -16,9 +16,9 @@ from typing import Any, Self, TextIO
 
 import torch
 
-from ops import recipes
-from ops.config import RunConfig
-from ops.config_file import build
+from ops.config import recipes
+from ops.config.load import build
+from ops.config.schema import RunConfig
 from ops.demo.feed import Feed, FeedProcess
 from ops.embedded import EmbeddedRedis
 from ops.errors import OpsError, RunLocked

@@ -3,7 +3,7 @@
 import math
 
 from learner.measure import LIMITS
-from ops.advice import ROUNDS_WHEN_SHARP, SHARP, enough_queue
+from ops.config.checks import ROUNDS_WHEN_SHARP, SHARP, enough_queue
 from ops.doctor.case import Facts, Finding
 from ops.monitoring.verdicts import LOSS_STUCK, RESIDUAL_MUCH, WARM_UP_UPDATES, WINDOW_FULL, agreement_rose
 from ops.outcome import FINISHED

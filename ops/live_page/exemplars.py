@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
-from ops.config import RunConfig
+from ops.config.schema import RunConfig
 from ops.live_page.usage_history import UsageHistory
 from ops.probe import ProbeSet
 

@@ -5,10 +5,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from learner.learner import Learner
-from ops import recipes
 from ops.checkpoint_writer import CheckpointWriter
-from ops.config import RunConfig
-from ops.config_file import build
+from ops.config import recipes
+from ops.config.load import build
+from ops.config.schema import RunConfig
 from ops.demo.drawings.pictures import KINDS
 from ops.demo.feed import encoded
 from ops.devices import device_of

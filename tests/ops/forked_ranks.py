@@ -16,7 +16,7 @@ import ops.restore
 from learner.augment import Views
 from learner.learner import Learner
 from learner.report import StepReport
-from ops.config import RunConfig
+from ops.config.schema import RunConfig
 from ops.errors import RankFailed
 from ops.signals import StopRequest
 from tests.ops.small_runs import run

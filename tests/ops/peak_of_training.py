@@ -9,7 +9,7 @@ import torch
 
 from learner.augment import Views
 from learner.learner import Learner
-from ops.config import RunConfig
+from ops.config.schema import RunConfig
 
 
 def main() -> None:

@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
-from ops import recipes
 from ops.checkpoint import load_newest
-from ops.config import RunConfig
-from ops.config_file import build
+from ops.config import recipes
+from ops.config.load import build
+from ops.config.schema import RunConfig
 from ops.demo.feed import encoded
 from ops.embedded import open_redis
 from ops.learn import learn

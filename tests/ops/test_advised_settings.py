@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from ops.config import IDENTITY, RunConfig
+from ops.config.binding import dotted_names
+from ops.config.schema import IDENTITY, RunConfig
 from ops.doctor.case import Facts
 from ops.doctor.diagnosis import examine
-from ops.settings import dotted_names
 from tests.ops.small_runs import config_of
 from tests.ops.test_doctor import WELL
 

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import yaml
 
-from ops.config import RunConfig
+from ops.config.binding import dotted_names
+from ops.config.schema import RunConfig
 from ops.monitoring import alerts
 from ops.monitoring.alerts import Scale
 from ops.monitoring.catalog import METRICS, PREFIX
 from ops.monitoring.export import DASHBOARDS
-from ops.settings import dotted_names
 from tests.ops.alert_cases import CASES, HEALTHY, POINTS, STEP_S, Case
 from tests.ops.prometheus import promtool
 

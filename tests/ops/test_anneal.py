@@ -10,7 +10,7 @@ import pytest
 
 from ops import anneal, model_io
 from ops.cli.main import run as command
-from ops.config_file import build
+from ops.config.load import build
 from ops.embedded import open_redis
 from ops.errors import ConfigError, RunMismatch, RunNotFound
 from ops.lock import RunLock

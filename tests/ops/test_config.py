@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from learner.config import LearnerConfig
-from ops import settings
-from ops.advice import advice, enough_queue
-from ops.config import IDENTITY, RunConfig, is_identity
-from ops.config_file import build, load_values
+from ops.config import binding
+from ops.config.checks import advice, enough_queue
+from ops.config.load import build, load_values
+from ops.config.schema import IDENTITY, RunConfig, is_identity
 from ops.errors import EXIT_AGAIN, ConfigError
 
 
@@ -33,7 +33,7 @@ def test_defaults_are_the_papers_layout_of_views() -> None:
 def test_a_file_of_all_settings_reads_back_equal(tmp_path: Path) -> None:
     config = build({}, ["swav.prototypes=[30, 40]", "optim.learning_rate=1e-3", "device=cpu", "seed=9"])
     file = tmp_path / "all.toml"
-    file.write_text(settings.to_toml(config.to_dict()), encoding="utf-8")
+    file.write_text(binding.to_toml(config.to_dict()), encoding="utf-8")
     assert build(load_values(file)) == config
 
 
@@ -43,7 +43,7 @@ def test_a_file_of_all_settings_reads_back_equal(tmp_path: Path) -> None:
 def test_every_plain_value_survives_toml(text: str, number: float, whole: int, truth: bool) -> None:
     values = {"text": text, "number": number, "whole": whole, "truth": truth, "list": [whole, whole]}
     nested = {**values, "table": dict(values), "rows": [dict(values), dict(values)]}
-    assert tomllib.loads(settings.to_toml(nested)) == nested
+    assert tomllib.loads(binding.to_toml(nested)) == nested
 
 
 def test_the_recipe_table_of_a_file_is_not_a_setting(tmp_path: Path) -> None:
@@ -165,7 +165,7 @@ def test_the_digest_changes_with_any_setting_and_with_nothing_else() -> None:
 
 
 def test_identity_settings_exist_and_tunable_ones_are_not_among_them() -> None:
-    names = settings.dotted_names(RunConfig)
+    names = binding.dotted_names(RunConfig)
     assert set(IDENTITY) <= set(names)
     for name in ("optim.learning_rate", "optim.weight_decay", "swav.epsilon", "workers", "server.port"):
         assert name in names
@@ -176,7 +176,7 @@ def test_identity_settings_exist_and_tunable_ones_are_not_among_them() -> None:
 
 def test_differences_name_each_setting_once() -> None:
     one, other = build({}).to_dict(), build({}, ["seed=2", "swav.epsilon=0.1", "crops.0.size=96"]).to_dict()
-    found = settings.differences(one, other)
+    found = binding.differences(one, other)
     assert list(found) == ["seed", "crops", "swav.epsilon"]
     assert found["swav.epsilon"] == (0.05, 0.1)
 
@@ -194,9 +194,9 @@ def test_the_queue_that_is_advised_holds_whole_batches_and_is_enough(prototypes:
     assert queue % batch == 0
     assert batch + queue >= prototypes
     assert queue == 0 or batch + queue - batch < prototypes
-    settings = [f"swav.prototypes={prototypes}", f"batch={batch}", "lanes=64", "swav.queue_samples="]
+    binding = [f"swav.prototypes={prototypes}", f"batch={batch}", "lanes=64", "swav.queue_samples="]
     assert not any(
-        "batch + queue" in line for line in advice(build({}, [*settings[:3], f"{settings[3]}{queue}"]))
+        "batch + queue" in line for line in advice(build({}, [*binding[:3], f"{binding[3]}{queue}"]))
     )
 
 
@@ -213,9 +213,9 @@ def test_a_sharp_epsilon_with_few_iterations_is_warned_of() -> None:
 
 
 def test_a_prototype_that_is_given_up_too_soon_is_warned_of() -> None:
-    settings = ["swav.prototypes=100", "reseed.after_samples=500"]
-    assert any("set it to 1000" in line for line in advice(build({}, settings)))
-    assert advice(build({}, [*settings, "reseed.after_samples=1000"])) == []
+    binding = ["swav.prototypes=100", "reseed.after_samples=500"]
+    assert any("set it to 1000" in line for line in advice(build({}, binding)))
+    assert advice(build({}, [*binding, "reseed.after_samples=1000"])) == []
 
 
 def test_the_length_of_a_run_is_that_of_its_stream_or_its_own() -> None:

@@ -18,9 +18,9 @@ from click.testing import CliRunner
 
 from ingest.sources import open_source
 from ingest.worker import run_ingest
-from ops import recipes
 from ops.cli.learn import command as learn
 from ops.cli.main import cli
+from ops.config import recipes
 from ops.errors import EXIT_AGAIN, EXIT_SIGTERM
 from ops.launch import SHUTDOWN_S
 from ops.launched import nodes_of

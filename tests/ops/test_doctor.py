@@ -11,7 +11,8 @@ import pytest
 from click.testing import CliRunner
 
 from ops.cli.main import cli
-from ops.config import RunConfig
+from ops.config.binding import dotted_names
+from ops.config.schema import RunConfig
 from ops.doctor.case import Facts
 from ops.doctor.causes import CAUSES, depth
 from ops.doctor.diagnosis import RULES, examine
@@ -19,7 +20,6 @@ from ops.doctor.facts import gather
 from ops.errors import RunNotFound
 from ops.outcome import Summary
 from ops.rundir import append_line
-from ops.settings import dotted_names
 from tests.ops.faults import write as write_stream
 from tests.ops.small_runs import config_of, run
 

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from learner.augment import Views
 from learner.learner import Learner
-from ops import recipes
-from ops.config import RunConfig
-from ops.config_file import build
-from ops.estimate import TRACED, activations, memory_of
+from ops.config import recipes
+from ops.config.load import build
+from ops.config.memory import TRACED, activations, memory_of
+from ops.config.schema import RunConfig
 
 PLAIN = ("precision=float32", "lanes=16", "batch=64", "optim.schedule=constant")
 

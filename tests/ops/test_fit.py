@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from ops import recipes
 from ops.cli.main import run as command
-from ops.config_file import build, load_values
-from ops.fit import Machine, Stream
-from ops.resolved import resolve
+from ops.config import recipes
+from ops.config.checks import Machine, Stream
+from ops.config.load import build, load_values
+from ops.config.recipe_report import resolve
 from tests.ops.small_runs import write_stream
 
 LARGE = Machine(host_bytes=2**50, device_bytes=(2**45,))
@@ -21,8 +21,8 @@ def said(name: str, *assignments: str, ranks: int = 1, machine: Machine = LARGE)
 
 
 def said_of(stream: Stream, monkeypatch: pytest.MonkeyPatch, name: str, *assignments: str) -> str:
-    monkeypatch.setattr("ops.resolved.look", lambda _: stream)
-    monkeypatch.setattr("ops.resolved.look_at_batch", lambda _, _config: None)
+    monkeypatch.setattr("ops.config.recipe_report.look", lambda _: stream)
+    monkeypatch.setattr("ops.config.recipe_report.look_at_batch", lambda _, _config: None)
     return "\n".join(resolve(name, assignments, stream="there", machine=LARGE).warnings)
 
 

@@ -8,9 +8,10 @@ import torch
 
 from learner.learner import Learner
 from learner.report import NonFinite
-from ops import initial, model_io, settings
+from ops import initial, model_io
 from ops.checkpoint import load_newest
 from ops.cli.main import run as command
+from ops.config import binding
 from ops.errors import ConfigError, RunMismatch, SnapshotNotFound
 from ops.outcome import Summary
 from ops.rundir import read_run
@@ -170,7 +171,7 @@ def test_the_command_takes_it(
     whole_run: tuple[Path, Summary], drawn_stream: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = tmp_path / "mine.toml"
-    config.write_text(settings.to_toml(config_of("end_samples=32").to_dict()), encoding="utf-8")
+    config.write_text(binding.to_toml(config_of("end_samples=32").to_dict()), encoding="utf-8")
     run_dir = tmp_path / "run"
     arguments = ["learn", drawn_stream, "--run", str(run_dir), "--config", str(config), "--json"]
     assert command([*arguments, "--init-from", str(whole_run[0])]) == 0

@@ -8,8 +8,8 @@ import pytest
 from click.testing import CliRunner
 
 from ops.cli.recipes import command
-from ops.config_file import build
-from ops.mixing import look_at_batch
+from ops.config.load import build
+from ops.config.mixing import look_at_batch
 from stream.config import ShardConfig
 from stream.lanes import Position
 from stream.manifest import Manifest

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from ingest.config import IngestConfig
-from ops import recipes, settings
-from ops.advice import advice
-from ops.config_file import build, load_values
+from ops.config import binding, recipes
+from ops.config.checks import advice
+from ops.config.load import build, load_values
 from ops.errors import ConfigError
 
 EPOCH_4096 = 312 * 4096
@@ -63,8 +63,8 @@ def test_every_recipe_loads_and_says_what_it_is(name: str) -> None:
 def test_what_a_recipe_shows_is_a_config_file_that_gives_the_same_settings(name: str, tmp_path: Path) -> None:
     recipe = recipes.load(name)
     file = tmp_path / "shown.toml"
-    shown = {**recipe.config.to_dict(), "recipe": settings.plain(recipe.about)}
-    file.write_text(settings.to_toml(shown), encoding="utf-8")
+    shown = {**recipe.config.to_dict(), "recipe": binding.plain(recipe.about)}
+    file.write_text(binding.to_toml(shown), encoding="utf-8")
     assert build(load_values(file)) == recipe.config
 
 

@@ -9,7 +9,7 @@ from learner.augment import Views
 from learner.learner import Learner
 from learner.report import NonFinite, StepReport
 from ops.checkpoint import load_newest
-from ops.config import RunConfig
+from ops.config.schema import RunConfig
 from ops.errors import ConfigError, NotFinite, RunMismatch
 from ops.outcome import FINISHED, STOPPED, Summary
 from ops.rundir import read_lines

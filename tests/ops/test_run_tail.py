@@ -9,7 +9,7 @@ import pytest
 from learner.augment import Views
 from learner.learner import Learner
 from learner.report import NonFinite, StepReport
-from ops.config import RunConfig
+from ops.config.schema import RunConfig
 from ops.errors import ConfigError, RunMismatch
 from ops.outcome import FINISHED
 from ops.rundir import read_run

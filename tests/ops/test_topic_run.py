@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from kafka import TopicPartition
 
-from ops.config import RunConfig
+from ops.config.schema import RunConfig
 from ops.errors import ConfigError, RunMismatch
 from ops.outcome import FINISHED, STOPPED
 from ops.rundir import newest_saved, read_run

@@ -7,9 +7,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from ops import settings
-from ops.config import RunConfig
-from ops.config_file import build, load_values
+from ops.config import binding
+from ops.config.load import build, load_values
+from ops.config.schema import RunConfig
 from ops.errors import ConfigError, RunNotFound
 from ops.rundir import read_run
 
@@ -53,7 +53,7 @@ class Recipe:
 
 def names() -> list[str]:
     """Names of all recipes, sorted."""
-    files = resources.files("ops").joinpath("recipes").iterdir()
+    files = resources.files("ops.config").joinpath("recipe_files").iterdir()
     return sorted(file.name.removesuffix(".toml") for file in files if file.name.endswith(".toml"))
 
 
@@ -68,9 +68,9 @@ def load(name: str) -> Recipe:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean `{near[0]}`?" if near else f"there are {', '.join(known)}"
         raise ConfigError(f"no recipe `{name}`: {hint}")
-    text = resources.files("ops").joinpath("recipes", f"{name}.toml").read_text(encoding="utf-8")
+    text = resources.files("ops.config").joinpath("recipe_files", f"{name}.toml").read_text(encoding="utf-8")
     values = tomllib.loads(text)
-    about = settings.read(About, values.pop("recipe"), path="recipe")
+    about = binding.read(About, values.pop("recipe"), path="recipe")
     return Recipe(name=name, about=replace(about, notes=about.notes.strip()), values=values)
 
 

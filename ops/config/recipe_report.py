@@ -3,13 +3,13 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ops import recipes, settings
-from ops.config import RunConfig
-from ops.config_file import build
+from ops.config import binding, recipes
+from ops.config.checks import Machine, Stream, gib, samples_of, uses_cuda, warnings
+from ops.config.load import build
+from ops.config.memory import Memory, memory_of
+from ops.config.mixing import Mixing, look_at_batch
+from ops.config.schema import RunConfig
 from ops.errors import ConfigError
-from ops.estimate import Memory, memory_of
-from ops.fit import Machine, Stream, gib, samples_of, uses_cuda, warnings
-from ops.mixing import Mixing, look_at_batch
 from stream.manifest import Manifest
 from stream.topic_address import is_topic
 
@@ -50,7 +50,7 @@ class Resolved:
             memory = {**asdict(self.memory), "device": self.memory.device, "host": self.memory.host}
         return {
             "name": self.recipe.name,
-            "recipe": settings.plain(self.recipe.about),
+            "recipe": binding.plain(self.recipe.about),
             "samples": self.samples,
             "steps": self.steps,
             "updates": self.updates,
@@ -75,8 +75,8 @@ class Resolved:
         if self.mixing is not None:
             lines.append(str(self.mixing))
         lines += [f"warning: {sentence}" for sentence in self.warnings]
-        body = {**self.config.to_dict(), "recipe": settings.plain(self.recipe.about)}
-        return "".join(f"# {line}\n" for line in lines) + settings.to_toml(body)
+        body = {**self.config.to_dict(), "recipe": binding.plain(self.recipe.about)}
+        return "".join(f"# {line}\n" for line in lines) + binding.to_toml(body)
 
     def _length(self) -> str:
         if not self.steps:

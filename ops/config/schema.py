@@ -15,7 +15,7 @@ from learner.config import (
     ReseedConfig,
     SwavConfig,
 )
-from ops import settings
+from ops.config import binding
 from ops.errors import ConfigError
 from stream.config import CropConfig, KafkaConfig, ReaderConfig, ReplayConfig
 
@@ -215,7 +215,7 @@ class RunConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain values; `from_dict` reads them back equal."""
-        values: dict[str, Any] = settings.plain(self)
+        values: dict[str, Any] = binding.plain(self)
         return values
 
     @classmethod
@@ -225,7 +225,7 @@ class RunConfig:
         Raises:
             ConfigError: unknown key (names the nearest), wrong type, or out of bounds.
         """
-        return settings.read(cls, values)
+        return binding.read(cls, values)
 
     def digest(self) -> str:
         """Hex SHA-256 of all settings: the `config_hash` of snapshots and metrics."""

@@ -7,7 +7,7 @@ their images, and only from local streams: a request for each of them would be d
 from dataclasses import dataclass
 from itertools import islice
 
-from ops.config import RunConfig
+from ops.config.schema import RunConfig
 from stream.errors import StreamMismatch
 from stream.lanes import Position
 from stream.local_store import LocalStore

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ops import settings
-from ops.config import RunConfig
+from ops.config import binding
+from ops.config.schema import RunConfig
 from ops.errors import ConfigError
 
 
@@ -47,7 +47,7 @@ def build(values: Mapping[str, Any], assignments: Iterable[str] = ()) -> RunConf
     # Over the defaults, so that `crops.1.count=4` has something to change; checked once, at the end.
     merged = _merged(RunConfig().to_dict(), values)
     for assignment in assignments:
-        settings.assign(merged, assignment)
+        binding.assign(merged, assignment)
     return RunConfig.from_dict(merged)
 
 

@@ -1,6 +1,10 @@
 """Whether settings fit a machine and a stream: a sentence for each thing that is allowed but will not do.
 
 Nothing is opened or taken; what is judged is handed in.
+
+What is allowed of a run's settings, but probably not meant. Nothing heavy is imported.
+
+Settings that no run can have together on so many ranks. Nothing heavy is imported.
 """
 
 import math
@@ -9,12 +13,74 @@ from dataclasses import dataclass
 
 import torch
 
-from ops.advice import advice
-from ops.config import RunConfig
-from ops.estimate import Memory
-from ops.refusals import refusals
+from ops.config.memory import Memory
+from ops.config.schema import RunConfig
 from stream.lanes import owners_of
 from stream.machine import memory
+
+SHARP, ROUNDS_WHEN_SHARP = 0.03, 10
+"""Below this epsilon Sinkhorn converges slowly; the published run nearest to it (0.03) made 10 rounds."""
+
+
+def advice(config: RunConfig) -> list[str]:
+    """One sentence for each setting that is allowed but probably not meant."""
+    found = []
+    largest = max(config.swav.prototypes)
+    pool = config.batch + config.swav.queue_samples // config.batch * config.batch
+    if pool < largest:
+        enough = enough_queue(largest, config.batch)
+        found.append(
+            f"batch + queue is {pool}, fewer than the {largest} prototypes: a balanced code cannot reach "
+            f"all of them in one step; raise swav.queue_samples to {enough} or more"
+        )
+    epsilon, rounds = config.swav.epsilon, config.swav.sinkhorn_iterations
+    if epsilon < SHARP and rounds < ROUNDS_WHEN_SHARP:
+        found.append(
+            f"swav.epsilon = {epsilon} with {rounds} iterations stops far from balanced codes: raise "
+            f"swav.sinkhorn_iterations to {ROUNDS_WHEN_SHARP}"
+        )
+    annealed = config.optim.anneal_samples > 0
+    if config.optim.schedule == "constant" and config.optim.final_learning_rate and not annealed:
+        found.append("optim.final_learning_rate is ignored: the schedule is constant")
+    if 0 < config.reseed.after_samples < 10 * largest:
+        found.append(
+            f"reseed.after_samples = {config.reseed.after_samples} is less than ten samples for each of the "
+            f"{largest} prototypes: even traffic leaves some unused for so long; set it to {10 * largest}"
+        )
+    if config.checkpoint.keep == 1:
+        found.append("checkpoint.keep is 1: when the only checkpoint is damaged the run starts anew")
+    return found
+
+
+def enough_queue(prototypes: int, batch: int) -> int:
+    """Samples of a queue that brings batch + queue to K: whole batches, as it holds no others."""
+    return max(0, -(-(prototypes - batch) // batch) * batch)
+
+
+def refusals(config: RunConfig, ranks: int) -> Iterator[str]:
+    """A sentence for each; `learn` does not start with any of them."""
+    if ranks > config.lanes:
+        yield (
+            f"{ranks} ranks are more than {config.lanes} lanes: every rank needs one; raise lanes, or use "
+            f"{config.lanes} ranks"
+        )
+    if 0 < config.swav.queue_samples < config.batch:
+        yield (
+            f"swav.queue_samples = {config.swav.queue_samples} does not hold one batch of {config.batch}: "
+            "set it to 0 or to several batches"
+        )
+    groups = max(1, config.model.bn_groups)
+    if config.accumulate > 1 and groups % (ranks * config.accumulate):
+        yield (
+            f"accumulate = {config.accumulate} on {ranks} rank{'s' * (ranks > 1)} needs model.bn_groups to "
+            f"be a multiple of {ranks * config.accumulate}, got {groups}: batch norm must see whole groups"
+        )
+    elif config.accumulate > 1 and ranks > 1 and config.lanes % groups:
+        yield (
+            f"accumulate = {config.accumulate} on {ranks} ranks needs lanes to be a multiple of "
+            f"model.bn_groups = {groups}, got {config.lanes}: batch norm must see whole groups"
+        )
+
 
 HEADROOM = 1.3
 """Peaks that were measured on a CPU were up to so many times the estimate."""

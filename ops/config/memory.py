@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchvision.models.regnet import RegNet
 
 from learner.model import SwavModel
-from ops.config import RunConfig
+from ops.config.schema import RunConfig
 from stream.slabs import FrameLayout
 
 TRACED = 2

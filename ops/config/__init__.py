@@ -1,0 +1,1 @@
+"""Settings of a run: their schema, how they are read and checked, and the recipes."""
