@@ -12,15 +12,15 @@ from ops.checkpoint import Checkpoint, load_newest
 from ops.claim import RunClaim
 from ops.config.checks import refusals
 from ops.config.schema import RunConfig
-from ops.devices import check_device
+from ops.distributed.device import check_device
+from ops.distributed.environment import launched
+from ops.distributed.world import World
 from ops.errors import EXIT_FAILED, ConfigError, OpsError, RedisUnavailable, RunMismatch, exit_code_of
 from ops.followers import Followers
 from ops.keeper import Keeper
-from ops.launched import launched
 from ops.opening import Opened, accepting, as_begun, bind, open_run, post_opened, post_refusal, with_changes
 from ops.outcome import FINISHED, STOPPED, Progress, Summary, read_summary, summarise
 from ops.progress import ProgressLine
-from ops.ranks import World
 from ops.redis_client import connect, redis_url
 from ops.registration import leave
 from ops.rundir import RunRecord, read_lines, room_in

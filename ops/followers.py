@@ -18,8 +18,8 @@ import numpy as np
 
 from learner.report import Snapshot, StepReport
 from ops.config.schema import RunConfig
+from ops.distributed.environment import launched
 from ops.errors import OpsError
-from ops.launched import launched
 from ops.live_page.exemplars import KeptFiles
 from ops.live_page.server import Server
 from ops.live_page.state import LiveView

@@ -24,10 +24,10 @@ from learner.learner import Learner
 from learner.model import SwavModel, copy_all, encoder_tensors, head_tensors
 from ops import checkpoint
 from ops.config.schema import RunConfig
+from ops.distributed.world import World
 from ops.embedded import open_redis
 from ops.encoders import EncoderFiles
 from ops.errors import ConfigError, RedisUnavailable, RunMismatch, RunNotFound
-from ops.ranks import World
 from ops.redis_client import redis_url, said
 from ops.rundir import RunRecord, aside_of, read_run, sync_directory, write_run
 from ops.snapshot_reader import load_snapshot, snapshot_digest

@@ -8,13 +8,13 @@ from typing import TextIO
 
 from ops.beginning import Asked, begin
 from ops.config.schema import RunConfig
-from ops.devices import check_device, device_of, keep_to_share
+from ops.distributed.device import check_device, device_of, keep_to_share
+from ops.distributed.environment import launched
+from ops.distributed.world import join
 from ops.errors import EXIT_FAILED, OpsError, RankFailed, exit_code_of
 from ops.keeper import Keeper
-from ops.launched import launched
 from ops.opening import checkpoint_for_all, fetch_opened
 from ops.outcome import Summary
-from ops.process_group import join
 from ops.run import Run
 from ops.signals import StopRequest
 from ops.source_spec import follower_of, source_spec

@@ -10,7 +10,7 @@ import torch
 from learner.learner import Learner
 from ops import checkpoint, rundir
 from ops.config.schema import RunConfig
-from ops.devices import device_of, keep_to_share
+from ops.distributed.device import device_of, keep_to_share
 from ops.errors import RunMismatch, RunNotFound
 from ops.snapshot_reader import LoadedSnapshot
 

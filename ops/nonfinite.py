@@ -9,8 +9,8 @@ from pathlib import Path
 import safetensors
 
 from learner.report import NonFinite
+from ops.distributed.world import World
 from ops.errors import NotFinite
-from ops.ranks import World
 from ops.rundir import append_line, read_lines
 from ops.tensor_file import save_tensors
 from stream.batch import Batch

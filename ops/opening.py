@@ -10,9 +10,9 @@ from typing import Any
 from ops.checkpoint import Checkpoint, numbers
 from ops.config import binding
 from ops.config.schema import RunConfig, is_identity
+from ops.distributed.world import World
 from ops.errors import ConfigError, RankFailed, RunMismatch, RunNotFound
 from ops.outcome import Summary
-from ops.ranks import World
 from ops.registration import leave
 from ops.rundir import RunRecord, append_line, read_run, write_run
 from stream.cursor import Cursor

@@ -8,11 +8,11 @@ from learner.collective import Deal
 from learner.learner import Learner
 from ops import initial
 from ops.checkpoint import Checkpoint
-from ops.devices import device_of
+from ops.distributed.device import device_of
+from ops.distributed.world import World
 from ops.errors import ConfigError, RunMismatch
 from ops.opening import Opened
 from ops.outcome import Progress
-from ops.ranks import World
 from stream.cursor import Cursor
 from stream.lanes import owners_of
 

@@ -12,14 +12,14 @@ from dataclasses import replace
 
 from learner.report import NonFinite, StepReport
 from ops.checkpoint import Checkpoint
-from ops.devices import device_of
+from ops.distributed.device import device_of
+from ops.distributed.world import World
 from ops.errors import CheckpointFailed, NotFinite, RankFailed, Starved
 from ops.keeper import Keeper
 from ops.nonfinite import NonFiniteLog, left_out
 from ops.opening import Opened, checkpoint_for_all
 from ops.outcome import FINISHED, STOPPED, Summary, summarise
 from ops.pace import Pace
-from ops.ranks import World
 from ops.restore import restore
 from ops.signals import StopRequest
 from ops.source_spec import open_loader

@@ -3,8 +3,8 @@
 from dataclasses import replace
 
 from ops.config.schema import RunConfig
+from ops.distributed.world import World
 from ops.errors import ConfigError, RunMismatch
-from ops.ranks import World
 from ops.rundir import RunRecord
 from stream.config import NONE
 from stream.cursor import Cursor

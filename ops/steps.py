@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NoReturn
 
+from ops.distributed.world import Rows, World
 from ops.errors import EXIT_FAILED, RankFailed, RankLost, Starved, exit_code_of
-from ops.ranks import Rows, World
 from ops.votes import Row, State, Stop, decided
 from stream.batch import Batch
 from stream.errors import StreamError

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ops.launched import launched, quiet_torch
+from ops.distributed.environment import launched, quiet_torch
 
 if TYPE_CHECKING:
     from ops.anneal import Copy
@@ -82,7 +82,7 @@ def command(
         click.echo(shlex.join(["swavstream", *as_rank, copy.stream]))
         return 0
     if nproc > 1:
-        from ops.launch import launch
+        from ops.distributed.launcher import launch
 
         verbose = ["--verbose"] if click.get_current_context().find_root().params.get("verbose") else []
         code = launch([*verbose, *as_rank, "--", copy.stream], nproc=nproc)

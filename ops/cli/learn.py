@@ -9,7 +9,7 @@ import click
 from ops.config import recipes
 from ops.config.checks import advice
 from ops.config.load import build
-from ops.launched import Nodes, launched, nodes_of, quiet_torch
+from ops.distributed.environment import Nodes, launched, nodes_of, quiet_torch
 from ops.signals import RANK_NOTE, StopRequest
 
 
@@ -119,7 +119,7 @@ def command(
             click.echo(f"warning: {sentence}", err=True)
     if nproc > 1 or nodes is not None:
         quiet_torch()
-        from ops.launch import launch
+        from ops.distributed.launcher import launch
 
         return launch(_as_rank(click.get_current_context()), nproc=nproc, nodes=nodes)
     from ops.learn import learn

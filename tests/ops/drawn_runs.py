@@ -11,7 +11,7 @@ from ops.config.load import build
 from ops.config.schema import RunConfig
 from ops.demo.drawings.pictures import KINDS
 from ops.demo.feed import encoded
-from ops.devices import device_of
+from ops.distributed.device import device_of
 from ops.rundir import RunRecord, write_run
 from stream.config import ShardConfig
 from stream.cursor import Cursor

@@ -21,9 +21,9 @@ from ingest.worker import run_ingest
 from ops.cli.learn import command as learn
 from ops.cli.main import cli
 from ops.config import recipes
+from ops.distributed.environment import nodes_of
+from ops.distributed.launcher import SHUTDOWN_S
 from ops.errors import EXIT_AGAIN, EXIT_SIGTERM
-from ops.launch import SHUTDOWN_S
-from ops.launched import nodes_of
 from ops.monitoring import alerts
 from ops.monitoring.alerts import Scale
 from ops.monitoring.catalog import METRICS, PREFIX

@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 import pytest
 
-from ops.launched import Nodes, nodes_of
+from ops.distributed.environment import Nodes, nodes_of
 from ops.rundir import read_lines
 from tests.ops.launching import LIMIT_S, PROGRAM, started, summary_of
 from tests.ops.prometheus import free_port
@@ -244,7 +244,7 @@ def test_a_number_of_ranks_that_the_lanes_do_not_admit_is_refused(
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="sets of cores are Linux'")
 def test_ranks_divide_the_cores_that_the_launcher_was_given() -> None:
     program = (
-        "import os, sys; from ops.launch import launch; import ops.launch\n"
+        "import os, sys; from ops.distributed.launcher import launch; import ops.launch\n"
         "os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); os.environ.pop('OMP_NUM_THREADS', None)\n"
         "os.cpu_count = lambda: 64\n"
         "code = launch(['recipes', 'list'], nproc=2); print(os.environ['OMP_NUM_THREADS'], code)"

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from ops.distributed.world import Rows, World
 from ops.errors import RankFailed, RankLost, Starved
-from ops.ranks import Rows, World
 from ops.steps import Patience, Steps, Waiting
 from ops.votes import Row, State, Stop, decided
 from stream.config import ReplayConfig

@@ -23,8 +23,8 @@ from torch.distributed.elastic.rendezvous import RendezvousError
 from torch.distributed.launcher import api as launcher
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from ops.distributed.environment import Nodes
 from ops.errors import EXIT_AGAIN, EXIT_FAILED, EXIT_SIGTERM, RankLost
-from ops.launched import Nodes
 from ops.signals import WARNINGS
 from stream.machine import cores
 

@@ -5,8 +5,8 @@ import os
 import torch
 
 from ops.config.schema import RunConfig
+from ops.distributed.environment import Launched
 from ops.errors import ConfigError
-from ops.launched import Launched
 from stream.machine import cores
 
 

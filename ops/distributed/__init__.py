@@ -1,0 +1,1 @@
+"""Ranks: what the launcher tells a process, the process group, devices."""
