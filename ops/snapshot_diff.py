@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from learner.health import perplexity
-from ops import model_io
 from ops.errors import SnapshotError
+from ops.inference import load_model
+from ops.inference.images import centre_view
 from ops.probe import Probe
 from ops.snapshot_reader import LoadedSnapshot
-from ops.views import centre_view
 
 MOVED_COSINE = 0.9
 """A prototype whose two directions are further apart than this counts as moved."""
@@ -180,7 +180,7 @@ def churn_of(run_dir: Path, a: LoadedSnapshot, b: LoadedSnapshot, probe: Probe) 
     ids = []
     size = 0
     for shot in (a, b):
-        network = model_io.of_snapshot(run_dir, shot)
+        network = load_model.of_snapshot(run_dir, shot)
         size = network.view_px
         views = torch.stack([centre_view(thumb, size) for thumb in torch.from_numpy(probe.thumbs)])
         ids.append(network.learner.scores(views).argmax(1).numpy())

@@ -19,7 +19,7 @@ HEAVY = (
     "ops.cli.main",
     "ops.learn",
     "ops.anneal",
-    "ops.assign",
+    "ops.inference.assign",
     "ops.evaluate.protocol",
 )
 

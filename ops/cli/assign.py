@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from ops.assign import Assignment
+    from ops.inference.assign import Assignment
 
 
 @click.command()
@@ -27,10 +27,10 @@ def command(run_dir: Path, source: str, as_json: bool) -> None:
         swavstream assign RUN/ PICTURES/
         swavstream assign RUN/ 'MORE/*.tar' --json > assigned.jsonl
     """  # noqa: D301  click reads the escape as "do not rewrap"
-    from ops import assign, model_io
-    from ops.quiet_decoders import decoders_silenced
+    from ops.inference import assign, load_model
+    from ops.inference.images import decoders_silenced
 
-    network = model_io.load(run_dir)
+    network = load_model.load(run_dir)
     with decoders_silenced():
         used, lost = _printed(assign.assign(network, source), as_json=as_json)
     reasons = ", ".join(f"{number:,} {reason}" for reason, number in sorted(lost.items())) or "none"

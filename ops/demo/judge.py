@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 
 from learner.learner import Learner
-from ops import model_io
 from ops.demo.contact_sheet import DARK, LIGHT, busiest, contact_sheet
 from ops.demo.drawings.pictures import KINDS, draw
 from ops.evaluate.features import ChannelMoments, raw_view
 from ops.evaluate.knn import NearestNeighbours
 from ops.evaluate.purity import purity, purity_by_chance
+from ops.inference import load_model
+from ops.inference.images import centre_view, resized, see
+from ops.inference.load_model import Network
 from ops.live_page.exemplars import OFFERS, Exemplars
-from ops.model_io import Network
-from ops.views import centre_view, resized, see
 from stream.errors import BadRecord
 from stream.lanes import Position
 from stream.manifest import Manifest
@@ -78,7 +78,7 @@ def judge(network: Network, *, seed: int, size: int) -> Judgement:
         views.append(centre_view(torch.from_numpy(pixels).permute(2, 0, 1), network.view_px))
         names.append(KINDS.index(kind))
     views_N3SS, kinds_N = torch.stack(views), torch.tensor(names)
-    initial = model_io.untrained(network)
+    initial = load_model.untrained(network)
     initial.estimate_statistics([views_N3SS])
     assigned_N = _assigned(network.learner, views_N3SS)
     moments = ChannelMoments()

@@ -12,7 +12,7 @@ from ops.demo.html import Figure, SummaryPage, Table, render
 from ops.demo.judge import Judgement, Sheet, draw_sheet, judge
 from ops.demo.run import DemoRun
 from ops.history import at_ends
-from ops.model_io import load
+from ops.inference.load_model import load
 from ops.monitoring.verdicts import LOSS_STUCK, agreement_rose
 from ops.outcome import FINISHED
 from ops.rundir import read_lines, write_json

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ops.views import resized, see
+from ops.inference.images import resized, see
 from stream.lanes import Position
 from stream.manifest import Manifest
 from stream.record import Record, sha256_of

@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ops import model_io
 from ops.evaluate.features import ChannelMoments, Label, LabelledImages, Piece, raw_view
 from ops.evaluate.knn import NEIGHBOURS, NearestNeighbours
+from ops.inference import load_model
 from stream.lanes import add_counts
 
 MAX_BANK = 50_000
@@ -88,7 +88,7 @@ def evaluate_knn(
     """
     if max_bank < 1:
         raise ValueError(f"max_bank must be >= 1 image, got {max_bank}")
-    network = model_io.load(run_dir)
+    network = load_model.load(run_dir)
     reading = _Reading(network.view_px, network.config.reader.max_pixels)
     with reading.open(train_url, max_bank) as bank, reading.open(test_url, 0) as queries:
         compare = _Comparison(bank, queries, progress)
@@ -97,7 +97,7 @@ def evaluate_knn(
             moments.add(raw_view(views_B3SS))
         raw = compare.top1("raw pixels", lambda views_B3SS: moments.standardised(raw_view(views_B3SS)))
         trained = compare.top1("trained", network.learner.features)
-        initial = model_io.untrained(network)
+        initial = load_model.untrained(network)
         initial.estimate_statistics(compare.passing(bank, "untrained: batch norm"))
         untrained = compare.top1("untrained", initial.features)
         skipped = add_counts(bank.skipped, queries.skipped)

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from ops import anneal, model_io
+from ops import anneal
 from ops.cli.main import run as command
 from ops.config.load import build
 from ops.embedded import open_redis
 from ops.errors import ConfigError, RunMismatch, RunNotFound
+from ops.inference import load_model
 from ops.lock import RunLock
 from ops.outcome import FINISHED, STOPPED
 from ops.rundir import read_lines, read_run
@@ -201,6 +202,6 @@ def test_a_run_with_an_end_of_its_own_may_have_a_cosine_over_an_open_stream(tmp_
     more = ("optim.schedule=cosine", "optim.learning_rate=1.0")
     assert run(stream, run_dir, config_of(*more, "end_samples=128")).status == FINISHED
     assert rates(run_dir) == pytest.approx([0.5 * (1 + math.cos(math.pi * step / 4)) for step in range(4)])
-    assert model_io.load(run_dir).samples == 128
+    assert load_model.load(run_dir).samples == 128
     run(stream, run_dir, config_of(*more, "end_samples=192"))
     assert rates(run_dir)[4:] == pytest.approx([0.5 * (1 + math.cos(math.pi * step / 6)) for step in (4, 5)])

@@ -8,20 +8,20 @@ import torch
 from click.testing import CliRunner
 
 from ingest.errors import IngestError
-from ops import assign, model_io
-from ops.assign import Assignment
 from ops.cli.assign import command
 from ops.demo.drawings.pictures import draw
 from ops.demo.feed import encoded
 from ops.errors import RunNotFound
-from ops.views import centre_view
+from ops.inference import assign, load_model
+from ops.inference.assign import Assignment
+from ops.inference.images import centre_view
 from tests.ops.drawn_runs import begun_run, drawn, write_stream
 
 
 @pytest.fixture(scope="module")
-def network(tmp_path_factory: pytest.TempPathFactory) -> model_io.Network:
+def network(tmp_path_factory: pytest.TempPathFactory) -> load_model.Network:
     run_dir, _ = begun_run(tmp_path_factory.mktemp("assign") / "run")
-    return model_io.load(run_dir)
+    return load_model.load(run_dir)
 
 
 @pytest.fixture(scope="module")
@@ -32,11 +32,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def _answers(network: model_io.Network, source: str | Path) -> list[Assignment]:
+def _answers(network: load_model.Network, source: str | Path) -> list[Assignment]:
     return list(assign.assign(network, str(source)))
 
 
-def test_the_answer_is_the_largest_raw_score_and_its_lead(network: model_io.Network, folder: Path) -> None:
+def test_the_answer_is_the_largest_raw_score_and_its_lead(network: load_model.Network, folder: Path) -> None:
     answers = _answers(network, folder)
     assert [Path(answer.name).name for answer in answers] == [f"{number:02}.jpg" for number in range(12)]
     from stream.decode import decode_image
@@ -51,7 +51,7 @@ def test_the_answer_is_the_largest_raw_score_and_its_lead(network: model_io.Netw
     )
 
 
-def test_company_does_not_change_an_answer(network: model_io.Network, folder: Path) -> None:
+def test_company_does_not_change_an_answer(network: load_model.Network, folder: Path) -> None:
     together = _answers(network, folder)
     alone = [_answers(network, Path(one.name))[0] for one in together[:3]]
     for one, other in zip(together, alone, strict=False):
@@ -60,7 +60,7 @@ def test_company_does_not_change_an_answer(network: model_io.Network, folder: Pa
 
 
 def test_a_tar_a_glob_and_a_stream_give_the_same_answers(
-    network: model_io.Network, folder: Path, tmp_path: Path
+    network: load_model.Network, folder: Path, tmp_path: Path
 ) -> None:
     expected = [answer.prototype for answer in _answers(network, folder)]
     with tarfile.open(tmp_path / "all.tar", "w") as tar:
@@ -73,7 +73,7 @@ def test_a_tar_a_glob_and_a_stream_give_the_same_answers(
     assert [of_stream[f"drawn#{number}"] for number in range(12)] == expected
 
 
-def test_bad_files_are_answered_with_their_reason(network: model_io.Network, tmp_path: Path) -> None:
+def test_bad_files_are_answered_with_their_reason(network: load_model.Network, tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(encoded(0, 1, 32)[0])
     (tmp_path / "b.png").write_bytes(b"")
     (tmp_path / "c.jpg").write_bytes(b"GIF89a is cut short")
@@ -84,7 +84,7 @@ def test_bad_files_are_answered_with_their_reason(network: model_io.Network, tmp
     assert reasons == {"b.png": "empty", "c.jpg": "undecodable", "d.jpg": "not_an_image"}
 
 
-def test_a_source_that_is_not_there_is_an_error(network: model_io.Network, tmp_path: Path) -> None:
+def test_a_source_that_is_not_there_is_an_error(network: load_model.Network, tmp_path: Path) -> None:
     with pytest.raises(IngestError, match="nothing is at"):
         _answers(network, tmp_path / "nothing")
     with pytest.raises(IngestError, match="nothing to ingest"):
@@ -115,7 +115,7 @@ def test_the_command_prints_a_table_for_people(folder: Path, tmp_path: Path) -> 
 
 def test_a_run_without_a_checkpoint_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunNotFound, match="no run in"):
-        model_io.load(tmp_path)
+        load_model.load(tmp_path)
     run_dir, _ = begun_run(tmp_path / "run")
     for path in (run_dir / "checkpoints").rglob("*"):
         if path.is_file():
@@ -123,21 +123,23 @@ def test_a_run_without_a_checkpoint_is_refused(tmp_path: Path) -> None:
     for path in (run_dir / "checkpoints").iterdir():
         path.rmdir()
     with pytest.raises(RunNotFound, match="no checkpoint yet"):
-        model_io.load(run_dir)
+        load_model.load(run_dir)
 
 
 def test_the_untrained_network_has_the_first_weights_of_the_run(tmp_path: Path) -> None:
     _, learner = begun_run(tmp_path / "run")
-    network = model_io.load(tmp_path / "run")
+    network = load_model.load(tmp_path / "run")
     views = torch.stack(
         [centre_view(torch.from_numpy(draw(0, number, 32)[0]).permute(2, 0, 1), 32) for number in range(8)]
     )
-    initial = model_io.untrained(network)
+    initial = load_model.untrained(network)
     assert torch.equal(initial.scores(views), learner.scores(views))
     assert torch.equal(network.learner.features(views), learner.features(views))
 
 
-def test_a_png_with_transparency_and_a_jpeg_are_seen_alike(network: model_io.Network, tmp_path: Path) -> None:
+def test_a_png_with_transparency_and_a_jpeg_are_seen_alike(
+    network: load_model.Network, tmp_path: Path
+) -> None:
     from PIL import Image
 
     pixels, _ = draw(0, 3, 32)
@@ -162,8 +164,8 @@ def test_a_run_of_another_machine_s_device_can_be_used_here(
     record = json.loads(place.read_text())
     record["config"]["device"] = device
     place.write_text(json.dumps(record))
-    network = model_io.load(run_dir)
+    network = load_model.load(run_dir)
     views = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
     assert torch.equal(network.learner.scores(views), learner.scores(views))
-    assert torch.equal(model_io.untrained(network).scores(views), learner.scores(views))
+    assert torch.equal(load_model.untrained(network).scores(views), learner.scores(views))
     assert caplog.text.count(f"the run was on {device}, which this machine does not have") == 1

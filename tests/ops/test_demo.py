@@ -27,8 +27,8 @@ from ops.demo.run import DemoOptions, DemoRun, prepare_directory
 from ops.embedded import EmbeddedRedis
 from ops.embedded_program import command_line
 from ops.errors import OpsError, RunLocked
+from ops.inference.load_model import load
 from ops.lock import RunLock
-from ops.model_io import load
 from ops.outcome import Summary
 from ops.redis_client import connect
 from ops.rundir import write_json

@@ -11,13 +11,13 @@ import torch
 from click.testing import CliRunner
 from torch import Tensor
 
-from ops import model_io
 from ops.cli.evaluate import command
 from ops.demo.drawings.pictures import KINDS
 from ops.evaluate import features, protocol
 from ops.evaluate.features import ChannelMoments, LabelledImages, raw_view
 from ops.evaluate.knn import TEMPERATURE, NearestNeighbours
-from ops.views import see
+from ops.inference import load_model
+from ops.inference.images import see
 from stream.errors import StreamNotFound
 from stream.record import Record, sha256_of
 from tests.ops.drawn_runs import begun_run, drawn, write_stream
@@ -55,8 +55,8 @@ def _naive(bank: Tensor, labels: Tensor, queries: Tensor, wanted: Tensor, k: int
 def test_the_report_equals_the_protocol_followed_by_hand(run_dir: Path, train: str, test: str) -> None:
     report = protocol.evaluate_knn(run_dir, train_url=train, test_url=test)
     (bank, labels), (queries, wanted) = _read(train), _read(test)
-    network = model_io.load(run_dir)
-    initial = model_io.untrained(network)
+    network = load_model.load(run_dir)
+    initial = load_model.untrained(network)
     initial.estimate_statistics([bank])
     raw_bank, raw_queries = bank.double(), queries.double()
     mean, std = raw_bank.mean((0, 2, 3), keepdim=True), raw_bank.std((0, 2, 3), keepdim=True)
@@ -134,7 +134,7 @@ def test_one_stream_as_bank_and_as_queries_leaves_each_image_out_of_its_own_vote
     for found in (report.trained, report.raw_pixels, report.untrained):
         assert found[20] < 50
     bank, labels = _read(url)
-    features = model_io.load(run_dir).learner.features(bank)
+    features = load_model.load(run_dir).learner.features(bank)
     right = [
         _naive(features[others], labels[others], features[one : one + 1], labels[one : one + 1], 20)
         for one in range(120)

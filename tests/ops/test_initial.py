@@ -8,11 +8,12 @@ import torch
 
 from learner.learner import Learner
 from learner.report import NonFinite
-from ops import initial, model_io
+from ops import initial
 from ops.checkpoint import load_newest
 from ops.cli.main import run as command
 from ops.config import binding
 from ops.errors import ConfigError, RunMismatch, SnapshotNotFound
+from ops.inference import load_model
 from ops.outcome import Summary
 from ops.rundir import read_run
 from tests.ops.small_runs import STEPS, StopAfter, bits, config_of, killed, run
@@ -163,8 +164,8 @@ def test_the_untrained_network_of_such_a_run_is_still_a_drawn_one(
 ) -> None:
     run_dir = tmp_path / "run"
     run(drawn_stream, run_dir, config_of("end_samples=32"), init_from=str(whole_run[0]))
-    drawn = model_io.untrained(model_io.load(whole_run[0])).snapshot()
-    assert model_io.untrained(model_io.load(run_dir)).snapshot().digest == drawn.digest
+    drawn = load_model.untrained(load_model.load(whole_run[0])).snapshot()
+    assert load_model.untrained(load_model.load(run_dir)).snapshot().digest == drawn.digest
 
 
 def test_the_command_takes_it(

@@ -7,8 +7,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ops import views
-from ops.views import centre_view, see
+from ops.inference import images as inference_images
+from ops.inference.images import centre_view, see
 from stream.errors import BadRecord
 
 
@@ -91,7 +91,7 @@ def test_nothing_to_see_gives_no_piece() -> None:
 
 
 def test_large_files_come_in_small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(views, "_PIECE_BYTES", 1000)
+    monkeypatch.setattr(inference_images, "_PIECE_BYTES", 1000)
     items: list[tuple[int, bytes | BadRecord]] = [(number, b"x" * 400) for number in range(7)]
     items[1] = (1, BadRecord("gone"))
     read: list[int] = []

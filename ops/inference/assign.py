@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 from ingest.sources import Found, open_source
-from ops.model_io import Network
-from ops.views import see
+from ops.inference.images import see
+from ops.inference.load_model import Network
 from stream.errors import BadRecord
 from stream.lanes import Position
 from stream.manifest import Manifest

@@ -1,11 +1,16 @@
-"""Views: how evaluation and `assign` look at an image, and decoding many images in threads."""
+"""Views: how evaluation and `assign` look at an image, and decoding many images in threads.
 
-# B images of a piece   S side of a view in pixels
+Image libraries write what they think of bad files to descriptor 2, many lines each: keep them quiet.
+"""
 
+import contextlib
+import os
+import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Generic, TypeVar
 
 import torch
@@ -14,6 +19,9 @@ from torch.nn.functional import interpolate
 
 from stream.decode import decode_image
 from stream.errors import BadRecord
+
+# B images of a piece   S side of a view in pixels
+
 
 Name = TypeVar("Name")
 
@@ -130,3 +138,24 @@ def _gather(names: Sequence[Name], answers: Sequence[Future[Tensor] | BadRecord]
             errors.append(None)
     stacked = torch.stack(views) if views else torch.empty(0, 3, size, size, dtype=torch.uint8)
     return Seen(tuple(names), tuple(errors), stacked)
+
+
+@contextlib.contextmanager
+def decoders_silenced() -> Iterator[None]:
+    """While images are decoded in this process; what Python writes to stderr still gets there."""
+    python, kept = sys.stderr, os.dup(2)
+    with Path(os.devnull).open("wb") as nothing, os.fdopen(kept, "w", buffering=1) as aside:
+        try:
+            own = python.fileno() == 2
+        except (OSError, ValueError, AttributeError):  # a stand-in without a file
+            own = False
+        python.flush()
+        if own:
+            sys.stderr = aside
+        os.dup2(nothing.fileno(), 2)
+        try:
+            yield
+        finally:
+            aside.flush()
+            os.dup2(kept, 2)
+            sys.stderr = python

@@ -1,0 +1,1 @@
+"""A model that was learned, loaded and used on images."""
