@@ -21,7 +21,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ops.snapshot_diff import Difference
+    from ops.evaluate.snapshot_diff import Difference
 from datetime import UTC, datetime
 
 if TYPE_CHECKING:
@@ -293,9 +293,10 @@ def diff(run_dir: Path, a: str, b: str, images: int, url: str, as_json: bool) ->
         swavstream snapshots diff RUN/ 3 12 --json
         swavstream snapshots diff RUN/ 3 12 --images 0
     """  # noqa: D301
-    from ops import probe, snapshot_diff
+    from ops import probe
     from ops.encoders import EncoderFiles
     from ops.errors import SnapshotError
+    from ops.evaluate import snapshot_diff
     from ops.snapshot_reader import load_snapshot
 
     encoders = EncoderFiles(run_dir)

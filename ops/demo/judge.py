@@ -14,8 +14,7 @@ from learner.learner import Learner
 from ops.demo.contact_sheet import DARK, LIGHT, busiest, contact_sheet
 from ops.demo.drawings.pictures import KINDS, draw
 from ops.evaluate.features import ChannelMoments, raw_view
-from ops.evaluate.knn import NearestNeighbours
-from ops.evaluate.purity import purity, purity_by_chance
+from ops.evaluate.knn import NearestNeighbours, purity, purity_by_chance
 from ops.inference import load_model
 from ops.inference.images import centre_view, resized, see
 from ops.inference.load_model import Network

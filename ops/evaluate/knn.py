@@ -1,11 +1,15 @@
-"""Weighted nearest neighbours: how well features sort labelled images, without any training on the labels."""
+"""Weighted nearest neighbours: how well features sort labelled images, without any training on the labels.
 
-# N images in the bank   M queries   F width of a feature   C classes   k neighbours
+Purity: how far the images of one prototype are of one kind, with what chance alone would give.
+"""
 
 import math
 
 import torch
 from torch import Tensor
+
+# N images in the bank   M queries   F width of a feature   C classes   k neighbours
+
 
 TEMPERATURE = 0.07
 """Of the vote exp(cosine / temperature); the value of Wu et al. 2018, used by DINO and VISSL too."""
@@ -129,3 +133,43 @@ def _unit(rows_NF: Tensor) -> Tensor:
     """Rows of length 1; a row of zeros stays zero."""
     lengths_N1: Tensor = rows_NF.norm(dim=1, keepdim=True).clamp_min(_TINY)
     return rows_NF / lengths_N1
+
+
+# N images   K prototypes
+
+
+def purity(assigned_N: Tensor, kinds_N: Tensor) -> float:
+    """Share of images that are of the commonest kind of their prototype.
+
+    Grows with the number of prototypes (one image each is pure), so it means something only beside
+    `purity_by_chance` or another network with as many.
+
+    Args:
+        assigned_N: [N] int64, the prototype of each image.
+        kinds_N: [N] int64, the kind of each image.
+
+    Returns:
+        In (0, 1].
+
+    Raises:
+        ValueError: no images, or not one kind for each.
+
+    Source: Manning, Raghavan and Schuetze 2008, Introduction to Information Retrieval, section 16.3.
+    """
+    if len(assigned_N) == 0 or assigned_N.shape != kinds_N.shape:
+        raise ValueError(
+            f"purity needs one kind for each of at least one image, got {len(kinds_N)} for {len(assigned_N)}"
+        )
+    kinds = int(kinds_N.max()) + 1
+    counts_K = torch.bincount(assigned_N * kinds + kinds_N, minlength=(int(assigned_N.max()) + 1) * kinds)
+    return float(counts_K.view(-1, kinds).amax(dim=1).sum()) / len(assigned_N)
+
+
+def purity_by_chance(assigned_N: Tensor, kinds_N: Tensor, *, seed: int = 0, draws: int = 20) -> float:
+    """Mean purity of prototypes of the same sizes when the kinds are dealt out at random; in (0, 1]."""
+    generator = torch.Generator().manual_seed(seed)
+    found = 0.0
+    for _ in range(draws):
+        order = torch.randperm(len(kinds_N), generator=generator)
+        found += purity(assigned_N, kinds_N[order])
+    return found / draws

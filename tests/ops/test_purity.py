@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from ops.evaluate.purity import purity, purity_by_chance
+from ops.evaluate.knn import purity, purity_by_chance
 
 
 def test_purity_counts_the_commonest_kind_of_each_prototype() -> None:

@@ -8,7 +8,7 @@ import torch
 
 from learner.report import Snapshot
 from ops.errors import SnapshotError
-from ops.snapshot_diff import churn, compare, compare_prototypes, compare_usage
+from ops.evaluate.snapshot_diff import churn, compare, compare_prototypes, compare_usage
 from ops.snapshot_info import SnapshotInfo
 from ops.snapshot_reader import LoadedSnapshot
 from tests.ops import synthetic
