@@ -13,16 +13,16 @@ import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ops import checkpoint
-from ops.checkpoint_writer import CheckpointWriter
-from ops.claim import RunClaim
 from ops.config import binding
 from ops.config.checks import refusals
 from ops.config.load import build
 from ops.config.schema import RunConfig, is_identity
 from ops.errors import ConfigError, RunMismatch, RunNotFound
-from ops.outcome import Progress
-from ops.rundir import RunRecord, read_run, write_run
+from ops.rundir import checkpoint
+from ops.rundir.checkpoint_writer import CheckpointWriter
+from ops.rundir.files import RunRecord, read_run, write_run
+from ops.rundir.lock import RunClaim
+from ops.rundir.summary import Progress
 from ops.source_spec import reading_mode, sealed_samples, source_spec, tail_samples
 from stream.cursor import Cursor
 

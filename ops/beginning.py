@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import TextIO
 
 from ops import initial
-from ops.checkpoint import Checkpoint, load_newest
-from ops.claim import RunClaim
 from ops.config.checks import refusals
 from ops.config.schema import RunConfig
 from ops.distributed.device import check_device
@@ -19,11 +17,13 @@ from ops.errors import EXIT_FAILED, ConfigError, OpsError, RedisUnavailable, Run
 from ops.followers import Followers
 from ops.keeper import Keeper
 from ops.opening import Opened, accepting, as_begun, bind, open_run, post_opened, post_refusal, with_changes
-from ops.outcome import FINISHED, STOPPED, Progress, Summary, read_summary, summarise
 from ops.progress import ProgressLine
 from ops.redis_client import connect, redis_url
-from ops.registration import leave
-from ops.rundir import RunRecord, read_lines, room_in
+from ops.rundir.checkpoint import Checkpoint, load_newest
+from ops.rundir.files import RunRecord, read_lines, room_in
+from ops.rundir.lock import RunClaim
+from ops.rundir.stream_registration import leave
+from ops.rundir.summary import FINISHED, STOPPED, Progress, Summary, read_summary, summarise
 from ops.signals import StopRequest
 from ops.source_spec import pinned, reading_mode, sealed_samples, source_spec
 from stream.cursor import Cursor, start_cursor

@@ -39,8 +39,8 @@ import redis
 
 from ops.embedded_program import server_program, settings, works_in, write_private
 from ops.errors import RedisUnavailable
-from ops.lock import Holder, holder_of, read_holder
 from ops.redis_client import connect, redis_url, safe_url
+from ops.rundir.lock import Holder, holder_of, read_holder
 from stream.socket_folder import SOCKET_PATH_BYTES, NoSocketFolder, socket_folder
 
 logger = logging.getLogger(__name__)

@@ -9,18 +9,18 @@ from typing import Any
 import numpy as np
 
 from learner.report import Snapshot, StepReport
-from ops.checkpoint import Checkpoint, load_newest
-from ops.checkpoint_writer import CheckpointWriter
-from ops.claim import RunClaim
 from ops.config.schema import RunConfig
 from ops.followers import Followers
-from ops.history import History, entry_of
 from ops.opening import Opened, write_changes
-from ops.outcome import FINISHED, Progress, Summary
 from ops.pace import Pace
 from ops.progress import ProgressLine
 from ops.publish_job import PublishResult
-from ops.rundir import room_in, write_json
+from ops.rundir.checkpoint import Checkpoint, load_newest
+from ops.rundir.checkpoint_writer import CheckpointWriter
+from ops.rundir.files import room_in, write_json
+from ops.rundir.history import History, entry_of
+from ops.rundir.lock import RunClaim
+from ops.rundir.summary import FINISHED, Progress, Summary
 from ops.steps import Waiting
 from stream.batch import Batch
 from stream.cursor import Cursor

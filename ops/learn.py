@@ -14,8 +14,8 @@ from ops.distributed.world import join
 from ops.errors import EXIT_FAILED, OpsError, RankFailed, exit_code_of
 from ops.keeper import Keeper
 from ops.opening import checkpoint_for_all, fetch_opened
-from ops.outcome import Summary
 from ops.run import Run
+from ops.rundir.summary import Summary
 from ops.signals import StopRequest
 from ops.source_spec import follower_of, source_spec
 from stream.errors import StreamError

@@ -11,8 +11,8 @@ import safetensors
 from learner.report import NonFinite
 from ops.distributed.world import World
 from ops.errors import NotFinite
-from ops.rundir import append_line, read_lines
-from ops.tensor_file import save_tensors
+from ops.rundir.files import append_line, read_lines
+from ops.rundir.tensor_file import save_tensors
 from stream.batch import Batch
 from stream.cursor import Cursor
 from stream.lanes import LaneStats, add_counts

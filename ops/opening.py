@@ -7,14 +7,14 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ops.checkpoint import Checkpoint, numbers
 from ops.config import binding
 from ops.config.schema import RunConfig, is_identity
 from ops.distributed.world import World
 from ops.errors import ConfigError, RankFailed, RunMismatch, RunNotFound
-from ops.outcome import Summary
-from ops.registration import leave
-from ops.rundir import RunRecord, append_line, read_run, write_run
+from ops.rundir.checkpoint import Checkpoint, numbers
+from ops.rundir.files import RunRecord, append_line, read_run, write_run
+from ops.rundir.stream_registration import leave
+from ops.rundir.summary import Summary
 from stream.cursor import Cursor
 from stream.source import Source
 from stream.topic_address import is_topic

@@ -4,7 +4,7 @@ import time
 from dataclasses import dataclass
 
 from learner.report import Snapshot
-from ops import plain_json
+from ops.rundir import files
 from ops.snapshot_info import FORMAT
 
 RESULTS = ("ok", "unhealthy", "repeated", "superseded", "stale_epoch", "error")
@@ -75,6 +75,6 @@ class Job:
             "prototypes": prototypes,
             "dim": dim,
             "encoder_digest": self.snapshot.encoder_digest,
-            "health": plain_json.dumps(self.snapshot.health),
+            "health": files.dumps(self.snapshot.health),
             **others,
         }

@@ -8,11 +8,11 @@ from ops.config.schema import RunConfig
 from ops.embedded import EmbeddedRedis
 from ops.encoders import EncoderFiles
 from ops.errors import RedisUnavailable
-from ops.outcome import Progress
 from ops.publish_job import PublishResult
 from ops.publisher import Publisher
 from ops.redis_client import connect, redis_url
-from ops.rundir import RunRecord
+from ops.rundir.files import RunRecord
+from ops.rundir.summary import Progress
 from ops.snapshots import SnapshotStore
 
 logger = logging.getLogger(__name__)

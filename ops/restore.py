@@ -7,12 +7,12 @@ from pathlib import Path
 from learner.collective import Deal
 from learner.learner import Learner
 from ops import initial
-from ops.checkpoint import Checkpoint
 from ops.distributed.device import device_of
 from ops.distributed.world import World
 from ops.errors import ConfigError, RunMismatch
 from ops.opening import Opened
-from ops.outcome import Progress
+from ops.rundir.checkpoint import Checkpoint
+from ops.rundir.summary import Progress
 from stream.cursor import Cursor
 from stream.lanes import owners_of
 

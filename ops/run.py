@@ -11,16 +11,16 @@ import time
 from dataclasses import replace
 
 from learner.report import NonFinite, StepReport
-from ops.checkpoint import Checkpoint
 from ops.distributed.device import device_of
 from ops.distributed.world import World
 from ops.errors import CheckpointFailed, NotFinite, RankFailed, Starved
 from ops.keeper import Keeper
 from ops.nonfinite import NonFiniteLog, left_out
 from ops.opening import Opened, checkpoint_for_all
-from ops.outcome import FINISHED, STOPPED, Summary, summarise
 from ops.pace import Pace
 from ops.restore import restore
+from ops.rundir.checkpoint import Checkpoint
+from ops.rundir.summary import FINISHED, STOPPED, Summary, summarise
 from ops.signals import StopRequest
 from ops.source_spec import open_loader
 from ops.step_at_hand import StepAtHand

@@ -13,7 +13,7 @@ import safetensors.torch
 
 from ops.encoders import EncoderFiles
 from ops.errors import SnapshotError
-from ops.rundir import read_json
+from ops.rundir.files import read_json
 from ops.snapshot_info import SnapshotInfo
 from ops.snapshot_reader import load_snapshot
 from ops.snapshots import SnapshotStore

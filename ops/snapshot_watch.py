@@ -28,7 +28,7 @@ from ops.embedded import open_redis
 from ops.encoders import EncoderFiles
 from ops.errors import OpsError, RedisUnavailable, SnapshotNotFound
 from ops.redis_client import said
-from ops.rundir import read_run
+from ops.rundir.files import read_run
 from ops.snapshot_reader import LoadedSnapshot, load_snapshot
 from ops.snapshots import SnapshotStore
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 from ops.config.schema import RunConfig
 from ops.distributed.world import World
 from ops.errors import ConfigError, RunMismatch
-from ops.rundir import RunRecord
+from ops.rundir.files import RunRecord
 from stream.config import NONE
 from stream.cursor import Cursor
 from stream.loader import AVAILABLE, STRICT

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 POINTS = ("begun", "tensors written", "synced", "renamed", "visible", "pruning", "pruned")
-"""Of ops/checkpoint_writer.py."""
+"""Of ops/rundir/checkpoint_writer.py."""
 RECORDS = 350
 IMAGES = 90
 REPLAYED = ("passes=2", "replay.updates=2", "replay.window_samples=96", "swav.queue_start_samples=128")
@@ -181,7 +181,7 @@ class Runs:
             self.driver.differences.append("prune: shards are left that nobody needs")
 
     def _to_point(self, run_dir: Path, point: str, times: int, stream: str = "") -> None:
-        from ops.checkpoint_writer import CheckpointWriter
+        from ops.rundir.checkpoint_writer import CheckpointWriter
 
         begin, left = CheckpointWriter.__init__, iter(range(times - 1, -1, -1))
 
@@ -267,8 +267,8 @@ def differences(one: Path, other: Path) -> list[str]:
     """Names of all that two finished runs do not have in common, bit by bit."""
     import torch
 
-    from ops.checkpoint import load_newest
-    from ops.rundir import read_lines
+    from ops.rundir.checkpoint import load_newest
+    from ops.rundir.files import read_lines
 
     first, second = load_newest(one), load_newest(other)
     if first is None or second is None:

@@ -12,7 +12,7 @@ from ops.distributed.environment import launched, quiet_torch
 
 if TYPE_CHECKING:
     from ops.anneal import Copy
-    from ops.outcome import Summary
+    from ops.rundir.summary import Summary
 
 
 @click.command()
@@ -65,7 +65,7 @@ def command(
     quiet_torch()
     from ops import anneal
     from ops.learn import learn
-    from ops.outcome import read_summary
+    from ops.rundir.summary import read_summary
     from ops.signals import StopRequest
 
     if launched() is not None:

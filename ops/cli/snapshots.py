@@ -61,7 +61,7 @@ def ask(
     from ops.embedded import open_redis
     from ops.errors import RedisUnavailable
     from ops.redis_client import redis_url, safe_url, said
-    from ops.rundir import read_run
+    from ops.rundir.files import read_run
     from ops.snapshots import SnapshotStore
 
     record = read_run(run_dir)
@@ -230,7 +230,7 @@ def prune(
     """  # noqa: D301
     from ops.config.schema import RunConfig
     from ops.encoders import EncoderFiles
-    from ops.rundir import read_run
+    from ops.rundir.files import read_run
     from ops.snapshot_writer import SnapshotWriter
     from ops.snapshots import SnapshotStore
 

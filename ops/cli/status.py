@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from ops.standing import look
+from ops.rundir.status import look
 
 
 @click.command()

@@ -11,7 +11,7 @@ from ops.config import binding
 from ops.config.load import build, load_values
 from ops.config.schema import RunConfig
 from ops.errors import ConfigError, RunNotFound
-from ops.rundir import read_run
+from ops.rundir.files import read_run
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -25,7 +25,7 @@ from ingest.labels import Labels
 from ingest.sources import Found, Position, Source, open_source
 from ingest.worker import FINISHED, IngestReport, run_ingest
 from ops.demo.drawings.pictures import KINDS, draw
-from ops.rundir import read_json, write_json
+from ops.rundir.files import read_json, write_json
 from stream import worker
 from stream.config import ShardConfig
 from stream.fork_server import fork_server

@@ -11,11 +11,11 @@ from typing import Any
 from ops.demo.html import Figure, SummaryPage, Table, render
 from ops.demo.judge import Judgement, Sheet, draw_sheet, judge
 from ops.demo.run import DemoRun
-from ops.history import at_ends
 from ops.inference.load_model import load
 from ops.monitoring.verdicts import LOSS_STUCK, agreement_rose
-from ops.outcome import FINISHED
-from ops.rundir import read_lines, write_json
+from ops.rundir.files import read_lines, write_json
+from ops.rundir.history import at_ends
+from ops.rundir.summary import FINISHED
 
 SHEET, PAGE, FIGURES = "contact-sheet.png", "summary.html", "demo-figures.json"
 SHEET_DARK = "contact-sheet-dark.png"

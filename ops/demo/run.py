@@ -23,9 +23,9 @@ from ops.demo.feed import Feed, FeedProcess
 from ops.embedded import EmbeddedRedis
 from ops.errors import OpsError, RunLocked
 from ops.learn import learn
-from ops.lock import RunLock
-from ops.outcome import FINISHED, Summary
-from ops.rundir import read_json, write_json
+from ops.rundir.files import read_json, write_json
+from ops.rundir.lock import RunLock
+from ops.rundir.summary import FINISHED, Summary
 from ops.signals import StopRequest
 from stream.machine import cores
 

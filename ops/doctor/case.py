@@ -10,7 +10,7 @@ class Facts:
     """What is known of a run; None = not known."""
 
     status: str = "running"
-    """running, finished, stopped or left; see `ops.standing`."""
+    """running, finished, stopped or left; see `ops.rundir.status`."""
     live: bool = True
     """The learner itself was asked."""
     config: Mapping[str, Any] = field(default_factory=dict)

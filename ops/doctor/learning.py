@@ -6,7 +6,7 @@ from learner.measure import LIMITS
 from ops.config.checks import ROUNDS_WHEN_SHARP, SHARP, enough_queue
 from ops.doctor.case import Facts, Finding
 from ops.monitoring.verdicts import LOSS_STUCK, RESIDUAL_MUCH, WARM_UP_UPDATES, WINDOW_FULL, agreement_rose
-from ops.outcome import FINISHED
+from ops.rundir.summary import FINISHED
 
 # Learning rates that no published run of the method comes near to.
 RATE_HIGH = {"adamw": 0.02, "sgd": 10.0, "lars": 30.0}

@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 
 from learner.learner import Learner
-from ops import checkpoint, rundir
 from ops.config.schema import RunConfig
 from ops.distributed.device import device_of, keep_to_share
 from ops.errors import RunMismatch, RunNotFound
+from ops.rundir import checkpoint, files
 from ops.snapshot_reader import LoadedSnapshot
 
 logger = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ def load(run_dir: Path) -> Network:
         RunMismatch: the checkpoint does not fit the run's settings.
         ConfigError: run.json holds settings that this program does not know.
     """
-    record = rundir.read_run(run_dir)
+    record = files.read_run(run_dir)
     config = _for_this_machine(RunConfig.from_dict(record.config))
     newest = checkpoint.load_newest(run_dir)
     if newest is None:
@@ -80,7 +80,7 @@ def of_snapshot(run_dir: Path, shot: LoadedSnapshot) -> Network:
         RunMismatch: the snapshot does not fit the run's settings.
         ConfigError: run.json holds settings that this program does not know.
     """
-    record = rundir.read_run(run_dir)
+    record = files.read_run(run_dir)
     config = _for_this_machine(RunConfig.from_dict(record.config))
     learner = _new_learner(config, record.total_samples)
     try:

@@ -21,10 +21,10 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from ops import plain_json
 from ops.errors import PortInUse
 from ops.live_page.state import LiveView
 from ops.monitoring.metrics import Metrics
+from ops.rundir import files
 
 
 @functools.cache
@@ -244,7 +244,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         try:
             answer = self._answer(parts.path, query)
         except ValueError as error:
-            answer = (400, JSON, plain_json.dumps({"error": str(error)}).encode())
+            answer = (400, JSON, files.dumps({"error": str(error)}).encode())
         self._send(*answer)
         if parts.path == "/metrics" and isinstance(self.server, _HttpServer):
             self.server.scrapes.note()
@@ -260,7 +260,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if path in {"/healthz", "/readyz"}:
             good, text = self._live.healthy() if path == "/healthz" else self._live.ready()
             status = "ok" if good else "failed"
-            return 200 if good else 503, JSON, plain_json.dumps({"status": status, "detail": text}).encode()
+            return 200 if good else 503, JSON, files.dumps({"status": status, "detail": text}).encode()
         if path.startswith("/api/v1/"):
             return self._api(path.removeprefix("/api/v1/"), query)
         return _not_found(path)
@@ -283,7 +283,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return self._prototype(what.removeprefix("prototypes/"))
         else:
             return _not_found(f"/api/v1/{what}")
-        return 200, JSON, plain_json.dumps(body).encode()
+        return 200, JSON, files.dumps(body).encode()
 
     def _prototypes(self, query: dict[str, str]) -> Any:
         prototypes = self._live.prototypes
@@ -305,7 +305,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             body = self._live.prototypes.one(int(number))
         except IndexError:
             return _not_found(f"/api/v1/prototypes/{number}")
-        return 200, JSON, plain_json.dumps(body).encode()
+        return 200, JSON, files.dumps(body).encode()
 
     def _images(self, number: str) -> tuple[int, str, bytes]:
         exemplars = self._live.exemplars
@@ -337,7 +337,7 @@ def _not_found(path: str) -> tuple[int, str, bytes]:
         "/, /metrics, /healthz, /readyz, /api/v1/status, /api/v1/history, /api/v1/heatmap, "
         "/api/v1/prototypes, /api/v1/prototypes/NUMBER, /api/v1/prototypes/NUMBER.png, /api/v1/events"
     )
-    return 404, JSON, plain_json.dumps({"error": f"nothing at {path}", "known": known.split(", ")}).encode()
+    return 404, JSON, files.dumps({"error": f"nothing at {path}", "known": known.split(", ")}).encode()
 
 
 def _number(query: dict[str, str], name: str, default: int, least: int, most: int) -> int:

@@ -22,11 +22,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learner.report import HealthReport, StepReport
-from ops.history import EDGE, edge
 from ops.live_page.exemplars import Exemplars
 from ops.live_page.prototypes import LivePrototypes
 from ops.monitoring import verdicts
 from ops.publish_job import PublishResult
+from ops.rundir.history import EDGE, edge
 from stream.lanes import LaneLag, LaneStats, add_counts
 
 STEP_FIELDS: Mapping[str, str] = {

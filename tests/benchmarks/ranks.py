@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from ops.checkpoint import load_newest
+from ops.rundir.checkpoint import load_newest
 from tests.ops.forked_ranks import start, traced
 from tests.ops.small_runs import config_of, write_stream
 

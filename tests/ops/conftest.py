@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ops.followers import Followers
-from ops.outcome import Summary
+from ops.rundir.summary import Summary
 from tests.ops import small_runs
 from tests.ops.redis_publishing import HELD_UP_S, Make, Publishing
 

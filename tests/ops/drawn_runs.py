@@ -5,14 +5,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from learner.learner import Learner
-from ops.checkpoint_writer import CheckpointWriter
 from ops.config import recipes
 from ops.config.load import build
 from ops.config.schema import RunConfig
 from ops.demo.drawings.pictures import KINDS
 from ops.demo.feed import encoded
 from ops.distributed.device import device_of
-from ops.rundir import RunRecord, write_run
+from ops.rundir.checkpoint_writer import CheckpointWriter
+from ops.rundir.files import RunRecord, write_run
 from stream.config import ShardConfig
 from stream.cursor import Cursor
 from stream.lanes import Position

@@ -15,7 +15,7 @@ from learner.report import StepReport
 from ops.demo.drawings.pictures import KINDS
 from ops.demo.feed import encoded
 from ops.embedded import open_redis
-from ops.rundir import read_run
+from ops.rundir.files import read_run
 from ops.signals import StopRequest
 from ops.snapshot_writer import SnapshotWriter
 from ops.snapshots import SnapshotStore

@@ -14,9 +14,9 @@ from ops.config.load import build
 from ops.embedded import open_redis
 from ops.errors import ConfigError, RunMismatch, RunNotFound
 from ops.inference import load_model
-from ops.lock import RunLock
-from ops.outcome import FINISHED, STOPPED
-from ops.rundir import read_lines, read_run
+from ops.rundir.files import read_lines, read_run
+from ops.rundir.lock import RunLock
+from ops.rundir.summary import FINISHED, STOPPED
 from ops.snapshots import SnapshotStore
 from tests.ops.launching import LIMIT_S, PROGRAM, started, summary_of
 from tests.ops.small_runs import STEPS, StopAfter, bits, config_of, run, write_stream

@@ -18,9 +18,9 @@ import pytest
 import safetensors.torch
 import torch
 
-from ops.checkpoint import load_newest, meta_digest, numbers, read_meta
-from ops.checkpoint_writer import CheckpointWriter
 from ops.errors import CheckpointDamaged, CheckpointFailed, RunMismatch
+from ops.rundir.checkpoint import load_newest, meta_digest, numbers, read_meta
+from ops.rundir.checkpoint_writer import CheckpointWriter
 from stream.cursor import Cursor
 from stream.lanes import Position
 
@@ -227,7 +227,7 @@ def test_a_checkpoint_that_cannot_be_read_now_is_not_taken_for_damaged(
         raise OSError(errno.ESTALE, "Stale file handle")
 
     with monkeypatch.context() as patch:
-        patch.setattr("ops.checkpoint.file_digest", away)
+        patch.setattr("ops.rundir.checkpoint.file_digest", away)
         with pytest.raises(OSError, match="Stale file handle"):
             load_newest(tmp_path, set_aside=True)
     found = load_newest(tmp_path)
@@ -327,7 +327,7 @@ def test_old_checkpoints_that_cannot_be_listed_stay_and_the_new_one_counts(
         raise OSError(errno.ESTALE, "Stale file handle")
 
     with monkeypatch.context() as patch:
-        patch.setattr("ops.checkpoint_writer.numbers", away)
+        patch.setattr("ops.rundir.checkpoint_writer.numbers", away)
         save(writer, 2)
         assert writer.flush() == tmp_path / "checkpoints" / "ckpt-000002"
     assert "could not be removed" in caplog.text

@@ -8,9 +8,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ops.checkpoint import CURSOR, META, TENSORS, VALUES, Checkpoint, load, load_newest, name_of
-from ops.checkpoint_writer import CheckpointWriter
 from ops.errors import CheckpointDamaged, RunMismatch
+from ops.rundir.checkpoint import CURSOR, META, TENSORS, VALUES, Checkpoint, load, load_newest, name_of
+from ops.rundir.checkpoint_writer import CheckpointWriter
 from tests.damages import other_than
 from tests.ops.test_checkpoint import save
 

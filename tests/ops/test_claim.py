@@ -8,12 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from ops.claim import RunClaim
 from ops.errors import ConfigError, PortInUse, RunLocked, RunMismatch
 from ops.learn import learn
-from ops.lock import RunLock
-from ops.outcome import Summary
-from ops.rundir import read_run, write_json
+from ops.rundir.files import read_run, write_json
+from ops.rundir.lock import RunClaim, RunLock
+from ops.rundir.summary import Summary
 from stream.errors import StreamNotFound
 from tests.ops.small_runs import StopAfter, config_of, run, write_stream
 

@@ -28,10 +28,10 @@ from ops.embedded import EmbeddedRedis
 from ops.embedded_program import command_line
 from ops.errors import OpsError, RunLocked
 from ops.inference.load_model import load
-from ops.lock import RunLock
-from ops.outcome import Summary
 from ops.redis_client import connect
-from ops.rundir import write_json
+from ops.rundir.files import write_json
+from ops.rundir.lock import RunLock
+from ops.rundir.summary import Summary
 from ops.signals import StopRequest
 from stream.manifest import Manifest
 from stream.shard_source import ShardSpec

@@ -18,8 +18,8 @@ from ops.doctor.causes import CAUSES, depth
 from ops.doctor.diagnosis import RULES, examine
 from ops.doctor.facts import gather
 from ops.errors import RunNotFound
-from ops.outcome import Summary
-from ops.rundir import append_line
+from ops.rundir.files import append_line
+from ops.rundir.summary import Summary
 from tests.ops.faults import write as write_stream
 from tests.ops.small_runs import config_of, run
 

@@ -13,9 +13,9 @@ from ops.doctor.case import Facts
 from ops.doctor.diagnosis import examine
 from ops.live_page.state import TROUBLE_S, LiveView
 from ops.monitoring.verdicts import START_S
-from ops.outcome import Summary
-from ops.rundir import append_line
-from ops.standing import RUNNING, look
+from ops.rundir.files import append_line
+from ops.rundir.status import RUNNING, look
+from ops.rundir.summary import Summary
 from tests.ops import synthetic
 from tests.ops.test_doctor import WELL
 

@@ -7,9 +7,9 @@ from ops.embedded import EmbeddedRedis
 from ops.errors import RedisUnavailable
 from ops.followers import Followers
 from ops.monitoring.metrics import Metrics
-from ops.outcome import Progress
 from ops.publish_job import PublishResult
-from ops.rundir import RunRecord
+from ops.rundir.files import RunRecord
+from ops.rundir.summary import Progress
 from ops.signals import StopRequest
 from tests.ops import synthetic
 from tests.ops.drawn_runs import tiny_config

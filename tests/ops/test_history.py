@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from ops.history import History
-from ops.rundir import read_lines
+from ops.rundir.files import read_lines
+from ops.rundir.history import History
 from tests.ops.small_runs import full_disk
 
 

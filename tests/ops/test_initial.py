@@ -9,13 +9,13 @@ import torch
 from learner.learner import Learner
 from learner.report import NonFinite
 from ops import initial
-from ops.checkpoint import load_newest
 from ops.cli.main import run as command
 from ops.config import binding
 from ops.errors import ConfigError, RunMismatch, SnapshotNotFound
 from ops.inference import load_model
-from ops.outcome import Summary
-from ops.rundir import read_run
+from ops.rundir.checkpoint import load_newest
+from ops.rundir.files import read_run
+from ops.rundir.summary import Summary
 from tests.ops.small_runs import STEPS, StopAfter, bits, config_of, killed, run
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -13,7 +13,7 @@ import click
 import pytest
 
 from ops.distributed.environment import Nodes, nodes_of
-from ops.rundir import read_lines
+from ops.rundir.files import read_lines
 from tests.ops.launching import LIMIT_S, PROGRAM, started, summary_of
 from tests.ops.prometheus import free_port
 from tests.ops.small_runs import SETTINGS, StopAfter, config_of, run

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from ops.errors import RunLocked
-from ops.lock import RunLock, holder_of
+from ops.rundir.lock import RunLock, holder_of
 
 FORK = multiprocessing.get_context("fork")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ops.outcome import FINISHED, Summary
+from ops.rundir.summary import FINISHED, Summary
 from tests.ops.small_runs import bits
 
 ROOT = Path(__file__).parents[2]

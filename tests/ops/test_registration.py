@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from ops.outcome import FINISHED, STOPPED, Summary, read_summary
-from ops.registration import Registration, first_needed, kept_cursors
-from ops.rundir import read_run, write_json
+from ops.rundir.files import read_run, write_json
+from ops.rundir.stream_registration import Registration, first_needed, kept_cursors
+from ops.rundir.summary import FINISHED, STOPPED, Summary, read_summary
 from ops.signals import StopRequest
 from stream.config import RetentionConfig
 from stream.cursor import Cursor, WindowStart

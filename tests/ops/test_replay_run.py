@@ -8,11 +8,11 @@ import pytest
 from learner.augment import Views
 from learner.learner import Learner
 from learner.report import NonFinite, StepReport
-from ops.checkpoint import load_newest
 from ops.config.schema import RunConfig
 from ops.errors import ConfigError, NotFinite, RunMismatch
-from ops.outcome import FINISHED, STOPPED, Summary
-from ops.rundir import read_lines
+from ops.rundir.checkpoint import load_newest
+from ops.rundir.files import read_lines
+from ops.rundir.summary import FINISHED, STOPPED, Summary
 from stream.errors import StreamDamaged
 from stream.shard_source import ShardSource
 from stream.source import Entry

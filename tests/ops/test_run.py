@@ -12,16 +12,16 @@ import safetensors.torch
 
 from learner.learner import Learner
 from learner.report import NonFinite, StepReport
-from ops.checkpoint import load_newest
-from ops.checkpoint_writer import CheckpointWriter
 from ops.embedded import open_redis
 from ops.errors import ConfigError, NotFinite
 from ops.followers import Followers
-from ops.outcome import FINISHED, STOPPED, Summary, read_summary
 from ops.pace import Pace
-from ops.rundir import read_lines, read_run
+from ops.rundir.checkpoint import load_newest
+from ops.rundir.checkpoint_writer import CheckpointWriter
+from ops.rundir.files import read_lines, read_run
+from ops.rundir.status import look
+from ops.rundir.summary import FINISHED, STOPPED, Summary, read_summary
 from ops.snapshots import SnapshotStore
-from ops.standing import look
 from stream.batch import Batch
 from tests.ops.small_runs import (
     RECORDS,
@@ -283,7 +283,7 @@ def test_a_disk_slower_than_checkpoints_are_apart_does_not_hold_learning_up(
         done.append(steps)
         real(*arguments)
 
-    monkeypatch.setattr("ops.checkpoint_writer.safetensors.torch.save_file", slow)
+    monkeypatch.setattr("ops.rundir.checkpoint_writer.safetensors.torch.save_file", slow)
     summary = run(drawn_stream, run_dir, config_of())
     assert done == [STEPS, STEPS], "the first that was due, and the last"
     assert bits(run_dir) == bits(whole_run[0])

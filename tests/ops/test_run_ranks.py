@@ -12,9 +12,9 @@ import torch
 from learner.augment import Views
 from learner.learner import Learner
 from learner.report import StepReport
-from ops.checkpoint import load_newest
-from ops.checkpoint_writer import CheckpointWriter
-from ops.outcome import FINISHED, STOPPED
+from ops.rundir.checkpoint import load_newest
+from ops.rundir.checkpoint_writer import CheckpointWriter
+from ops.rundir.summary import FINISHED, STOPPED
 from tests.ops.forked_ranks import Trace, start, traced
 from tests.ops.small_runs import config_of, write_stream
 

@@ -11,8 +11,8 @@ from learner.learner import Learner
 from learner.report import NonFinite, StepReport
 from ops.config.schema import RunConfig
 from ops.errors import ConfigError, RunMismatch
-from ops.outcome import FINISHED
-from ops.rundir import read_run
+from ops.rundir.files import read_run
+from ops.rundir.summary import FINISHED
 from tests.ops.forked_ranks import Trace, start, traced
 from tests.ops.small_runs import bits, config_of, run, write_stream
 from tests.ops.test_run_ranks import assert_same_end, assert_same_trace

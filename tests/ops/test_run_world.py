@@ -16,16 +16,16 @@ from pathlib import Path
 import pytest
 
 from learner.learner import Learner
-from ops.checkpoint import load_newest
 from ops.demo.feed import encoded
 from ops.errors import CheckpointFailed, ConfigError, NoRoom, PortInUse, RunLocked, RunMismatch
 from ops.followers import Followers
-from ops.lock import RunLock
-from ops.outcome import FINISHED, STOPPED, Summary
-from ops.rundir import read_json, read_lines, read_run
+from ops.rundir.checkpoint import load_newest
+from ops.rundir.files import read_json, read_lines, read_run
+from ops.rundir.lock import RunLock
+from ops.rundir.status import look
+from ops.rundir.summary import FINISHED, STOPPED, Summary
 from ops.signals import StopRequest
 from ops.source_spec import source_spec
-from ops.standing import look
 from stream.adopt import adopt_tar
 from stream.config import ShardConfig
 from stream.errors import StreamError, StreamMismatch, StreamNotFound, TooManyBadRecords

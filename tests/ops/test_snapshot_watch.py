@@ -21,7 +21,7 @@ from ops.encoders import EncoderFiles
 from ops.errors import RedisUnavailable, SnapshotNotFound
 from ops.publisher import Publisher
 from ops.redis_client import connect
-from ops.rundir import RunRecord, write_run
+from ops.rundir.files import RunRecord, write_run
 from ops.snapshot_names import SnapshotNames
 from ops.snapshot_reader import LoadedSnapshot
 from ops.snapshot_watch import SnapshotWatch, watch_run

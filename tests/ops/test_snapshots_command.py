@@ -12,7 +12,7 @@ from ops.embedded import EmbeddedRedis
 from ops.encoders import EncoderFiles
 from ops.publisher import Publisher
 from ops.redis_client import connect
-from ops.rundir import RunRecord, write_run
+from ops.rundir.files import RunRecord, write_run
 from ops.snapshots import SnapshotStore
 from tests.ops import synthetic
 

@@ -12,7 +12,7 @@ import safetensors.torch
 from ops.cli import main
 from ops.cli import snapshots as snapshots_command
 from ops.embedded import open_redis
-from ops.rundir import read_run
+from ops.rundir.files import read_run
 from ops.snapshots import SnapshotStore
 from tests.ops import small_runs
 

@@ -8,9 +8,9 @@ from ops.live import LiveView
 from ops.metrics import Metrics
 from ops.server import Server
 
-from ops.lock import RunLock, read_holder
-from ops.rundir import RunRecord, write_json, write_run
-from ops.standing import WORST_LANES, lag_lines, look
+from ops.rundir.files import RunRecord, write_json, write_run
+from ops.rundir.lock import RunLock, read_holder
+from ops.rundir.status import WORST_LANES, lag_lines, look
 
 
 def lane(number: int, behind: int) -> dict[str, float | int | None]:

@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ops.lock import RunLock
-from ops.tensor_file import save_tensors
+from ops.rundir.lock import RunLock
+from ops.rundir.tensor_file import save_tensors
 
 
 @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600), (0o027, 0o640)])

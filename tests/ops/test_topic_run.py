@@ -12,11 +12,11 @@ from kafka import TopicPartition
 
 from ops.config.schema import RunConfig
 from ops.errors import ConfigError, RunMismatch
-from ops.outcome import FINISHED, STOPPED
-from ops.rundir import newest_saved, read_run
+from ops.rundir.files import newest_saved, read_run
+from ops.rundir.status import look
+from ops.rundir.summary import FINISHED, STOPPED
 from ops.signals import StopRequest
 from ops.source_spec import reading_mode, source_spec
-from ops.standing import look
 from stream.cursor import Cursor
 from stream.errors import StreamMismatch, TooManyBadRecords
 from stream.topic_address import read_address

@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ops.lock import Holder, holder_of
-from ops.outcome import read_summary
-from ops.rundir import newest_saved, read_json, read_lines, read_run
+from ops.rundir.files import newest_saved, read_json, read_lines, read_run
+from ops.rundir.lock import Holder, holder_of
+from ops.rundir.summary import read_summary
 
 ANSWER_S = 3.0
 WORST_LANES = 8

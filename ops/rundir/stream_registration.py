@@ -10,7 +10,7 @@ import threading
 import time
 from pathlib import Path
 
-from ops.checkpoint import CURSOR, name_of, numbers
+from ops.rundir.checkpoint import CURSOR, name_of, numbers
 from stream.cursor import Cursor
 from stream.errors import StreamError
 from stream.manifest import Manifest

@@ -15,7 +15,8 @@ from typing import Any
 import safetensors
 from torch import Tensor
 
-from ops.checkpoint import (
+from ops.errors import CheckpointFailed
+from ops.rundir.checkpoint import (  # fmt: skip
     CURSOR,
     DAMAGED,
     META,
@@ -27,10 +28,9 @@ from ops.checkpoint import (
     name_of,
     number_of,
     numbers,
-)  # fmt: skip
-from ops.errors import CheckpointFailed
-from ops.rundir import sync_directory
-from ops.tensor_file import save_tensors
+)
+from ops.rundir.files import sync_directory
+from ops.rundir.tensor_file import save_tensors
 from stream.cursor import Cursor
 
 logger = logging.getLogger(__name__)

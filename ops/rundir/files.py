@@ -10,11 +10,14 @@ nonfinite.jsonl   steps whose loss or gradient was not finite; nonfinite/ keeps 
 summary.json      how the run last ended
 exemplars.safetensors, usage-history.safetensors  typical images and usage over time, for the live page
 server.json       where metrics and live page are, while it runs
+
+JSON that every reader accepts: numbers that are not finite become null.
 """
 
 import contextlib
 import errno
 import json
+import math
 import os
 import time
 import uuid
@@ -183,3 +186,19 @@ def sync_directory(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def plain(value: Any) -> Any:
+    """The value with every inf and nan replaced by None, at any depth; tuples become lists."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(name): plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return value
+
+
+def dumps(value: Any) -> str:
+    """One line of JSON, keys in their order, without inf and nan."""
+    return json.dumps(plain(value), allow_nan=False, separators=(",", ":"), ensure_ascii=False)

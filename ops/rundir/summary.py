@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ops.config.schema import RunConfig
-from ops.rundir import read_json
+from ops.rundir.files import read_json
 from stream.cursor import Cursor
 
 FINISHED, STOPPED = "finished", "stopped"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from learner.report import StepReport
-from ops.rundir import read_lines
+from ops.rundir.files import read_lines
 
 logger = logging.getLogger(__name__)
 

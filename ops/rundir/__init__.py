@@ -1,0 +1,1 @@
+"""The run directory: files, lock, checkpoints, history, summary and status."""
