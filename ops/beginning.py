@@ -18,13 +18,13 @@ from ops.followers import Followers
 from ops.keeper import Keeper
 from ops.opening import Opened, accepting, as_begun, bind, open_run, post_opened, post_refusal, with_changes
 from ops.progress import ProgressLine
-from ops.redis_client import connect, redis_url
 from ops.rundir.checkpoint import Checkpoint, load_newest
 from ops.rundir.files import RunRecord, read_lines, room_in
 from ops.rundir.lock import RunClaim
 from ops.rundir.stream_registration import leave
 from ops.rundir.summary import FINISHED, STOPPED, Progress, Summary, read_summary, summarise
 from ops.signals import StopRequest
+from ops.snapshots.redis_client import connect, redis_url
 from ops.source_spec import pinned, reading_mode, sealed_samples, source_spec
 from stream.cursor import Cursor, start_cursor
 from stream.errors import StreamError, StreamNotFound

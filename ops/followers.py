@@ -25,12 +25,11 @@ from ops.live_page.server import Server
 from ops.live_page.state import LiveView
 from ops.monitoring.metrics import Metrics
 from ops.pace import Pace
-from ops.publish_job import PublishResult
-from ops.publisher import Publisher
-from ops.publishing import start_publisher
 from ops.rundir.files import RunRecord, read_json, write_json
 from ops.rundir.stream_registration import Registration
 from ops.rundir.summary import Progress
+from ops.snapshots.publisher import Publisher, start_publisher
+from ops.snapshots.types import PublishResult
 from stream.batch import Batch
 from stream.lanes import LaneLag, LaneStats
 

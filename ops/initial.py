@@ -24,15 +24,15 @@ from learner.learner import Learner
 from learner.model import SwavModel, copy_all, encoder_tensors, head_tensors
 from ops.config.schema import RunConfig
 from ops.distributed.world import World
-from ops.embedded import open_redis
-from ops.encoders import EncoderFiles
 from ops.errors import ConfigError, RedisUnavailable, RunMismatch, RunNotFound
-from ops.redis_client import redis_url, said
 from ops.rundir import checkpoint
 from ops.rundir.files import RunRecord, aside_of, read_run, sync_directory, write_run
 from ops.rundir.tensor_file import save_tensors
-from ops.snapshot_reader import load_snapshot, snapshot_digest
-from ops.snapshots import SnapshotStore
+from ops.snapshots.embedded_redis import open_redis
+from ops.snapshots.encoder_files import EncoderFiles
+from ops.snapshots.reader import load_snapshot, snapshot_digest
+from ops.snapshots.redis_client import redis_url, said
+from ops.snapshots.store import SnapshotStore
 
 logger = logging.getLogger(__name__)
 

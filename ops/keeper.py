@@ -14,13 +14,13 @@ from ops.followers import Followers
 from ops.opening import Opened, write_changes
 from ops.pace import Pace
 from ops.progress import ProgressLine
-from ops.publish_job import PublishResult
 from ops.rundir.checkpoint import Checkpoint, load_newest
 from ops.rundir.checkpoint_writer import CheckpointWriter
 from ops.rundir.files import room_in, write_json
 from ops.rundir.history import History, entry_of
 from ops.rundir.lock import RunClaim
 from ops.rundir.summary import FINISHED, Progress, Summary
+from ops.snapshots.types import PublishResult
 from ops.steps import Waiting
 from stream.batch import Batch
 from stream.cursor import Cursor

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from ops.snapshots import SnapshotStore
+    from ops.snapshots.store import SnapshotStore
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 from datetime import UTC, datetime
 
 if TYPE_CHECKING:
-    from ops.snapshot_info import SnapshotInfo
+    from ops.snapshots.types import SnapshotInfo
 
 
 Answer = TypeVar("Answer")
@@ -58,11 +58,11 @@ def ask(
     """
     import redis
 
-    from ops.embedded import open_redis
     from ops.errors import RedisUnavailable
-    from ops.redis_client import redis_url, safe_url, said
     from ops.rundir.files import read_run
-    from ops.snapshots import SnapshotStore
+    from ops.snapshots.embedded_redis import open_redis
+    from ops.snapshots.redis_client import redis_url, safe_url, said
+    from ops.snapshots.store import SnapshotStore
 
     record = read_run(run_dir)
     place = redis_url(url or record.config.get("snapshot", {}).get("url", ""))
@@ -98,10 +98,10 @@ def promote(run_dir: Path, which: str, force: bool, url: str, as_json: bool) -> 
         swavstream snapshots promote RUN/ 12
         swavstream snapshots promote RUN/ head --force
     """  # noqa: D301
-    from ops.encoders import EncoderFiles
-    from ops.snapshot_names import SnapshotNames
-    from ops.snapshot_reader import load_snapshot
-    from ops.snapshots import SnapshotStore
+    from ops.snapshots.aliases import SnapshotNames
+    from ops.snapshots.encoder_files import EncoderFiles
+    from ops.snapshots.reader import load_snapshot
+    from ops.snapshots.store import SnapshotStore
 
     def work(store: SnapshotStore) -> tuple[int, int | None]:
         version = store.show(which).version
@@ -131,11 +131,11 @@ def rollback(run_dir: Path, url: str, as_json: bool) -> None:
         swavstream snapshots rollback RUN/
         swavstream snapshots rollback RUN/ --json
     """  # noqa: D301
-    from ops.encoders import EncoderFiles
     from ops.errors import SnapshotDamaged, SnapshotError, SnapshotNotFound
-    from ops.snapshot_names import SnapshotNames
-    from ops.snapshot_reader import load_snapshot
-    from ops.snapshots import SnapshotStore
+    from ops.snapshots.aliases import SnapshotNames
+    from ops.snapshots.encoder_files import EncoderFiles
+    from ops.snapshots.reader import load_snapshot
+    from ops.snapshots.store import SnapshotStore
 
     def work(store: SnapshotStore) -> tuple[int, int]:
         def verify(version: int) -> None:
@@ -169,8 +169,8 @@ def pin(run_dir: Path, name: str, which: str, url: str, as_json: bool) -> None:
         swavstream snapshots pin RUN/ production stable
         swavstream snapshots show RUN/ pin:production
     """  # noqa: D301
-    from ops.snapshot_names import SnapshotNames
-    from ops.snapshots import SnapshotStore
+    from ops.snapshots.aliases import SnapshotNames
+    from ops.snapshots.store import SnapshotStore
 
     def work(store: SnapshotStore) -> tuple[int, int | None]:
         version = store.show(which).version
@@ -195,7 +195,7 @@ def unpin(run_dir: Path, name: str, url: str, as_json: bool) -> None:
     Examples:
         swavstream snapshots unpin RUN/ paper
     """  # noqa: D301
-    from ops.snapshot_names import SnapshotNames
+    from ops.snapshots.aliases import SnapshotNames
 
     version = ask(run_dir, url, lambda store: SnapshotNames(store, operator()).unpin(name), changes=True)
     _say(as_json, f"pin:{name} is gone; it was {version}", pin=name, version=None, before=version)
@@ -229,10 +229,10 @@ def prune(
         swavstream snapshots prune RUN/ --keep 5 --ladder 0
     """  # noqa: D301
     from ops.config.schema import RunConfig
-    from ops.encoders import EncoderFiles
     from ops.rundir.files import read_run
-    from ops.snapshot_writer import SnapshotWriter
-    from ops.snapshots import SnapshotStore
+    from ops.snapshots.encoder_files import EncoderFiles
+    from ops.snapshots.store import SnapshotStore
+    from ops.snapshots.writer import SnapshotWriter
 
     settings = RunConfig.from_dict(read_run(run_dir).config).snapshot
 
@@ -293,11 +293,11 @@ def diff(run_dir: Path, a: str, b: str, images: int, url: str, as_json: bool) ->
         swavstream snapshots diff RUN/ 3 12 --json
         swavstream snapshots diff RUN/ 3 12 --images 0
     """  # noqa: D301
-    from ops import probe
-    from ops.encoders import EncoderFiles
     from ops.errors import SnapshotError
     from ops.evaluate import snapshot_diff
-    from ops.snapshot_reader import load_snapshot
+    from ops.snapshots import probe_images
+    from ops.snapshots.encoder_files import EncoderFiles
+    from ops.snapshots.reader import load_snapshot
 
     encoders = EncoderFiles(run_dir)
     one, two = ask(
@@ -306,9 +306,9 @@ def diff(run_dir: Path, a: str, b: str, images: int, url: str, as_json: bool) ->
     churn, note = None, "not asked for"
     if images:
         try:
-            kept = probe.read(run_dir)
+            kept = probe_images.read(run_dir)
             if len(kept.samples) > images:
-                kept = probe.Probe(
+                kept = probe_images.Probe(
                     thumbs=kept.thumbs[:images], samples=kept.samples[:images], keys=kept.keys[:images]
                 )
             churn, note = snapshot_diff.churn_of(run_dir, one, two, kept), ""
@@ -339,8 +339,8 @@ def fetch(run_dir: Path, which: str, dest: Path, url: str, as_json: bool) -> Non
         swavstream snapshots fetch RUN/ stable MODEL/
         swavstream snapshots fetch RUN/ 12 MODEL-12/ --json
     """  # noqa: D301
-    from ops.encoders import EncoderFiles
-    from ops.snapshot_fetch import fetch as fetched
+    from ops.snapshots.encoder_files import EncoderFiles
+    from ops.snapshots.reader import fetch as fetched
 
     info, there = ask(run_dir, url, lambda store: fetched(store, EncoderFiles(run_dir), which, dest))
     if as_json:
@@ -350,7 +350,7 @@ def fetch(run_dir: Path, which: str, dest: Path, url: str, as_json: bool) -> Non
 
 
 def _difference_rows(found: "Difference") -> list[tuple[str, str]]:
-    moved, usage, probe = found.prototypes, found.usage, found.probe
+    moved, usage, probe_images = found.prototypes, found.usage, found.probe
     same = "the same weights to the bit" if found.equal else f"{found.samples:+,} samples"
     rows = [("versions", f"{found.version_a} -> {found.version_b}: {same}")]
     if found.settings_changed:
@@ -373,18 +373,18 @@ def _difference_rows(found: "Difference") -> list[tuple[str, str]]:
     for name, changes in (("gained", usage.gained), ("lost", usage.lost)):
         shown = ", ".join(f"{k} ({before:.2%} -> {after:.2%})" for k, before, after in changes)
         rows.append((name, shown or "none"))
-    if probe is None:
+    if probe_images is None:
         return [*rows, ("churn", f"not known: {found.probe_note}")]
     return [
         *rows,
         (
             "churn",
-            f"{probe.churn:.1%} have another prototype; {probe.churn_best_match:.1%} after renaming",
+            f"{probe_images.churn:.1%} have another prototype; {probe_images.churn_best_match:.1%} after renaming",
         ),
         (
             "probe",
-            f"{probe.images:,} images of the run's first {probe.last_samples:,} samples, "
-            f"kept at {probe.thumbnail_px} px, looked at with {probe.view_px} px",
+            f"{probe_images.images:,} images of the run's first {probe_images.last_samples:,} samples, "
+            f"kept at {probe_images.thumbnail_px} px, looked at with {probe_images.view_px} px",
         ),
     ]
 
@@ -473,7 +473,7 @@ def _row(info: "SnapshotInfo") -> str:
 
 
 def _info_rows(info: "SnapshotInfo") -> list[tuple[str, str]]:
-    from ops.snapshot_info import health_in_words
+    from ops.snapshots.types import health_in_words
 
     return [
         ("version", _with_names(info)),

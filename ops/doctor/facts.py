@@ -18,13 +18,13 @@ from ops.errors import RedisUnavailable, SnapshotDamaged, SnapshotNotFound
 from ops.live_page.exemplars import NEAR_EQUAL, signatures
 from ops.live_page.state import ALIKE, TROUBLE_S
 from ops.monitoring.catalog import PREFIX
-from ops.probe import read as read_probe
-from ops.redis_client import URL_VARIABLE, connect, said
 from ops.rundir.checkpoint import VALUES
 from ops.rundir.files import newest_saved, read_json, read_lines, read_run
 from ops.rundir.history import at_ends
 from ops.rundir.status import ANSWER_S, RUNNING, Standing, ask, look
-from ops.snapshots import warnings_of
+from ops.snapshots.probe_images import read as read_probe
+from ops.snapshots.redis_client import URL_VARIABLE, connect, said
+from ops.snapshots.store import warnings_of
 
 ENDS = ("loss_over_ln_k", "start_loss_over_ln_k", "view_agreement", "start_view_agreement")
 FEWEST_COMPARED, COMPARED = 16, 256

@@ -18,8 +18,8 @@ from learner.health import perplexity
 from ops.errors import SnapshotError
 from ops.inference import load_model
 from ops.inference.images import centre_view
-from ops.probe import Probe
-from ops.snapshot_reader import LoadedSnapshot
+from ops.snapshots.probe_images import Probe
+from ops.snapshots.reader import LoadedSnapshot
 
 MOVED_COSINE = 0.9
 """A prototype whose two directions are further apart than this counts as moved."""

@@ -12,7 +12,7 @@ from ops.config.schema import RunConfig
 from ops.distributed.device import device_of, keep_to_share
 from ops.errors import RunMismatch, RunNotFound
 from ops.rundir import checkpoint, files
-from ops.snapshot_reader import LoadedSnapshot
+from ops.snapshots.reader import LoadedSnapshot
 
 logger = logging.getLogger(__name__)
 

@@ -22,7 +22,7 @@ from safetensors.numpy import save as save_arrays
 
 from ops.config.schema import RunConfig
 from ops.live_page.usage_history import UsageHistory
-from ops.probe import ProbeSet
+from ops.snapshots.probe_images import ProbeSet
 
 MEMORY_BYTES = 128 << 20
 """Most memory for thumbnails; with it 3000 prototypes keep 6 of 48 pixels each."""

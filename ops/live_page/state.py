@@ -25,8 +25,8 @@ from learner.report import HealthReport, StepReport
 from ops.live_page.exemplars import Exemplars
 from ops.live_page.prototypes import LivePrototypes
 from ops.monitoring import verdicts
-from ops.publish_job import PublishResult
 from ops.rundir.history import EDGE, edge
+from ops.snapshots.types import PublishResult
 from stream.lanes import LaneLag, LaneStats, add_counts
 
 STEP_FIELDS: Mapping[str, str] = {

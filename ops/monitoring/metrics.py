@@ -36,7 +36,7 @@ from ops.monitoring.catalog import (
     LANES_SHOWN,
     PREFIX,
 )
-from ops.publish_job import RESULTS, PublishResult
+from ops.snapshots.types import RESULTS, PublishResult
 from stream.lanes import LaneLag, LaneStats
 
 if TYPE_CHECKING:

@@ -130,7 +130,7 @@ def snapshots(*, version: int, result: str, detail: str, age_s: float | None) ->
 
     Args:
         version: published last; 0 = none yet.
-        result: of the latest attempt, as in `ops.publish_job.RESULTS`; "" = none yet.
+        result: of the latest attempt, as in `ops.snapshots.types.RESULTS`; "" = none yet.
         detail: what went wrong.
         age_s: seconds since the last one was published.
     """

@@ -13,7 +13,7 @@ from ops.live_page.exemplars import Exemplars
 from ops.live_page.server import Server
 from ops.live_page.state import LiveView
 from ops.monitoring.metrics import Metrics
-from ops.publish_job import PublishResult
+from ops.snapshots.types import PublishResult
 from tests.ops import synthetic
 
 SIDE = 48

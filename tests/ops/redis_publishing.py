@@ -4,11 +4,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from ops.encoders import EncoderFiles
-from ops.publish_job import PublishResult
-from ops.publisher import Publisher
-from ops.redis_client import connect
-from ops.snapshots import SnapshotStore
+from ops.snapshots.encoder_files import EncoderFiles
+from ops.snapshots.publisher import Publisher
+from ops.snapshots.redis_client import connect
+from ops.snapshots.store import SnapshotStore
+from ops.snapshots.types import PublishResult
 from tests.ops import synthetic
 from tests.ops.redis_servers import wait_for
 

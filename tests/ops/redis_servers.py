@@ -15,7 +15,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from ops.embedded_program import server_program
+from ops.snapshots.embedded_redis import server_program
 
 REQUIRED = "redis-tls" in os.environ.get("SWAVSTREAM_REQUIRE", "").split(",")
 

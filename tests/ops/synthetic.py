@@ -10,7 +10,7 @@ from torch import Tensor
 from learner import health
 from learner.digest import digest
 from learner.report import HealthReport, Snapshot, StepReport
-from ops.snapshot_reader import snapshot_digest
+from ops.snapshots.reader import snapshot_digest
 from stream.lanes import LaneStats
 
 

@@ -11,13 +11,13 @@ import pytest
 from ops import anneal
 from ops.cli.main import run as command
 from ops.config.load import build
-from ops.embedded import open_redis
 from ops.errors import ConfigError, RunMismatch, RunNotFound
 from ops.inference import load_model
 from ops.rundir.files import read_lines, read_run
 from ops.rundir.lock import RunLock
 from ops.rundir.summary import FINISHED, STOPPED
-from ops.snapshots import SnapshotStore
+from ops.snapshots.embedded_redis import open_redis
+from ops.snapshots.store import SnapshotStore
 from tests.ops.launching import LIMIT_S, PROGRAM, started, summary_of
 from tests.ops.small_runs import STEPS, StopAfter, bits, config_of, run, write_stream
 

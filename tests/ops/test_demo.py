@@ -24,15 +24,14 @@ from ops.demo.feed import DrawnSource, Feed, FeedProcess, samples_used
 from ops.demo.judge import draw_sheet
 from ops.demo.report import DemoResult, told
 from ops.demo.run import DemoOptions, DemoRun, prepare_directory
-from ops.embedded import EmbeddedRedis
-from ops.embedded_program import command_line
 from ops.errors import OpsError, RunLocked
 from ops.inference.load_model import load
-from ops.redis_client import connect
 from ops.rundir.files import write_json
 from ops.rundir.lock import RunLock
 from ops.rundir.summary import Summary
 from ops.signals import StopRequest
+from ops.snapshots.embedded_redis import EmbeddedRedis, command_line
+from ops.snapshots.redis_client import connect
 from stream.manifest import Manifest
 from stream.shard_source import ShardSpec
 from tests.ops.drawn_runs import drawn, write_stream

@@ -13,10 +13,9 @@ from pathlib import Path
 import pytest
 import redis
 
-from ops.embedded import EmbeddedRedis, open_redis
-from ops.embedded_program import command_line
 from ops.errors import RedisUnavailable
-from ops.redis_client import connect, redis_url, safe_url
+from ops.snapshots.embedded_redis import EmbeddedRedis, command_line, open_redis
+from ops.snapshots.redis_client import connect, redis_url, safe_url
 from stream.socket_folder import socket_folder
 
 
@@ -36,7 +35,7 @@ def answers(url: str) -> bool:
 def leave_server(run_dir: Path) -> int:
     """A killed command leaves its server in a run, with one key in it; the server's process."""
     program = (
-        "import os, signal; from pathlib import Path; from ops.embedded import EmbeddedRedis, connect\n"
+        "import os, signal; from pathlib import Path; from ops.snapshots.embedded_redis import EmbeddedRedis, connect\n"
         f"url = EmbeddedRedis(Path({str(run_dir)!r})).start(); connect(url).set('key', b'value')\n"
         "print(connect(url).info('server')['process_id'], flush=True); os.kill(os.getpid(), signal.SIGKILL)"
     )
@@ -273,7 +272,7 @@ def test_a_run_that_may_only_be_read_is_read_and_not_changed(tmp_path: Path) -> 
     with open_redis(tmp_path) as client:
         client.set("key", b"value")
     program = (
-        "import sys; from pathlib import Path; from ops.embedded import open_redis\n"
+        "import sys; from pathlib import Path; from ops.snapshots.embedded_redis import open_redis\n"
         f"with open_redis(Path({str(tmp_path)!r}), changes=sys.argv[1] == 'changes') as client:\n"
         "    print(client.get('key'))"
     )

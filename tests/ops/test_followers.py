@@ -3,14 +3,14 @@ from pathlib import Path
 
 import pytest
 
-from ops.embedded import EmbeddedRedis
 from ops.errors import RedisUnavailable
 from ops.followers import Followers
 from ops.monitoring.metrics import Metrics
-from ops.publish_job import PublishResult
 from ops.rundir.files import RunRecord
 from ops.rundir.summary import Progress
 from ops.signals import StopRequest
+from ops.snapshots.embedded_redis import EmbeddedRedis
+from ops.snapshots.types import PublishResult
 from tests.ops import synthetic
 from tests.ops.drawn_runs import tiny_config
 from tests.ops.redis_servers import Server, wait_for

@@ -9,7 +9,7 @@ import torch
 
 from ops.live_page.exemplars import Exemplars
 from ops.live_page.state import BEAT_S, COLUMNS, WAITING_S, LiveHistory, LiveView
-from ops.publish_job import PublishResult
+from ops.snapshots.types import PublishResult
 from tests.ops import synthetic
 
 

@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 
 from ops.monitoring.catalog import LEARNER, METRICS, PREFIX
 from ops.monitoring.metrics import HEALTH_GAUGES, STEP_GAUGES, Metrics
-from ops.publish_job import RESULTS, PublishResult
+from ops.snapshots.types import RESULTS, PublishResult
 from stream.lanes import LaneLag
 from tests.ops import synthetic
 

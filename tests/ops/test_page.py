@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 
-from ops.publish_job import PublishResult
+from ops.snapshots.types import PublishResult
 from tests.ops import synthetic
 from tests.ops.live_demo import DemoRun
 

@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from ops import publisher
 from ops.cli.main import cli
 from ops.monitoring import alerts
 from ops.monitoring.alerts import Scale
 from ops.signals import StopRequest
+from ops.snapshots import publisher
 from tests.ops.faults import FAST, FAULTS, HEALTHY_AFTER, SETTINGS, Fault, Planted, mixed, nothing
 from tests.ops.prometheus import Prometheus, free_port, running
 from tests.ops.small_runs import config_of, run

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from ops.errors import SnapshotDamaged, SnapshotNotFound
-from ops.probe import FILE, ProbeSet, read
 from ops.rundir.summary import Summary
+from ops.snapshots.probe_images import FILE, ProbeSet, read
 from tests.ops import small_runs, synthetic
 
 BATCH = 8

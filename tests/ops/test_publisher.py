@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 import redis
 
-from ops import publisher as publisher_module
-from ops.embedded import EmbeddedRedis
-from ops.encoders import EncoderFiles
-from ops.publish_job import PublishResult
-from ops.publisher import Publisher
-from ops.redis_client import connect
-from ops.snapshot_reader import load_snapshot
-from ops.snapshots import SnapshotStore
+from ops.snapshots import publisher as publisher_module
+from ops.snapshots.embedded_redis import EmbeddedRedis
+from ops.snapshots.encoder_files import EncoderFiles
+from ops.snapshots.publisher import Publisher
+from ops.snapshots.reader import load_snapshot
+from ops.snapshots.redis_client import connect
+from ops.snapshots.store import SnapshotStore
+from ops.snapshots.types import PublishResult
 from tests.ops import synthetic
 
 

@@ -11,14 +11,14 @@ import pytest
 import redis
 from redis.crc import key_slot
 
-from ops.encoders import EncoderFiles
 from ops.errors import RedisUnavailable
-from ops.publisher import Publisher
-from ops.redis_client import connect
-from ops.snapshot_names import SnapshotNames
-from ops.snapshot_reader import load_snapshot
-from ops.snapshot_writer import SnapshotWriter
-from ops.snapshots import SnapshotStore, warnings_of
+from ops.snapshots.aliases import SnapshotNames
+from ops.snapshots.encoder_files import EncoderFiles
+from ops.snapshots.publisher import Publisher
+from ops.snapshots.reader import load_snapshot
+from ops.snapshots.redis_client import connect
+from ops.snapshots.store import SnapshotStore, warnings_of
+from ops.snapshots.writer import SnapshotWriter
 from tests.ops import redis_servers, synthetic
 from tests.ops.redis_publishing import Make
 from tests.ops.redis_servers import Server, wait_for
@@ -93,7 +93,7 @@ def test_a_slow_server_holds_up_the_publisher_and_not_the_learner(server: Server
 def test_a_server_that_hangs_is_given_up_in_time_and_used_again(
     server: Server, publishing: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ops.redis_client.ANSWER_S", 1.5)
+    monkeypatch.setattr("ops.snapshots.redis_client.ANSWER_S", 1.5)
     run = publishing(server.url)
     run.published(1)
     assert server.process is not None

@@ -8,9 +8,9 @@ import pytest
 import redis
 
 from ops.errors import RedisUnavailable
-from ops.redis_client import connect
-from ops.snapshot_reader import load_snapshot
-from ops.snapshots import SnapshotStore
+from ops.snapshots.reader import load_snapshot
+from ops.snapshots.redis_client import connect
+from ops.snapshots.store import SnapshotStore
 from tests.ops import redis_servers
 from tests.ops.redis_publishing import Make
 from tests.ops.redis_servers import Server, wait_for

@@ -8,13 +8,13 @@ import pytest
 import redis
 
 from learner.report import Snapshot
-from ops.embedded import EmbeddedRedis
-from ops.encoders import EncoderFiles
 from ops.errors import SnapshotError, SnapshotNotFound
-from ops.redis_client import connect
-from ops.snapshot_names import SnapshotNames
-from ops.snapshot_writer import Published, SnapshotWriter
-from ops.snapshots import SnapshotStore
+from ops.snapshots.aliases import SnapshotNames
+from ops.snapshots.embedded_redis import EmbeddedRedis
+from ops.snapshots.encoder_files import EncoderFiles
+from ops.snapshots.redis_client import connect
+from ops.snapshots.store import SnapshotStore
+from ops.snapshots.writer import Published, SnapshotWriter
 from tests.ops import synthetic
 
 

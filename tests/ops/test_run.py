@@ -12,7 +12,6 @@ import safetensors.torch
 
 from learner.learner import Learner
 from learner.report import NonFinite, StepReport
-from ops.embedded import open_redis
 from ops.errors import ConfigError, NotFinite
 from ops.followers import Followers
 from ops.pace import Pace
@@ -21,7 +20,8 @@ from ops.rundir.checkpoint_writer import CheckpointWriter
 from ops.rundir.files import read_lines, read_run
 from ops.rundir.status import look
 from ops.rundir.summary import FINISHED, STOPPED, Summary, read_summary
-from ops.snapshots import SnapshotStore
+from ops.snapshots.embedded_redis import open_redis
+from ops.snapshots.store import SnapshotStore
 from stream.batch import Batch
 from tests.ops.small_runs import (
     RECORDS,

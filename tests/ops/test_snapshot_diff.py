@@ -9,8 +9,8 @@ import torch
 from learner.report import Snapshot
 from ops.errors import SnapshotError
 from ops.evaluate.snapshot_diff import churn, compare, compare_prototypes, compare_usage
-from ops.snapshot_info import SnapshotInfo
-from ops.snapshot_reader import LoadedSnapshot
+from ops.snapshots.reader import LoadedSnapshot
+from ops.snapshots.types import SnapshotInfo
 from tests.ops import synthetic
 
 

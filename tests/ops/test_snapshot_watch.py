@@ -15,17 +15,17 @@ import pytest
 import redis
 import torch
 
-from ops import snapshot_watch
-from ops.embedded import EmbeddedRedis
-from ops.encoders import EncoderFiles
 from ops.errors import RedisUnavailable, SnapshotNotFound
-from ops.publisher import Publisher
-from ops.redis_client import connect
 from ops.rundir.files import RunRecord, write_run
-from ops.snapshot_names import SnapshotNames
-from ops.snapshot_reader import LoadedSnapshot
-from ops.snapshot_watch import SnapshotWatch, watch_run
-from ops.snapshots import SnapshotStore
+from ops.snapshots import watch as snapshots_watch
+from ops.snapshots.aliases import SnapshotNames
+from ops.snapshots.embedded_redis import EmbeddedRedis
+from ops.snapshots.encoder_files import EncoderFiles
+from ops.snapshots.publisher import Publisher
+from ops.snapshots.reader import LoadedSnapshot
+from ops.snapshots.redis_client import connect
+from ops.snapshots.store import SnapshotStore
+from ops.snapshots.watch import SnapshotWatch, watch_run
 from tests.ops import synthetic
 from tests.ops.redis_servers import wait_for
 
@@ -142,7 +142,7 @@ def test_a_damaged_snapshot_is_not_taken_and_the_next_good_one_is(
 def test_the_last_good_one_stays_while_redis_is_away_and_says_how_old_it_is(
     embedded: EmbeddedRedis, run: Run, opened: list[SnapshotWatch], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(snapshot_watch, "RETRY_S", 0.1)
+    monkeypatch.setattr(snapshots_watch, "RETRY_S", 0.1)
     watch = run.watch(poll_s=0.1).open()
     opened.append(watch)
     os.kill(int(run.store.client.info("server")["process_id"]), signal.SIGKILL)
@@ -228,8 +228,8 @@ def test_a_redis_that_is_away_at_the_start_is_one_clear_error(tmp_path: Path) ->
 
 def example() -> str:
     """The lines of the module's text, which are those of README."""
-    assert snapshot_watch.__doc__ is not None
-    found = re.search(r"\n\n((?:    .*\n|\n)+)\n", snapshot_watch.__doc__)
+    assert snapshots_watch.__doc__ is not None
+    found = re.search(r"\n\n((?:    .*\n|\n)+)\n", snapshots_watch.__doc__)
     assert found is not None
     return textwrap.dedent(found.group(1))
 

@@ -14,13 +14,13 @@ import torch
 from learner import learner as learner_module
 from learner.config import LearnerConfig, ModelConfig, SwavConfig
 from learner.report import Snapshot
-from ops.embedded import EmbeddedRedis
-from ops.encoders import EncoderFiles
 from ops.errors import SnapshotDamaged, SnapshotNotFound, StaleEpoch
-from ops.redis_client import connect
-from ops.snapshot_reader import load_snapshot, load_tensors
-from ops.snapshot_writer import EpochLost, Published, SnapshotWriter
-from ops.snapshots import SnapshotStore, warnings_of
+from ops.snapshots.embedded_redis import EmbeddedRedis
+from ops.snapshots.encoder_files import EncoderFiles
+from ops.snapshots.reader import load_snapshot, load_tensors
+from ops.snapshots.redis_client import connect
+from ops.snapshots.store import SnapshotStore, warnings_of
+from ops.snapshots.writer import EpochLost, Published, SnapshotWriter
 from tests.ops import synthetic
 
 

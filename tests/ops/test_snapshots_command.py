@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from ops.cli import main
-from ops.embedded import EmbeddedRedis
-from ops.encoders import EncoderFiles
-from ops.publisher import Publisher
-from ops.redis_client import connect
 from ops.rundir.files import RunRecord, write_run
-from ops.snapshots import SnapshotStore
+from ops.snapshots.embedded_redis import EmbeddedRedis
+from ops.snapshots.encoder_files import EncoderFiles
+from ops.snapshots.publisher import Publisher
+from ops.snapshots.redis_client import connect
+from ops.snapshots.store import SnapshotStore
 from tests.ops import synthetic
 
 

@@ -11,9 +11,9 @@ import safetensors.torch
 
 from ops.cli import main
 from ops.cli import snapshots as snapshots_command
-from ops.embedded import open_redis
 from ops.rundir.files import read_run
-from ops.snapshots import SnapshotStore
+from ops.snapshots.embedded_redis import open_redis
+from ops.snapshots.store import SnapshotStore
 from tests.ops import small_runs
 
 Call = Callable[..., tuple[int, str, str]]

@@ -13,7 +13,7 @@ User and password may stand in the URL, but are better kept out of it:
     SWAVSTREAM_REDIS_SENTINEL_PASSWORD   of the Sentinels themselves, where they ask for one
 
 An address in brackets is one of IPv6. On a Redis Cluster give the node that holds the run's slot: all keys of
-a run are in one, see `ops.snapshots`. Redirects are not followed, but `said` names the node.
+a run are in one, see `ops.snapshots.store`. Redirects are not followed, but `said` names the node.
 """
 
 import os

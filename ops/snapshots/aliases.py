@@ -4,8 +4,8 @@ import re
 from collections.abc import Callable
 
 from ops.errors import SnapshotError, SnapshotNotFound
-from ops.snapshot_writer import now_ms, script
-from ops.snapshots import SnapshotStore
+from ops.snapshots.store import SnapshotStore
+from ops.snapshots.writer import now_ms, script
 
 PIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 """What a pin may be called."""

@@ -10,7 +10,7 @@ import safetensors.torch
 from torch import Tensor
 
 from ops.errors import SnapshotError, StaleEpoch
-from ops.snapshots import SnapshotStore
+from ops.snapshots.store import SnapshotStore
 
 ORPHAN_BLOB_S = 3600
 """How long an uploaded blob lives that no published snapshot names, seconds."""
@@ -195,7 +195,7 @@ class SnapshotWriter:
 
 def script(name: str) -> str:
     """Source of a script of the store, which runs on the server as one step."""
-    return (importlib.resources.files("ops") / "lua" / f"{name}.lua").read_text(encoding="utf-8")
+    return (importlib.resources.files("ops.snapshots") / "lua" / f"{name}.lua").read_text(encoding="utf-8")
 
 
 def now_ms() -> int:

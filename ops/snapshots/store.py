@@ -23,7 +23,7 @@ from typing import Any
 import redis
 
 from ops.errors import SnapshotDamaged, SnapshotNotFound
-from ops.snapshot_info import SnapshotInfo
+from ops.snapshots.types import SnapshotInfo
 
 
 class SnapshotStore:
@@ -33,7 +33,7 @@ class SnapshotStore:
     thread may call. What is read is whole at any moment, since a writer changes it in one script.
 
     Args:
-        client: from `ops.redis_client.connect`.
+        client: from `ops.snapshots.redis_client.connect`.
         run: uuid of the run, as in its run.json.
     """
 

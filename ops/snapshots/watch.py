@@ -24,13 +24,13 @@ from typing import Any, Self
 
 import redis
 
-from ops.embedded import open_redis
-from ops.encoders import EncoderFiles
 from ops.errors import OpsError, RedisUnavailable, SnapshotNotFound
-from ops.redis_client import said
 from ops.rundir.files import read_run
-from ops.snapshot_reader import LoadedSnapshot, load_snapshot
-from ops.snapshots import SnapshotStore
+from ops.snapshots.embedded_redis import open_redis
+from ops.snapshots.encoder_files import EncoderFiles
+from ops.snapshots.reader import LoadedSnapshot, load_snapshot
+from ops.snapshots.redis_client import said
+from ops.snapshots.store import SnapshotStore
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""Versioned prototype snapshots in Redis: writing, reading, watching, the embedded server."""
