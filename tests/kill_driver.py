@@ -345,7 +345,7 @@ def command(pid: int) -> bytes:
 def main(folder: Path, seed: int, counts: list[int]) -> None:
     import torch
 
-    import ops.learn  # noqa: F401  so that no life has to
+    import ops.train.start  # noqa: F401  so that no life has to
 
     torch.set_num_threads(1)
     at_random, rounds, readers, prunes, ingest_kills, with_replay = counts

@@ -17,8 +17,8 @@ HEAVY = (
     "torch",
     "torchvision",
     "ops.cli.main",
-    "ops.learn",
-    "ops.anneal",
+    "ops.train.start",
+    "ops.train.anneal",
     "ops.inference.assign",
     "ops.evaluate.protocol",
 )

@@ -11,8 +11,8 @@ import click
 from ops.distributed.environment import launched, quiet_torch
 
 if TYPE_CHECKING:
-    from ops.anneal import Copy
     from ops.rundir.summary import Summary
+    from ops.train.anneal import Copy
 
 
 @click.command()
@@ -63,10 +63,10 @@ def command(
         swavstream anneal RUN/ --nproc 8
     """  # noqa: D301
     quiet_torch()
-    from ops import anneal
-    from ops.learn import learn
     from ops.rundir.summary import read_summary
-    from ops.signals import StopRequest
+    from ops.train import anneal
+    from ops.train.signals import StopRequest
+    from ops.train.start import learn
 
     if launched() is not None:
         raise click.UsageError(

@@ -110,7 +110,7 @@ def command(
     sealed, unsupported_names {ending: n}, labels_lost {reason: n} and warnings; counts and seconds are over
     all starts.
     """  # noqa: D301  click reads the escape as "do not rewrap"
-    from ops.signals import StopRequest
+    from ops.train.signals import StopRequest
     from stream.topic_address import is_topic
 
     if create_topic != (partitions is not None):

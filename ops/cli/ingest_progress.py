@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from ops.progress import ProgressLine, time_left
+from ops.train.progress import ProgressLine, time_left
 
 if TYPE_CHECKING:
     from ingest.rejects import Reject

@@ -10,7 +10,7 @@ from ops.config import recipes
 from ops.config.checks import advice
 from ops.config.load import build
 from ops.distributed.environment import Nodes, launched, nodes_of, quiet_torch
-from ops.signals import RANK_NOTE, StopRequest
+from ops.train.signals import RANK_NOTE, StopRequest
 
 
 @click.command()
@@ -122,7 +122,7 @@ def command(
         from ops.distributed.launcher import launch
 
         return launch(_as_rank(click.get_current_context()), nproc=nproc, nodes=nodes)
-    from ops.learn import learn
+    from ops.train.start import learn
 
     stop = StopRequest() if place is None else StopRequest(note=RANK_NOTE if lead else b"", keep=True)
     summary = learn(

@@ -175,7 +175,7 @@ def verify(stream: str, deep: bool, as_json: bool) -> int:
         swavstream stream verify STREAM/ --deep --json
     """  # noqa: D301
     from ops.inference.images import decoders_silenced
-    from ops.progress import ProgressLine
+    from ops.train.progress import ProgressLine
     from stream.errors import StreamDamaged
     from stream.verify import Damage, Looked
     from stream.verify import verify as look

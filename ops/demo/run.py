@@ -21,12 +21,12 @@ from ops.config.load import build
 from ops.config.schema import RunConfig
 from ops.demo.feed import Feed, FeedProcess
 from ops.errors import OpsError, RunLocked
-from ops.learn import learn
 from ops.rundir.files import read_json, write_json
 from ops.rundir.lock import RunLock
 from ops.rundir.summary import FINISHED, Summary
-from ops.signals import StopRequest
 from ops.snapshots.embedded_redis import EmbeddedRedis
+from ops.train.signals import StopRequest
+from ops.train.start import learn
 from stream.machine import cores
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")

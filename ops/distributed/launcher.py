@@ -25,7 +25,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from ops.distributed.environment import Nodes
 from ops.errors import EXIT_AGAIN, EXIT_FAILED, EXIT_SIGTERM, RankLost
-from ops.signals import WARNINGS
+from ops.train.signals import WARNINGS
 from stream.machine import cores
 
 # Seconds that ranks have to save after a signal, before they are killed.

@@ -17,9 +17,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from ops import initial
 from ops.errors import RunLocked
 from ops.rundir.files import aside_of, write_whole
+from ops.train import init_weights
 
 logger = logging.getLogger(__name__)
 
@@ -223,7 +223,7 @@ def _is_running(pid: int) -> bool:
 
 
 # What is made in a run directory before there is a learner, checkpoints/ apart.
-MADE = ("run.json", "server.json", initial.FILE)
+MADE = ("run.json", "server.json", init_weights.FILE)
 # So often a directory is made anew that another process removes, since its own run did not begin.
 TRIES = 10
 
@@ -251,7 +251,7 @@ class RunClaim:
     def begun(self) -> None:
         """The learner is made, and nothing was refused: from here on everything stays."""
         self._begun = True
-        initial.settle(self.run_dir)
+        init_weights.settle(self.run_dir)
 
     def __enter__(self) -> Self:
         try:
@@ -259,7 +259,7 @@ class RunClaim:
         except BaseException:
             self._remove_folders()
             raise
-        initial.settle(self.run_dir)
+        init_weights.settle(self.run_dir)
         self._there = {path.name for path in self.run_dir.iterdir()}
         with contextlib.suppress(FileNotFoundError):
             self._record = (self.run_dir / "run.json").read_bytes()
@@ -291,7 +291,7 @@ class RunClaim:
                 self._folders.append(folder)
 
     def _take_back(self) -> None:
-        initial.restore_earlier(self.run_dir)
+        init_weights.restore_earlier(self.run_dir)
         for path in [self.run_dir / name for name in MADE]:
             for made in (path, aside_of(path)):
                 if made.name not in self._there:

@@ -7,8 +7,8 @@ from typing import Self
 import pytest
 import torch
 
-from ops.followers import Followers
 from ops.rundir.summary import Summary
+from ops.train.reporting import Followers
 from tests.ops import small_runs
 from tests.ops.redis_publishing import HELD_UP_S, Make, Publishing
 
@@ -47,7 +47,7 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> list[Followers]:
             made.append(self)
             return super().__enter__()
 
-    monkeypatch.setattr("ops.beginning.Followers", Watched)
+    monkeypatch.setattr("ops.train.start.Followers", Watched)
     return made
 
 

@@ -15,10 +15,10 @@ from learner.report import StepReport
 from ops.demo.drawings.pictures import KINDS
 from ops.demo.feed import encoded
 from ops.rundir.files import read_run
-from ops.signals import StopRequest
 from ops.snapshots.embedded_redis import open_redis
 from ops.snapshots.store import SnapshotStore
 from ops.snapshots.writer import SnapshotWriter
+from ops.train.signals import StopRequest
 from stream.config import ShardConfig
 from stream.manifest import Manifest
 from stream.record import Record

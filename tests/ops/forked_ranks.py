@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import ops.restore
+import ops.train.resume
 from learner.augment import Views
 from learner.learner import Learner
 from learner.report import StepReport
 from ops.config.schema import RunConfig
 from ops.errors import RankFailed
-from ops.signals import StopRequest
+from ops.train.signals import StopRequest
 from tests.ops.small_runs import run
 
 LIMIT_S = 120.0
@@ -127,7 +127,7 @@ def _be_rank(
             trace.flush()
             return report
 
-    vars(ops.restore)["Learner"] = Traced  # in a process of its own
+    vars(ops.train.resume)["Learner"] = Traced  # in a process of its own
     stop, code = StopRequest(), 0
     try:
         outcome: dict[str, Any] = {"summary": run(stream, run_dir, config, stop=stop, **more).to_json()}

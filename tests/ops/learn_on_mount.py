@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from ops.signals import StopRequest
+from ops.train.signals import StopRequest
 from tests.ops.small_runs import bits, config_of, run
 
 ROOM = "24m"

@@ -17,13 +17,13 @@ from ops.config import recipes
 from ops.config.load import build
 from ops.config.schema import RunConfig
 from ops.demo.feed import encoded
-from ops.learn import learn
 from ops.rundir.checkpoint import load_newest
 from ops.rundir.files import read_lines, read_run
 from ops.rundir.summary import Summary
-from ops.signals import StopRequest
 from ops.snapshots.embedded_redis import open_redis
 from ops.snapshots.store import SnapshotStore
+from ops.train.signals import StopRequest
+from ops.train.start import learn
 from stream.config import ShardConfig
 from stream.manifest import Manifest
 from stream.record import Record

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from ops import anneal
 from ops.cli.main import run as command
 from ops.config.load import build
 from ops.errors import ConfigError, RunMismatch, RunNotFound
@@ -18,6 +17,7 @@ from ops.rundir.lock import RunLock
 from ops.rundir.summary import FINISHED, STOPPED
 from ops.snapshots.embedded_redis import open_redis
 from ops.snapshots.store import SnapshotStore
+from ops.train import anneal
 from tests.ops.launching import LIMIT_S, PROGRAM, started, summary_of
 from tests.ops.small_runs import STEPS, StopAfter, bits, config_of, run, write_stream
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from ops.errors import ConfigError, PortInUse, RunLocked, RunMismatch
-from ops.learn import learn
 from ops.rundir.files import read_run, write_json
 from ops.rundir.lock import RunClaim, RunLock
 from ops.rundir.summary import Summary
+from ops.train.start import learn
 from stream.errors import StreamNotFound
 from tests.ops.small_runs import StopAfter, config_of, run, write_stream
 

@@ -30,7 +30,7 @@ from ops.monitoring.catalog import METRICS, PREFIX
 from ops.monitoring.export import DASHBOARDS, MARKS, NOT_SHOWN, Mark, body_of, files
 from ops.monitoring.grafana import COLUMNS, Dashboard, Panel
 from ops.monitoring.metrics import IngestMetrics
-from ops.signals import StopRequest
+from ops.train.signals import StopRequest
 from tests.ingest.made import folder_of, settings
 from tests.ops.prometheus import Prometheus, free_port, promtool, running
 from tests.ops.small_runs import config_of, run, write_stream

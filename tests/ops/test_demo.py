@@ -29,9 +29,9 @@ from ops.inference.load_model import load
 from ops.rundir.files import write_json
 from ops.rundir.lock import RunLock
 from ops.rundir.summary import Summary
-from ops.signals import StopRequest
 from ops.snapshots.embedded_redis import EmbeddedRedis, command_line
 from ops.snapshots.redis_client import connect
+from ops.train.signals import StopRequest
 from stream.manifest import Manifest
 from stream.shard_source import ShardSpec
 from tests.ops.drawn_runs import drawn, write_stream

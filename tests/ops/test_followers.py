@@ -4,13 +4,13 @@ from pathlib import Path
 import pytest
 
 from ops.errors import RedisUnavailable
-from ops.followers import Followers
 from ops.monitoring.metrics import Metrics
 from ops.rundir.files import RunRecord
 from ops.rundir.summary import Progress
-from ops.signals import StopRequest
 from ops.snapshots.embedded_redis import EmbeddedRedis
 from ops.snapshots.types import PublishResult
+from ops.train.reporting import Followers
+from ops.train.signals import StopRequest
 from tests.ops import synthetic
 from tests.ops.drawn_runs import tiny_config
 from tests.ops.redis_servers import Server, wait_for

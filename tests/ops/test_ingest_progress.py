@@ -10,7 +10,7 @@ from ingest.rejects import Reject
 from ingest.sources import FileSource, open_source
 from ingest.worker import IngestReport
 from ops.cli.ingest_progress import LOG_S, IngestProgress
-from ops.progress import time_left
+from ops.train.progress import time_left
 from tests.ingest.made import encoded, folder_of, labelled, write_tar
 
 

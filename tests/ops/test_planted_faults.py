@@ -17,8 +17,8 @@ from click.testing import CliRunner
 from ops.cli.main import cli
 from ops.monitoring import alerts
 from ops.monitoring.alerts import Scale
-from ops.signals import StopRequest
 from ops.snapshots import publisher
+from ops.train.signals import StopRequest
 from tests.ops.faults import FAST, FAULTS, HEALTHY_AFTER, SETTINGS, Fault, Planted, mixed, nothing
 from tests.ops.prometheus import Prometheus, free_port, running
 from tests.ops.small_runs import config_of, run
@@ -81,11 +81,11 @@ def begin(fault: Fault | None, watched: Watched, folder: Path, monkeypatch: pyte
     stop = StopRequest()
     Learner.plant, Learner.run_dir, Learner.stop = staticmethod(plant), run_dir, stop
     Learner.after = fault.after if fault else HEALTHY_AFTER
-    monkeypatch.setattr("ops.restore.Learner", Learner)
+    monkeypatch.setattr("ops.train.resume.Learner", Learner)
     monkeypatch.setattr("ops.doctor.world.START_S", SCALE.start_s)
     monkeypatch.setattr(publisher, "RETRY_FIRST_S", 0.1)
     monkeypatch.setattr(publisher, "RETRY_LONGEST_S", 0.3)
-    monkeypatch.setattr("ops.followers.PUBLISH_S", 1.0)
+    monkeypatch.setattr("ops.train.reporting.PUBLISH_S", 1.0)
     own = fault.settings if fault else ()
     config = config_of(*SETTINGS, f"server.port={watched.ports[name]}", *own)
     life = Life(name, run_dir, threading.Thread(), stop)

@@ -2,7 +2,7 @@
 
 import io
 
-from ops.progress import LOG_S, ProgressLine
+from ops.train.progress import LOG_S, ProgressLine
 
 
 class Terminal(io.StringIO):

@@ -16,7 +16,7 @@ import pytest
 from ops.rundir.files import read_run, write_json
 from ops.rundir.stream_registration import Registration, first_needed, kept_cursors
 from ops.rundir.summary import FINISHED, STOPPED, Summary, read_summary
-from ops.signals import StopRequest
+from ops.train.signals import StopRequest
 from stream.config import RetentionConfig
 from stream.cursor import Cursor, WindowStart
 from stream.errors import StreamPruned
@@ -160,7 +160,7 @@ def test_a_run_is_out_of_the_register_before_it_is_announced_as_finished(
         there.append(read_readers(Manifest.open(stream).store))
         write_json(path, body)
 
-    monkeypatch.setattr("ops.keeper.write_json", look)
+    monkeypatch.setattr("ops.train.reporting.write_json", look)
     run(stream, tmp_path / "run", config_of())
     assert there == [[]]
 

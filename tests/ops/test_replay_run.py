@@ -105,7 +105,7 @@ class Fragile(Learner):
 def test_a_replay_that_is_never_finite_refuses_its_whole_step(
     tmp_path: Path, drawn_stream: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ops.restore.Learner", Fragile)
+    monkeypatch.setattr("ops.train.resume.Learner", Fragile)
     run_dir = tmp_path / "run"
     with pytest.raises(NotFinite, match="loss of step 5 is nan, also after going back"):
         run(drawn_stream, run_dir, config_of(*REPLAY))
@@ -121,7 +121,7 @@ def test_a_step_with_a_replay_that_is_never_finite_can_be_left_out(
     run_dir, config = tmp_path / "run", config_of(*REPLAY, "on_nonfinite=skip")
     run(drawn_stream, run_dir, config, stop=StopAfter(run_dir, 4))
     with monkeypatch.context() as patch:
-        patch.setattr("ops.restore.Learner", OnceFragile)
+        patch.setattr("ops.train.resume.Learner", OnceFragile)
         summary = run(drawn_stream, run_dir, config)
     assert summary.skipped_by_reason == {"non_finite": 32}
     assert summary.updates == UPDATES * (STEPS - 1)

@@ -13,8 +13,6 @@ import safetensors.torch
 from learner.learner import Learner
 from learner.report import NonFinite, StepReport
 from ops.errors import ConfigError, NotFinite
-from ops.followers import Followers
-from ops.pace import Pace
 from ops.rundir.checkpoint import load_newest
 from ops.rundir.checkpoint_writer import CheckpointWriter
 from ops.rundir.files import read_lines, read_run
@@ -22,6 +20,7 @@ from ops.rundir.status import look
 from ops.rundir.summary import FINISHED, STOPPED, Summary, read_summary
 from ops.snapshots.embedded_redis import open_redis
 from ops.snapshots.store import SnapshotStore
+from ops.train.reporting import Followers, Pace
 from stream.batch import Batch
 from tests.ops.small_runs import (
     RECORDS,
@@ -196,7 +195,7 @@ def test_a_disk_that_takes_no_note_of_it_does_not_change_what_follows(
     run_dir = tmp_path / "run"
     run(drawn_stream, run_dir, config_of(), stop=StopAfter(run_dir, 3))
     poison(run_dir)
-    monkeypatch.setattr("ops.nonfinite.append_line", full)
+    monkeypatch.setattr("ops.train.nonfinite.append_line", full)
     with caplog.at_level(logging.WARNING), pytest.raises(NotFinite, match="step 4 is nan, also after going"):
         run(drawn_stream, run_dir, config_of())
     assert "nonfinite.jsonl cannot be written: [Errno 28]" in caplog.text

@@ -147,7 +147,7 @@ class Spoilt(Learner):
 def test_a_tail_that_is_not_finite_is_left_out_and_the_next_pass_goes_on(
     tmp_path: Path, stream: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ops.restore.Learner", Spoilt)
+    monkeypatch.setattr("ops.train.resume.Learner", Spoilt)
     summary = run(stream, tmp_path / "run", config_of(*WHOLE, "on_nonfinite=skip"))
     assert (summary.status, summary.updates) == (FINISHED, 7)
     assert summary.skipped_by_reason["non_finite"] == 14

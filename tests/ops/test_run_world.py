@@ -18,14 +18,14 @@ import pytest
 from learner.learner import Learner
 from ops.demo.feed import encoded
 from ops.errors import CheckpointFailed, ConfigError, NoRoom, PortInUse, RunLocked, RunMismatch
-from ops.followers import Followers
 from ops.rundir.checkpoint import load_newest
 from ops.rundir.files import read_json, read_lines, read_run
 from ops.rundir.lock import RunLock
 from ops.rundir.status import look
 from ops.rundir.summary import FINISHED, STOPPED, Summary
-from ops.signals import StopRequest
-from ops.source_spec import source_spec
+from ops.train.data import source_spec
+from ops.train.reporting import Followers
+from ops.train.signals import StopRequest
 from stream.adopt import adopt_tar
 from stream.config import ShardConfig
 from stream.errors import StreamError, StreamMismatch, StreamNotFound, TooManyBadRecords
@@ -264,7 +264,7 @@ def test_a_lag_that_cannot_be_counted_ends_no_run(
 def test_redis_that_is_away_does_not_stop_the_learner(
     tmp_path: Path, drawn_stream: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("ops.followers.PUBLISH_S", 0.3)
+    monkeypatch.setattr("ops.train.reporting.PUBLISH_S", 0.3)
     with caplog.at_level(logging.WARNING):
         summary = run(drawn_stream, tmp_path / "run", config_of("snapshot.url=redis://127.0.0.1:1/0"))
     assert summary.status == FINISHED

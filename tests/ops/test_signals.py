@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from ops.signals import StopRequest
+from ops.train.signals import StopRequest
 
 
 @pytest.fixture(autouse=True)

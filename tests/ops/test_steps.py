@@ -8,8 +8,7 @@ import pytest
 
 from ops.distributed.world import Rows, World
 from ops.errors import RankFailed, RankLost, Starved
-from ops.steps import Patience, Steps, Waiting
-from ops.votes import Row, State, Stop, decided
+from ops.train.sync import Patience, Row, State, Steps, Stop, Waiting, decided
 from stream.config import ReplayConfig
 from stream.readiness import Readiness
 from stream.replay_loader import ReplayLoader

@@ -15,8 +15,8 @@ from ops.errors import ConfigError, RunMismatch
 from ops.rundir.files import newest_saved, read_run
 from ops.rundir.status import look
 from ops.rundir.summary import FINISHED, STOPPED
-from ops.signals import StopRequest
-from ops.source_spec import reading_mode, source_spec
+from ops.train.data import reading_mode, source_spec
+from ops.train.signals import StopRequest
 from stream.cursor import Cursor
 from stream.errors import StreamMismatch, TooManyBadRecords
 from stream.topic_address import read_address
@@ -190,7 +190,7 @@ def test_dead_letters_and_the_group_can_be_left_out(kafka: Broker, tmp_path: Pat
 def test_status_and_metrics_tell_the_lag_of_each_lane(
     kafka: Broker, tmp_path: Path, images: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ops.steps.LAG_S", 0.0)
+    monkeypatch.setattr("ops.train.sync.LAG_S", 0.0)
     run_dir = tmp_path / "run"
     seen: list[str] = []
 

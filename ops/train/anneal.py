@@ -23,7 +23,7 @@ from ops.rundir.checkpoint_writer import CheckpointWriter
 from ops.rundir.files import RunRecord, read_run, write_run
 from ops.rundir.lock import RunClaim
 from ops.rundir.summary import Progress
-from ops.source_spec import reading_mode, sealed_samples, source_spec, tail_samples
+from ops.train.data import reading_mode, sealed_samples, source_spec, tail_samples
 from stream.cursor import Cursor
 
 KIND = "anneal"

@@ -1,4 +1,7 @@
-"""Opening a run directory: a new run, or the same one again with the changes that it allows."""
+"""Opening a run directory: a new run, or the same one again with the changes that it allows.
+
+Learner, cursor and counts of one moment: as a run begins, or as one of its checkpoints has them.
+"""
 
 import logging
 import time
@@ -7,15 +10,20 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from learner.collective import Deal
+from learner.learner import Learner
 from ops.config import binding
 from ops.config.schema import RunConfig, is_identity
+from ops.distributed.device import device_of
 from ops.distributed.world import World
 from ops.errors import ConfigError, RankFailed, RunMismatch, RunNotFound
 from ops.rundir.checkpoint import Checkpoint, numbers
 from ops.rundir.files import RunRecord, append_line, read_run, write_run
 from ops.rundir.stream_registration import leave
-from ops.rundir.summary import Summary
+from ops.rundir.summary import Progress, Summary
+from ops.train import init_weights
 from stream.cursor import Cursor
+from stream.lanes import owners_of
 from stream.source import Source
 from stream.topic_address import is_topic
 from stream.window_walk import SHARD
@@ -242,3 +250,52 @@ def _told(name: str, old: Any, new: Any) -> str:
 
 def _identity(source: Mapping[str, str]) -> str:
     return " ".join(f"{name} {value}" for name, value in sorted(source.items()))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Restored:
+    """Where a run goes on."""
+
+    learner: Learner
+    cursor: Cursor
+    progress: Progress
+    path: Path | None
+    """Of the checkpoint; None at the beginning."""
+
+
+def restore(opened: Opened, saved: Checkpoint | None, world: World) -> Restored:
+    """Make the learner as it was saved, or new. All ranks call it.
+
+    Args:
+        opened: the run; the checkpoint that it was opened with is not looked at.
+        saved: to go on from; None begins.
+        world: the ranks.
+
+    Raises:
+        ConfigError: settings that the learner cannot have.
+        RunMismatch: the state of the checkpoint does not fit the settings, or this program.
+    """
+    config = opened.config
+    try:
+        learner = Learner(
+            config.learner,
+            seed=config.seed,
+            device=device_of(config, world.local_rank),
+            precision=config.precision,
+            total_samples=config.length(opened.record.total_samples),
+            clock=time.perf_counter,
+            deal=Deal(world.group, owners_of(config.lanes, world.ranks, config.model.bn_groups)),
+        )
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    if saved is None:
+        init_weights.load(opened.run_dir, opened.record, learner, world)
+        return Restored(learner=learner, cursor=opened.start, progress=Progress(), path=None)
+    try:
+        learner.load_state_dict(saved.state)
+        progress = Progress(**saved.progress)
+    except (ValueError, TypeError) as error:
+        raise RunMismatch(
+            f"checkpoint {saved.path} does not fit: {error}. Give the settings of the run as it was"
+        ) from error
+    return Restored(learner=learner, cursor=saved.cursor, progress=progress, path=saved.path)
