@@ -14,6 +14,22 @@ MAY_IMPORT: dict[str, set[str]] = {
     "learner": set(),
     "ops": {"stream", "ingest", "learner"},
 }
+# Lower layers first; what stands in one line does not import each other.
+LAYERS: dict[str, list[str]] = {
+    "ops": [
+        "errors",
+        "config",
+        "distributed rundir",
+        "snapshots",
+        "inference",
+        "monitoring evaluate",
+        "live_page",
+        "doctor train",
+        "demo",
+        "cli",
+    ],
+}
+SHIMS = {"ops": {"snapshot_watch"}}
 LEARNER_THIRD_PARTY = {"torch", "torchvision"}
 LEARNER_FORBIDDEN_STANDARD = {"os", "pathlib", "socket", "time", "logging", "subprocess", "shutil", "urllib"}
 HEAVY = {
@@ -51,6 +67,29 @@ def test_package_imports_only_what_it_may(package: str) -> None:
     forbidden = MAY_IMPORT.keys() - MAY_IMPORT[package] - {package}
     for path in sorted((ROOT / package).rglob("*.py")):
         assert not modules_imported(path) & forbidden, path.relative_to(ROOT)
+
+
+def inner_imports(path: Path, package: str) -> set[str]:
+    """Which files or folders of its own package a module imports."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module is not None:
+            parts = node.module.split(".")
+            if parts[0] == package:
+                found |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize("package", LAYERS)
+def test_lower_layers_never_import_upper_ones(package: str) -> None:
+    level = {name: number for number, line in enumerate(LAYERS[package]) for name in line.split()}
+    for path in sorted((ROOT / package).rglob("*.py")):
+        place = path.relative_to(ROOT / package).parts[0].removesuffix(".py")
+        if place == "__init__" or place in SHIMS.get(package, ()):
+            continue
+        assert place in level, f"{path.relative_to(ROOT)} stands in no layer"
+        for other in inner_imports(path, package) - {place}:
+            assert level[other] < level[place], f"{path.relative_to(ROOT)} imports {package}.{other}"
 
 
 def test_learner_knows_torch_and_nothing_of_the_world() -> None:

@@ -34,7 +34,7 @@ class IngestProgress:
         """Also show the accounts to Prometheus, where that is wanted."""
         if port is None:
             return
-        from ops.monitoring.metrics import IngestMetrics  # noqa: PLC0415  an HTTP server that few ask for
+        from ops.monitoring.metrics import IngestMetrics
 
         self._metrics = IngestMetrics()
         self._line.note(f"metrics {self._metrics.serve(port)}")

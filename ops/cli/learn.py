@@ -8,8 +8,11 @@ import click
 
 from ops.config import recipes
 from ops.config.checks import advice
-from ops.config.load import build
+from ops.config.load import build, load_values
+from ops.config.schema import RunConfig
 from ops.distributed.environment import Nodes, launched, nodes_of, quiet_torch
+from ops.errors import ConfigError, RunNotFound
+from ops.rundir.files import read_run
 from ops.train.signals import RANK_NOTE, StopRequest
 
 
@@ -100,7 +103,7 @@ def command(
         raise click.UsageError(f"give --config FILE or --recipe NAME, one of\n{recipes.overview()}")
     known = lead or there
     config = (
-        recipes.choose_config(run_dir, file=file, recipe=recipe, assignments=assignments)
+        _choose_config(run_dir, file=file, recipe=recipe, assignments=assignments)
         if known
         else build({}, assignments)
     )
@@ -164,3 +167,26 @@ def _as_rank(context: click.Context) -> list[str]:
     options += [f"--{flag}" for flag, name in (("wait", "wait"), ("json", "as_json")) if given[name]]
     verbose = ["--verbose"] if context.find_root().params.get("verbose") else []
     return [*verbose, "learn", *options, "--", given["stream"]]
+
+
+def _choose_config(
+    run_dir: Path, *, file: Path | None, recipe: str | None, assignments: tuple[str, ...]
+) -> RunConfig:
+    """The settings that a command line asks for.
+
+    A config file or a recipe, with the assignments over it. A run that exists needs neither: then its own
+    settings are the base.
+
+    Raises:
+        ConfigError: both, or neither and there is no run yet; an unknown key; a value that does not fit.
+    """
+    if file is not None and recipe is not None:
+        raise ConfigError("give --config or --recipe, not both")
+    if file is not None:
+        return build(load_values(file), assignments)
+    if recipe is not None:
+        return build(recipes.load(recipe).values, assignments)
+    try:
+        return build(read_run(run_dir).config, assignments)
+    except RunNotFound as error:
+        raise ConfigError("a new run needs --config FILE or --recipe NAME") from error

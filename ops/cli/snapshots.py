@@ -379,7 +379,8 @@ def _difference_rows(found: "Difference") -> list[tuple[str, str]]:
         *rows,
         (
             "churn",
-            f"{probe_images.churn:.1%} have another prototype; {probe_images.churn_best_match:.1%} after renaming",
+            f"{probe_images.churn:.1%} have another prototype; "
+            f"{probe_images.churn_best_match:.1%} after renaming",
         ),
         (
             "probe",

@@ -4,14 +4,12 @@ import difflib
 import tomllib
 from dataclasses import dataclass, replace
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
 from ops.config import binding
-from ops.config.load import build, load_values
+from ops.config.load import build
 from ops.config.schema import RunConfig
-from ops.errors import ConfigError, RunNotFound
-from ops.rundir.files import read_run
+from ops.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,26 +76,3 @@ def overview() -> str:
     """All recipes, a line each: name and title."""
     lines = [f"  {name:<24} {load(name).about.title}" for name in names()]
     return "\n".join(lines)
-
-
-def choose_config(
-    run_dir: Path, *, file: Path | None, recipe: str | None, assignments: tuple[str, ...]
-) -> RunConfig:
-    """The settings that a command line asks for.
-
-    A config file or a recipe, with the assignments over it. A run that exists needs neither: then its own
-    settings are the base.
-
-    Raises:
-        ConfigError: both, or neither and there is no run yet; an unknown key; a value that does not fit.
-    """
-    if file is not None and recipe is not None:
-        raise ConfigError("give --config or --recipe, not both")
-    if file is not None:
-        return build(load_values(file), assignments)
-    if recipe is not None:
-        return build(load(recipe).values, assignments)
-    try:
-        return build(read_run(run_dir).config, assignments)
-    except RunNotFound as error:
-        raise ConfigError("a new run needs --config FILE or --recipe NAME") from error

@@ -5,10 +5,13 @@ And which machines a command line says that the launchers are on.
 
 import os
 import re
+import signal
 from dataclasses import dataclass
 
 # What every launcher sets.
 VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+# With these a scheduler warns a job before it ends it.
+WARNINGS = (signal.SIGUSR1, signal.SIGUSR2)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

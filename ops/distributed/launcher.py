@@ -23,9 +23,8 @@ from torch.distributed.elastic.rendezvous import RendezvousError
 from torch.distributed.launcher import api as launcher
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from ops.distributed.environment import Nodes
+from ops.distributed.environment import WARNINGS, Nodes
 from ops.errors import EXIT_AGAIN, EXIT_FAILED, EXIT_SIGTERM, RankLost
-from ops.train.signals import WARNINGS
 from stream.machine import cores
 
 # Seconds that ranks have to save after a signal, before they are killed.

@@ -29,6 +29,9 @@ from typing import Any
 from ops.errors import NoRoom, RunMismatch, RunNotFound
 
 RUN_VERSION = 1
+FIRST_WEIGHTS = "initial.safetensors"
+# What a start replaces, until the run begins.
+EARLIER_WEIGHTS = f".{FIRST_WEIGHTS}.before"
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -202,3 +205,17 @@ def plain(value: Any) -> Any:
 def dumps(value: Any) -> str:
     """One line of JSON, keys in their order, without inf and nan."""
     return json.dumps(plain(value), allow_nan=False, separators=(",", ":"), ensure_ascii=False)
+
+
+def restore_first_weights(run_dir: Path) -> None:
+    """Put back the first weights that a start has replaced."""
+    with contextlib.suppress(FileNotFoundError):
+        (run_dir / EARLIER_WEIGHTS).replace(run_dir / FIRST_WEIGHTS)
+
+
+def settle_first_weights(run_dir: Path) -> None:
+    """The first weights that a start has written count from here on; also where it was killed meanwhile."""
+    if (run_dir / FIRST_WEIGHTS).exists():
+        (run_dir / EARLIER_WEIGHTS).unlink(missing_ok=True)
+    else:
+        restore_first_weights(run_dir)

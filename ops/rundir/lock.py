@@ -18,8 +18,7 @@ from types import TracebackType
 from typing import Self
 
 from ops.errors import RunLocked
-from ops.rundir.files import aside_of, write_whole
-from ops.train import init_weights
+from ops.rundir.files import FIRST_WEIGHTS, aside_of, restore_first_weights, settle_first_weights, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -223,7 +222,7 @@ def _is_running(pid: int) -> bool:
 
 
 # What is made in a run directory before there is a learner, checkpoints/ apart.
-MADE = ("run.json", "server.json", init_weights.FILE)
+MADE = ("run.json", "server.json", FIRST_WEIGHTS)
 # So often a directory is made anew that another process removes, since its own run did not begin.
 TRIES = 10
 
@@ -251,7 +250,7 @@ class RunClaim:
     def begun(self) -> None:
         """The learner is made, and nothing was refused: from here on everything stays."""
         self._begun = True
-        init_weights.settle(self.run_dir)
+        settle_first_weights(self.run_dir)
 
     def __enter__(self) -> Self:
         try:
@@ -259,7 +258,7 @@ class RunClaim:
         except BaseException:
             self._remove_folders()
             raise
-        init_weights.settle(self.run_dir)
+        settle_first_weights(self.run_dir)
         self._there = {path.name for path in self.run_dir.iterdir()}
         with contextlib.suppress(FileNotFoundError):
             self._record = (self.run_dir / "run.json").read_bytes()
@@ -291,7 +290,7 @@ class RunClaim:
                 self._folders.append(folder)
 
     def _take_back(self) -> None:
-        init_weights.restore_earlier(self.run_dir)
+        restore_first_weights(self.run_dir)
         for path in [self.run_dir / name for name in MADE]:
             for made in (path, aside_of(path)):
                 if made.name not in self._there:

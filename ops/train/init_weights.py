@@ -6,7 +6,6 @@ becomes of the run that they are from:
     RUN/initial.safetensors   encoder.*, head.* and prototypes, as a snapshot names them
 """
 
-import contextlib
 import logging
 import os
 from collections.abc import Mapping
@@ -26,7 +25,15 @@ from ops.config.schema import RunConfig
 from ops.distributed.world import World
 from ops.errors import ConfigError, RedisUnavailable, RunMismatch, RunNotFound
 from ops.rundir import checkpoint
-from ops.rundir.files import RunRecord, aside_of, read_run, sync_directory, write_run
+from ops.rundir.files import (
+    EARLIER_WEIGHTS,
+    FIRST_WEIGHTS,
+    RunRecord,
+    aside_of,
+    read_run,
+    sync_directory,
+    write_run,
+)
 from ops.rundir.tensor_file import save_tensors
 from ops.snapshots.embedded_redis import open_redis
 from ops.snapshots.encoder_files import EncoderFiles
@@ -37,9 +44,6 @@ from ops.snapshots.store import SnapshotStore
 logger = logging.getLogger(__name__)
 
 KIND = "weights"
-FILE = "initial.safetensors"
-# What it replaces, until the run begins.
-EARLIER = f".{FILE}.before"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -81,32 +85,18 @@ def begin(
     _check_fits(weights, config, source)
     named = {f"encoder.{name}": tensor for name, tensor in weights.encoder.items()}
     named |= weights.tensors
-    path = run_dir / FILE
+    path = run_dir / FIRST_WEIGHTS
     aside = aside_of(path)
     save_tensors({name: tensor.contiguous() for name, tensor in named.items()}, aside)
     with aside.open("rb") as handle:
         os.fsync(handle.fileno())
     if path.exists():
-        path.replace(run_dir / EARLIER)
+        path.replace(run_dir / EARLIER_WEIGHTS)
     aside.replace(path)
     sync_directory(run_dir)
     record = replace(record, origin={"kind": KIND, **weights.origin})
     write_run(run_dir, record)
     return record
-
-
-def restore_earlier(run_dir: Path) -> None:
-    """Put back the first weights that `begin` has replaced."""
-    with contextlib.suppress(FileNotFoundError):
-        (run_dir / EARLIER).replace(run_dir / FILE)
-
-
-def settle(run_dir: Path) -> None:
-    """Those that `begin` has written count from here on; also where it was killed meanwhile."""
-    if (run_dir / FILE).exists():
-        (run_dir / EARLIER).unlink(missing_ok=True)
-    else:
-        restore_earlier(run_dir)
 
 
 def load(run_dir: Path, record: RunRecord, learner: Learner, world: World) -> None:
@@ -119,7 +109,7 @@ def load(run_dir: Path, record: RunRecord, learner: Learner, world: World) -> No
     """
     if record.origin.get("kind") != KIND:
         return
-    path = run_dir / FILE
+    path = run_dir / FIRST_WEIGHTS
     named: dict[str, Tensor] = {}
     if world.lead:
         try:

@@ -7,16 +7,13 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any, Self
 
+from ops.distributed.environment import WARNINGS
 from ops.errors import EXIT_SIGTERM
 
 NOTE = b"\nstopping: the run is being saved (Ctrl-C once more ends it at once, back to the last checkpoint)\n"
 
 # Of a rank: what a further Ctrl-C does is up to its launcher.
 RANK_NOTE = b"\nasked to stop: the ranks save together first, if all are there\n"
-
-
-# With these a scheduler warns a job before it ends it.
-WARNINGS = (signal.SIGUSR1, signal.SIGUSR2)
 
 
 class StopRequest:

@@ -35,7 +35,8 @@ def answers(url: str) -> bool:
 def leave_server(run_dir: Path) -> int:
     """A killed command leaves its server in a run, with one key in it; the server's process."""
     program = (
-        "import os, signal; from pathlib import Path; from ops.snapshots.embedded_redis import EmbeddedRedis, connect\n"
+        "import os, signal; from pathlib import Path\n"
+        "from ops.snapshots.embedded_redis import EmbeddedRedis, connect\n"
         f"url = EmbeddedRedis(Path({str(run_dir)!r})).start(); connect(url).set('key', b'value')\n"
         "print(connect(url).info('server')['process_id'], flush=True); os.kill(os.getpid(), signal.SIGKILL)"
     )

@@ -13,9 +13,8 @@ from ops.config import binding
 from ops.errors import ConfigError, RunMismatch, SnapshotNotFound
 from ops.inference import load_model
 from ops.rundir.checkpoint import load_newest
-from ops.rundir.files import read_run
+from ops.rundir.files import FIRST_WEIGHTS, read_run
 from ops.rundir.summary import Summary
-from ops.train import init_weights
 from tests.ops.small_runs import STEPS, StopAfter, bits, config_of, killed, run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -130,7 +129,7 @@ def test_weights_of_another_network_are_refused_in_one_line_and_leave_no_trace(
     run_dir = tmp_path / "run"
     with pytest.raises(ConfigError, match=r"prototypes has shape \(16, 16\), this network needs \(20, 16\)"):
         run(drawn_stream, run_dir, config_of("swav.prototypes=20"), init_from=str(whole_run[0]))
-    assert not (run_dir / init_weights.FILE).exists()
+    assert not (run_dir / FIRST_WEIGHTS).exists()
     assert run(drawn_stream, run_dir, config_of("end_samples=32")).samples == 32
     assert read_run(run_dir).origin == {}
 
@@ -151,7 +150,7 @@ def test_first_weights_that_were_changed_on_disk_are_refused(
     config = config_of("checkpoint.every_samples=100000")
     stop = StopAfter(run_dir, 1, kill=True)
     assert killed(lambda: run(drawn_stream, run_dir, config, init_from=str(whole_run[0]), stop=stop))
-    file = run_dir / init_weights.FILE
+    file = run_dir / FIRST_WEIGHTS
     body = bytearray(file.read_bytes())
     body[-1] ^= 1
     file.write_bytes(body)
