@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
+from learner.backbone import BACKBONES
 from ops.advice import advice
 from ops.config import RunConfig
 from ops.estimate import Memory
@@ -85,7 +86,7 @@ def warnings(
         stream: what would be read; None = not known yet.
     """
     found = [*refusals(config, ranks), *_of_ranks(config, ranks), *advice(config)]
-    found += [*_of_rate(config, base), *_of_groups(config, ranks)]
+    found += [*_of_rate(config, base), *_of_groups(config, ranks), *_of_crops(config)]
     if memory is not None:
         found += _of_memory(config, machine, memory, ranks)
     if stream is not None:
@@ -132,6 +133,17 @@ def _of_groups(config: RunConfig, ranks: int) -> Iterator[str]:
             f"model.bn_groups = {groups} is no multiple of {ranks} ranks: each layer of batch norm sends its "
             "statistics in every pass, which is slow between machines"
         )
+
+
+def _of_crops(config: RunConfig) -> Iterator[str]:
+    stride = BACKBONES[config.model.backbone].stride
+    for number, kind in enumerate(config.crops):
+        if kind.size < stride:
+            yield (
+                f"crops.{number}.size = {kind.size} is less than the stride of {config.model.backbone}, "
+                f"{stride} pixels: its last maps are one pixel that sees mostly padding; use larger crops, "
+                "or an encoder for small images"
+            )
 
 
 def _of_memory(config: RunConfig, machine: Machine, memory: Memory, ranks: int) -> Iterator[str]:
