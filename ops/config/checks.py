@@ -32,7 +32,8 @@ def advice(config: RunConfig) -> list[str]:
         enough = enough_queue(largest, config.batch)
         found.append(
             f"batch + queue is {pool}, fewer than the {largest} prototypes: a balanced code cannot reach "
-            f"all of them in one step; raise swav.queue_samples to {enough} or more"
+            f"all of them in one step; lower swav.prototypes (in short runs), or raise swav.queue_samples to "
+            f"{enough} or more"
         )
     epsilon, rounds = config.swav.epsilon, config.swav.sinkhorn_iterations
     if epsilon < SHARP and rounds < ROUNDS_WHEN_SHARP:
