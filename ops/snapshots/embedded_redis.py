@@ -41,7 +41,8 @@ import redis
 
 from ops.errors import RedisUnavailable
 from ops.rundir.lock import Holder, holder_of, read_holder
-from ops.snapshots.redis_client import connect, redis_url, safe_url
+from ops.snapshots.redis_client import connect, redis_url
+from stream.secrets import safe_url
 from stream.socket_folder import SOCKET_PATH_BYTES, NoSocketFolder, socket_folder
 
 MAXMEMORY = "2gb"

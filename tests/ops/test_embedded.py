@@ -15,7 +15,8 @@ import redis
 
 from ops.errors import RedisUnavailable
 from ops.snapshots.embedded_redis import EmbeddedRedis, command_line, open_redis
-from ops.snapshots.redis_client import connect, redis_url, safe_url
+from ops.snapshots.redis_client import connect, redis_url
+from stream.secrets import safe_url
 from stream.socket_folder import socket_folder
 
 
