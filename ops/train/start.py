@@ -115,7 +115,7 @@ def _open_run(stack: contextlib.ExitStack, asked: Asked, *, stop: StopRequest, o
     config = as_begun(record, config)
     ended = _finished(run_dir, record, stream, config)
     if ended is not None:
-        leave(stream, record.uuid)  # in case the stream could not be told when the run ended
+        leave(stream, record.uuid, run_dir)  # in case the stream could not be told when the run ended
         return ended, None
     check_device(config, launched())
     _check_redis(config)
