@@ -46,6 +46,14 @@ def leave_server(run_dir: Path) -> int:
     return int(done.stdout)
 
 
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2])
+def test_the_server_outlives_the_warning_signals_of_a_scheduler(tmp_path: Path, number: int) -> None:
+    with EmbeddedRedis(tmp_path) as embedded:
+        before = server_pid(embedded.url)
+        os.kill(before, number)
+        assert server_pid(embedded.url) == before
+
+
 def test_data_outlive_the_server(tmp_path: Path) -> None:
     with open_redis(tmp_path) as client:
         client.set("key", b"value")
