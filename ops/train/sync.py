@@ -346,7 +346,7 @@ class Steps:
             unusable: counts by reason of each rank.
             places: of this rank.
         """
-        skipped = reduce(add_counts, unusable, {})
+        skipped: dict[str, int] = reduce(add_counts, unusable, {})
         self.loader.end_pass(self._unread, skipped)
         if skipped:
             self._on_unusable(LaneStats(read=sum(skipped.values()), skipped=skipped), places)
