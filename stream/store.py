@@ -13,6 +13,7 @@ from typing import Protocol
 from stream.errors import StreamError
 from stream.local_store import LocalBytes, LocalStore
 from stream.remote_store import RemoteBytes, RemoteStore, file_system
+from stream.secrets import check_no_password, safe_url
 
 
 class Bytes(Protocol):
@@ -75,7 +76,7 @@ def open_store(url: str) -> Store:
     """Store for a path, a file:// URL, or any URL that fsspec knows.
 
     Raises:
-        ValueError: an empty URL, a chain of URLs, or a protocol that fsspec does not know.
+        ValueError: an empty URL, a chain, one with a password, or a protocol that fsspec does not know.
     """
     return LocalStore(local) if (local := local_path(url)) is not None else RemoteStore(url)
 
@@ -90,14 +91,19 @@ def open_bytes(url: str) -> Bytes:
 
 
 def local_path(url: str) -> Path | None:
-    """The absolute path that a path or a file:// URL means; None for other URLs."""
+    """The absolute path that a path or a file:// URL means; None for other URLs.
+
+    Raises:
+        ValueError: an empty URL, a chain, or one with a password.
+    """
     if not url:
         raise ValueError("the address of a stream is empty: give a folder or a URL")
     scheme, separator, rest = url.partition("://")
     if not separator:
         return Path(url).expanduser().absolute()
+    check_no_password(url)
     if "::" in url:
-        raise ValueError(f"chained URLs are not taken: {url!r}")
+        raise ValueError(f"chained URLs are not taken: {safe_url(url)!r}")
     return Path(rest).absolute() if scheme in {"file", "local"} else None
 
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ops.durations import duration
+
 if TYPE_CHECKING:
     from ingest.config import IngestConfig
     from ingest.topic_destination import TopicDestination
@@ -111,8 +113,11 @@ def command(
     all starts.
     """  # noqa: D301  click reads the escape as "do not rewrap"
     from ops.train.signals import StopRequest
+    from stream.secrets import check_no_password
     from stream.topic_address import is_topic
 
+    if not is_topic(dest):  # a topic's address is checked before it is shown
+        check_no_password(dest)
     if create_topic != (partitions is not None):
         raise click.UsageError(
             "--create-topic and --partitions go together: a partition is a lane of a learner"
@@ -213,7 +218,7 @@ def _told(report: "IngestReport", dest: str) -> str:
         f"{report.status}: {report.found:,} found = {report.written:,} written + {total:,} skipped"
         + (f" ({skipped})" if skipped else ""),
         f"  {'' if is_topic(dest) else f'{report.shards:,} shards, '}{report.bytes / 1e6:,.1f} MB of images, "
-        f"{report.seconds:,.1f} s",
+        f"{duration(report.seconds)}",
         f"  {dest} is {'sealed' if report.sealed else 'open'}",
     ]
     if lost:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ops.durations import duration
 from ops.errors import EXIT_AGAIN
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def show(stream: str, as_json: bool) -> None:
     for reader in readers:
         click.echo(
             f"  run     {reader['run']}: {reader['unread']:,} records unread, needs commits from "
-            f"{reader['first']} on, seen {reader['seen_seconds_ago']:,.0f} s ago ({reader['where']})"
+            f"{reader['first']} on, seen {duration(reader['seen_seconds_ago'])} ago ({reader['where']})"
         )
 
 
@@ -153,7 +154,7 @@ def prune(
 
         click.echo(
             f"  more would go, but run {done.held_by.run} ({done.held_by.where}, seen "
-            f"{seen_ago(done.held_by):,.0f} s ago) needs commits from {done.held_by.first} on"
+            f"{duration(seen_ago(done.held_by))} ago) needs commits from {done.held_by.first} on"
         )
 
 
@@ -215,12 +216,13 @@ def verify(stream: str, deep: bool, as_json: bool) -> int:
 def _shards(stream: str) -> "Manifest":
     """The manifest of a stream of shards."""
     from stream.manifest import Manifest
+    from stream.secrets import safe_url
     from stream.topic_address import is_topic
 
     if is_topic(stream):
         raise click.UsageError(
-            f"{stream} is a Kafka topic, and this command is for streams of shards: look at a topic with "
-            "Kafka's own tools, and at a run over it with `swavstream status RUN`"
+            f"{safe_url(stream)} is a Kafka topic, and this command is for streams of shards: look at a "
+            "topic with Kafka's own tools, and at a run over it with `swavstream status RUN`"
         )
     return Manifest.open(stream)
 

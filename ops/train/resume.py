@@ -115,7 +115,7 @@ def bind(
                 before.stream,
                 stream,
             )
-            leave(before.stream, record.uuid)
+            leave(before.stream, record.uuid, run_dir)
         write_run(run_dir, bound)
         return bound
     if dict(record.source) != dict(source):
