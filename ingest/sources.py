@@ -1,9 +1,11 @@
 """What there is to bring in: images and tars of folders and globs, in one order, from any place on.
 
-The order is that of the names' bytes, folder by folder. A position names the last file and how much of it is
-done, so it stays good when files are added behind it, and nothing has to be remembered but the position.
+The order is that of the names' bytes, folder by folder. A position by names holds the last file and how much
+of it is done: it stays good only when files are added behind it. Where there is a place for a list of what
+was taken, listed.py goes by that list instead.
 """
 
+import glob
 import hashlib
 import json
 import os
@@ -14,7 +16,7 @@ from typing import Any, Protocol
 from urllib.parse import quote, unquote_to_bytes
 
 from ingest.archives import open_bytes
-from ingest.errors import SourceEmpty, SourceUnreadable
+from ingest.errors import SourceChanged, SourceEmpty, SourceUnreadable
 from ingest.labels import NO_LABELS, Labels, labels_of
 from ingest.listing import Unit, absolute, is_plain_tar, matches, walk
 from ingest.names import shown
@@ -46,6 +48,8 @@ class Found:
     """Reason why there is no image; empty when there is one."""
     label_only: bool = False
     """Only a label was lost: does not count as found."""
+    again: bool = False
+    """Its file was taken or begun before: content that the stream has must not come a second time."""
 
 
 class Source(Protocol):
@@ -112,6 +116,27 @@ class FileSource:
         """See Source."""
         return list(self._warnings)
 
+    def spelled(self, path: str) -> str:
+        """An absolute path as the specs say it, so that a record names its file as its user does."""
+        _, head, rest = self._under(path)
+        return os.path.join(head, rest) if rest else head  # noqa: PTH118  an empty head stays empty
+
+    def inside(self, path: str) -> str:
+        """An absolute path from its spec on: the same wherever the source lies."""
+        number, head, rest = self._under(path)
+        return f"{number}/{rest or Path(head).name}"
+
+    def _under(self, path: str) -> tuple[int, str, str]:
+        """Number of the first spec that a path belongs to, what is said of it there, and the rest."""
+        for number, spec in enumerate(self.specs):
+            head = spec if not glob.has_magic(spec) or os.path.lexists(spec) else _before_magic(spec)
+            root = absolute(head or ".")
+            if path == root:
+                return number, head, ""
+            if path.startswith(root.rstrip("/") + "/"):
+                return number, head, path[len(root.rstrip("/")) + 1 :]
+        return len(self.specs), path, ""
+
     def units(self) -> Iterator[Unit]:
         """All files that are images or archives by name, in order. Raises IngestError."""
         for number, spec in enumerate(self.specs):
@@ -119,10 +144,23 @@ class FileSource:
             for path in found:
                 yield from walk(path, number, explicit=found == [spec])
 
-    def items(self, after: Position | None = None, *, whole_tars: bool = False) -> Iterator[Found]:
-        """See Source; with `whole_tars` a plain tar comes in one piece, not image by image."""
+    def items(
+        self, after: Position | None = None, *, whole_tars: bool = False, refuse: bool = False
+    ) -> Iterator[Found]:
+        """See Source; in the order of names, from a place by names: listed.py knows better.
+
+        Args:
+            after: a position.
+            whole_tars: a plain tar comes in one piece, not image by image.
+            refuse: raise SourceChanged where files that are before the place would be left out.
+        """
         self._warnings = []
-        last = _read_position(after) if after is not None else None
+        if after is not None and "index" in after:
+            raise SourceUnreadable(
+                "this ingest keeps a list of what was taken, which is not here: give the same --state DIR as "
+                "when it began"
+            )
+        last = read_place(after) if after is not None else None
         before = 0
         told = last is None
         for unit in self.units():
@@ -130,7 +168,7 @@ class FileSource:
                 before += 1
                 continue
             if last is not None and not told:
-                self._compare(last, unit, before)
+                self._compare(last, unit, before, refuse=refuse)
                 told = True
             taken = last.taken if last is not None and unit.order == last.order else 0
             if taken == WHOLE:
@@ -139,37 +177,44 @@ class FileSource:
                 position = _position(unit, before) | {"taken": WHOLE}
                 yield Found(name=shown(unit.path), position=position, tar=absolute(unit.path))
             elif unit.archive:
-                yield from self._archive(unit, before, taken)
+                yield from self.archive(unit, _position(unit, before), taken)
             elif not taken:
-                yield self._image(unit, before)
+                yield self.image(unit, _position(unit, before) | {"taken": 1})
             before += 1
         if last is not None and not told:
-            self._compare(last, None, before)
+            self._compare(last, None, before, refuse=refuse)
 
-    def _compare(self, last: "_Place", unit: Unit | None, before: int) -> None:
+    def _compare(self, last: "Place", unit: Unit | None, before: int, *, refuse: bool) -> None:
         """Say when what was taken already is not what it was: what was put there since is not taken."""
+        remedy = "give --state DIR, a folder for the list of what was taken: then all that is new is taken"
         if before != last.units:
-            self._warnings.append(
+            changed = (
                 f"{shown(last.path)}: {before} files stand before the place where the last ingest of this "
-                f"source ended, then it was {last.units}; files added there are not taken (give them a "
-                "source of their own)"
+                f"source ended, then it was {last.units}; files added there are not taken"
             )
+            if refuse and before > last.units:
+                raise SourceChanged(f"{changed}: {remedy}")
+            self._warnings.append(f"{changed} ({remedy})")
         if unit is not None and unit.order == last.order and _size(unit.path) != last.size:
-            self._warnings.append(
+            changed = (
                 f"{shown(last.path)}: has another size than when the last ingest of this source ended; "
-                "the file may have been replaced (a new `--name` takes it as a new source)"
+                "the file may have been replaced"
             )
+            if refuse:
+                raise SourceChanged(f"{changed}: {remedy}")
+            self._warnings.append(f"{changed} ({remedy})")
 
-    def _image(self, unit: Unit, before: int) -> Found:
-        path, name, position = Path(unit.path), shown(unit.path), _position(unit, before) | {"taken": 1}
+    def image(self, unit: Unit, position: Position) -> Found:
+        """What an image file comes to; `position` is the place after it."""
+        path, name = Path(unit.path), shown(unit.path)
         if not path.is_file():  # a pipe or a device would block
             return Found(name=name, position=position, loss="not_a_file" if path.exists() else "unreadable")
         parent = _parent(absolute(unit.path))
         labels = labels_of(_sidecar(unit.cls), _sidecar(unit.json), parent, self._label_from)
         return Found(name=name, position=position, path=unit.path, labels=labels)
 
-    def _archive(self, unit: Unit, before: int, skip: int) -> Iterator[Found]:
-        base = _position(unit, before)
+    def archive(self, unit: Unit, base: dict[str, Any], skip: int) -> Iterator[Found]:
+        """What an archive holds behind the first `skip` things; positions are `base` and how many `taken`."""
         count = 0
         loss = ""
         try:
@@ -201,6 +246,13 @@ def _identity(specs: Sequence[str]) -> str:
     return f"{base.strip('-')[:24] or 'source'}-{hashlib.sha256(places.encode()).hexdigest()[:12]}"
 
 
+def _before_magic(spec: str) -> str:
+    """The folders of a glob before its first part that is a pattern."""
+    parts = spec.split("/")
+    plain = next((number for number, part in enumerate(parts) if glob.has_magic(part)), len(parts))
+    return "/".join(parts[:plain]) or ("/" if spec.startswith("/") else "")
+
+
 def _sidecar(path: str) -> bytes | None:
     """Content of a label file; what cannot be read is as bad as an empty one."""
     if not path:
@@ -226,7 +278,9 @@ def _size(path: str) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
+class Place:
+    """A position by names, as it was before there was a list of what was taken; still so for topics."""
+
     order: tuple[int, tuple[bytes, ...]]
     path: str
     taken: int
@@ -239,11 +293,12 @@ def _position(unit: Unit, before: int) -> dict[str, Any]:
     return {"spec": unit.order[0], "path": path, "units": before, "size": _size(unit.path)}
 
 
-def _read_position(position: Position) -> _Place:
+def read_place(position: Position) -> Place:
+    """What a position by names says. Raises SourceUnreadable when it is none."""
     try:
         raw = unquote_to_bytes(position["path"])
         order = (int(position["spec"]), tuple(raw.split(b"/")))
         numbers = (int(position[key]) for key in ("taken", "units", "size"))
-        return _Place(order, os.fsdecode(raw), *numbers)
+        return Place(order, os.fsdecode(raw), *numbers)
     except (KeyError, TypeError, ValueError) as error:
         raise SourceUnreadable(f"the stream's record of this source cannot be read: {position!r}") from error

@@ -24,6 +24,8 @@ NOTE = b"\nstopping: what is open is being committed (Ctrl-C once more ends at o
 @click.option(
     "--label-from", type=click.Choice(["parent"]), help="Take the folder of an image as its label_name."
 )
+@click.option("--shuffle", is_flag=True, help="Take new files in a random order; archives stay whole.")
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, help="Of that random order.")
 @click.option("--keep-duplicates", is_flag=True, help="Also write content that the stream has already.")
 @click.option("--keep-hours", type=float, help="Prune shards that are older than so many hours.")
 @click.option("--keep-bytes", type=int, help="Prune the oldest shards until the stream has no more bytes.")
@@ -33,6 +35,10 @@ NOTE = b"\nstopping: what is open is being committed (Ctrl-C once more ends at o
 )  # fmt: skip
 @click.option("--create-topic", is_flag=True, help="Make the Kafka topic when it is not there.")
 @click.option("--partitions", type=click.IntRange(min=1), help="Partitions of a topic that is made.")
+@click.option(
+    "--state", metavar="DIR", default="",
+    help="Folder for the list of what was taken, where DEST is a topic; the same one for every start.",
+)  # fmt: skip
 @click.option(
     "--metrics-port", type=click.IntRange(0, 65_535), metavar="PORT",
     help="Serve metrics for Prometheus on 127.0.0.1 while it runs; 0 takes a free port and prints it.",
@@ -52,12 +58,15 @@ def command(
     open_stream: bool,
     reference: bool,
     label_from: str | None,
+    shuffle: bool,
+    seed: int,
     keep_duplicates: bool,
     keep_hours: float | None,
     keep_bytes: int | None,
     max_ahead: int | None,
     create_topic: bool,
     partitions: int | None,
+    state: str,
     metrics_port: int | None,
     name: str,
     assignments: tuple[str, ...],
@@ -69,7 +78,10 @@ def command(
     folder or any fsspec URL, made when it is not there, and sealed at the end, unless --open; or it is
     kafka://HOST:PORT/TOPIC, which is made with --create-topic --partitions N and stays open.
 
-    Killed or stopped, the same command goes on where it was; finished, it does nothing. A second ingest of
+    Killed or stopped, the same command goes on where it was; finished, it takes what is new since, whatever
+    its name. A file is taken once, by path, size and time, whichever spelling led to it: the list of what was
+    taken lies beside the shards, for a topic in --state DIR. A file that changed is taken again, and what the
+    stream has of it by content is skipped as a duplicate. A second ingest of
     the same source is refused while the first is at work. What cannot be used is skipped and counted by its
     reason: found = written + skipped. Images above 384 pixels on the shorter side are made smaller; sound
     small JPEGs stay as they are, byte for byte. Labels for evaluation come from .cls or .json beside the
@@ -101,13 +113,18 @@ def command(
         raise click.UsageError(
             "--reference leaves images in their tars, and a topic holds the images: leave it out"
         )
+    if state and not is_topic(dest):
+        raise click.UsageError(
+            "--state is for kafka://HOST:PORT/TOPIC: a stream of shards has its list beside it"
+        )
     if partitions is not None and not is_topic(dest):
         raise click.UsageError(f"--create-topic is for kafka://HOST:PORT/TOPIC, and DEST is {dest}")
     with StopRequest(NOTE) as asked:
         from ingest.forking import begin_imports
 
         limits = {"keep_hours": keep_hours, "keep_bytes": keep_bytes, "max_ahead": max_ahead}
-        config = _config(assignments, label_from, keep_duplicates, limits)
+        flags = {"keep_duplicates": keep_duplicates, "shuffle": shuffle, "seed": seed}
+        config = _config(assignments, label_from, flags, limits)
         if config.workers:
             begin_imports()  # while this process has imports of its own: the first image comes sooner
 
@@ -115,7 +132,7 @@ def command(
         from ingest.worker import STOPPED, run_ingest
 
         source = open_source(sources, name=name, label_from=config.label_from, max_bytes=config.max_bytes)
-        destination = _topic(dest, source.source_id, config, partitions)
+        destination = _topic(dest, source.source_id, config, partitions, state)
         show = _Shown()
         show.serve(metrics_port)
         try:
@@ -138,7 +155,7 @@ def command(
 
 
 def _topic(
-    dest: str, source_id: str, config: "IngestConfig", partitions: int | None
+    dest: str, source_id: str, config: "IngestConfig", partitions: int | None, state: str
 ) -> "TopicDestination | None":
     """The topic that an address names, made when that is asked for; None when it names shards."""
     from stream.topic_address import is_topic
@@ -147,7 +164,7 @@ def _topic(
         return None
     from ingest.topic_destination import TopicDestination
 
-    return TopicDestination(dest, source_id, config, create_partitions=partitions or 0)
+    return TopicDestination(dest, source_id, config, create_partitions=partitions or 0, state=state)
 
 
 class _Shown:
@@ -190,7 +207,7 @@ class _Shown:
 def _config(
     assignments: tuple[str, ...],
     label_from: str | None,
-    keep_duplicates: bool,
+    flags: dict[str, int],
     limits: dict[str, float | None],
 ) -> "IngestConfig":
     from ingest.config import IngestConfig
@@ -201,8 +218,7 @@ def _config(
         settings.assign(values, assignment)
     if label_from is not None:
         values["label_from"] = label_from
-    if keep_duplicates:
-        values["keep_duplicates"] = True
+    values.update({name: flag for name, flag in flags.items() if flag})
     for name, limit in limits.items():
         if limit is not None:
             settings.assign(values, f"retention.{name}={limit}")
