@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from ingest.errors import SourceChanged, SourceUnreadable
 from ingest.sources import open_source
 from ingest.topic_destination import TopicDestination
 from ingest.worker import IngestReport, run_ingest
@@ -26,10 +27,12 @@ def topic(broker: Broker, partitions: int = 3, **options: Any) -> str:
     return make_topic.made(broker, partitions, **options)
 
 
-def ingest(source: Path, url: str, *, stop_after: int = 10**9, **fields: Any) -> IngestReport:
+def ingest(
+    source: Path, url: str, *, stop_after: int = 10**9, state: Path | str = "", name: str = "", **fields: Any
+) -> IngestReport:
     config = made.settings(**fields)
-    found = open_source(str(source))
-    destination = TopicDestination(url, found.source_id, config)
+    found = open_source(str(source), name=name)
+    destination = TopicDestination(url, found.source_id, config, state=str(state))
     calls = iter(range(stop_after))
     return run_ingest(found, url, config, destination=destination, stop=lambda: next(calls, None) is None)
 
@@ -130,10 +133,10 @@ def test_records_behind_a_hole_are_not_sent_again(kafka: Broker, tmp_path: Path)
     assert sorted(payload for _, _, payload in stored(url)) == sorted(p for _, _, p in stored(full))
 
 
-def killed(broker: Broker, tmp_path: Path, *, images: int, kills: int) -> None:
+def killed(broker: Broker, tmp_path: Path, *, images: int, kills: int, state: str = "") -> None:
     folder, url = mixed(tmp_path / "in", images), topic(broker, 4)
     done = subprocess.run(
-        [sys.executable, "-P", "-m", "tests.ingest.send_and_die", str(folder), url, str(kills), "3"],
+        [sys.executable, "-P", "-m", "tests.ingest.send_and_die", str(folder), url, str(kills), "3", state],
         capture_output=True, text=True, check=True, timeout=280,
     )  # fmt: skip
     report = json.loads(done.stdout.splitlines()[-1])
@@ -148,6 +151,12 @@ def killed(broker: Broker, tmp_path: Path, *, images: int, kills: int) -> None:
 
 def test_an_ingest_that_is_killed_four_times_loses_and_repeats_nothing(kafka: Broker, tmp_path: Path) -> None:
     killed(kafka, tmp_path, images=600, kills=4)
+
+
+def test_an_ingest_by_the_list_that_is_killed_loses_and_repeats_nothing(
+    kafka: Broker, tmp_path: Path
+) -> None:
+    killed(kafka, tmp_path, images=400, kills=4, state=str(tmp_path / "state"))
 
 
 @pytest.mark.slow
@@ -226,3 +235,45 @@ def test_a_topic_is_made_only_when_asked(kafka: Broker) -> None:
         TopicDestination(url, "x", made.settings())
     TopicDestination(url, "x", made.settings(), create_partitions=5).abandon()
     assert make_topic.messages(url) == []
+
+
+@pytest.mark.parametrize("begun_without", [False, True])
+def test_with_a_list_new_files_are_sent_whatever_their_names(
+    kafka: Broker, tmp_path: Path, begun_without: bool
+) -> None:
+    folder, url, state = made.folder_of(tmp_path / "in", 20, 20), topic(kafka), tmp_path / "state"
+    ingest(folder, url, stop_after=8, state="" if begun_without else state)
+    made.folder_of(folder, 10, 10)
+    if begun_without:
+        with pytest.raises(SourceChanged, match="give --state DIR"):
+            ingest(folder, url)
+    report = ingest(folder, url, state=state)
+    assert (report.written, len(report.warnings)) == (30, int(begun_without))
+    made.folder_of(folder, 0, 10)
+    assert ingest(folder, url, state=state).written == 40
+    assert sorted(p for _, _, p in stored(url)) == sorted(made.encoded(seed) for seed in range(40))
+    with pytest.raises(SourceUnreadable, match="the same --state DIR"):
+        ingest(folder, url)
+    other = topic(kafka)
+    assert ingest(folder, other, state=state).written == 40, "another topic has none of it"
+
+
+def test_what_another_name_has_sent_to_a_topic_is_known_by_the_list(kafka: Broker, tmp_path: Path) -> None:
+    folder, url, state = made.folder_of(tmp_path / "in", 0, 20), topic(kafka), tmp_path / "state"
+    ingest(folder, url, state=state, name="one", stop_after=6)
+    assert ingest(folder, url, state=state, name="two").written == 14
+    made.folder_of(folder, 50, 2)
+    assert ingest(folder, url, state=state, name="three").written == 2
+    assert ingest(folder, url, state=state, name="one").written == 6
+    assert len(stored(url)) == len(set(stored(url))) == 22
+
+
+def test_shuffled_files_need_the_list(kafka: Broker, tmp_path: Path) -> None:
+    folder, url = made.folder_of(tmp_path / "in", 0, 30), topic(kafka, 1)
+    with pytest.raises(ValueError, match="give --state DIR"):
+        ingest(folder, url, shuffle=True)
+    while ingest(folder, url, shuffle=True, stop_after=9, state=tmp_path / "state").status == "stopped":
+        pass
+    sent = [source for _, source, _ in stored(url)]
+    made.ingest(folder, tmp_path / "shards", made.settings(shuffle=True))
+    assert sent == [record.source for record in made.stored(tmp_path / "shards")]
