@@ -175,6 +175,12 @@ def _listed(folder: str, above: tuple[tuple[int, int], ...]) -> _Listed | str:
     return _Listed(iter(visible), frozenset(entry.name for entry in visible), (*above, here))
 
 
+def not_listed(folder: str) -> str:
+    """Why a folder cannot be listed; empty when it can."""
+    listed = _listed(folder, ())
+    return listed if isinstance(listed, str) else ""
+
+
 def _is_folder(entry: "os.DirEntry[str]") -> bool:
     try:
         return entry.is_dir()

@@ -16,6 +16,7 @@ from typing import Any
 from ingest.config import IngestConfig
 from ingest.destination import Destination, Resume, ShardDestination
 from ingest.errors import PreparersFailed, SourceEmpty, SourceNotFound, SourceUnreadable
+from ingest.listed import ListedFiles
 from ingest.prepared import Prepared, Result
 from ingest.preparers import Preparers
 from ingest.rejects import Listed, Reject
@@ -99,6 +100,7 @@ def run_ingest(  # noqa: PLR0913  all but three have a default
     into: Destination = destination or ShardDestination(manifest_url, source.source_id, config)
     try:
         state = _State(into.resume())
+        source = _by_list(source, into, config, state.place)
         if into.sealed:
             _check_complete(source, into, state)
             return state.report(FINISHED, into, source)
@@ -109,14 +111,12 @@ def run_ingest(  # noqa: PLR0913  all but three have a default
             into.close()  # what came before the trouble is good
             raise
         into.close()
-        if status == FINISHED and state.accounts.skipped == {"unsupported_name": state.accounts.found}:
-            raise SourceEmpty(
-                "nothing to ingest: the source holds no image by name or first bytes; there are "
-                f"{told_by_ending(state.endings)}"
-            )
-        if status == FINISHED and state.accounts.found == 0:
-            raise SourceEmpty("nothing to ingest: the archives of the source hold no image")
-        if status == FINISHED and not open_stream:
+        if isinstance(source, ListedFiles) and status == FINISHED:
+            source.finished()
+        known, busy = (source.known, source.busy) if isinstance(source, ListedFiles) else (0, 0)
+        if status == FINISHED and not known and not busy:
+            _check_not_empty(state)
+        if status == FINISHED and not open_stream and not busy:
             into.seal()
         return state.report(status, into, source)
     finally:
@@ -208,12 +208,15 @@ class _Ingest:
     def run(self, progress: Callable[[IngestReport], None] | None, stop: Callable[[], bool] | None) -> str:
         """Take everything behind the place; the status."""
         begun = time.monotonic() - self._state.seconds
-        if not self._reference:
-            items = self._source.items(self._state.place)
-        elif isinstance(self._source, FileSource):
-            items = self._source.items(self._state.place, whole_tars=True)
-        else:
+        items: Iterator[Found | None]
+        if isinstance(self._source, FileSource):
+            items = self._source.items(self._state.place, whole_tars=self._reference, refuse=True)
+        elif isinstance(self._source, ListedFiles):
+            items = self._source.items(self._state.place, whole_tars=self._reference)
+        elif self._reference:
             raise ValueError("only tars in files can be adopted where they are; this source has no files")
+        else:
+            items = self._source.items(self._state.place)
         with Preparers(self._config) as preparers:
             for step in preparers.run(items):
                 if step is None:
@@ -247,7 +250,7 @@ class _Ingest:
             state.accounts += into.adopt(found.tar, self._position(found))
         elif isinstance(result, BadRecord):
             self._skip(result, found)
-        elif not self._config.keep_duplicates and not into.is_new(result.sha256):
+        elif (found.again or not self._config.keep_duplicates) and not into.is_new(result.sha256):
             self._skip(BadRecord("duplicate"), found)
         else:
             self._write(found, result)
@@ -294,12 +297,47 @@ def _record(found: Found, image: Prepared) -> Record:
     )
 
 
+def _by_list(source: Source, into: Destination, config: IngestConfig, place: Any) -> Source:
+    """The same source, by the list of what was taken where there is one."""
+    if not isinstance(source, FileSource):
+        if config.shuffle:
+            raise ValueError("shuffle is for sources of files, and this one has none")
+        return source
+    if into.taken is None:
+        if config.shuffle:
+            raise ValueError(
+                f"shuffle needs a list of what was taken, and {into.url} has no place for it: give --state "
+                "DIR, a folder that stays"
+            )
+        return source
+    if into.sealed and place is not None and "index" not in place:
+        return source  # nothing can be listed any more; what it holds is said by names
+    return ListedFiles(
+        source, into.taken, into, seed=config.seed if config.shuffle else None, read_only=into.sealed
+    )
+
+
+def _check_not_empty(state: _State) -> None:
+    """A source that has come to an end without one image is a mistake."""
+    if state.accounts.found == 0:
+        raise SourceEmpty("nothing to ingest: the archives of the source hold no image")
+    if state.accounts.skipped == {"unsupported_name": state.accounts.found}:
+        raise SourceEmpty(
+            "nothing to ingest: the source holds no image by name or first bytes; there are "
+            f"{told_by_ending(state.endings)}"
+        )
+
+
 def _check_complete(source: Source, into: Destination, state: _State) -> None:
     """A sealed stream is fine when it has all of the source."""
-    if state.place is None:
-        raise StreamSealed(f"the stream at {into.url} is sealed: write to another one")
+    none_of_it = StreamSealed(f"the stream at {into.url} is sealed: write to another one")
+    if state.place is None and not isinstance(source, ListedFiles):
+        raise none_of_it
     missing = (one for one in source.items(state.place) if one is not None and not one.label_only)
     more = next((one for one in missing if one.loss != "unsupported_name"), None)
+    known = source.known if isinstance(source, ListedFiles) else 0
+    if state.place is None and (more is not None or not known):
+        raise none_of_it
     if more is not None:
         raise StreamSealed(
             f"the stream at {into.url} is sealed, and the source has more than is in it ({more.name}): write "

@@ -10,21 +10,29 @@ tar itself truncated, damaged_tar, after_end and odd_member (see tars.py), each 
 cost is not known.
 """
 
+import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from stream.commits import Accounts, Commit, NewCommit, new_shard_id
+from stream.commits import Accounts, Commit, NewCommit, is_absolute, new_shard_id
 from stream.errors import StreamError, StreamSealed
-from stream.index import LARGEST_MEMBER, IndexRow, Member, encode_index
+from stream.index import LARGEST_MEMBER, IndexRow, Member, decode_index, encode_index
 from stream.manifest import Manifest
 from stream.record import IMAGE_EXTENSIONS
 from stream.store import explained, local_path, open_bytes
 from stream.tars import TarDamage, TarFile, walk_tar
 
 
-def adopt_tar(manifest: Manifest, tar_url: str, *, source_id: str, source_position: Any = None) -> Commit:
+def adopt_tar(
+    manifest: Manifest,
+    tar_url: str,
+    *,
+    source_id: str,
+    source_position: Any = None,
+    known: Collection[Member] = (),
+) -> Commit:
     """Index a foreign plain tar where it is and commit it.
 
     Args:
@@ -32,6 +40,7 @@ def adopt_tar(manifest: Manifest, tar_url: str, *, source_id: str, source_positi
         tar_url: path or URL; it must stay there, unchanged, as long as the stream is read.
         source_id: names the source, for going on later.
         source_position: JSON value: the position in the source after this tar.
+        known: images of this tar that the stream has; they are skipped with reason `duplicate`.
 
     Returns:
         The commit. Its n may be 0; its accounts say what was found, adopted and skipped.
@@ -51,6 +60,10 @@ def adopt_tar(manifest: Manifest, tar_url: str, *, source_id: str, source_positi
             size = file.size
         finally:
             file.close()
+    if known:
+        skipped["duplicate"] = sum(row.image in known for row in rows)
+        rows = [row for row in rows if row.image not in known]
+        skipped += Counter()  # drops a count of 0
     new = {
         "source_id": source_id,
         "source_position": source_position,
@@ -69,6 +82,51 @@ def adopt_tar(manifest: Manifest, tar_url: str, *, source_id: str, source_positi
     except StreamSealed:
         manifest.store.delete(index_uri)
         raise
+
+
+class AdoptedTars:
+    """Which images of which tars a stream has by reference, whoever adopted them; not thread-safe.
+
+    A record of an adopted tar is a place in it, so the same place again would be the same image again, also
+    when the tar has grown, or was written anew.
+    """
+
+    def __init__(self, manifest: Manifest) -> None:
+        self._manifest = manifest
+        self._seen = 0
+        self._commits: dict[str, list[int]] = {}
+
+    def images_of(self, tar_url: str) -> set[Member]:
+        """The images of a tar that are in the stream; looks at commits that came since too.
+
+        Raises:
+            StreamDamaged: an index cannot be trusted.
+            StreamError: the stream cannot be read.
+        """
+        manifest = self._manifest
+        manifest.refresh()
+        for number in range(self._seen, len(manifest)):
+            if manifest.n(number) and is_absolute(uri := manifest.entry(number).uri):
+                self._commits.setdefault(_resolved(uri), []).append(number)
+        self._seen = len(manifest)
+        images: set[Member] = set()
+        for number in self._commits.get(_resolved(tar_url), ()):
+            commit = manifest.entry(number)
+            try:
+                with explained(f"cannot read {commit.index_uri} of the stream at {manifest.url}"):
+                    data = manifest.store.read(commit.index_uri)
+            except StreamError as error:
+                if isinstance(error.__cause__, FileNotFoundError) and number < manifest.floor.first:
+                    continue  # pruned: nothing says any more which images it had
+                raise
+            index = decode_index(data, name=commit.index_uri, n=commit.n)
+            images.update(index.row(row).image for row in range(commit.n))
+        return images
+
+
+def _resolved(tar_url: str) -> str:
+    local = local_path(tar_url)
+    return tar_url if local is None else os.path.realpath(local)
 
 
 @dataclass(slots=True)

@@ -286,11 +286,13 @@ def test_a_second_ingest_of_the_same_source_is_refused_while_the_first_runs(tmp_
     def meanwhile() -> bool:
         with pytest.raises(SourceBusy, match="another ingest of the same source"):
             ingest(root, tmp_path / "out")
-        refused.append(ingest(root, tmp_path / "out", name="other", open_stream=True).written)
+        other = ingest(root, tmp_path / "out", name="other")
+        refused.append((other.written, other.sealed))
+        assert "3 files are left to another ingest that is at work" in other.warnings[0]
         return True
 
     ingest(root, tmp_path / "out", stop=meanwhile)
-    assert refused == [3]
+    assert refused == [(0, False)], "it neither takes the files of the other, nor seals the stream under it"
     assert ingest(root, tmp_path / "out").status == "finished"
 
 
