@@ -30,6 +30,10 @@ class IngestConfig:
     """Images whose longer side is more than this many times the shorter one are skipped; >= 1."""
     keep_duplicates: bool = False
     """Whether content that the stream already has is written again; knowing it takes 16 bytes a record."""
+    digests: bool = True
+    """Whether a tar that is indexed where it is (--reference) is read once for the digests of its images.
+
+    Without them `stream verify` cannot check its content, and equal images in it are not told."""
     label_from: str = ""
     """parent: the name of the folder that an image lies in is its label_name. Empty: .cls and .json only."""
     workers: int = -1

@@ -5,14 +5,15 @@ import errno
 import fcntl
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ingest.config import IngestConfig
 from ingest.dedup import Duplicates
 from ingest.errors import DestinationFailed, DestinationFull, SourceBusy
-from stream.adopt import adopt_tar
+from ingest.labels import labels_of, parent_of
+from stream.adopt import AdoptedTars, AdoptOptions, Label, commit_tar, index_tar
 from stream.commits import Accounts
 from stream.errors import StreamError, StreamSealed
 from stream.local_store import LocalStore
@@ -20,6 +21,7 @@ from stream.manifest import Manifest
 from stream.record import Record
 from stream.retention import Retention
 from stream.shards import ShardWriter
+from stream.tar_samples import TarImage
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -86,8 +88,13 @@ class Destination(Protocol):
         """Make safe what is open."""
         ...
 
-    def adopt(self, tar: str, position: Any) -> Accounts:
-        """Take over a tar where it is; what became of its images. Only after `flush`."""
+    def adopt(self, tar: str, position: Callable[[Mapping[str, int]], Any]) -> Accounts:
+        """Take over a tar where it is; what became of its images. Only after `flush`.
+
+        Args:
+            tar: its absolute path.
+            position: gives the place in the source after it, from the labels that were lost in it by reason.
+        """
         ...
 
     def tick(self) -> None:
@@ -127,6 +134,7 @@ class ShardDestination:
         self._adopted = 0
         with self._explained():
             self._manifest = Manifest.open(url, create=True)
+        self._adopted_tars = AdoptedTars(self._manifest)
         self._retention = Retention(self._manifest, config.retention)
         self._lock = self._locked()
 
@@ -191,13 +199,33 @@ class ShardDestination:
             with self._explained():
                 self._writer.flush()
 
-    def adopt(self, tar: str, position: Any) -> Accounts:
+    def adopt(self, tar: str, position: Callable[[Mapping[str, int]], Any]) -> Accounts:
         """See Destination."""
+        config = self._config
+        options = AdoptOptions(
+            max_bytes=config.max_bytes,
+            digests=config.digests,
+            label=self._label,
+            keep_labels=config.label_from == "parent",
+            is_new=None if config.keep_duplicates or not config.digests else self.is_new,
+        )
         with self._explained():
-            commit = adopt_tar(self._manifest, tar, source_id=self._source_id, source_position=position)
+            adoption = index_tar(self._manifest, tar, options, self._adopted_tars)
+            commit = commit_tar(
+                self._manifest,
+                adoption,
+                source_id=self._source_id,
+                source_position=position(adoption.labels_lost),
+            )
             self._adopted += commit.n > 0
             self._retention.tick()
+            if self._duplicates is not None:
+                self._duplicates.catch_up()
             return commit.accounts
+
+    def _label(self, image: TarImage) -> Label:
+        labels = labels_of(image.cls, image.json, parent_of(image.name), self._config.label_from)
+        return labels.label, labels.label_name, labels.bad
 
     def tick(self) -> None:
         """See Destination."""

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ingest.archives import open_bytes
+from ingest.archives import first_block
 from ingest.errors import SourceNotFound, SourceUnreadable
-from ingest.headers import BLOCK, parse_header
 from ingest.names import OTHER_ARCHIVES, is_archive, is_hidden, is_image, shown
+from stream.local_store import LocalBytes
+from stream.tars import BLOCK_BYTES, compression_of, parse_header
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,21 +128,24 @@ def _check_archive(path: str) -> None:
         raise SourceUnreadable(f"{path}: archives of this kind are not read; unpack it, or make it a tar")
     try:
         if Path(path).is_file():
-            with Path(path).open("rb") as file:
-                if parse_header(open_bytes(file).read(BLOCK).ljust(BLOCK, b"\0")) is not None:
+            file = LocalBytes(Path(path))
+            try:
+                if parse_header(first_block(file)) is not None:
                     return
+            finally:
+                file.close()
     except OSError as error:
         raise SourceUnreadable(f"cannot read {path}: {error.strerror}") from error
     raise SourceUnreadable(f"{path} is neither a folder, nor a tar, nor named like an image")
 
 
 def is_plain_tar(path: str) -> bool:
-    """Whether a file begins like an uncompressed tar."""
+    """Whether a file that is named like a tar is not compressed, whatever is wrong with it otherwise."""
     try:
         if not Path(path).is_file():
             return False
         with Path(path).open("rb") as file:
-            return parse_header(file.read(BLOCK).ljust(BLOCK, b"\0")) is not None
+            return not compression_of(file.read(BLOCK_BYTES))
     except OSError:
         return False
 

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import quote, unquote_to_bytes
 
-from ingest.archives import open_bytes
 from ingest.errors import SourceEmpty, SourceUnreadable
-from ingest.labels import NO_LABELS, Labels, labels_of
+from ingest.labels import NO_LABELS, Labels, labels_of, parent_of
 from ingest.listing import Unit, absolute, is_plain_tar, matches, walk
 from ingest.names import shown
-from ingest.tars import MAX_META_BYTES, TarImage, TarLoss, read_tar
+from ingest.tars import TarSample, read_tar
+from stream.tars import MOST_META_BYTES, TarLoss
 
 WHOLE = -1
 """In a position: all of the last file is done."""
@@ -119,7 +119,7 @@ class FileSource:
             for path in found:
                 yield from walk(path, number, explicit=found == [spec])
 
-    def items(self, after: Position | None = None, *, whole_tars: bool = False) -> Iterator[Found]:
+    def items(self, after: Position | None = None, *, whole_tars: bool = False) -> Iterator[Found | None]:
         """See Source; with `whole_tars` a plain tar comes in one piece, not image by image."""
         self._warnings = []
         last = _read_position(after) if after is not None else None
@@ -164,11 +164,11 @@ class FileSource:
         path, name, position = Path(unit.path), shown(unit.path), _position(unit, before) | {"taken": 1}
         if not path.is_file():  # a pipe or a device would block
             return Found(name=name, position=position, loss="not_a_file" if path.exists() else "unreadable")
-        parent = _parent(absolute(unit.path))
+        parent = parent_of(absolute(unit.path))
         labels = labels_of(_sidecar(unit.cls), _sidecar(unit.json), parent, self._label_from)
         return Found(name=name, position=position, path=unit.path, labels=labels)
 
-    def _archive(self, unit: Unit, before: int, skip: int) -> Iterator[Found]:
+    def _archive(self, unit: Unit, before: int, skip: int) -> Iterator[Found | None]:
         base = _position(unit, before)
         count = 0
         loss = ""
@@ -177,21 +177,23 @@ class FileSource:
             if path.exists() and not path.is_file():
                 loss = "not_a_file"
             else:
-                with path.open("rb") as file:
-                    for event in read_tar(open_bytes(file), max_bytes=self._max_bytes):
-                        count += 1
-                        if count > skip:
-                            yield self._event(unit, event, base | {"taken": count})
+                for event in read_tar(path, max_bytes=self._max_bytes):
+                    if event is None:
+                        yield None
+                        continue
+                    count += 1
+                    if count > skip:
+                        yield self._event(unit, event, base | {"taken": count})
         except OSError:
             loss = "unreadable"
         if loss and count >= skip:
             yield Found(name=shown(unit.path), position=base | {"taken": count + 1}, loss=loss)
 
-    def _event(self, unit: Unit, event: TarImage | TarLoss, position: Position) -> Found:
+    def _event(self, unit: Unit, event: TarSample | TarLoss, position: Position) -> Found:
         name = f"{shown(unit.path)}#{shown(event.name)}"
         if isinstance(event, TarLoss):
             return Found(name=name, position=position, loss=event.reason, label_only=event.label_only)
-        labels = labels_of(event.cls, event.json, _parent(event.name), self._label_from)
+        labels = labels_of(event.cls, event.json, parent_of(event.name), self._label_from)
         return Found(name=name, position=position, payload=event.payload, labels=labels)
 
 
@@ -208,14 +210,10 @@ def _sidecar(path: str) -> bytes | None:
     try:
         if Path(path).is_file():
             with Path(path).open("rb") as file:
-                return file.read(MAX_META_BYTES)
+                return file.read(MOST_META_BYTES)
     except OSError:
         pass
     return b""
-
-
-def _parent(path: str) -> str:
-    return path.rpartition("/")[0].rpartition("/")[2]
 
 
 def _size(path: str) -> int:

@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import logging
 from collections import Counter, deque
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from kafka import TopicPartition, errors
@@ -155,7 +156,7 @@ class TopicDestination:
             self._writer.flush()
             self._settle()
 
-    def adopt(self, tar: str, position: Any) -> Accounts:
+    def adopt(self, tar: str, position: Callable[[Mapping[str, int]], Any]) -> Accounts:
         """See Destination: a topic holds records, not places of tars."""
         raise ValueError(
             f"tars cannot be adopted by reference into a topic ({self.url}): leave out --reference"

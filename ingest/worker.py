@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -198,13 +199,18 @@ class _Ingest:
             state.labels_lost[found.loss] += 1
         elif found.tar:
             into.flush()
-            state.accounts += into.adopt(found.tar, state.position(found.position, into.shards))
+            state.accounts += into.adopt(found.tar, partial(self._behind_tar, found))
         elif isinstance(result, BadRecord):
             self._skip(result.reason, found)
         elif not self._config.keep_duplicates and not into.is_new(result.sha256):
             self._skip("duplicate", found)
         else:
             self._write(found, result)
+
+    def _behind_tar(self, found: Found, labels_lost: Mapping[str, int]) -> dict[str, Any]:
+        """The place behind a tar that is adopted, with the labels that were lost in it."""
+        self._state.labels_lost.update(labels_lost)
+        return self._state.position(found.position, self._into.shards)
 
     def _write(self, found: Found, image: Prepared) -> None:
         state, into = self._state, self._into

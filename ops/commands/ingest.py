@@ -24,6 +24,9 @@ NOTE = b"\nstopping: what is open is being committed (Ctrl-C once more ends at o
 @click.option(
     "--label-from", type=click.Choice(["parent"]), help="Take the folder of an image as its label_name."
 )
+@click.option(
+    "--no-digests", is_flag=True, help="With --reference: do not read the images for their digests."
+)
 @click.option("--keep-duplicates", is_flag=True, help="Also write content that the stream has already.")
 @click.option("--keep-hours", type=float, help="Prune shards that are older than so many hours.")
 @click.option("--keep-bytes", type=int, help="Prune the oldest shards until the stream has no more bytes.")
@@ -52,6 +55,7 @@ def command(
     open_stream: bool,
     reference: bool,
     label_from: str | None,
+    no_digests: bool,
     keep_duplicates: bool,
     keep_hours: float | None,
     keep_bytes: int | None,
@@ -73,7 +77,11 @@ def command(
     the same source is refused while the first is at work. What cannot be used is skipped and counted by its
     reason: found = written + skipped. Images above 384 pixels on the shorter side are made smaller; sound
     small JPEGs stay as they are, byte for byte. Labels for evaluation come from .cls or .json beside the
-    image, or with --label-from parent from its folder.
+    image, or with --label-from parent from its folder. Each image of a sample in a tar (7.left.jpg,
+    7.right.jpg) is a record of its own.
+
+    With --reference plain tars stay where they are. Each is read once for digests of its images, so that
+    `stream verify --deep` sees what changed and no image is taken twice; --no-digests leaves that out.
 
     An endless stream is kept small by --keep-hours or --keep-bytes: old shards leave, but never one that a
     registered run still needs. With --max-ahead the ingest waits for the slowest of these runs.
@@ -107,7 +115,9 @@ def command(
         from ingest.forking import begin_imports
 
         limits = {"keep_hours": keep_hours, "keep_bytes": keep_bytes, "max_ahead": max_ahead}
-        config = _config(assignments, label_from, keep_duplicates, limits)
+        config = _config(
+            assignments, label_from, limits, keep_duplicates=keep_duplicates, digests=not no_digests
+        )
         if config.workers:
             begin_imports()  # while this process has imports of its own: the first image comes sooner
 
@@ -190,8 +200,10 @@ class _Shown:
 def _config(
     assignments: tuple[str, ...],
     label_from: str | None,
-    keep_duplicates: bool,
     limits: dict[str, float | None],
+    *,
+    keep_duplicates: bool,
+    digests: bool,
 ) -> "IngestConfig":
     from ingest.config import IngestConfig
     from ops import settings
@@ -203,6 +215,8 @@ def _config(
         values["label_from"] = label_from
     if keep_duplicates:
         values["keep_duplicates"] = True
+    if not digests:
+        values["digests"] = False
     for name, limit in limits.items():
         if limit is not None:
             settings.assign(values, f"retention.{name}={limit}")
