@@ -39,6 +39,8 @@ class Looked:
     of: int
     bytes: int
     """Of tars, that were read."""
+    unchecked: int = 0
+    """Records that were read, but whose index has no digest: nobody can tell whether their images changed."""
 
 
 def verify(
@@ -51,7 +53,7 @@ def verify(
     Args:
         manifest: of the stream, open: a head that cannot be read, or commits that do not follow one another,
             keep it from being opened, and that is the damage then.
-        deep: also read every tar and compare its digest; of adopted tars, which have none, every record.
+        deep: also read every tar and compare its digest; of adopted tars every record and its digest.
         progress: told after each commit.
 
     Raises:
@@ -64,7 +66,7 @@ def verify(
     yield from _segments(manifest)
     floor, size = manifest.floor.first, len(manifest)
     files = ShardFiles(manifest, verify=True, max_record_bytes=1 << 31)
-    read = 0
+    read = unchecked = 0
     try:
         for number in range(size):
             try:
@@ -72,13 +74,15 @@ def verify(
                 if commit.n:
                     yield from _shard(manifest, commit, kept=number >= floor)
                 if commit.n and deep and number >= floor:
-                    yield from (
-                        _records(files, commit) if is_absolute(commit.uri) else _digest(manifest, commit)
-                    )
+                    if is_absolute(commit.uri):
+                        yield from _records(files, commit)
+                        unchecked += files.without_digest(number)
+                    else:
+                        yield from _digest(manifest, commit)
                     read += commit.bytes
             except StreamError as error:
                 yield Damage(name=f"commit {number}", what=str(error))
-            progress(Looked(commits=number + 1, of=size, bytes=read))
+            progress(Looked(commits=number + 1, of=size, bytes=read, unchecked=unchecked))
     finally:
         files.close()
 
