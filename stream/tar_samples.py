@@ -6,7 +6,7 @@ its own stem (`7.left.cls`), else that of the key (`7.cls`). Labels that stand a
 images first, then all labels, or the other way round) are given to the latest image of that key
 that has none.
 
-What is kept of a sample is some hundred bytes, never an image; a label is reduced to what says it.
+What is kept of a sample is its name, its places and what says its label; never an image.
 """
 
 import json
@@ -38,10 +38,10 @@ LARGEST_IMAGE = 2**32 - 1
 _TICK_MEMBERS = 5_000
 _LONGEST_NUMBER = 16
 _MORE_IMAGE_NAMES = frozenset((
-    "avifs", "blp", "bw", "cur", "dcx", "dds", "emf", "eps", "fit", "fits", "flc", "fli", "ftc", "ftu",
-    "gbr", "heics", "hif", "icb", "icns", "iim", "im", "j2c", "jif", "jpc", "jpf", "mpo", "msp", "pcd",
-    "pcx", "pfm", "pxr", "ras", "rgb", "rgba", "sgi", "sun", "svg", "svgz", "tga", "vda", "vst", "wmf",
-    "xbm", "xpm",
+    "avifs", "blp", "bw", "cur", "dcx", "dds", "emf", "eps", "fit", "fits", "flc", "fli", "ftc",
+    "ftu", "gbr", "heics", "heifs", "hif", "icb", "icns", "iim", "im", "j2c", "jif", "jpc", "jpf",
+    "mpo", "msp", "pcd", "pcx", "pfm", "pxr", "ras", "rgb", "rgba", "sgi", "sun", "svg", "svgz",
+    "tga", "vda", "vst", "wmf", "xbm", "xpm",
 ))  # fmt: skip
 """Names that promise an image, whether or not it can be decoded: what cannot is counted, not overlooked."""
 
