@@ -34,6 +34,10 @@ class IngestConfig:
     """Whether new files are taken in a random order instead of that of their names; archives stay whole."""
     seed: int = 0
     """Of the random order; 0 .. 2^63 - 1."""
+    digests: bool = True
+    """Whether a tar that is indexed where it is (--reference) is read once for the digests of its images.
+
+    Without them `stream verify` cannot check its content, and equal images in it are not told."""
     label_from: str = ""
     """parent: the name of the folder that an image lies in is its label_name. Empty: .cls and .json only."""
     workers: int = -1

@@ -6,7 +6,7 @@ import fcntl
 import hashlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,8 +14,9 @@ from typing import Any, Protocol
 from ingest.config import IngestConfig
 from ingest.dedup import Duplicates
 from ingest.errors import DestinationFailed, DestinationFull, SourceBusy
+from ingest.labels import labels_of, parent_of
 from ingest.rejects import Listed, Reject, open_list
-from stream.adopt import AdoptedTars, adopt_tar
+from stream.adopt import AdoptedTars, Adoption, AdoptOptions, Label, commit_tar, index_tar
 from stream.commits import Accounts
 from stream.errors import StreamError, StreamSealed
 from stream.local_store import LocalStore
@@ -25,6 +26,7 @@ from stream.retention import Retention
 from stream.shards import ShardWriter
 from stream.store import Store
 from stream.taken import TakenList
+from stream.tar_samples import TarImage
 
 logger = logging.getLogger(__name__)
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -118,8 +120,14 @@ class Destination(Protocol):
         """Make safe what is open."""
         ...
 
-    def adopt(self, tar: str, position: Any) -> Accounts:
-        """Take over a tar where it is; what became of its images. Only after `flush`."""
+    def adopt(self, tar: str, position: Callable[[Adoption], Any]) -> Accounts:
+        """Take over a tar where it is; what became of its images. Only after `flush`.
+
+        Args:
+            tar: its absolute path.
+            position: gives the place in the source after it, from what was found in it; called before it is
+                committed, and may `reject`.
+        """
         ...
 
     def tick(self) -> None:
@@ -157,9 +165,9 @@ class ShardDestination:
         self._writer: ShardWriter | None = None
         self._duplicates: Duplicates | None = None
         self._adopted = 0
-        self._adopted_tars: AdoptedTars | None = None
         with self.explained():
             self._manifest = Manifest.open(url, create=True)
+        self._adopted_tars = AdoptedTars(self._manifest)
         self._retention = Retention(self._manifest, config.retention)
         self._rejects = open_list(self._manifest.store, source_id)
         self._taken = TakenList(self._manifest.store)
@@ -254,19 +262,30 @@ class ShardDestination:
             with self.explained():
                 self._writer.flush()
 
-    def adopt(self, tar: str, position: Any) -> Accounts:
+    def adopt(self, tar: str, position: Callable[[Adoption], Any]) -> Accounts:
         """See Destination."""
+        config = self._config
+        options = AdoptOptions(
+            max_bytes=config.max_bytes,
+            digests=config.digests,
+            label=self._label,
+            keep_labels=config.label_from == "parent",
+            is_new=None if config.keep_duplicates or not config.digests else self.is_new,
+        )
         with self.explained():
+            adoption = index_tar(self._manifest, tar, options, self._adopted_tars)
+            place = position(adoption)
             self._rejects.flush()
-            if self._adopted_tars is None:
-                self._adopted_tars = AdoptedTars(self._manifest)
-            commit = adopt_tar(
-                self._manifest, tar, source_id=self._source_id, source_position=position,
-                known=self._adopted_tars.images_of(tar),
-            )  # fmt: skip
+            commit = commit_tar(self._manifest, adoption, source_id=self._source_id, source_position=place)
             self._adopted += commit.n > 0
             self._retention.tick()
+            if self._duplicates is not None:
+                self._duplicates.catch_up()
             return commit.accounts
+
+    def _label(self, image: TarImage) -> Label:
+        labels = labels_of(image.cls, image.json, parent_of(image.name), self._config.label_from)
+        return labels.label, labels.label_name, labels.bad
 
     def tick(self) -> None:
         """See Destination."""

@@ -252,7 +252,7 @@ class ListedFiles:
             self._take_in(segment, self._notes.get(segment.source, 0))
         return segments
 
-    def _rest_of(self, own: _Own, index: int, taken: int, whole_tars: bool) -> Iterator[Found]:
+    def _rest_of(self, own: _Own, index: int, taken: int, whole_tars: bool) -> Iterator[Found | None]:
         """What is not done of a segment of this source."""
         if not own.pending.size:
             return
@@ -266,7 +266,7 @@ class ListedFiles:
                 self._tell_changed(file)
                 yield from self._items(number, file, taken if number == index else 0, whole_tars)
 
-    def _items(self, index: int, file: TakenFile, skip: int, whole_tars: bool) -> Iterator[Found]:
+    def _items(self, index: int, file: TakenFile, skip: int, whole_tars: bool) -> Iterator[Found | None]:
         path = self._source.spelled(file.path)
         folder = path.rpartition("/")[0]
         beside = [f"{folder}/{name}" if folder and name else name for name in (file.cls, file.json)]
@@ -280,6 +280,9 @@ class ListedFiles:
         last: Found | None = None
         skip = skip or file.begun
         for found in self._source.of(looked_at(unit), {"index": index}, skip, whole_tars=whole_tars):
+            if found is None:
+                yield None
+                continue
             if found.loss == "unreadable":
                 self._source.check_there(file.path)
             if last is not None:

@@ -18,13 +18,14 @@ from typing import Any, Protocol
 from urllib.parse import quote, unquote_to_bytes
 
 from ingest.errors import SourceChanged, SourceEmpty, SourceNotFound, SourceUnreadable
-from ingest.labels import NO_LABELS, Labels, labels_of
+from ingest.labels import NO_LABELS, Labels, labels_of, parent_of
 from ingest.listing import Unit, absolute, is_plain_tar, looked_at, matches, walk
 from ingest.names import shown
 from ingest.survey import Survey, size_of
-from ingest.tars import MAX_META_BYTES, TarImage, TarLoss
+from ingest.tars import TarSample
 from ingest.zips import read_archive
 from stream.file_types import ending_of
+from stream.tars import MOST_META_BYTES, TarLoss
 
 WHOLE = -1
 """In a position: all of the last file is done."""
@@ -240,7 +241,7 @@ class FileSource:
 
     def items(
         self, after: Position | None = None, *, whole_tars: bool = False, refuse: bool = False
-    ) -> Iterator[Found]:
+    ) -> Iterator[Found | None]:
         """See Source; in the order of names, from a place by names: listed.py knows better.
 
         Args:
@@ -271,7 +272,7 @@ class FileSource:
         if last is not None and not told:
             self._compare(last, None, before, refuse=refuse)
 
-    def of(self, unit: Unit, base: dict[str, Any], taken: int, *, whole_tars: bool) -> Iterator[Found]:
+    def of(self, unit: Unit, base: dict[str, Any], taken: int, *, whole_tars: bool) -> Iterator[Found | None]:
         """Everything of a unit whose kind is known, behind the first `taken` things of it.
 
         Positions are `base` and how many are `taken` then.
@@ -311,32 +312,36 @@ class FileSource:
         trouble, detail = _no_file(unit.path)  # a pipe or a device would block
         if trouble:
             return _lost(replace(unit, loss=trouble, detail=detail), position)
-        labels = labels_of(_sidecar(unit.cls), _sidecar(unit.json), _parent(file), self._label_from)
+        labels = labels_of(_sidecar(unit.cls), _sidecar(unit.json), parent_of(file), self._label_from)
         return Found(name=shown(unit.path), position=position, path=unit.path, labels=labels, file=file)
 
-    def _archive(self, unit: Unit, base: dict[str, Any], skip: int) -> Iterator[Found]:
+    def _archive(self, unit: Unit, base: dict[str, Any], skip: int) -> Iterator[Found | None]:
         count = 0
         loss, detail = _no_file(unit.path)
         try:
             if not loss:
-                with Path(unit.path).open("rb") as file:
-                    for event in read_archive(file, max_bytes=self._max_bytes):
-                        count += 1
-                        self._inside = file.tell()
-                        if count > skip:
-                            yield self._event(unit, event, base | {"taken": count})
+                for event in read_archive(Path(unit.path), max_bytes=self._max_bytes, reached=self._reach):
+                    if event is None:
+                        yield None
+                        continue
+                    count += 1
+                    if count > skip:
+                        yield self._event(unit, event, base | {"taken": count})
         except OSError as error:
             loss, detail = "unreadable", error.strerror or ""
         if loss and count >= skip:
             yield _lost(replace(unit, loss=loss, detail=detail), base | {"taken": count + 1})
 
-    def _event(self, unit: Unit, event: TarImage | TarLoss, position: Position) -> Found:
+    def _reach(self, inside: int) -> None:
+        self._inside = inside
+
+    def _event(self, unit: Unit, event: TarSample | TarLoss, position: Position) -> Found:
         name, file = f"{shown(unit.path)}#{shown(event.name)}", absolute(unit.path)
         if isinstance(event, TarLoss):
             return Found(
                 name=name, position=position, loss=event.reason, label_only=event.label_only, file=file
             )
-        labels = labels_of(event.cls, event.json, _parent(event.name), self._label_from)
+        labels = labels_of(event.cls, event.json, parent_of(event.name), self._label_from)
         return Found(name=name, position=position, payload=event.payload, labels=labels, file=file)
 
 
@@ -387,14 +392,10 @@ def _sidecar(path: str) -> bytes | None:
     try:
         if Path(path).is_file():
             with Path(path).open("rb") as file:
-                return file.read(MAX_META_BYTES)
+                return file.read(MOST_META_BYTES)
     except OSError:
         pass
     return b""
-
-
-def _parent(path: str) -> str:
-    return path.rpartition("/")[0].rpartition("/")[2]
 
 
 def _size(path: str) -> int:

@@ -9,6 +9,7 @@ import hashlib
 import logging
 import os
 from collections import Counter, deque
+from collections.abc import Callable
 from typing import Any
 
 from kafka import TopicPartition, errors
@@ -19,6 +20,7 @@ from ingest.destination import Resume, explained, is_locked, lock_source
 from ingest.rejects import Listed, Reject, RejectList, state_list
 from ingest.topic_history import Stamp, TopicHistory
 from ingest.topic_lease import GROUP_S, TopicLease
+from stream.adopt import Adoption
 from stream.commits import Accounts
 from stream.digests import DigestSet
 from stream.local_store import LocalStore
@@ -215,7 +217,7 @@ class TopicDestination:
             self._writer.flush()
             self._settle()
 
-    def adopt(self, tar: str, position: Any) -> Accounts:
+    def adopt(self, tar: str, position: Callable[[Adoption], Any]) -> Accounts:
         """See Destination: a topic holds records, not places of tars."""
         raise ValueError(
             f"tars cannot be adopted by reference into a topic ({self.url}): leave out --reference"

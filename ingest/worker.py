@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,12 @@ from ingest.config import IngestConfig
 from ingest.destination import Destination, Resume, ShardDestination
 from ingest.errors import PreparersFailed, SourceEmpty, SourceNotFound, SourceUnreadable
 from ingest.listed import ListedFiles
+from ingest.names import shown
 from ingest.prepared import Prepared, Result
 from ingest.preparers import Preparers
 from ingest.rejects import Listed, Reject
 from ingest.sources import FileSource, Found, Source, told_by_ending
+from stream.adopt import Adoption
 from stream.commits import Accounts
 from stream.errors import BadRecord, StreamSealed
 from stream.file_types import ending_of
@@ -165,8 +168,12 @@ class _State:
     def skip(self, reason: str, found: Found) -> None:
         """Count something that is not written."""
         self.accounts += Accounts(skipped={reason: 1})
+        self.count_ending(reason, found.name)
+
+    def count_ending(self, reason: str, name: str) -> None:
+        """Count what is of no supported kind by its ending."""
         if reason == "unsupported_name":
-            ending = ending_of(found.name.rpartition("#")[2] or found.name)
+            ending = ending_of(name.rpartition("#")[2] or name)
             known = ending in self.endings or len(self.endings) < MOST_ENDINGS
             self.endings[ending if known else "other"] += 1
 
@@ -247,13 +254,22 @@ class _Ingest:
             state.labels_lost[found.loss] += 1
         elif found.tar:
             into.flush()
-            state.accounts += into.adopt(found.tar, self._position(found))
+            state.accounts += into.adopt(found.tar, partial(self._behind_tar, found))
         elif isinstance(result, BadRecord):
             self._skip(result, found)
         elif (found.again or not self._config.keep_duplicates) and not into.is_new(result.sha256):
             self._skip(BadRecord("duplicate"), found)
         else:
             self._write(found, result)
+
+    def _behind_tar(self, found: Found, adoption: Adoption) -> dict[str, Any]:
+        """The place behind a tar that is adopted, with what was lost in it."""
+        self._state.labels_lost.update(adoption.labels_lost)
+        for loss in adoption.losses:
+            name = f"{found.name}#{shown(loss.name)}"
+            self._reject(Reject(reason=loss.reason, source=name, path=found.tar))
+            self._state.count_ending(loss.reason, name)
+        return self._position(found)
 
     def _write(self, found: Found, image: Prepared) -> None:
         state, into = self._state, self._into
@@ -274,9 +290,12 @@ class _Ingest:
 
     def _skip(self, bad: BadRecord, found: Found) -> None:
         reject = Reject(reason=bad.reason, source=found.name, detail=bad.detail, path=found.file)
-        self._into.reject(reject)
+        self._reject(reject)
         self._state.skip(bad.reason, found)
         self._into.skip(bad.reason, self._position(found))
+
+    def _reject(self, reject: Reject) -> None:
+        self._into.reject(reject)
         if self._rejected is not None:
             self._rejected(reject)
 

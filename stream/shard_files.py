@@ -77,6 +77,10 @@ class ShardFiles:
             return Entry(unit=number, index=index, record=None, reason=bad.reason, size=row.image.size)
         return Entry(unit=number, index=index, record=record, size=row.image.size)
 
+    def without_digest(self, number: int) -> int:
+        """Records of a commit whose digest is not known. Raises as `entry`."""
+        return self._shard(number).index.without_digest
+
     def close(self) -> None:
         """Let go of all files."""
         while self._shards:
@@ -141,7 +145,7 @@ class _Shard:
             found.get(row.cls, (_UNREADABLE, ""))[0] if row.cls else None,
         )
         if self.index.adopted:
-            return _adopted(record, f"{self.uri}#{_CONTROL.sub('?', name)}", verify=verify)
+            return _adopted(record, row, f"{self.uri}#{_printable(name)}", verify=verify)
         return _checked(record, row.digest) if verify else record
 
     def _read_members(self, members: list[Member]) -> dict[Member, tuple[bytes, str]]:
@@ -180,9 +184,21 @@ def _checked(record: Record, digest: bytes) -> Record:
     return record if record.sha256 else replace(record, sha256=found)
 
 
-def _adopted(record: Record, source: str, *, verify: bool) -> Record:
+def _adopted(record: Record, row: IndexRow, source: str, *, verify: bool) -> Record:
     """A record of a foreign tar, whose JSON may state the digest of a download that was resized later."""
-    stated = record.sha256
-    if stated and verify and hashlib.sha256(record.payload).hexdigest() != stated:
-        stated = ""
-    return replace(record, sha256=stated if verify else "", source=record.source or source)
+    sha256 = ""
+    if verify and (record.sha256 or row.digest != NO_DIGEST):
+        own = hashlib.sha256(record.payload)
+        if row.digest not in (NO_DIGEST, own.digest()[: len(row.digest)]):
+            raise BadRecord("checksum", f"the image is not the one that was adopted: found {own.hexdigest()}")
+        known = row.digest != NO_DIGEST or record.sha256 == own.hexdigest()
+        sha256 = own.hexdigest() if known else ""
+    record = replace(record, sha256=sha256, source=record.source or source)
+    if row.label is None and row.label_name is None:
+        return record
+    return replace(record, label=row.label, label_name=row.label_name, bad_label=False)
+
+
+def _printable(name: str) -> str:
+    """A name of a tar as provenance: no control characters, no bytes that are no text."""
+    return _CONTROL.sub("?", name.encode("utf-8", "replace").decode("utf-8"))

@@ -24,6 +24,9 @@ NOTE = b"\nstopping: what is open is being committed (Ctrl-C once more ends at o
 )
 @click.option("--shuffle", is_flag=True, help="Take new files in a random order; archives stay whole.")
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, help="Of that random order.")
+@click.option(
+    "--no-digests", is_flag=True, help="With --reference: do not read the images for their digests."
+)
 @click.option("--keep-duplicates", is_flag=True, help="Also write content that the stream has already.")
 @click.option("--keep-hours", type=float, help="Prune shards that are older than so many hours.")
 @click.option("--keep-bytes", type=int, help="Prune the oldest shards until the stream has no more bytes.")
@@ -66,6 +69,7 @@ def command(
     label_from: str | None,
     shuffle: bool,
     seed: int,
+    no_digests: bool,
     keep_duplicates: bool,
     keep_hours: float | None,
     keep_bytes: int | None,
@@ -101,7 +105,10 @@ def command(
 
     Images above 384 pixels on the shorter side are made smaller; sound small JPEGs stay as they are, byte for
     byte. Labels for evaluation come from .cls or .json beside the image, or with --label-from parent from its
-    folder.
+    folder. Each image of a sample in a tar (7.left.jpg, 7.right.jpg) is a record of its own.
+
+    With --reference plain tars stay where they are. Each is read once for digests of its images, so that
+    `stream verify --deep` sees what changed and no image is taken twice; --no-digests leaves that out.
 
     An endless stream is kept small by --keep-hours or --keep-bytes: old shards leave, but never one that a
     registered run still needs. With --max-ahead the ingest waits for the slowest of these runs.
@@ -142,7 +149,7 @@ def command(
 
         limits = {"keep_hours": keep_hours, "keep_bytes": keep_bytes, "max_ahead": max_ahead}
         flags = {"keep_duplicates": keep_duplicates, "shuffle": shuffle, "seed": seed}
-        config = _config(assignments, label_from, flags, limits)
+        config = _config(assignments, label_from, flags, limits, digests=not no_digests)
         if config.workers:
             begin_imports()  # while this process has imports of its own: the first image comes sooner
 
@@ -194,6 +201,8 @@ def _config(
     label_from: str | None,
     flags: dict[str, int],
     limits: dict[str, float | None],
+    *,
+    digests: bool,
 ) -> "IngestConfig":
     from ingest.config import IngestConfig
     from ops import settings
@@ -204,6 +213,8 @@ def _config(
     if label_from is not None:
         values["label_from"] = label_from
     values.update({name: flag for name, flag in flags.items() if flag})
+    if not digests:
+        values["digests"] = False
     for name, limit in limits.items():
         if limit is not None:
             settings.assign(values, f"retention.{name}={limit}")
