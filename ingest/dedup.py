@@ -1,6 +1,5 @@
 """Exact duplicates: content that a stream has already, whoever wrote it and whenever."""
 
-from stream.commits import is_absolute
 from stream.digests import DigestSet, known_digests
 from stream.index import read_digests
 from stream.manifest import Manifest
@@ -34,7 +33,7 @@ class Duplicates:
         manifest = self._manifest
         for number in range(self._seen_commits, len(manifest)):
             commit = manifest.entry(number)
-            if commit.n == 0 or commit.source_id == self._source_id or is_absolute(commit.uri):
+            if commit.n == 0 or commit.source_id == self._source_id:
                 continue
             with explained(f"cannot read {commit.index_uri} of the stream at {manifest.url}"):
                 file = manifest.store.open(commit.index_uri)

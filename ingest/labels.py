@@ -18,6 +18,11 @@ class Labels:
 NO_LABELS = Labels()
 
 
+def parent_of(path: str) -> str:
+    """Name of the folder that a file lies in; may be empty."""
+    return path.rpartition("/")[0].rpartition("/")[2]
+
+
 def labels_of(cls: bytes | None, body: bytes | None, parent: str, label_from: str) -> Labels:
     """Label of an image.
 

@@ -27,48 +27,28 @@ from stream.errors import BadRecord
 from stream.jpeg import BASELINE, END_OF_IMAGE, START_OF_FRAME, segments
 from stream.orientation import orientation_of
 from stream.record import UNKNOWN_TYPE, media_type_of
+from stream.tars import LABEL_REASONS, TAR_REASONS
 
 REASONS: Mapping[str, str] = {
     **DECODE_REASONS,
     # of an image
     "too_small": "the shorter side is below `min_side`",
     "too_elongated": "the longer side is more than `max_aspect` times the shorter one",
-    "too_many_bytes": "the file is larger than `max_bytes`",
     "decode_timeout": "decoding took longer than `timeout_s`",
     "decoder_crashed": "the decoder brought its process down",
     "duplicate": "the stream has the same content already",
     "above_topic_limit": "the record is larger than `max.message.bytes` of the Kafka topic",
     # of a file
-    "unsupported_name": "neither its name nor its first bytes are those of an image or archive that is read",
     "unreadable": "the file cannot be read",
     "unreadable_folder": "the folder cannot be listed; what is in it is not known",
-    "not_a_file": "a folder, pipe or device under the name of an image",
-    "link": "a link inside an archive",
-    # of an archive
-    "no_image": "a label without its image",
-    "not_an_archive": "no tar and no zip in a file that is named like one",
-    "archive_cut": "the archive ends inside a member",
-    "archive_damaged": "a stretch in which no header can be read",
-    "archive_hole": "zeros among the members; what stood there, if anything, is gone",
-    "archive_size": "a header that claims more bytes than follow",
-    "gzip_damaged": "compressed data that cannot be right, or something else after its end",
-    "gzip_bomb": "compressed data that grows beyond reason",
-    "packed_damaged": "as gzip_damaged, of bzip2 or xz",
-    "packed_bomb": "as gzip_bomb, of bzip2, xz or zip",
     "zip_damaged": "a zip, or a member of one, that cannot be read",
     "encrypted": "a member of a zip that is locked by a password",
-    # of an archive that is indexed where it is
-    "duplicate_key": "the same member again",
-    "extra_image": "a second image under one key",
-    "damaged_tar": "a stretch in which no header can be read",
-    "after_end": "something stands behind the end of the archive",
+    # of an archive, and of what is in it
+    **TAR_REASONS,
 }
 """Why something that was found is not written. Names are part of the interface; each is counted."""
 
-LABEL_TROUBLES: Mapping[str, str] = {
-    "bad_label": "the image has a label that is none, or none where one was asked for",
-    "label_apart": "a label that stands apart from its image in the archive",
-}
+LABEL_TROUBLES: Mapping[str, str] = LABEL_REASONS
 """What costs a label, but not the image."""
 
 LOSSY = frozenset({"image/jpeg", "image/webp", "image/avif", "image/jp2", "image/heic", "image/jxl"})

@@ -10,8 +10,8 @@ archive#member), detail (what was seen; may be empty) and path (absolute, of the
 Lines are made durable before the commit that counts them, and the position in that commit says how far the
 list goes. Lines behind it are those of an ingest that was killed: they are cut off before it goes on, which
 finds the same again, and no reader shows them. So over kills, restarts and losses of power the committed list
-has exactly one line for each thing that the commits count as skipped, in their order. What tars that are
-adopted where they are (`--reference`) have skipped is counted and not listed: it was never taken one by one.
+has exactly one line for each thing that the commits count as skipped, in their order. What tars
+that are adopted where they are (`--reference`) have skipped is listed too.
 """
 
 import hashlib

@@ -18,7 +18,7 @@ TEMPORARY = "swavstream-"
 """Begins the names of shards that wait for their upload in the machine's temporary folder."""
 _CLOCK_SLACK_S = 86_400.0
 """By how much clocks of machines that share a file system may differ."""
-_FOLDERS = ("shards", "index", "commits", "segments", "readers", ".")
+_FOLDERS = ("shards", "index", "commits", "segments", "readers", "taken", ".")
 
 _log = logging.getLogger(__name__)
 

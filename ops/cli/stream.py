@@ -168,7 +168,8 @@ def verify(stream: str, deep: bool, as_json: bool) -> int:
     With --deep every image is decoded too, as in learning, which shows damage that was there before an image
     came into the stream or into a tar that was adopted.
 
-    Exit code 78, and a line for each damage, when it is not.
+    Exit code 78, and a line for each damage, when it is not. Records of tars adopted without digests are read
+    with --deep, and counted as not checked.
 
     \b
     Examples:
@@ -181,7 +182,11 @@ def verify(stream: str, deep: bool, as_json: bool) -> int:
     from stream.verify import Damage, Looked
     from stream.verify import verify as look
 
+    unchecked = 0
+
     def show_progress(looked: Looked) -> None:
+        nonlocal unchecked
+        unchecked = looked.unchecked
         if line.due(looked.commits):
             line.say(f"{looked.commits:,} of {looked.of:,} commits  {looked.bytes / 1e6:,.0f} MB read")
 
@@ -202,12 +207,18 @@ def verify(stream: str, deep: bool, as_json: bool) -> int:
             "commits": commits,
             "records": records,
             "deep": deep,
+            "unchecked": unchecked,
             "damages": [asdict(damage) for damage in damages],
         }
         click.echo(json.dumps(body))
     else:
         for damage in damages:
             click.echo(f"{damage.name}: {damage.what}")
+        if unchecked:
+            click.echo(
+                f"content not checked: {unchecked:,} records of tars that were adopted without digests "
+                "(by an earlier version, or with --no-digests)"
+            )
         found = "no damage" if not damages else f"{len(damages):,} damage{'s' if len(damages) > 1 else ''}"
         click.echo(f"{stream}: {commits:,} commits, {records:,} records, {found}")
     return EXIT_AGAIN if damages else 0

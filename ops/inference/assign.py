@@ -86,7 +86,7 @@ def is_stream(source: str) -> bool:
 
 def _of_files(source: str) -> Iterator[tuple[str, bytes | BadRecord]]:
     for found in open_source(source, max_bytes=MAX_BYTES).items():
-        if not found.label_only:
+        if found is not None and not found.label_only:
             yield found.name, _payload(found)
 
 

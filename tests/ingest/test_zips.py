@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 
 from ingest import archives
-from ingest.tars import TarImage, TarLoss
+from ingest.tars import TarSample
 from ingest.zips import read_archive
+from stream.tars import TarLoss
 from tests.ingest.made import Members, encoded, labelled, write_tar
 
 PACKERS: dict[str, Callable[[bytes], bytes]] = {"bz2": bz2.compress, "xz": lzma.compress}
 
 
-def read(path: Path, max_bytes: int = 1 << 20) -> list[TarImage | TarLoss]:
-    with path.open("rb") as file:
-        return list(read_archive(file, max_bytes=max_bytes))
+def read(path: Path, max_bytes: int = 1 << 20) -> list[TarSample | TarLoss]:
+    return [one for one in read_archive(path, max_bytes=max_bytes) if one is not None]
 
 
 def losses(path: Path, max_bytes: int = 1 << 20) -> list[tuple[str, str]]:
@@ -26,7 +26,7 @@ def losses(path: Path, max_bytes: int = 1 << 20) -> list[tuple[str, str]]:
 
 
 def images(path: Path) -> list[tuple[str, bytes, bytes | None]]:
-    return [(one.name, one.payload, one.cls) for one in read(path) if isinstance(one, TarImage)]
+    return [(one.name, one.payload, one.cls) for one in read(path) if isinstance(one, TarSample)]
 
 
 def write_zip(path: Path, members: Members, method: int = zipfile.ZIP_DEFLATED) -> Path:
