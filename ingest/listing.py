@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from ingest.archives import first_block, first_bytes
+from ingest.archive_bytes import first_block, first_bytes
 from ingest.errors import SourceNotFound, SourceUnreadable
 from stream.file_types import HEAD_BYTES, ZIP_MAGIC, FileKind, kind_by_name, kind_of
-from stream.local_store import LocalBytes
+from stream.storage import LocalBytes
+from stream.tar import BLOCK_BYTES, compression_of, parse_header
 from stream.tar_samples import is_hidden
-from stream.tars import BLOCK_BYTES, compression_of, parse_header
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
     rejects/<source>.jsonl                where the stream is a folder: one file for each source, appended to
     rejects/<source>/<first line>.jsonl   in an object store, which cannot append: a file for each commit
 
-A line is a JSON object: reason (one of `ingest.prepare.REASONS`), source (as a record says it: the path, or
+A line is a JSON object: reason (one of `ingest.transcode.REASONS`), source (as a record says it: the path, or
 archive#member), detail (what was seen; may be empty) and path (absolute, of the file or its archive).
 `<source>` is a hash of the source's name.
 
@@ -23,9 +23,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from stream.errors import StreamDamaged
-from stream.local_store import LocalStore, sync_folder
 from stream.manifest import Manifest
-from stream.store import Store, explained
+from stream.storage import LocalStore, Store, explained, sync_folder
 
 FOLDER = "rejects"
 SPILL_BYTES = 1024 * 1024

@@ -3,6 +3,8 @@
 The order is that of the names' bytes, folder by folder. A position by names holds the last file and how much
 of it is done: it stays good only when files are added behind it. Where there is a place for a list of what
 was taken, listed.py goes by that list instead.
+
+Which label an image has, by the rules that hold for records everywhere, and by its folder where asked.
 """
 
 import glob
@@ -18,14 +20,55 @@ from typing import Any, Protocol
 from urllib.parse import quote, unquote_to_bytes
 
 from ingest.errors import SourceChanged, SourceEmpty, SourceNotFound, SourceUnreadable
-from ingest.labels import NO_LABELS, Labels, labels_of, parent_of
+from ingest.file_types import shown
 from ingest.listing import Unit, absolute, is_plain_tar, looked_at, matches, walk
-from ingest.names import shown
 from ingest.survey import Survey, size_of
 from ingest.tars import TarSample
 from ingest.zips import read_archive
 from stream.file_types import ending_of
-from stream.tars import MOST_META_BYTES, TarLoss
+from stream.record import LARGEST_LABEL, decode_sample
+from stream.tar import MOST_META_BYTES, TarLoss
+
+
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """The label of one image."""
+
+    label: int | None = None
+    label_name: str | None = None
+    bad: bool = False
+    """A label was stated, or asked for, and could not be had; the image is none the worse."""
+
+
+NO_LABELS = Labels()
+
+
+def parent_of(path: str) -> str:
+    """Name of the folder that a file lies in; may be empty."""
+    return path.rpartition("/")[0].rpartition("/")[2]
+
+
+def labels_of(cls: bytes | None, body: bytes | None, parent: str, label_from: str) -> Labels:
+    """Label of an image.
+
+    Args:
+        cls: content of its `.cls`, or None.
+        body: content of its `.json`, or None.
+        parent: name of the folder that it lies in; may be empty.
+        label_from: empty, or `parent`: the folder's name is the label's name (and, if it is a whole number,
+            the label), and `.cls` and `.json` count only where there is no folder.
+    """
+    if label_from == "parent" and parent not in {"", ".", ".."}:
+        number = int(parent) if parent.isascii() and parent.isdecimal() and len(parent) <= 10 else -1
+        name = parent.encode("utf-8", "backslashreplace").decode("utf-8")
+        return Labels(number if 0 <= number <= LARGEST_LABEL else None, name)
+    asked = label_from == "parent"
+    if cls is None and body is None:
+        return Labels(bad=asked)
+    record = decode_sample(b"-", "", body, cls)  # the image itself has no say in its label
+    none = record.label is None and record.label_name is None
+    return Labels(record.label, record.label_name, record.bad_label or (asked and none))
+
 
 WHOLE = -1
 """In a position: all of the last file is done."""

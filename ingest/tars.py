@@ -9,10 +9,10 @@ from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ingest.archives import open_content
-from stream.local_store import LocalBytes
+from ingest.archive_bytes import open_content
+from stream.storage import LocalBytes
+from stream.tar import TarLoss
 from stream.tar_samples import TarEvent, group_tar, with_length
-from stream.tars import TarLoss
 
 
 @dataclass(frozen=True, slots=True)

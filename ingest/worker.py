@@ -15,20 +15,19 @@ from pathlib import Path
 from typing import Any
 
 from ingest.config import IngestConfig
-from ingest.destination import Destination, Resume, ShardDestination
+from ingest.decode_pool import Prepared, Preparers, Result
 from ingest.errors import PreparersFailed, SourceEmpty, SourceNotFound, SourceUnreadable
+from ingest.file_types import shown
 from ingest.listed import ListedFiles
-from ingest.names import shown
-from ingest.prepared import Prepared, Result
-from ingest.preparers import Preparers
 from ingest.rejects import Listed, Reject
+from ingest.shard_destination import Destination, Resume, ShardDestination
 from ingest.sources import FileSource, Found, Source, told_by_ending
 from stream.adopt import Adoption
 from stream.commits import Accounts
 from stream.errors import BadRecord, StreamSealed
 from stream.file_types import ending_of
 from stream.record import Record
-from stream.store import local_path
+from stream.storage import local_path
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +47,7 @@ class IngestReport:
     """Images, and places of archives where an image may be lost."""
     written: int
     skipped: Mapping[str, int]
-    """By reason; the reasons are `ingest.prepare.REASONS`."""
+    """By reason; the reasons are `ingest.transcode.REASONS`."""
     bytes: int
     """Encoded image bytes written."""
     shards: int
@@ -61,7 +60,7 @@ class IngestReport:
     unsupported_names: Mapping[str, int] = field(default_factory=dict)
     """Of those skipped as `unsupported_name`, how many have which ending; beyond MOST_ENDINGS: `other`."""
     labels_lost: Mapping[str, int] = field(default_factory=dict)
-    """Labels that could not be had, while their images could; by reason (`ingest.prepare.LABEL_TROUBLES`)."""
+    """Labels lost while their images were kept, by reason (`ingest.transcode.LABEL_TROUBLES`)."""
     warnings: tuple[str, ...] = ()
 
 

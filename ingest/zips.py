@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from ingest.archives import BOMB_BYTES, BOMB_RATIO
+from ingest.archive_bytes import BOMB_BYTES, BOMB_RATIO
 from ingest.tars import TarSample, read_tar
 from stream.file_types import HEAD_BYTES, ZIP_MAGIC, FileKind, kind_by_name, kind_of
+from stream.tar import MOST_META_BYTES, TarLoss
 from stream.tar_samples import is_hidden
-from stream.tars import MOST_META_BYTES, TarLoss
 
 _LOCKED = 0x1
 # All that zipfile raises about what it reads; RuntimeError is its word for a password.

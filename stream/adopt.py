@@ -17,9 +17,9 @@ from stream.errors import StreamError, StreamSealed
 from stream.index import DIGEST_BYTES, NO_DIGEST, IndexRow, decode_index, encode_index
 from stream.manifest import Manifest
 from stream.record import decode_sample
-from stream.store import explained, local_path, open_bytes
+from stream.storage import explained, local_path, open_bytes
+from stream.tar import TarLoss, open_tar
 from stream.tar_samples import LARGEST_IMAGE, TarEvent, TarImage, group_tar, run_through
-from stream.tars import TarLoss, open_tar
 
 Label = tuple[int | None, str | None, bool]
 """Class number, name of the class, and whether a label was stated or asked for that cannot be had."""
@@ -55,11 +55,11 @@ class Adoption:
     tar_bytes: int
     rows: list[IndexRow]
     skipped: Counter[str]
-    """By reason; see `stream.tars.TAR_REASONS`, and `duplicate`."""
+    """By reason; see `stream.tar.TAR_REASONS`, and `duplicate`."""
     losses: list[TarLoss] = field(default_factory=list)
     """What `skipped` counts, in the order of the tar."""
     labels_lost: Counter[str] = field(default_factory=Counter)
-    """By reason; see `stream.tars.LABEL_REASONS`."""
+    """By reason; see `stream.tar.LABEL_REASONS`."""
 
 
 class AdoptedTars:

@@ -7,8 +7,8 @@ from typing import Any
 
 from stream.errors import StreamDamaged
 from stream.lanes import Bounds, LaneStats, Position, add_counts, owners_of
+from stream.order import SHARD
 from stream.source import Source
-from stream.window_walk import SHARD
 
 CURSOR_VERSION = 1
 

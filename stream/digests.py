@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from stream.index import DIGEST_BYTES, read_digests
 from stream.manifest import Manifest
-from stream.store import explained
+from stream.storage import explained
 
 _MERGE_AT = 200_000
 """New digests that wait; merging sorts everything, so it must be rare."""

@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream.errors import StreamDamaged
-from stream.local_store import LocalBytes
-from stream.store import Bytes
+from stream.storage import Bytes, LocalBytes
+from stream.tar import Member
 
 DIGEST_BYTES = 16
 NO_DIGEST = bytes(DIGEST_BYTES)
@@ -48,14 +48,6 @@ ROW_BYTES = DIGEST_BYTES + _ROW.itemsize
 """Of one record in an index."""
 LONGEST_EXTENSION = 20
 LARGEST_MEMBER = 2**32 - 1
-
-
-@dataclass(frozen=True, slots=True)
-class Member:
-    """One file in a tar: where its bytes begin (its header is the 512 bytes before), and their number."""
-
-    offset: int
-    size: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

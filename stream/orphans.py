@@ -8,9 +8,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from stream.local_store import PART, LocalStore
 from stream.manifest import Manifest
-from stream.store import Store
+from stream.storage import PART, LocalStore, Store
 
 OLD_S = 3600.0
 """A younger unfinished file is left alone, whoever wrote it: seconds."""

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 
 from stream.checked import decode_checked, encode_checked
 from stream.errors import StreamDamaged
-from stream.store import Store, explained
+from stream.storage import Store, explained
 
 READER_VERSION = 1
 FOLDER = "readers"

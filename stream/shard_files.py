@@ -14,13 +14,12 @@ from dataclasses import replace
 
 from stream.commits import Commit, is_absolute
 from stream.errors import BadRecord, StreamDamaged, StreamPruned
-from stream.index import NO_DIGEST, ROW_BYTES, IndexFile, IndexRow, Member, ShardIndex, decode_index
-from stream.local_store import LocalBytes
+from stream.index import NO_DIGEST, ROW_BYTES, IndexFile, IndexRow, ShardIndex, decode_index
 from stream.manifest import Manifest
 from stream.record import Record, decode_label, decode_sample
 from stream.source import Entry
-from stream.store import Bytes, explained, open_bytes
-from stream.tars import BLOCK_BYTES, parse_header
+from stream.storage import Bytes, LocalBytes, explained, open_bytes
+from stream.tar import BLOCK_BYTES, Member, parse_header
 
 REASONS = ("truncated", "index_mismatch", "checksum", "too_large", "empty")
 """Why a record of a shard may be of no use: the tar ends inside it; its header is not what the index says;

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from stream.checked import decode_checked, encode_checked
 from stream.errors import StreamDamaged
-from stream.store import Store, explained
+from stream.storage import Store, explained
 
 VERSION = 1
 CHANGED, BEGUN = 1, 2

@@ -16,9 +16,8 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from stream.file_types import FileKind, kind_by_name, kind_of
-from stream.index import Member
 from stream.record import IMAGE_EXTENSIONS, LARGEST_LABEL
-from stream.tars import (
+from stream.tar import (
     BLOCK_BYTES,
     DIGEST,
     LOOK,
@@ -26,6 +25,7 @@ from stream.tars import (
     READ,
     SKIP,
     LengthNeeded,
+    Member,
     TarBytes,
     TarFile,
     TarLoss,

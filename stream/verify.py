@@ -16,7 +16,7 @@ from stream.manifest import Manifest
 from stream.registry import read_readers
 from stream.segments import BLOCKS, Segment, SegmentStore
 from stream.shard_files import ShardFiles
-from stream.store import Bytes, explained, open_bytes
+from stream.storage import Bytes, explained, open_bytes
 
 _PIECE_BYTES = 1 << 22
 _MOST_PIXELS = ReaderConfig().max_pixels

@@ -10,7 +10,7 @@ from ops.durations import duration
 
 if TYPE_CHECKING:
     from ingest.config import IngestConfig
-    from ingest.topic_destination import TopicDestination
+    from ingest.kafka_destination import TopicDestination
     from ingest.worker import IngestReport
 
 NOTE = b"\nstopping: what is open is being committed (Ctrl-C once more ends at once)\n"
@@ -150,7 +150,7 @@ def command(
     if partitions is not None and not is_topic(dest):
         raise click.UsageError(f"--create-topic is for kafka://HOST:PORT/TOPIC, and DEST is {dest}")
     with StopRequest(NOTE, on_warning="end") as asked:
-        from ingest.forking import begin_imports
+        from ingest.decode_pool import begin_imports
 
         limits = {"keep_hours": keep_hours, "keep_bytes": keep_bytes, "max_ahead": max_ahead}
         flags = {"keep_duplicates": keep_duplicates, "shuffle": shuffle, "seed": seed}
@@ -196,7 +196,7 @@ def _topic(
 
     if not is_topic(dest):
         return None
-    from ingest.topic_destination import TopicDestination
+    from ingest.kafka_destination import TopicDestination
 
     return TopicDestination(dest, source_id, config, create_partitions=partitions or 0, state=state)
 

@@ -14,8 +14,8 @@ from ops.inference.load_model import Network
 from stream.errors import BadRecord
 from stream.lanes import Position
 from stream.manifest import Manifest
+from stream.order import SHARD
 from stream.shard_source import ShardSpec
-from stream.window_walk import SHARD
 
 MAX_BYTES = 64 * 1024 * 1024
 """Encoded images with more bytes are not read."""

@@ -15,7 +15,7 @@ from stream.cursor import Cursor
 from stream.errors import StreamDamaged, StreamError
 from stream.manifest import Manifest
 from stream.registry import Registered, forget_reader, read_reader, write_reader
-from stream.store import Store, open_store
+from stream.storage import Store, open_store
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from stream.loader import AVAILABLE, STRICT
 from stream.replay_loader import ReplayLoader
 from stream.shard_source import ShardSource, ShardSpec
 from stream.source import Source, SourceSpec
-from stream.store import local_path
+from stream.storage import local_path
 from stream.tail import trainable
 from stream.topic_address import is_topic, read_address
 from stream.topic_follower import TopicFollower

@@ -13,8 +13,8 @@ import sys
 import time
 from dataclasses import asdict
 
+from ingest.kafka_destination import TopicDestination
 from ingest.sources import open_source
-from ingest.topic_destination import TopicDestination
 from ingest.worker import run_ingest
 from stream.config import TopicWriterConfig
 from tests.ingest.made import settings

@@ -11,15 +11,15 @@ import pytest
 
 from ingest import listed
 from ingest.config import IngestConfig
-from ingest.destination import ShardDestination
 from ingest.errors import SourceBusy, SourceChanged
 from ingest.listed import ListedFiles
+from ingest.shard_destination import ShardDestination
 from ingest.sources import open_source
 from ingest.worker import IngestReport, run_ingest
 from stream.errors import StreamDamaged, StreamSealed
-from stream.local_store import LocalStore
 from stream.manifest import Manifest
 from stream.record import Record
+from stream.storage import LocalStore
 from stream.taken import TakenList
 from stream.verify import verify
 from tests.ingest.made import (

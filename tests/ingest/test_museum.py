@@ -7,9 +7,9 @@ from collections import Counter
 from pathlib import Path
 
 from ingest.config import IngestConfig
-from ingest.prepare import REASONS
-from ingest.preparers import Preparers
+from ingest.decode_pool import Preparers
 from ingest.sources import open_source
+from ingest.transcode import REASONS
 from stream.errors import BadRecord
 from tests.ingest.made import add_up, ingest, settings, stored
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from ingest.destination import ShardDestination
 from ingest.rejects import FileList, Listed, Reject, StoreList, lists_of, read_rejects
+from ingest.shard_destination import ShardDestination
 from ingest.sources import open_source
 from ingest.worker import IngestReport, run_ingest
 from stream.errors import StreamDamaged
 from stream.manifest import Manifest
-from stream.store import open_store
+from stream.storage import open_store
 from tests.ingest.made import encoded, folder_of, ingest, labelled, settings, write_tar
 
 

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ingest.archives import open_content
+from ingest.archive_bytes import open_content
 from ingest.tars import TarSample, read_tar
-from stream.local_store import LocalBytes
+from stream.storage import LocalBytes
+from stream.tar import BLOCK_BYTES as BLOCK
+from stream.tar import TarLoss
 from stream.tar_samples import group_tar, run_through
-from stream.tars import BLOCK_BYTES as BLOCK
-from stream.tars import TarLoss
 from tests.ingest.made import Members, labelled, write_tar
 
 MAX = 1024 * 1024

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from ingest.errors import SourceChanged, SourceUnreadable
+from ingest.kafka_destination import TopicDestination
 from ingest.sources import open_source
-from ingest.topic_destination import TopicDestination
 from ingest.worker import IngestReport, run_ingest
 from stream.config import KafkaConfig, TopicWriterConfig
 from stream.errors import StreamError, StreamNotFound

@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 
 from ingest.errors import SourceBusy, SourceEmpty, SourceNotFound
-from ingest.prepare import LABEL_TROUBLES, REASONS
 from ingest.sources import FileSource, open_source
+from ingest.transcode import LABEL_TROUBLES, REASONS
 from ingest.worker import MOST_ENDINGS, IngestReport, run_ingest
 from stream.digests import known_digests
 from stream.errors import StreamSealed

@@ -17,9 +17,9 @@ from stream.lanes import Position
 from stream.manifest import Manifest
 from stream.record import Record, sha256_of
 from stream.source import Entry
-from stream.store import open_store
+from stream.storage import open_store
+from stream.tar import DIGEST, SKIP, StoredTar, TarFile, TarLoss, open_tar, parse_header, walk_tar
 from stream.tar_samples import TarImage, group_tar, run_through
-from stream.tars import DIGEST, SKIP, StoredTar, TarFile, TarLoss, open_tar, parse_header, walk_tar
 from tests.stream.make_shards import files_below, forget_memory, image_bytes, memory_url, open_source
 
 

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from stream.digests import DigestSet, known_digests
 from stream.errors import StreamDamaged
-from stream.index import NO_DIGEST, IndexRow, Member, decode_index, encode_index, read_digests
-from stream.store import open_store
+from stream.index import NO_DIGEST, IndexRow, decode_index, encode_index, read_digests
+from stream.storage import open_store
+from stream.tar import Member
 from tests.stream.make_shards import image_bytes, make_stream
 
 TAR_BYTES = 10**9

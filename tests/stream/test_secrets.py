@@ -7,7 +7,7 @@ import pytest
 from ops.cli.main import run
 from stream.manifest import Manifest
 from stream.secrets import check_no_password
-from stream.store import open_bytes, open_store
+from stream.storage import open_bytes, open_store
 
 SECRETS = [
     "s3://AKIAKEY:hush-31@bucket/stream",

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from stream.errors import StreamDamaged, StreamError
-from stream.local_store import LocalStore
-from stream.store import Store, open_store
+from stream.storage import LocalStore, Store, open_store
 from stream.taken import KeySet, PathSet, Segment, TakenFile, TakenList, key_of, keys_from
 
 

@@ -16,16 +16,15 @@ from kafka import TopicPartition, errors
 from kafka.structs import OffsetAndMetadata
 
 from ingest.config import IngestConfig
-from ingest.destination import Resume, explained, is_locked, lock_source
+from ingest.kafka_history import Stamp, TopicHistory
+from ingest.kafka_lease import GROUP_S, TopicLease
 from ingest.rejects import Listed, Reject, RejectList, state_list
-from ingest.topic_history import Stamp, TopicHistory
-from ingest.topic_lease import GROUP_S, TopicLease
+from ingest.shard_destination import Resume, explained, is_locked, lock_source
 from stream.adopt import Adoption
 from stream.commits import Accounts
 from stream.digests import DigestSet
-from stream.local_store import LocalStore
 from stream.record import Record
-from stream.store import local_path
+from stream.storage import LocalStore, local_path
 from stream.taken import TakenList
 from stream.topic_address import read_address
 from stream.topic_client import create_topic, look_at, open_admin, patiently

@@ -1,4 +1,7 @@
-"""Where records go: a stream of shards; topic_destination.py has the Kafka topic."""
+"""Where records go: a stream of shards; topic_destination.py has the Kafka topic.
+
+Exact duplicates: content that a stream has already, whoever wrote it and whenever.
+"""
 
 import contextlib
 import errno
@@ -12,21 +15,60 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ingest.config import IngestConfig
-from ingest.dedup import Duplicates
 from ingest.errors import DestinationFailed, DestinationFull, SourceBusy
-from ingest.labels import labels_of, parent_of
 from ingest.rejects import Listed, Reject, open_list
+from ingest.sources import labels_of, parent_of
 from stream.adopt import AdoptedTars, Adoption, AdoptOptions, Label, commit_tar, index_tar
 from stream.commits import Accounts
+from stream.digests import DigestSet, known_digests
 from stream.errors import StreamError, StreamSealed
-from stream.local_store import LocalStore
+from stream.index import read_digests
 from stream.manifest import Manifest
 from stream.record import Record
 from stream.retention import Retention
 from stream.shards import ShardWriter
-from stream.store import Store
+from stream.storage import LocalStore, Store, explained
 from stream.taken import TakenList
 from stream.tar_samples import TarImage
+
+
+class Duplicates:
+    """What the stream has, by the digest of the stored bytes; one per ingest, not thread-safe.
+
+    Shards that other writers commit meanwhile are taken in by `catch_up`. Two writers that bring the same
+    image within one shard's time both write it: neither can know.
+    """
+
+    def __init__(self, manifest: Manifest, *, source_id: str) -> None:
+        """Read the digests of everything that is committed: 16 bytes a record."""
+        self._manifest = manifest
+        self._source_id = source_id
+        self._known: DigestSet = known_digests(manifest)
+        self._seen_commits = len(manifest)
+
+    def add(self, sha256: str) -> bool:
+        """Whether this content is new; it is known from now on."""
+        digest = bytes.fromhex(sha256)
+        if digest in self._known:
+            return False
+        self._known.add(digest)
+        return True
+
+    def catch_up(self) -> None:
+        """Take in what others committed since; reads their index sidecars. Raises StreamError."""
+        manifest = self._manifest
+        for number in range(self._seen_commits, len(manifest)):
+            commit = manifest.entry(number)
+            if commit.n == 0 or commit.source_id == self._source_id:
+                continue
+            with explained(f"cannot read {commit.index_uri} of the stream at {manifest.url}"):
+                file = manifest.store.open(commit.index_uri)
+                try:
+                    self._known.add_many(read_digests(file, name=commit.index_uri, n=commit.n))
+                finally:
+                    file.close()
+        self._seen_commits = len(manifest)
+
 
 logger = logging.getLogger(__name__)
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -346,11 +388,11 @@ class ShardDestination:
 
     def explained(self) -> contextlib.AbstractContextManager[None]:
         """See Destination."""
-        return explained(f"the stream at {self.url}")
+        return destination_errors(f"the stream at {self.url}")
 
 
 @contextlib.contextmanager
-def explained(place: str) -> Iterator[None]:
+def destination_errors(place: str) -> Iterator[None]:
     """Say what to do when there is no room, or another trouble, at a place that is written."""
     try:
         yield

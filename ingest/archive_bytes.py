@@ -1,4 +1,4 @@
-"""The content of a compressed tar (gzip, bzip2, xz), read forward with bounds; a plain one: stream/tars.py.
+"""The content of a compressed tar (gzip, bzip2, xz), read forward with bounds; a plain one: stream/tar.py.
 
 Memory never follows what a file claims: gzip is inflated in small pieces, and its yield against what was read
 is watched. Every gzip member is read to its checksum; where it is wrong, nothing of that member is taken,
@@ -16,9 +16,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from stream.local_store import LocalBytes
-from stream.store import Bytes
-from stream.tars import BLOCK_BYTES, StoredTar, TarBytes
+from stream.storage import Bytes, LocalBytes
+from stream.tar import BLOCK_BYTES, StoredTar, TarBytes
 
 GZIP_MAGIC = b"\x1f\x8b"
 BZIP2_MAGIC = b"BZh"

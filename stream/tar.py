@@ -16,7 +16,7 @@ from typing import Protocol
 
 from stream.errors import StreamError
 from stream.file_types import HEAD_BYTES
-from stream.store import Bytes
+from stream.storage import Bytes
 
 BLOCK_BYTES = 512
 MOST_META_BYTES = 1 << 20
@@ -116,6 +116,14 @@ class TarBytes(Protocol):
     def remaining(self) -> int | None:
         """Bytes left; None where that is not known."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One file in a tar: where its bytes begin (its header is the 512 bytes before), and their number."""
+
+    offset: int
+    size: int
 
 
 @dataclass(frozen=True, slots=True)
