@@ -8,9 +8,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stream import crops
-from stream.decode import decode_image
 from stream.errors import BadRecord
+from stream.images import crops
+from stream.images.decode import decode_image
 from stream.lanes import BadPlace, LaneStats
 from stream.marks import Place
 from stream.plan import ReadPlan

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stream.crops import unit_interval
 from stream.cursor import Cursor, WindowStart
+from stream.images.crops import unit_interval
 
 _PURPOSE = int.from_bytes(b"replay")
 """Second half of the Philox key: keeps these numbers apart from others that are drawn with the run's seed."""

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from stream.config import CropConfig
-from stream.crops import UNIFORMS_PER_VIEW, num_views
 from stream.errors import StreamError
+from stream.images.crops import UNIFORMS_PER_VIEW, num_views
 from stream.machine import free_memory
 
 KEY_BYTES = 64

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from stream.commits import Commit, is_absolute
 from stream.config import ReaderConfig
-from stream.decode import decode_image
 from stream.errors import BadRecord, StreamError
+from stream.images.decode import decode_image
 from stream.index import ShardIndex, decode_index
 from stream.manifest import Manifest
 from stream.registry import read_readers

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from stream import crops
 from stream.batch import Batch
 from stream.config import ReplayConfig
 from stream.cursor import Cursor, joined, start_cursor
-from stream.decode import decode_image
 from stream.errors import StreamDamaged, StreamMismatch
+from stream.images import crops
+from stream.images.decode import decode_image
 from stream.lanes import LaneStats, add_counts
 from stream.loader import Loader
 from stream.manifest import Manifest

@@ -14,12 +14,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stream import crops
 from stream.batch import Batch
 from stream.config import ReaderConfig, ReplayConfig
 from stream.cursor import Cursor, joined, start_cursor
-from stream.decode import decode_image
 from stream.errors import TooManyBadRecords
+from stream.images import crops
+from stream.images.decode import decode_image
 from stream.lanes import LaneStats, add_counts, owned_lanes
 from stream.loader import AVAILABLE
 from stream.manifest import Manifest

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageCms, ImagePalette
 
 from stream.errors import BadRecord
-from stream.png_chunks import chunks
+from stream.images.png_chunks import chunks
 
 _WHITE = (255, 255, 255, 255)
 _ROWS_AT_ONCE = 256

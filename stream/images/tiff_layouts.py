@@ -18,7 +18,7 @@ from PIL import Image, ImageChops
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from stream.errors import BadRecord
-from stream.pixel_formats import cmyk_to_rgb, from_channels, over_white
+from stream.images.pixel_formats import cmyk_to_rgb, from_channels, over_white
 
 # Tags of TIFF 6.0.
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER = 256, 257, 258, 259, 262, 266

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from stream.exif import first_directory, orientation_of_block
-from stream.jpeg import APP1, START_OF_SCAN, segments
-from stream.png_chunks import PNG_SIGNATURE, chunks
+from stream.images.exif import first_directory, orientation_of_block
+from stream.images.jpeg import APP1, START_OF_SCAN, segments
+from stream.images.png_chunks import PNG_SIGNATURE, chunks
 
 _XMP = re.compile(rb"tiff:Orientation(?:=[\"']|>)([1-8])[\"'<]")
 _XMP_OF_JPEG = b"http://ns.adobe.com/xap/1.0/\0"

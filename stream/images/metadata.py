@@ -2,16 +2,16 @@
 
 Pillow reads profiles, texts, dates and camera data while it opens a file, and refuses the file when one of
 them is broken, large or of a kind that it does not know. None of it is used here, so none of it is shown to
-Pillow. How the image is turned is read from the original bytes (`stream.orientation`), and taken out here, so
+Pillow. How the image is turned is read from the original bytes (`stream.images.orientation`), and taken out here, so
 that no decoder turns it as well.
 """
 
 import re
 import zlib
 
-from stream.exif import Directory, first_directory
-from stream.jpeg import bare_jpeg
-from stream.png_chunks import PNG_SIGNATURE, chunks
+from stream.images.exif import Directory, first_directory
+from stream.images.jpeg import bare_jpeg
+from stream.images.png_chunks import PNG_SIGNATURE, chunks
 
 _PNG_PIXELS = frozenset({b"tRNS", b"sBIT"})
 """Ancillary chunks that pixels depend on."""

@@ -9,7 +9,7 @@ for the orientation. What the picture is, where a format leaves a choice:
   the largest;
 - transparency lies on white, the page that most such images were drawn for; alpha that is zero at every
   pixel is not in use, and is left out;
-- values of more than 8 bits become 8 bits by one rule, which `stream.pixel_formats` states;
+- values of more than 8 bits become 8 bits by one rule, which `stream.images.pixel_formats` states;
 - CMYK (by the profile inside the file) and L*a*b* become sRGB; profiles and gamma of RGB and grey images are
   not applied.
 """
@@ -25,13 +25,13 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from stream.errors import BadRecord
-from stream.exif import orientation_of_block
-from stream.jpeg import check_scans, decode_jpeg, jpeg_frame
-from stream.metadata import without_metadata
-from stream.orientation import orientation_of, upright
-from stream.pixel_formats import mend, raw_mode, to_rgb
+from stream.images.exif import orientation_of_block
+from stream.images.jpeg import check_scans, decode_jpeg, jpeg_frame
+from stream.images.metadata import without_metadata
+from stream.images.orientation import orientation_of, upright
+from stream.images.pixel_formats import mend, raw_mode, to_rgb
+from stream.images.tiff_layouts import decode_tiff, read_layout
 from stream.record import media_type_of
-from stream.tiff_layouts import decode_tiff, read_layout
 
 REASONS: Mapping[str, str] = {
     "empty": "no bytes at all",
