@@ -226,9 +226,9 @@ def verify(stream: str, deep: bool, as_json: bool) -> int:
 
 def _shards(stream: str) -> "Manifest":
     """The manifest of a stream of shards."""
+    from stream.kafka_topic.address import is_topic
     from stream.manifest import Manifest
     from stream.secrets import safe_url
-    from stream.topic_address import is_topic
 
     if is_topic(stream):
         raise click.UsageError(

@@ -30,10 +30,10 @@ from ops.train.sync import Patience, Steps, Stop, Waiting
 from stream.batch import Batch
 from stream.cursor import Cursor, joined
 from stream.errors import TooManyBadRecords
+from stream.kafka_topic.dead_letters import TopicFollower
 from stream.lanes import BadPlace, LaneStats
 from stream.replay_loader import ReplayLoader
 from stream.source import SourceSpec
-from stream.topic_follower import TopicFollower
 
 
 class StepAtHand:

@@ -4,21 +4,60 @@ What a partition no longer holds is told apart by where it is missing: before it
 between messages (a cleaner, a damaged disk; marks of transactions are no messages and are not missed), or
 below a position that proves to stand on another log (written anew after an election without the newest
 messages).
+
+Proof that messages are still those that were read: a number that a position keeps.
+
+A leader that was elected without the newest messages gives their offsets to others, a topic may be restored
+from a backup, and the log looks whole either way. So a position holds a digest of the message before it, or
+of the block that it is in, and reading on compares.
 """
 
+import hashlib
 import logging
 import time
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
+from typing import NamedTuple, Protocol
 
 from stream.errors import StreamDamaged, StreamMismatch
+from stream.kafka_topic.address import TopicAddress, resolve
+from stream.kafka_topic.fetch import Gone, Message, TopicFetcher
+from stream.kafka_topic.spec import OPEN, TopicSpec
 from stream.lanes import Bounds, Position
-from stream.topic_address import TopicAddress
-from stream.topic_fetch import Gone, TopicFetcher
-from stream.topic_kept import Message
-from stream.topic_proof import NONE, proof_of
-from stream.topic_spec import OPEN, TopicSpec
-from stream.topic_until import resolve
+
+NONE = 0
+
+
+class Told(Protocol):
+    """What of a message counts."""
+
+    @property
+    def offset(self) -> int:
+        """Where it stands."""
+        ...
+
+    @property
+    def value(self) -> bytes | None:
+        """Its bytes."""
+        ...
+
+    @property
+    def headers(self) -> tuple[tuple[str, bytes | None], ...]:
+        """Of these the digest of the image, so that it need not be made again."""
+        ...
+
+
+def proof_of(messages: Iterable[Told]) -> int:
+    """A number that stands for these messages at these offsets, 1 .. 2^63-1.
+
+    Not of when they were sent: the same image that was sent again to the same place is the same record.
+    """
+    digest = hashlib.sha256()
+    for message in messages:
+        known = next((value for name, value in message.headers if name == "sha256" and value), None)
+        content = known or hashlib.sha256(message.value or b"").digest()
+        digest.update(f"{message.offset} {len(content)} ".encode() + content)
+    return int.from_bytes(digest.digest()[:8], "big") >> 1 or 1
+
 
 logger = logging.getLogger(__name__)
 

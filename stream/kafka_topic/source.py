@@ -13,15 +13,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from stream.errors import StreamDamaged, StreamMismatch
+from stream.kafka_topic.address import TopicAddress, read_address
+from stream.kafka_topic.blocks import NONE, Block, Lost, TopicBlocks, mismatch, proof_of
+from stream.kafka_topic.client import look_at
+from stream.kafka_topic.fetch import TopicFetcher
+from stream.kafka_topic.spec import OPEN, TopicSpec
 from stream.lanes import LOST, Bounds, Position
 from stream.order import record_order
 from stream.source import Entry, Outlook
-from stream.topic_address import TopicAddress, read_address
-from stream.topic_blocks import Block, Lost, TopicBlocks, mismatch
-from stream.topic_client import look_at
-from stream.topic_fetch import TopicFetcher
-from stream.topic_proof import NONE, proof_of
-from stream.topic_spec import OPEN, TopicSpec
 
 logger = logging.getLogger(__name__)
 

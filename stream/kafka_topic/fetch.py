@@ -2,26 +2,166 @@
 
 A reader answers for any lane, so it is one partition at a time that is assigned, sought and polled: no group,
 no position of its own. What a fetch brings beyond what was asked for is kept, within a budget of bytes.
+
+Which offsets of a fetch hold no message and never did: marks of transactions, and records given up.
+
+The client library passes over them without a word, and so it does over what a broker's cleaner took away or a
+disk lost. Only the batches tell them apart, and only here are they looked at.
+
+A message of a partition, and a stretch of messages that were fetched and follow each other.
 """
 
 import contextlib
+import functools
 import logging
 import struct
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from kafka import KafkaConsumer, TopicPartition, errors
+from kafka.consumer.fetcher import Fetcher
 from kafka.structs import OffsetAndMetadata
 
 from stream.config import KafkaConfig
 from stream.errors import StreamError
-from stream.topic_address import TopicAddress
-from stream.topic_batches import Voids
-from stream.topic_client import explained, open_consumer
-from stream.topic_kept import Kept, Message, message_of
-from stream.topic_library import codec_errors
+from stream.kafka_topic.address import TopicAddress
+from stream.kafka_topic.client import codec_errors, explained, open_consumer
+
+
+class Voids:
+    """Stretches of offsets without messages, as seen in what one consumer fetched."""
+
+    def __init__(self) -> None:
+        self._spans: list[tuple[int, int]] = []
+
+    def watch(self, consumer: KafkaConsumer) -> None:
+        """Look at all that this consumer will parse."""
+        # Of one object, not of the library: the class is looked up on the fetcher for each fetch.
+        consumer._fetcher.PartitionRecords = functools.partial(_Batches, self)
+
+    def clear(self) -> None:
+        """Forget what was seen."""
+        self._spans.clear()
+
+    def add(self, batch: Any) -> None:
+        """A batch without messages for anybody."""
+        self._spans.append((batch.base_offset, batch.last_offset + 1))
+
+    def missing(self, first: int, stop: int) -> int:
+        """Offsets in first .. stop - 1 that are not of such batches: if no message is there, one is gone."""
+        empty = (max(min(end, stop) - max(begin, first), 0) for begin, end in self._spans)
+        return max(stop - first - sum(empty), 0)
+
+
+class _Batches(Fetcher.PartitionRecords):  # type: ignore[misc]  # the library is not typed
+    """Parses a fetch as the library does, and tells what it passes over."""
+
+    def __init__(self, voids: Voids, *arguments: Any, **options: Any) -> None:
+        self._voids = voids
+        super().__init__(*arguments, **options)
+
+    def _unpack_records(self, tp: Any, records: Any, *deserializers: Any) -> Iterator[Any]:
+        found: Iterator[Any] = super()._unpack_records(tp, _Watched(records, self._voids), *deserializers)
+        return found
+
+    def _is_batch_aborted(self, batch: Any) -> bool:
+        aborted = bool(super()._is_batch_aborted(batch))
+        if aborted:
+            self._voids.add(batch)
+        return aborted
+
+    def _contains_abort_marker(self, batch: Any) -> bool:
+        # Of a transaction's mark the cleaner may leave the batch alone; the library expects a record in it.
+        return batch.records_count > 0 and bool(super()._contains_abort_marker(batch))
+
+
+class _Watched:
+    """Batches, one after the other."""
+
+    def __init__(self, records: Any, voids: Voids) -> None:
+        self._records, self._voids = records, voids
+
+    def next_batch(self) -> Any:
+        """The next one; None after the last."""
+        batch = self._records.next_batch()
+        if batch is not None and batch.magic == 2 and batch.is_control_batch:
+            self._voids.add(batch)
+        return batch
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Message:
+    """One message, or a place whose message cannot be read."""
+
+    offset: int
+    epoch: int = -1
+    """Leader epoch of its batch."""
+    time: float = 0.0
+    """When it was sent, seconds since 1970; 0 = not known."""
+    value: bytes | None = None
+    headers: tuple[tuple[str, bytes | None], ...] = ()
+    broken: bool = False
+    """Its batch fails the check of Kafka, and it states no digest of its own."""
+    gone: int = 0
+    """Messages missing right before it: offsets that hold neither a message nor a mark of a transaction."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of the value."""
+        return len(self.value or b"")
+
+
+def message_of(one: Any) -> Message:
+    """What the client library gives, as a message."""
+    return Message(
+        offset=one.offset,
+        epoch=-1 if one.leader_epoch is None else one.leader_epoch,
+        time=max(one.timestamp, 0) / 1000,
+        value=one.value,
+        headers=tuple(one.headers),
+    )
+
+
+@dataclass(slots=True)
+class Kept:
+    """Messages of a partition that follow each other."""
+
+    first: int
+    after: int
+    """Offset to go on from; no message lies between the last one and it."""
+    messages: list[Message] = field(default_factory=list)
+    num_bytes: int = 0
+    gone: int = 0
+    """Messages missing between the last one and `after`."""
+    epoch: int = -1
+    """Leader epoch of the last message; -1 = not known."""
+
+    def add(self, message: Message, voids: Voids) -> None:
+        """Take in the next message."""
+        gone = self.gone + voids.missing(self.after, message.offset)
+        self.messages.append(replace(message, gone=gone) if gone else message)
+        self.num_bytes += message.size
+        self.after, self.gone, self.epoch = message.offset + 1, 0, message.epoch
+
+    def reach(self, after: int, voids: Voids) -> None:
+        """No further message comes before this offset."""
+        if after > self.after:
+            self.gone += voids.missing(self.after, after)
+            self.after = after
+
+    def drop_before(self, offset: int) -> None:
+        """Forget what lies before an offset in first .. after."""
+        while self.messages and self.messages[0].offset < offset:
+            self.num_bytes -= self.messages.pop(0).size
+        if not self.messages:
+            self.gone = min(self.gone, self.after - offset)
+        elif self.messages[0].gone > self.messages[0].offset - offset:
+            self.messages[0] = replace(self.messages[0], gone=self.messages[0].offset - offset)
+        self.first = offset
+
 
 logger = logging.getLogger(__name__)
 

@@ -15,10 +15,10 @@ from kafka import KafkaProducer, errors
 
 from stream.config import KafkaConfig, TopicWriterConfig
 from stream.errors import BadRecord, StreamError
+from stream.kafka_topic.address import TopicAddress
+from stream.kafka_topic.client import TopicFacts, client_options, explained
+from stream.kafka_topic.message import Headers, encode_message
 from stream.record import Record
-from stream.topic_address import TopicAddress
-from stream.topic_client import TopicFacts, client_options, explained
-from stream.topic_record import Headers, encode_message
 
 ABOVE_LIMIT = "above_topic_limit"
 OVERHEAD_BYTES = 512

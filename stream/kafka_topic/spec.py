@@ -5,16 +5,16 @@ from typing import TYPE_CHECKING
 
 from stream.config import KafkaConfig
 from stream.errors import BadRecord, StreamDamaged, StreamMismatch
+from stream.kafka_topic.address import read_address
+from stream.kafka_topic.client import TopicFacts
+from stream.kafka_topic.fetch import Message
+from stream.kafka_topic.message import decode_message
 from stream.lanes import Bounds
 from stream.order import LARGEST_SEED
 from stream.source import Entry
-from stream.topic_address import read_address
-from stream.topic_client import TopicFacts
-from stream.topic_kept import Message
-from stream.topic_record import decode_message
 
 if TYPE_CHECKING:
-    from stream.topic_source import TopicSource
+    from stream.kafka_topic.source import TopicSource
 
 OPEN = -1
 """End of a lane that has none."""
@@ -54,7 +54,7 @@ class TopicSpec:
 
     def open(self) -> "TopicSource":
         """Open the topic in this process. Raises StreamNotFound, StreamMismatch, StreamError."""
-        from stream.topic_source import TopicSource  # noqa: PLC0415  it reads by this specification
+        from stream.kafka_topic.source import TopicSource  # noqa: PLC0415  it reads by this specification
 
         return TopicSource(self)
 

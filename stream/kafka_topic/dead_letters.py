@@ -17,9 +17,9 @@ from kafka.structs import OffsetAndMetadata
 
 from stream.config import KafkaConfig
 from stream.errors import StreamError
+from stream.kafka_topic.address import TopicAddress
+from stream.kafka_topic.client import client_options, explained, open_admin, patiently
 from stream.lanes import LOST, BadPlace, Position
-from stream.topic_address import TopicAddress
-from stream.topic_client import client_options, explained, open_admin, patiently
 
 logger = logging.getLogger(__name__)
 
