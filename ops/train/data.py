@@ -11,12 +11,12 @@ from stream.cursor import Cursor
 from stream.kafka_topic.address import check, is_topic, read_address
 from stream.kafka_topic.dead_letters import TopicFollower
 from stream.kafka_topic.spec import OPEN, TopicSpec
-from stream.loader import AVAILABLE, STRICT
-from stream.replay_loader import ReplayLoader
+from stream.loader.loader import AVAILABLE, STRICT
+from stream.loader.replay import ReplayLoader
+from stream.loader.tail import trainable
 from stream.shard_source import ShardSource, ShardSpec
 from stream.source import Source, SourceSpec
 from stream.storage import local_path
-from stream.tail import trainable
 
 
 def check_address(stream: str) -> None:

@@ -29,9 +29,8 @@ from ops.train.signals import StopRequest
 from stream.adopt import adopt_tar
 from stream.config import ShardConfig
 from stream.errors import StreamError, StreamMismatch, StreamNotFound, TooManyBadRecords
-from stream.loader import Loader
+from stream.loader.loader import Loader, Readiness
 from stream.manifest import Manifest
-from stream.readiness import Readiness
 from stream.record import Record
 from stream.shards import ShardWriter
 from tests.ops.small_runs import StopAfter, bits, config_of, full_disk, killed, run, write_stream

@@ -10,13 +10,13 @@ import numpy as np
 from PIL import Image
 
 from stream.adopt import adopt_tar
-from stream.batch import Batch
 from stream.config import ShardConfig
 from stream.cursor import Cursor, start_cursor
 from stream.lanes import Position
-from stream.loader import Loader
+from stream.loader.batch import Batch
+from stream.loader.loader import Loader
+from stream.loader.tasks import Chunk, read_chunk
 from stream.manifest import Manifest
-from stream.reader import Chunk, read_chunk
 from stream.record import Record
 from stream.shard_source import ShardSpec
 from stream.shards import ShardWriter

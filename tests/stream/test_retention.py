@@ -18,7 +18,7 @@ from stream.digests import known_digests
 from stream.errors import StreamDamaged, StreamError, StreamPruned
 from stream.floor import NAME, Floor, decode_floor, encode_floor
 from stream.lanes import Position
-from stream.loader import Loader
+from stream.loader.loader import Loader
 from stream.manifest import Manifest
 from stream.record import sha256_of
 from stream.registry import Registered, decode_reader, encode_reader, read_readers, write_reader

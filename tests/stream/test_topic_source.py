@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from kafka import KafkaConsumer, TopicPartition
 
-from stream.batch import Batch
 from stream.config import KafkaConfig, ReaderConfig, ReplayConfig, TopicWriterConfig
 from stream.cursor import Cursor, joined, start_cursor
 from stream.errors import StreamDamaged, StreamError, StreamMismatch
@@ -19,10 +18,10 @@ from stream.kafka_topic.message import encode_message
 from stream.kafka_topic.spec import TopicSpec
 from stream.kafka_topic.writer import TopicWriter
 from stream.lanes import Position
-from stream.loader import AVAILABLE, STRICT, Loader
+from stream.loader.batch import Batch
+from stream.loader.loader import AVAILABLE, STRICT, Loader, Readiness
+from stream.loader.replay import ReplayLoader
 from stream.order import record_order
-from stream.readiness import Readiness
-from stream.replay_loader import ReplayLoader
 from stream.source import Source
 from tests.kafka_broker import Broker
 from tests.stream.make_topic import (

@@ -12,10 +12,9 @@ from stream.errors import BadRecord
 from stream.images import crops
 from stream.images.decode import decode_image
 from stream.lanes import BadPlace, LaneStats
-from stream.marks import Place
-from stream.plan import ReadPlan
+from stream.loader.plan import Place, ReadPlan
+from stream.loader.shared_memory import KEY_BYTES, Frame
 from stream.record import Record
-from stream.slabs import KEY_BYTES, Frame
 from stream.source import Entry
 
 BAD_PLACES = 10_000

@@ -3,6 +3,12 @@
 A reader holds no position. It is asked for the chunk of a lane from a position on, lays the samples out in a
 frame, and answers with the position after them; any reader gives the same answer. (It may also be asked for
 samples that were read before: recall.py.)
+
+What a reader does for a replay or a tail: samples that were read before, by the place of their records.
+
+No pixels are kept anywhere: the record is read and decoded again, and other views are cut from it.
+
+What a reader does for a tail: which samples a lane still has, by name.
 """
 
 import time
@@ -10,12 +16,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from stream.errors import BadRecord, StreamError, StreamMismatch
+from stream.errors import BadRecord, StreamDamaged, StreamError, StreamMismatch
 from stream.lanes import BadPlace, LaneStats, Position
-from stream.layout import Layout
-from stream.marks import Place
-from stream.plan import ReadPlan
-from stream.slabs import Frame
+from stream.loader.assemble import Account, Layout
+from stream.loader.plan import Place, ReadPlan
+from stream.loader.shared_memory import Frame
 from stream.source import Outlook, Source
 
 Sample = tuple[int, int, int, int]
@@ -237,3 +242,94 @@ def outlook_from(source: Source, position: Position, pass_number: int) -> Outloo
     except StreamMismatch:
         source.refresh()
     return source.outlook(position, pass_number)
+
+
+@dataclass(frozen=True, slots=True)
+class Recall:
+    """Samples that were read before, and where they go (implements reader.Task)."""
+
+    samples: tuple[Sample, ...]
+    draw: int
+    """0: the views of its arrival, and its thumbnail. Another one at each replay: it gives other views."""
+    frame: int
+    column: int
+    """Of the first one; the others follow."""
+
+    def result(self, source: Source, plan: ReadPlan, frames: Sequence[Frame]) -> Recalled:
+        """Lay the samples out.
+
+        Raises:
+            StreamDamaged: a record can no longer be used.
+            StreamError: what the source raises.
+        """
+        layout = Layout(plan=plan, frame=frames[self.frame], column=self.column)
+        for lane, seq, unit, index in self.samples:
+            clock = time.perf_counter()
+            entry = source.entry(unit, index)
+            layout.read_s += time.perf_counter() - clock
+            layout.num_bytes += entry.size
+            try:
+                layout.add(entry, lane=lane, seq=seq, draw=self.draw)
+            except BadRecord as error:
+                raise StreamDamaged(
+                    f"lane {lane}, unit {unit}, record {index} was used before and is now unusable: {error}; "
+                    "mend the stream"
+                ) from error
+        layout.finish()
+        # Counted as read and used when it arrived.
+        return Recalled(replace(layout.stats(), used=0))
+
+    def __str__(self) -> str:
+        places = ", ".join(f"{unit}/{index}" for _, _, unit, index in self.samples)
+        return f"lane {self.samples[0][0]} and on, again, unit/record {places}"
+
+
+@dataclass(frozen=True, slots=True)
+class Rest:
+    """The next samples of a lane, or all that it has up to its end (implements reader.Task)."""
+
+    position: Position
+    pass_number: int
+    most: int
+    """Samples that are wanted at most; >= 1."""
+
+    def result(self, source: Source, plan: ReadPlan, frames: Sequence[Frame]) -> Remains | Spent:
+        """Read on, and see by decoding which records are good; where no sample is missing, to the end.
+
+        Raises:
+            StreamError: this process does not see the end of the stream; what the source raises.
+        """
+        position = after = self.position
+        if not outlook_from(source, position, self.pass_number).ended:
+            source.refresh()
+            if not source.outlook(position, self.pass_number).ended:
+                raise StreamError(f"{self}: the stream was seen sealed, and is not now; run the same again")
+        account, samples = Account(plan=plan), list[Sample]()
+        clock = time.perf_counter()
+        for entry, after in source.read(position, self.pass_number):  # noqa: B007  the last one counts
+            account.read_s += time.perf_counter() - clock
+            account.met(entry)
+            try:
+                account.image(entry)
+            except BadRecord as error:
+                account.skip(entry, position.lane, error.reason)
+                if account.spent():
+                    return Spent(account.stats(), tuple(account.bad), tuple(account.deadly))
+            else:
+                samples.append((position.lane, position.seq + account.used, entry.unit, entry.index))
+                account.used += 1
+            if account.used == self.most:
+                break
+            clock = time.perf_counter()
+        return Remains(
+            replace(after, seq=position.seq + account.used),
+            account.stats(),
+            tuple(account.bad),
+            tuple(account.deadly),
+            account.newest,
+            tuple(samples),
+        )
+
+    def __str__(self) -> str:
+        position = self.position
+        return f"lane {position.lane} from unit {position.unit}, place {position.base}+{position.idx}, on"

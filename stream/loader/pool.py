@@ -16,14 +16,13 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, Protocol
 
-from stream import worker
 from stream.errors import WorkerFailed
-from stream.fork_server import fork_server
-from stream.layout import KILLS_DECODER
-from stream.marks import Mark, Place
-from stream.plan import ReadPlan
-from stream.reader import Answer, Failed, Question, answer
-from stream.slabs import Frame, Slab
+from stream.loader import worker
+from stream.loader.assemble import KILLS_DECODER
+from stream.loader.fork_server import fork_server
+from stream.loader.plan import Mark, Place, ReadPlan
+from stream.loader.shared_memory import Frame, Slab
+from stream.loader.tasks import Answer, Failed, Question, answer
 from stream.source import Source, SourceSpec
 
 logger = logging.getLogger(__name__)

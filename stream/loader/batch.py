@@ -7,7 +7,7 @@ from torch import Tensor
 
 from stream.cursor import Cursor
 from stream.lanes import BadPlace, LaneStats
-from stream.slabs import Frame
+from stream.loader.shared_memory import Frame
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -3,10 +3,19 @@
 The loader alone knows where lanes stand; what readers have read ahead is simply forgotten at the end or in a
 crash. So the sequence of batches is a function of (seed, V, C, data), whatever the number of ranks and
 readers and whatever dies.
+
+What the next step of a rank can be.
+
+How far each lane is behind the end of the stream, in learning and in reading ahead.
+
+Refuses a cursor that its stream cannot continue: another stream, or records that are gone.
+
+The budget of unusable records: how many of the newest may be so before a run stops.
 """
 
+import enum
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import reduce
@@ -15,21 +24,159 @@ from typing import Self
 
 import torch
 
-from stream.available import AvailableLookahead
-from stream.batch import Batch, copied
-from stream.budget import charged, too_many_bad
 from stream.config import CropConfig, ReaderConfig
-from stream.continuing import check_kept, check_same_stream
 from stream.cursor import Cursor
-from stream.lag import lane_lags
+from stream.errors import StreamMismatch, StreamPruned, TooManyBadRecords
 from stream.lanes import BadPlace, LaneLag, LaneStats, Position, add_counts, owned_lanes
-from stream.lookahead import Lookahead
-from stream.plan import plan_of
-from stream.pool import InlinePool, Pool, ProcessPool
-from stream.reader import Answer, Chunk, Remains, Short, Spent
-from stream.readiness import Readiness
-from stream.slabs import Frame, FrameLayout, Slab
-from stream.source import SourceSpec
+from stream.loader.batch import Batch, copied
+from stream.loader.plan import ReadPlan, plan_of
+from stream.loader.pool import InlinePool, Pool, ProcessPool
+from stream.loader.prefetch import AvailableLookahead, Lookahead
+from stream.loader.shared_memory import Frame, FrameLayout, Slab
+from stream.loader.tasks import Answer, Chunk, Remains, Short, Spent, outlook_from
+from stream.source import Source, SourceSpec
+
+
+class Readiness(enum.Enum):
+    """What the next step of this rank can be."""
+
+    READY = enum.auto()
+    """`take` gives a batch."""
+    WAITING = enum.auto()
+    """Not yet: chunks are in work, or records have not arrived."""
+    PASS_ENDED = enum.auto()
+    """A lane can fill no further chunk of this pass; `end_pass` goes to the next one."""
+    TAIL_FOUND = enum.auto()
+    """What remains of this rank's lanes has been read; `deal_tail` makes a batch of it."""
+    FINISHED = enum.auto()
+    """All passes are done."""
+
+
+def lane_lags(
+    source: Source,
+    pass_number: int,
+    *,
+    trained: Iterable[Position],
+    trained_newest: Mapping[int, float],
+    fetched: Mapping[int, tuple[Position, float]],
+    finished: bool,
+) -> tuple[LaneLag, ...]:
+    """The lag of some lanes; quick: no I/O.
+
+    Args:
+        source: this process's view of the stream.
+        pass_number: which pass over it.
+        trained: where learning stands, for each of the lanes.
+        trained_newest: when the newest record learned from was put on the stream, by lane.
+        fetched: where reading ahead stands, and when its newest record was put on the stream, by lane.
+        finished: the last pass is done: nothing is behind.
+    """
+    positions = {position.lane: position for position in trained}
+    now = time.time()
+    found = []
+    for lane, (ahead, newest) in fetched.items():
+        unlearned = 0 if finished else source.unread((positions[lane],), pass_number)
+        unread = 0 if finished else source.unread((ahead,), pass_number)
+        found.append(
+            LaneLag(
+                lane=lane,
+                trained_records=unlearned,
+                trained_s=_behind(unlearned, trained_newest.get(lane, 0.0), now),
+                fetched_records=unread,
+                fetched_s=_behind(unread, newest, now),
+            )
+        )
+    return tuple(found)
+
+
+def _behind(records: int, newest: float, now: float) -> float | None:
+    """Age of the newest record that a lane got to, seconds; 0 when it has all, None when it is not known."""
+    if newest == 0.0:  # shards do not say, nor has a topic before its first record
+        return None
+    return max(now - newest, 0.0) if records else 0.0
+
+
+def check_same_stream(source: Source, cursor: Cursor) -> None:
+    """Refuse a cursor of another stream.
+
+    Raises:
+        StreamMismatch: names both.
+    """
+    identity = source.identity()
+    if dict(cursor.source) != identity or cursor.lanes != source.lanes:
+        raise StreamMismatch(
+            f"the cursor is of {dict(cursor.source)}, {cursor.lanes} lanes, but the stream is {identity}, "
+            f"{source.lanes} lanes: give the stream that the run began with, or begin a new run"
+        )
+
+
+def check_kept(source: Source, positions: Iterable[Position], pass_number: int) -> None:
+    """Refuse before anything is read when records of any lane have been pruned.
+
+    Raises:
+        StreamPruned: says how many were missed.
+    """
+    missed, pruned = 0, None
+    for position in positions:
+        try:
+            outlook_from(source, position, pass_number)
+        except StreamPruned as error:
+            missed, pruned = missed + error.missed, error
+    if pruned is not None:
+        raise StreamPruned(
+            f"{missed:,} records that come next for this run were pruned from its stream ({pruned}): "
+            "a new run begins at the first that is kept",
+            missed=missed,
+        ) from pruned
+
+
+def charged(
+    before: Cursor, after: Cursor, stats: LaneStats, bad: Sequence[BadPlace], plan: ReadPlan
+) -> Cursor:
+    """The cursor after a step, with what the step spent of the budget.
+
+    Args:
+        before: the cursor before the step.
+        after: the one behind it, which has read and counted, but spent nothing.
+        stats: of the step, over all ranks.
+        bad: places of unusable records, for the message.
+        plan: says how many may be unusable.
+
+    Raises:
+        TooManyBadRecords: the budget is spent; on all ranks at the same step.
+    """
+    # What was accepted beforehand is forgotten too: the budget begins anew behind it.
+    accepted = before.read < after.accept_until
+    newest = () if accepted else (*after.recent, (stats.seen, stats.seen - stats.used))
+    recent = _newest(newest, plan.bad_window)
+    if plan.over_budget(sum(read for read, _ in recent), sum(bad for _, bad in recent)):
+        raise too_many_bad(before, stats, bad, plan)
+    return replace(after, recent=recent)
+
+
+def too_many_bad(
+    cursor: Cursor, stats: LaneStats, bad: Sequence[BadPlace], plan: ReadPlan
+) -> TooManyBadRecords:
+    """What is raised in place of the step that follows a cursor."""
+    reasons = ", ".join(f"{reason} {count}" for reason, count in stats.skipped.items())
+    examples = f"; for example {'; '.join(map(str, bad[:3]))}" if bad else ""
+    return TooManyBadRecords(
+        f"more than {plan.max_bad_fraction:.0%} of the last {plan.bad_window} records cannot "
+        f"be used; in this step: {reasons}{examples}. Mend the stream "
+        "or raise reader.max_bad_fraction; `learn --accept-bad-until now` goes past all that the stream "
+        f"has now (this run has read {cursor.read:,} records)",
+        bad=tuple(bad),
+    )
+
+
+def _newest(steps: Sequence[tuple[int, int]], window: int) -> tuple[tuple[int, int], ...]:
+    """As few of the newest steps as hold `window` records."""
+    first, read = len(steps), 0
+    while first > 0 and read < window:
+        first -= 1
+        read += steps[first][0]
+    return tuple(steps[first:])
+
 
 STRICT, AVAILABLE = "strict", "available"
 TURN_S = 0.1

@@ -14,10 +14,9 @@ from multiprocessing.connection import Connection, wait
 import torch
 
 from stream.errors import StreamError
-from stream.marks import Mark
-from stream.plan import ReadPlan
-from stream.reader import Answer, Failed, Question, Result, answer
-from stream.slabs import Slab
+from stream.loader.plan import Mark, ReadPlan
+from stream.loader.shared_memory import Slab
+from stream.loader.tasks import Answer, Failed, Question, Result, answer
 from stream.source import Source, SourceSpec
 
 
