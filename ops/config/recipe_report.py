@@ -11,8 +11,8 @@ from ops.config.mixing import Mixing, look_at_batch
 from ops.config.schema import RunConfig
 from ops.errors import ConfigError
 from stream.kafka_topic.address import is_topic
-from stream.manifest import Manifest
 from stream.secrets import safe_url
+from stream.shards.manifest import Manifest
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

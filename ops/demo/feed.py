@@ -28,8 +28,8 @@ from ops.rundir.files import read_json, write_json
 from stream.config import ShardConfig
 from stream.loader import worker
 from stream.loader.fork_server import fork_server
-from stream.manifest import Manifest
 from stream.record import Record
+from stream.shards.manifest import Manifest
 
 QUALITY = 90
 """Of the JPEGs."""

@@ -14,7 +14,7 @@ from stream.kafka_topic.spec import OPEN, TopicSpec
 from stream.loader.loader import AVAILABLE, STRICT
 from stream.loader.replay import ReplayLoader
 from stream.loader.tail import trainable
-from stream.shard_source import ShardSource, ShardSpec
+from stream.shards.source import ShardSource, ShardSpec
 from stream.source import Source, SourceSpec
 from stream.storage import local_path
 

@@ -22,8 +22,8 @@ from stream.loader.batch import Batch
 from stream.loader.loader import Loader, Readiness
 from stream.loader.pool import ProcessPool
 from stream.loader.replay import ReplayLoader, choose
-from stream.manifest import Manifest
-from stream.shard_source import ShardSpec
+from stream.shards.manifest import Manifest
+from stream.shards.source import ShardSpec
 from stream.source import Entry
 from tests.stream.fake_source import FakeSource, FakeSpec, picture
 from tests.stream.test_loader import CHUNK, CONFIG, KINDS, SPEC, begin, load, records

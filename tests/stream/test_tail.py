@@ -24,8 +24,8 @@ from stream.loader.batch import Batch
 from stream.loader.loader import AVAILABLE, Readiness
 from stream.loader.replay import ReplayLoader
 from stream.loader.tail import dealt, quotas, trainable
-from stream.manifest import Manifest
-from stream.shard_source import ShardSpec
+from stream.shards.manifest import Manifest
+from stream.shards.source import ShardSpec
 from stream.source import SourceSpec
 from tests.stream.fake_source import FakeSpec, picture
 from tests.stream.test_loader import CHUNK, CONFIG, KINDS, begin, load, records, same

@@ -11,8 +11,8 @@ import re
 import time
 from dataclasses import asdict, dataclass
 
-from stream.checked import decode_checked, encode_checked
 from stream.errors import StreamDamaged
+from stream.shards.commits import decode_checked, encode_checked
 from stream.storage import Store, explained
 
 READER_VERSION = 1

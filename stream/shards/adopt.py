@@ -12,11 +12,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from stream.commits import Accounts, Commit, NewCommit, is_absolute, new_shard_id
 from stream.errors import StreamError, StreamSealed
-from stream.index import DIGEST_BYTES, NO_DIGEST, IndexRow, decode_index, encode_index
-from stream.manifest import Manifest
 from stream.record import decode_sample
+from stream.shards.commits import Accounts, Commit, NewCommit, is_absolute, new_shard_id
+from stream.shards.index import DIGEST_BYTES, NO_DIGEST, IndexRow, decode_index, encode_index
+from stream.shards.manifest import Manifest
 from stream.storage import explained, local_path, open_bytes
 from stream.tar import TarLoss, open_tar
 from stream.tar_samples import LARGEST_IMAGE, TarEvent, TarImage, group_tar, run_through

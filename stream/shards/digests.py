@@ -7,8 +7,8 @@ set and are merged into the arrays now and then.
 import numpy as np
 from numpy.typing import NDArray
 
-from stream.index import DIGEST_BYTES, read_digests
-from stream.manifest import Manifest
+from stream.shards.index import DIGEST_BYTES, read_digests
+from stream.shards.manifest import Manifest
 from stream.storage import explained
 
 _MERGE_AT = 200_000

@@ -26,8 +26,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from stream.commits import MOST_RECORDS, Accounts, Commit, decode_accounts
 from stream.errors import StreamDamaged
+from stream.shards.commits import MOST_RECORDS, Accounts, Commit, decode_accounts
 from stream.storage import Bytes, Store
 
 BLOCKS = {1: 256, 2: 65_536}

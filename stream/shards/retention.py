@@ -16,12 +16,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from stream.commits import Commit, is_absolute
 from stream.config import RetentionConfig
 from stream.errors import StreamDamaged, StreamError
-from stream.floor import Floor, write_floor
-from stream.manifest import Manifest
-from stream.registry import FOLDER, Registered, forget_reader, read_readers, seen_ago
+from stream.shards.commits import Commit, is_absolute
+from stream.shards.low_watermark import Floor, write_floor
+from stream.shards.manifest import Manifest
+from stream.shards.readers import FOLDER, Registered, forget_reader, read_readers, seen_ago
 from stream.storage import LocalStore, explained
 
 _NOTED_EVERY = 1000

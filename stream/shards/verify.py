@@ -7,15 +7,15 @@ import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from stream.commits import Commit, is_absolute
 from stream.config import ReaderConfig
 from stream.errors import BadRecord, StreamError
 from stream.images.decode import decode_image
-from stream.index import ShardIndex, decode_index
-from stream.manifest import Manifest
-from stream.registry import read_readers
-from stream.segments import BLOCKS, Segment, SegmentStore
-from stream.shard_files import ShardFiles
+from stream.shards.commits import Commit, is_absolute
+from stream.shards.files import ShardFiles
+from stream.shards.index import ShardIndex, decode_index
+from stream.shards.manifest import Manifest
+from stream.shards.readers import read_readers
+from stream.shards.segments import BLOCKS, Segment, SegmentStore
 from stream.storage import Bytes, explained, open_bytes
 
 _PIECE_BYTES = 1 << 22

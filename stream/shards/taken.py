@@ -27,8 +27,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from stream.checked import decode_checked, encode_checked
 from stream.errors import StreamDamaged
+from stream.shards.commits import decode_checked, encode_checked
 from stream.storage import Store, explained
 
 VERSION = 1

@@ -12,11 +12,11 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import replace
 
-from stream.commits import Commit, is_absolute
 from stream.errors import BadRecord, StreamDamaged, StreamPruned
-from stream.index import NO_DIGEST, ROW_BYTES, IndexFile, IndexRow, ShardIndex, decode_index
-from stream.manifest import Manifest
 from stream.record import Record, decode_label, decode_sample
+from stream.shards.commits import Commit, is_absolute
+from stream.shards.index import NO_DIGEST, ROW_BYTES, IndexFile, IndexRow, ShardIndex, decode_index
+from stream.shards.manifest import Manifest
 from stream.source import Entry
 from stream.storage import Bytes, LocalBytes, explained, open_bytes
 from stream.tar import BLOCK_BYTES, Member, parse_header

@@ -9,8 +9,8 @@ nobody reads and the next prune removes, and never a tar missing above the floor
 
 from dataclasses import dataclass
 
-from stream.checked import decode_checked, encode_checked
 from stream.errors import StreamDamaged
+from stream.shards.commits import decode_checked, encode_checked
 from stream.storage import Store
 
 FLOOR_VERSION = 1

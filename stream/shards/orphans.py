@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from stream.manifest import Manifest
+from stream.shards.manifest import Manifest
 from stream.storage import PART, LocalStore, Store
 
 OLD_S = 3600.0

@@ -17,8 +17,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from stream.manifest import Manifest
 from stream.order import Order, lane_order, lane_total, record_order, slice_bounds, window_order
+from stream.shards.manifest import Manifest
 
 _KEPT_WINDOWS = 4
 """Windows of each lane whose visits to slices are kept in memory."""
