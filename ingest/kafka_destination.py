@@ -19,7 +19,7 @@ from ingest.config import IngestConfig
 from ingest.kafka_history import Stamp, TopicHistory
 from ingest.kafka_lease import GROUP_S, TopicLease
 from ingest.rejects import Listed, Reject, RejectList, state_list
-from ingest.shard_destination import Resume, explained, is_locked, lock_source
+from ingest.shard_destination import Resume, destination_errors, is_locked, lock_source
 from stream.kafka_topic.address import read_address
 from stream.kafka_topic.client import create_topic, look_at, open_admin, patiently
 from stream.kafka_topic.fetch import TopicFetcher
@@ -147,7 +147,7 @@ class TopicDestination:
 
     def explained(self) -> contextlib.AbstractContextManager[None]:
         """See Destination."""
-        return explained(f"the list of what was taken for {self.url}")
+        return destination_errors(f"the list of what was taken for {self.url}")
 
     def is_new(self, sha256: str) -> bool:
         """See Destination. Known is what this ingest has sent; a restart reads its records back for that."""

@@ -25,8 +25,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from ingest.errors import IngestError, SourceBusy, SourceUnreadable
-from ingest.file_types import shown
 from ingest.listing import Unit, absolute, looked_at, not_listed
+from ingest.names import shown
 from ingest.sources import WHOLE, FileSource, Found, Position, read_place
 from stream.errors import StreamDamaged, StreamError
 from stream.file_types import kind_by_name

@@ -20,8 +20,8 @@ from typing import Any, Protocol
 from urllib.parse import quote, unquote_to_bytes
 
 from ingest.errors import SourceChanged, SourceEmpty, SourceNotFound, SourceUnreadable
-from ingest.file_types import shown
 from ingest.listing import Unit, absolute, is_plain_tar, looked_at, matches, walk
+from ingest.names import shown
 from ingest.survey import Survey, size_of
 from ingest.tars import TarSample
 from ingest.zips import read_archive

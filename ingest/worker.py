@@ -17,8 +17,8 @@ from typing import Any
 from ingest.config import IngestConfig
 from ingest.decode_pool import Prepared, Preparers, Result
 from ingest.errors import PreparersFailed, SourceEmpty, SourceNotFound, SourceUnreadable
-from ingest.file_types import shown
 from ingest.listed import ListedFiles
+from ingest.names import shown
 from ingest.rejects import Listed, Reject
 from ingest.shard_destination import Destination, Resume, ShardDestination
 from ingest.sources import FileSource, Found, Source, told_by_ending

@@ -8,9 +8,9 @@ from ops.errors import ConfigError, RunMismatch
 from ops.rundir.files import RunRecord
 from stream.config import NONE
 from stream.cursor import Cursor
-from stream.kafka_topic.address import check, is_topic, read_address
+from stream.kafka_topic.address import OPEN, check, is_topic, read_address
 from stream.kafka_topic.dead_letters import TopicFollower
-from stream.kafka_topic.spec import OPEN, TopicSpec
+from stream.kafka_topic.source import TopicSpec
 from stream.loader.loader import AVAILABLE, STRICT
 from stream.loader.replay import ReplayLoader
 from stream.loader.tail import trainable

@@ -2,8 +2,8 @@
 
 Pillow reads profiles, texts, dates and camera data while it opens a file, and refuses the file when one of
 them is broken, large or of a kind that it does not know. None of it is used here, so none of it is shown to
-Pillow. How the image is turned is read from the original bytes (`stream.images.orientation`), and taken out here, so
-that no decoder turns it as well.
+Pillow. How the image is turned is read from the original bytes (`stream.images.orientation`), and taken out
+here, so that no decoder turns it as well.
 """
 
 import re

@@ -19,9 +19,8 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple, Protocol
 
 from stream.errors import StreamDamaged, StreamMismatch
-from stream.kafka_topic.address import TopicAddress, resolve
+from stream.kafka_topic.address import OPEN, TopicAddress, resolve
 from stream.kafka_topic.fetch import Gone, Message, TopicFetcher
-from stream.kafka_topic.spec import OPEN, TopicSpec
 from stream.lanes import Bounds, Position
 
 NONE = 0
@@ -95,13 +94,24 @@ class TopicBlocks:
     Methods may block while brokers are away (as long as `kafka.patience_s`) and then raise StreamError.
     """
 
-    def __init__(self, address: TopicAddress, spec: TopicSpec, fetcher: TopicFetcher) -> None:
-        self._address, self._spec, self._fetcher = address, spec, fetcher
+    def __init__(
+        self,
+        address: TopicAddress,
+        fetcher: TopicFetcher,
+        *,
+        lanes: int,
+        window: int,
+        bounds: Bounds,
+        until: str,
+        stop_at_gaps: bool,
+    ) -> None:
+        self._address, self._fetcher = address, fetcher
+        self._lanes, self._window, self._stop_at_gaps = lanes, window, stop_at_gaps
         self._starts = self._known(fetcher.starts)
         self.ends = self._known(fetcher.ends)
         """Offset after the last message of each lane, as of the last look."""
-        self.bounds: Bounds = spec.bounds or tuple(
-            zip(self._starts, resolve(spec.until, fetcher, self._starts, self.ends), strict=True)
+        self.bounds: Bounds = bounds or tuple(
+            zip(self._starts, resolve(until, fetcher, self._starts, self.ends), strict=True)
         )
         """First and end offset of each lane for this run; an end of -1 is none."""
         self._read: dict[int, tuple[int, int]] = {}
@@ -109,7 +119,7 @@ class TopicBlocks:
 
     def refresh(self) -> bool:
         """Look for new messages; True when there are more. Does not wait for brokers that are away."""
-        found = self._fetcher.ends(range(self._spec.lanes))
+        found = self._fetcher.ends(range(self._lanes))
         if found is None:
             return False
         before, self.ends = self.ends, self._by_lane(found)
@@ -126,7 +136,7 @@ class TopicBlocks:
 
     def size(self, position: Position) -> int:
         """Messages of the block that a position is in; in the last one of a lane those missing count too."""
-        return min(self._spec.window, position.end + 1 - position.base)
+        return min(self._window, position.end + 1 - position.base)
 
     def at(self, position: Position) -> Block | Lost | None:
         """The block at a position, what is gone there, or None when it is not full yet.
@@ -140,7 +150,7 @@ class TopicBlocks:
         stop, ended = self.stop(lane)
         if position.end >= 0:
             stop, ended = position.end + 1, True
-        if base >= stop or (not ended and stop - base < self._spec.window):
+        if base >= stop or (not ended and stop - base < self._window):
             return None
         try:
             messages = self._messages(position, stop)
@@ -151,10 +161,10 @@ class TopicBlocks:
             raise self.cut_off(lane, base) from None
         if position.end >= 0:
             return self._again(position, messages)
-        if not messages or (not ended and len(messages) < self._spec.window):
+        if not messages or (not ended and len(messages) < self._window):
             return None
         block = Block(base, messages, proof_of(messages))
-        if block.gone and self._spec.kafka.on_gap == "stop":
+        if block.gone and self._stop_at_gaps:
             raise self._hole(lane, block)
         self._read[lane] = (block.end + 1, proof_of(messages[-1:]))
         return block
@@ -170,7 +180,7 @@ class TopicBlocks:
 
     def _messages(self, position: Position, stop: int) -> list[Message]:
         """Messages from a position on, up to a block; with them the one before is compared, if it is new."""
-        lane, base, count = position.lane, position.base, self._spec.window
+        lane, base, count = position.lane, position.base, self._window
         proof = position.proof if position.end < 0 else NONE
         if proof == NONE or base <= self._starts[lane] or self._read.get(lane) == (base, proof):
             return self._fetcher.messages(lane, base, count=count, stop=stop)[0]
@@ -215,7 +225,7 @@ class TopicBlocks:
     def _lost(self, position: Position, count: int, go_on: int, how: str) -> Lost:
         """A block of which some is gone is gone as a whole: its order is."""
         lane, base = position.lane, position.base
-        if self._spec.kafka.on_gap == "stop":
+        if self._stop_at_gaps:
             raise StreamDamaged(
                 f"{count} messages of {self._address}, partition {lane}, offset {base} and on, are gone "
                 f"before they were read: {how}. Keep messages longer (retention.ms of the topic), or go on "
@@ -239,17 +249,17 @@ class TopicBlocks:
 
     def _known(self, ask: Callable[[range], dict[int, int] | None]) -> tuple[int, ...]:
         """Offsets by lane; asks again while brokers are away, until the fetcher has had enough."""
-        while (found := ask(range(self._spec.lanes))) is None:
+        while (found := ask(range(self._lanes))) is None:
             time.sleep(0.2)
         return self._by_lane(found)
 
     def _by_lane(self, found: dict[int, int]) -> tuple[int, ...]:
-        return tuple(found[lane] for lane in range(self._spec.lanes))
+        return tuple(found[lane] for lane in range(self._lanes))
 
 
-def mismatch(address: TopicAddress, spec: TopicSpec, position: Position) -> StreamMismatch:
+def mismatch(address: TopicAddress, position: Position, *, lanes: int, window: int) -> StreamMismatch:
     """The error for a position that is none of this reading of a topic."""
     return StreamMismatch(
-        f"{position} is no place in {address}, read by {spec.lanes} lanes in blocks of {spec.window}: the "
+        f"{position} is no place in {address}, read by {lanes} lanes in blocks of {window}: the "
         "cursor is of another topic, number of lanes or window"
     )

@@ -5,22 +5,97 @@ offsets: transactions and compaction leave gaps). The messages of a block are re
 order.py with the offset that the block begins at. A block can be read once it is full, or the topic has its
 end for this run, so the order never depends on when somebody looked. A position names the block by its first
 and last offset and how many of its messages are used.
+
+What it takes to read a topic: where it is, as how many lanes, in which blocks, from where to where.
 """
 
 import contextlib
 import logging
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
-from stream.errors import StreamDamaged, StreamMismatch
-from stream.kafka_topic.address import TopicAddress, read_address
+from stream.config import KafkaConfig
+from stream.errors import BadRecord, StreamDamaged, StreamMismatch
+from stream.kafka_topic.address import OPEN, TopicAddress, read_address
 from stream.kafka_topic.blocks import NONE, Block, Lost, TopicBlocks, mismatch, proof_of
-from stream.kafka_topic.client import look_at
-from stream.kafka_topic.fetch import TopicFetcher
-from stream.kafka_topic.spec import OPEN, TopicSpec
+from stream.kafka_topic.client import TopicFacts, look_at
+from stream.kafka_topic.fetch import Message, TopicFetcher
+from stream.kafka_topic.message import decode_message
 from stream.lanes import LOST, Bounds, Position
-from stream.order import record_order
+from stream.order import LARGEST_SEED, record_order
 from stream.source import Entry, Outlook
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TopicSpec:
+    """Where a topic is and how it is read; small and picklable, without secrets (a source.SourceSpec)."""
+
+    url: str
+    """kafka://HOST:PORT/TOPIC."""
+    lanes: int
+    """V, the number of partitions when the run began; >= 1."""
+    window: int
+    """Messages of a block, which are shuffled; >= 1. 1 gives the least delay."""
+    seed: int
+    """Of the order; 0 .. 2^63-1."""
+    kafka: KafkaConfig = field(default_factory=KafkaConfig)
+    until: str = ""
+    """Where the topic ends for a run that begins now: now, an offset or a time; empty = it stays open."""
+    bounds: Bounds = ()
+    """First and end offset of each lane, once they are known; an end of -1 is none."""
+    verify: bool = True
+    """Compare the SHA-256 of each image with what its message states."""
+    max_record_bytes: int = 128 * 1024 * 1024
+    """Larger images are skipped with reason too_large; >= 1."""
+
+    def __post_init__(self) -> None:
+        for name in ("lanes", "window", "max_record_bytes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+        if not 0 <= self.seed <= LARGEST_SEED:
+            raise ValueError(f"seed must be in 0..2^63-1, got {self.seed}")
+        if self.bounds and len(self.bounds) != self.lanes:
+            raise ValueError(f"{self.lanes} lanes need as many bounds, got {len(self.bounds)}")
+        read_address(self.url)
+
+    def open(self) -> "TopicSource":
+        """Open the topic in this process. Raises StreamNotFound, StreamMismatch, StreamError."""
+        return TopicSource(self)
+
+    def check(self, facts: TopicFacts) -> None:
+        """Refuse a topic that cannot be read as these lanes. Raises StreamMismatch, StreamDamaged."""
+        lanes, found = self.lanes, facts.partitions
+        if found < lanes or (found > lanes and not self.bounds):
+            raise StreamMismatch(
+                f"{self.url} has {found} partitions, and a partition is a lane, but lanes is {lanes}: "
+                f"give --set lanes={found}, and a batch that is a multiple of it"
+            )
+        if facts.compacted and self.kafka.on_gap == "stop":
+            raise StreamDamaged(
+                f"{self.url} is compacted (cleanup.policy={facts.settings['cleanup.policy']}): messages "
+                "leave its middle before they are read. Set cleanup.policy=delete, or let them be skipped "
+                "and counted as `lost`: --set kafka.on_gap=skip"
+            )
+
+    def entry(self, lane: int, message: Message) -> Entry:
+        """What a message of a lane gives."""
+        record, reason = None, "bad_checksum"
+        if not message.broken:
+            limit, verify = self.max_record_bytes, self.verify
+            try:
+                record = decode_message(message.value, message.headers, max_bytes=limit, verify=verify)
+                reason = ""
+            except BadRecord as error:
+                reason = error.reason
+        return Entry(
+            unit=lane,
+            index=message.offset,
+            record=record,
+            reason=reason,
+            size=message.size,
+            time=message.time,
+        )
+
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +117,15 @@ class TopicSource:
         self._added = 0
         with contextlib.ExitStack() as opened:
             opened.callback(self._fetcher.close)
-            self._blocks = TopicBlocks(self.address, spec, self._fetcher)
+            self._blocks = TopicBlocks(
+                self.address,
+                self._fetcher,
+                lanes=spec.lanes,
+                window=spec.window,
+                bounds=spec.bounds,
+                until=spec.until,
+                stop_at_gaps=spec.kafka.on_gap == "stop",
+            )
             opened.pop_all()
 
     def identity(self) -> dict[str, str]:
@@ -125,7 +208,7 @@ class TopicSource:
         """What is left of a block."""
         lane, messages = position.lane, block.messages
         if position.idx > len(messages):
-            raise mismatch(self.address, self._spec, position)
+            raise mismatch(self.address, position, lanes=self.lanes, window=self._spec.window)
         order = record_order(
             seed=self._spec.seed, pass_number=pass_number, lane=lane, number=block.base, count=len(messages)
         ).tolist()
@@ -166,14 +249,14 @@ class TopicSource:
         blocks, lane = self._blocks, position.lane
         inside = position.idx == 0 if position.end < 0 else 0 <= position.idx <= blocks.size(position)
         if not 0 <= lane < self.lanes or position.base < 0 or not inside:
-            raise mismatch(self.address, self._spec, position)
+            raise mismatch(self.address, position, lanes=self.lanes, window=self._spec.window)
         place, bound = max(position.base, position.end + 1), blocks.bounds[lane][1]
         if place > blocks.ends[lane]:
             self.refresh()  # another process has seen more
             if place > blocks.ends[lane]:
                 raise blocks.cut_off(lane, place)
         if bound != OPEN and place > max(bound, blocks.begin(lane)):
-            raise mismatch(self.address, self._spec, position)
+            raise mismatch(self.address, position, lanes=self.lanes, window=self._spec.window)
 
     def _look_at_topic(self) -> None:
         """Refuse another topic of the same name; say loudly that partitions were added.

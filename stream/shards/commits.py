@@ -26,7 +26,7 @@ _NOT_READ = (ValueError, TypeError, KeyError, AttributeError, OverflowError, Rec
 
 def encode_checked(body: Mapping[str, Any]) -> bytes:
     """The JSON of an object, and at its end the CRC-32 of the rest. Keys are text, all the way down."""
-    text = _text(body)
+    text = _canonical(body)
     return f'{text[:-1]},"{CHECK}":{zlib.crc32(text.encode("ascii"))}}}'.encode("ascii")
 
 
@@ -39,7 +39,7 @@ def decode_checked(data: bytes) -> dict[str, Any]:
     try:
         body: dict[str, Any] = json.loads(data)
         stated = body.pop(CHECK)
-        found = zlib.crc32(_text(body).encode("ascii"))
+        found = zlib.crc32(_canonical(body).encode("ascii"))
     except _NOT_READ as error:
         raise ValueError(f"it cannot be read: {error!r}") from error
     if stated != found or isinstance(stated, bool):
@@ -47,7 +47,7 @@ def decode_checked(data: bytes) -> dict[str, Any]:
     return body
 
 
-def _text(body: Mapping[str, Any]) -> str:
+def _canonical(body: Mapping[str, Any]) -> str:
     return json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 

@@ -12,7 +12,7 @@ from stream.config import KafkaConfig, TopicWriterConfig
 from stream.kafka_topic.address import read_address
 from stream.kafka_topic.client import create_topic
 from stream.kafka_topic.message import encode_message
-from stream.kafka_topic.spec import TopicSpec
+from stream.kafka_topic.source import TopicSpec
 from stream.record import Record, media_type_of
 from tests.kafka_broker import Broker
 from tests.stream.fake_source import picture

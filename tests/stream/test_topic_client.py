@@ -8,7 +8,7 @@ from stream.config import KafkaConfig, TopicWriterConfig
 from stream.errors import StreamError, StreamNotFound
 from stream.kafka_topic.address import TopicAddress, is_topic, read_address
 from stream.kafka_topic.client import PASSWORD_VARIABLE, Secret, client_options, create_topic, look_at
-from stream.kafka_topic.spec import TopicSpec
+from stream.kafka_topic.source import TopicSpec
 from tests.kafka_broker import Broker
 from tests.stream.make_topic import made
 

@@ -11,7 +11,7 @@ from stream.config import KafkaConfig, TopicWriterConfig
 from stream.errors import StreamError
 from stream.kafka_topic.address import TopicAddress, read_address
 from stream.kafka_topic.client import KEY_PASSWORD_VARIABLE, PASSWORD_VARIABLE, look_at
-from stream.kafka_topic.spec import TopicSpec
+from stream.kafka_topic.source import TopicSpec
 from stream.kafka_topic.writer import TopicWriter
 from tests.kafka_broker import KEY_PASSWORD, PASSWORD, SCRAM, SCRAM_PASSWORD, USER, Broker
 from tests.stream.make_topic import made, messages, record_of

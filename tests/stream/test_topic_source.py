@@ -15,7 +15,7 @@ from stream.errors import StreamDamaged, StreamError, StreamMismatch
 from stream.kafka_topic.address import read_address
 from stream.kafka_topic.client import look_at
 from stream.kafka_topic.message import encode_message
-from stream.kafka_topic.spec import TopicSpec
+from stream.kafka_topic.source import TopicSpec
 from stream.kafka_topic.writer import TopicWriter
 from stream.lanes import Position
 from stream.loader.batch import Batch
