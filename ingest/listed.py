@@ -269,9 +269,9 @@ class ListedFiles:
     def _items(self, index: int, file: TakenFile, skip: int, whole_tars: bool) -> Iterator[Found | None]:
         path = self._source.spelled(file.path)
         folder = path.rpartition("/")[0]
-        beside = [f"{folder}/{name}" if folder and name else name for name in (file.cls, file.json)]
+        cls, body = (f"{folder}/{name}" if folder and name else name for name in (file.cls, file.json))
         unsure = not file.archive and kind_by_name(path) is None
-        unit = Unit((0, ()), path, file.archive, *beside, unsure=unsure)
+        unit = Unit((0, ()), path, file.archive, cls, body, unsure)
         if file.size == FOLDER_SIZE:
             detail = not_listed(path)
             if not detail:  # what is in it is found like everything else

@@ -342,7 +342,7 @@ def test_patterns_leave_out_by_name_or_by_path(
     folder_of(tmp_path / "a" / "b", 1, 2)
     folder_of(tmp_path / "lost+found", 3, 1)
     exclude = [pattern.format(root=tmp_path) for pattern in patterns]
-    assert names(list(open_source(str(tmp_path), exclude=exclude).items()), tmp_path) == wanted
+    assert names(of(open_source(str(tmp_path), exclude=exclude)), tmp_path) == wanted
 
 
 def test_files_added_before_the_place_are_not_taken_and_that_is_said(tmp_path: Path) -> None:

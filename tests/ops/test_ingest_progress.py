@@ -51,6 +51,7 @@ def test_the_total_of_a_source_is_that_of_its_files_and_all_is_reached_in_the_en
     assert source.total == sum(path.stat().st_size for path in files)
     reached = []
     for item in source.items():
+        assert item is not None
         reached.append(source.reached)
         position = item.position
     images = sum(len(encoded(number)) for number in range(4))
