@@ -4,6 +4,7 @@ Drawn pictures as a source to ingest: endless, and resumable like a folder.
 """
 
 import contextlib
+import gc
 import io
 import json
 import multiprocessing
@@ -170,8 +171,9 @@ class _Orphaned(Exception):
 
 
 def _fill(feed: Feed, stop: Event) -> None:
-    """Runs in the child until the time is over, the source is at its end, or somebody says stop."""
+    """Runs in the child until the time is over, the source is at its end, or it is asked to stop."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    gc.freeze()  # else the collector writes to what the fork server has imported, and each page is copied
     with contextlib.suppress(_Orphaned):
         _ingest(feed, stop.is_set)
 

@@ -1,8 +1,6 @@
-"""The demo: images are drawn into a growing stream while a learner goes over it once, and people watch.
+"""The demo: images are drawn into a growing stream while a learner goes over it once, and people watch."""
 
-Memory of a process and of everything that it started, as Linux counts it.
-"""
-
+import contextlib
 import os
 import shutil
 import socket
@@ -11,9 +9,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self, TextIO
 
+import psutil
 import torch
 
 from ops.config import recipes
@@ -28,72 +26,6 @@ from ops.snapshots.embedded_redis import EmbeddedRedis
 from ops.train.signals import StopRequest
 from ops.train.start import learn
 from stream.machine import cores
-
-_PAGE = os.sysconf("SC_PAGE_SIZE")
-
-
-def family(root: int, proc: Path = Path("/proc")) -> dict[int, int]:
-    """Resident bytes of a process and all its descendants, by process number; empty where there is no /proc.
-
-    Pages that processes share count once for each: the sum is at least what is really taken.
-    """
-    resident: dict[int, int] = {}
-    children: dict[int, list[int]] = {}
-    for entry in proc.glob("[0-9]*"):
-        try:
-            # The name in parentheses may itself hold blanks and parentheses; fields count from behind it.
-            fields = (entry / "stat").read_text().rpartition(")")[2].split()
-        except (OSError, UnicodeDecodeError):
-            continue  # it ended while we looked
-        resident[int(entry.name)] = int(fields[21]) * _PAGE
-        children.setdefault(int(fields[1]), []).append(int(entry.name))
-    found: dict[int, int] = {}
-    waiting = [root] if root in resident else []
-    while waiting:
-        process = waiting.pop()
-        found[process] = resident[process]
-        waiting += children.get(process, [])
-    return found
-
-
-class PeakMemory:
-    """A context that watches this process and its descendants from a thread of its own.
-
-    Args:
-        interval_s: seconds between two looks.
-    """
-
-    def __init__(self, interval_s: float = 0.5) -> None:
-        self.peak_bytes = 0
-        """Largest sum seen so far; 0 where it cannot be told."""
-        self.peak_processes = 0
-        """Processes at that moment."""
-        self._interval_s = interval_s
-        self._end = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="peak-memory", daemon=True)
-
-    def look(self) -> None:
-        """Measure once, now."""
-        found = family(os.getpid())
-        if sum(found.values()) > self.peak_bytes:
-            self.peak_bytes = sum(found.values())
-            self.peak_processes = len(found)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._end.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        self.look()
-        while not self._end.wait(self._interval_s):
-            self.look()
-
 
 RECIPE = "demo"
 MARK = "demo.json"
@@ -271,6 +203,57 @@ def prepare_directory(run_dir: Path) -> bool:
     return True
 
 
+class PeakMemory:
+    """A context that watches the memory of this process and its descendants from a thread of its own.
+
+    A page that processes share counts once: each is given its part (PSS; where the system does not tell it,
+    the pages that are a process's own, or at least its resident ones).
+
+    Args:
+        interval_s: seconds between two looks.
+    """
+
+    def __init__(self, interval_s: float = 0.5) -> None:
+        self.peak_bytes = 0
+        """Largest sum seen so far."""
+        self.peak_processes = 0
+        """Processes at that moment."""
+        self._interval_s = interval_s
+        self._own = psutil.Process()
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="peak-memory", daemon=True)
+
+    def look(self) -> None:
+        """Measure once, now."""
+        taken = []
+        for process in (self._own, *self._own.children(recursive=True)):
+            with contextlib.suppress(psutil.NoSuchProcess):  # it ended while we looked
+                taken.append(_taken(process))
+        if sum(taken) > self.peak_bytes:
+            self.peak_bytes, self.peak_processes = sum(taken), len(taken)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        self.look()
+        while not self._end.wait(self._interval_s):
+            self.look()
+
+
+def _taken(process: psutil.Process) -> int:
+    try:
+        memory = process.memory_full_info()
+    except psutil.AccessDenied:  # macOS tells of children only to root
+        return int(process.memory_info().rss)
+    return int(getattr(memory, "pss", memory.uss))
+
+
 class _Watch:
     """Looks at both sides while the learner has the main thread; a context.
 
@@ -298,9 +281,7 @@ class _Watch:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._over.set()
         self._thread.join()
 
