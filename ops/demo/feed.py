@@ -1,6 +1,6 @@
 """The ingest side of the demo: a process that fills a growing stream by the real ingest, and seals it.
 
-Drawn pictures as a source to ingest: endless, and resumable like a folder.
+Drawn pictures are a source like others: endless, and resumed like a folder.
 """
 
 import contextlib
@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from multiprocessing.synchronize import Event
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from PIL import Image
@@ -140,9 +139,7 @@ class FeedProcess:
         self._process.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
         if self._process.is_alive():
             self._process.kill()

@@ -91,7 +91,7 @@ class DemoRun:
 
     @property
     def status(self) -> str:
-        """finished, also where its time ended it as meant; stopped: somebody asked."""
+        """finished, also where its time ended it as meant; stopped: a user asked for it."""
         return FINISHED if self.time_used else self.summary.status
 
     @property
@@ -103,7 +103,7 @@ class DemoRun:
 
 
 def run_demo(options: DemoOptions, *, say: Callable[[str], None], out: TextIO) -> DemoRun:
-    """Ingest and learn at the same time until the time is over, or somebody presses Ctrl-C.
+    """Ingest and learn at the same time until the time is over, or until Ctrl-C.
 
     Args:
         options: what to do.
@@ -196,7 +196,7 @@ def prepare_directory(run_dir: Path) -> bool:
         RunLock(run_dir).acquire().release()
     except RunLocked as error:
         raise RunLocked(f"a demo still runs in {run_dir}: {error}") from error
-    # A killed demo left its server running; without its directory nobody could ever find it again.
+    # A killed demo left its server running; without its directory no process could find it again.
     EmbeddedRedis(run_dir).end_left_over()
     shutil.rmtree(run_dir)
     run_dir.mkdir(parents=True)
@@ -255,7 +255,7 @@ def _taken(process: psutil.Process) -> int:
 
 
 class _Watch:
-    """Looks at both sides while the learner has the main thread; a context.
+    """A context that looks at both sides while the learner has the main thread.
 
     Ends the learner when the ingest has failed (it would wait for records without end), when the time is over
     on a machine so slow that the last records take too long, and when passes over given images have used it.
