@@ -52,7 +52,7 @@ class DrawnSource:
         self._size = size
 
     def items(self, after: Position | None = None) -> Iterator[Found]:
-        """See Source."""
+        """Endless pictures after a position."""
         number = int(after["number"]) if after is not None else 0
         while True:
             payload, kind = encoded(self._seed, number, self._size)
@@ -65,7 +65,7 @@ class DrawnSource:
             number += 1
 
     def warnings(self) -> list[str]:
-        """See Source; there is nothing to warn of."""
+        """None."""
         return []
 
 
@@ -97,17 +97,17 @@ class Feed:
     images: str
     """Folder, tar or glob; empty = drawn pictures."""
     seed: int
-    size: int
-    """Side of drawn pictures, and largest short side of others, pixels."""
     until: float
     """Unix time at which it ends, if by then it has gone on for `least_s`."""
     least_s: float
     """Seconds that it goes on, however long it took to start."""
-    ahead: int
+    size: int = 64
+    """Side of drawn pictures, and largest short side of others, pixels."""
+    ahead: int = 2048
     """Records that may be written and not yet learned from, at most."""
-    fewest_ahead: int
+    fewest_ahead: int = 512
     """So many always may: with fewer, a learner that waits for whole shards and batches would starve."""
-    shard_records: int
+    shard_records: int = 256
 
     def source(self) -> Source:
         """Where images come from.
@@ -228,10 +228,8 @@ class _Pace:
                 return True
             if self.written - self._used < self._allowed:
                 return False
-            self._look()
-            if self.written - self._used < self._allowed:
-                return False
-            time.sleep(LOOK_S)
+            if not self._look():
+                time.sleep(LOOK_S)
 
     def await_start(self) -> None:
         """Return with the learner's first step, or after a while.
@@ -250,13 +248,15 @@ class _Pace:
         if self._parent is not None and not self._parent.is_alive():
             raise _Orphaned
 
-    def _look(self) -> None:
-        """See how far the learner is; a slow one gets less, so that its last records do not take long."""
+    def _look(self) -> bool:
+        """Whether the learner is further; a slow one gets less, so that its last records do not take long."""
         now, used = time.monotonic(), samples_used(self._history)
-        if used > self._used:
-            allowed = (used - self._used) / (now - self._looked) * AHEAD_S
-            self._allowed = int(min(self._feed.ahead, max(self._feed.fewest_ahead, allowed)))
-            self._used, self._looked = used, now
+        if used <= self._used:
+            return False
+        allowed = (used - self._used) / (now - self._looked) * AHEAD_S
+        self._allowed = int(min(self._feed.ahead, max(self._feed.fewest_ahead, allowed)))
+        self._used, self._looked = used, now
+        return True
 
 
 class _Counted(ShardDestination):
@@ -267,7 +267,7 @@ class _Counted(ShardDestination):
         self._pace = pace
 
     def write(self, record: Record, position: Any) -> None:
-        """See Destination."""
+        """Write, then count."""
         super().write(record, position)
         self._pace.written += 1
 

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from PIL import Image
@@ -300,6 +301,8 @@ def test_the_ingest_side_waits_for_the_learner_and_seals_when_it_is_stopped(tmp_
             time.sleep(0.1)
         time.sleep(1.0)
         assert _manifest(tmp_path).records <= 100, "it may not run further ahead"
+        (child,) = (one for one in multiprocessing.active_children() if one.name == "demo-ingest")
+        assert psutil.Process(child.pid).children() == [], "a fork server of its own takes 700 MB for nothing"
         (tmp_path / "history.jsonl").write_text('{"samples": 64}\n')
         while len(_manifest(tmp_path)) < 4:
             assert time.monotonic() < deadline

@@ -1,9 +1,10 @@
 import subprocess
 import sys
+import threading
 
 import pytest
 
-from ops.demo.run import PeakMemory
+from ops.demo.run import PeakMemory, repeated
 
 BLOCK = 80_000_000
 ALONE = f"block = bytearray(b'x') * {BLOCK}; print(len(block), flush=True); input()"
@@ -54,8 +55,18 @@ def test_pages_that_processes_share_count_once() -> None:
     assert BLOCK < memory.peak_bytes < 2 * BLOCK
 
 
-def test_a_watch_sees_what_is_there_while_it_lasts() -> None:
-    with PeakMemory(interval_s=0.01) as memory:
-        pass
-    assert memory.peak_processes >= 1
-    assert memory.peak_bytes > 1_000_000
+def test_a_look_is_repeated_until_it_is_over_or_the_context_is_left() -> None:
+    looks: list[int] = []
+    over = threading.Event()
+
+    def look() -> bool:
+        looks.append(1)
+        if len(looks) == 3:
+            over.set()
+        return over.is_set()
+
+    with repeated(look, every_s=0.001):
+        assert over.wait(60)
+    assert len(looks) == 3
+    with repeated(lambda: False, every_s=60):
+        pass  # leaving does not wait for the next look
