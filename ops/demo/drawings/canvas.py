@@ -84,7 +84,8 @@ class Canvas:
 
     def distance(self, x: float, y: float) -> Floats:
         """Distance [S, S] of each pixel to a point."""
-        return np.hypot(self.x - x, self.y - y)
+        away: Floats = np.hypot(self.x - x, self.y - y)
+        return away
 
     def rotated(self, angle: float | tuple[float, float] = (0.0, math.pi)) -> tuple[Floats, Floats]:
         """Coordinates turned by an angle, or by one drawn from [low, high); radians."""
@@ -94,7 +95,8 @@ class Canvas:
 
     def cover(self, distance: Floats, softness: float = 1.0) -> Floats:
         """Share of each pixel inside a shape: `distance` to its edge is negative inside; no jagged edges."""
-        return np.clip(0.5 - distance * (1 / (self.pixel * softness)), 0, 1)
+        share: Floats = np.clip(0.5 - distance * (1 / (self.pixel * softness)), 0, 1)
+        return share
 
     def palette(self, n: int) -> Floats:
         """Colours [n, 3] that go together and differ in lightness, in random order."""
@@ -115,7 +117,7 @@ class Canvas:
     def finish(self, picture: Floats) -> NDArray[np.uint8]:
         """Light, vignette, tint and grain, then uint8 [S, S, 3]."""
         angle, slope = self.between(0, 2 * math.pi), self.between(0, 0.22)
-        light = 1 + slope * (self.x * math.cos(angle) + self.y * math.sin(angle))
+        light = self.rotated(angle)[0] * slope + np.float32(1)
         light *= 1 - self.between(0, 0.14) * (self.x * self.x + self.y * self.y)
         light *= self.between(0.82, 1.12)
         tint = np.array([self.between(0.93, 1.05), 1.0, self.between(0.93, 1.05)], dtype=np.float32)

@@ -101,7 +101,7 @@ def night(c: Canvas) -> Floats:
         x, y, size = c.between(-0.65, 0.65), c.between(-0.7, -0.1), c.between(0.14, 0.3)
         distance = c.distance(x, y)
         moon = c.colour((0.08, 0.16), 0.15, 1.0) * (0.92 + 0.1 * c.noise(9))[..., None]
-        picture = mix(picture, moon, np.exp(-distance * 4) * 0.4)
+        picture = mix(picture, moon, np.exp(-distance * 4.0) * 0.4)
         dark = size * 0.9 - c.distance(x + size * c.between(-1.6, 1.6), y - 0.1 * size)
         picture = mix(picture, moon, c.cover(distance - size) * c.cover(dark, softness=3))
     ridge = c.between(0.55, 0.95) - 0.14 * c.skyline(3)

@@ -33,7 +33,7 @@ def checker(c: Canvas) -> Floats:
     """A chess board, turned, sometimes running away into the distance."""
     along, across = c.rotated()
     if c.chance(0.4):
-        depth = 1 / (1.55 + c.between(0.3, 0.9) * c.y)
+        depth = np.float32(1) / (1.55 + c.between(0.3, 0.9) * c.y)
         along, across = along * depth, across * depth
     turn = math.pi * c.between(1.6, 5.5)
     shift = c.between(0, 2)
@@ -97,10 +97,11 @@ def stones(c: Canvas) -> Floats:
     number = c.whole(10, 44)
     spots = c.rng.random((number, 2), dtype=np.float32) * 2.5 - 1.25
     bend = 0.06 * c.noise(6)
-    squared = ((c.x + bend)[..., None] - spots[:, 0]) ** 2 + ((c.y + bend)[..., None] - spots[:, 1]) ** 2
+    across, down = ((axis + bend)[..., None] - spots[:, place] for place, axis in enumerate((c.x, c.y)))
+    squared = across * across + down * down
     nearest = np.argmin(squared, axis=-1)
     two = np.sqrt(np.partition(squared, 1, axis=-1)[..., :2])
-    gap = two[..., 1] - two[..., 0]
+    gap: Floats = two[..., 1] - two[..., 0]
     joint = c.between(0.02, 0.06)
     height = np.clip(gap * (math.sqrt(number) / 2.4), 0, 1)
     hue, colourful = c.between(0, 1), c.between(0.02, 0.3)
@@ -137,7 +138,7 @@ def marble(c: Canvas) -> Floats:
     along, _ = c.rotated()
     swirl = c.fractal(c.whole(2, 3), octaves=5, gain=0.55)
     wave = np.sin(along * c.between(1.5, 4) + c.between(2.2, 4.2) * swirl)
-    veins = (1 - np.abs(wave)) ** c.between(2.5, 6)
+    veins: Floats = np.power(1 - np.abs(wave), c.between(2.5, 6))
     clouds = smooth(-0.9, 0.9, c.fractal(2, octaves=3))
     hue = c.between(0, 1)
     if c.chance(0.6):

@@ -51,7 +51,7 @@ def polygon(c: Canvas) -> Floats:
 def _inside_polygon(x: Floats, y: Floats, sides: int, size: float, turn: float) -> Floats:
     """Distance [S, S] to the nearest edge line of a regular polygon around 0, negative inside."""
     angles = [turn + 2 * math.pi * side / sides for side in range(sides)]
-    farthest = np.max([x * math.cos(angle) + y * math.sin(angle) for angle in angles], axis=0)
+    farthest: Floats = np.max([x * math.cos(angle) + y * math.sin(angle) for angle in angles], axis=0)
     return farthest - size * math.cos(math.pi / sides)
 
 
