@@ -76,7 +76,7 @@ class DemoRun:
     seconds: float
     """From the start until the learner had ended."""
     peak_bytes: int
-    """Largest memory of all processes together; 0 where it cannot be told."""
+    """Most memory of all processes together at any look."""
     peak_processes: int
     live_page: str
     """Where it was; empty when nothing was served."""
@@ -123,7 +123,7 @@ def run_demo(options: DemoOptions, *, say: Callable[[str], None], out: TextIO) -
         images=str(Path(options.images).absolute()) if options.images else "",
         until=time.time() + options.seconds - after, least_s=_LEAST_SHARE * options.seconds,
     )  # fmt: skip
-    feed.source()  # a wrong address is told before anything is removed
+    feed.source()  # a wrong address is an error before anything is removed
     if prepare_directory(options.run_dir):
         say(f"replacing the demo in {options.run_dir}")
     write_json(options.run_dir / MARK, {"seed": options.seed, "images": options.images, "began": time.time()})
