@@ -121,7 +121,6 @@ class Preparers:
     def __init__(self, config: IngestConfig) -> None:
         self._config = config
         self._count = count_of(config)
-        self._context = context()
         self._workers: list[_Worker] = []
         self._order: deque[_Job] = deque()
         self._batches: deque[list[_Job]] = deque()
@@ -189,7 +188,7 @@ class Preparers:
 
     def _start(self) -> _Worker:
         ours, theirs = multiprocessing.Pipe()
-        process = self._context.Process(target=serve, args=(theirs, self._config), daemon=True)
+        process = context().Process(target=serve, args=(theirs, self._config), daemon=True)
         process.start()
         theirs.close()
         return _Worker(process, ours)

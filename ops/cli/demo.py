@@ -46,7 +46,7 @@ def command(images: str, seconds: float, run_dir: Path, seed: int, port: int | N
     run = demo_run.run_demo(options, say=say, out=sys.stderr)
     say("judging what was learned, drawing the contact sheet")
     result = report.conclude(run)
-    say(report.told(result))
+    say(report.render_text(result))
     if as_json:
         click.echo(json.dumps(result.to_json()))
     return run.exit_code

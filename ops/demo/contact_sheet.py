@@ -28,10 +28,10 @@ LIGHT = Inks(
     track=(228, 229, 226),
 )  # fmt: skip
 DARK = Inks(
-    background=(31, 34, 37), ink=(233, 233, 230), faint=(160, 164, 168), bar=(111, 183, 216),
-    track=(52, 56, 60),
+    background=(21, 28, 32), ink=(233, 233, 230), faint=(160, 164, 168), bar=(111, 183, 216),
+    track=(42, 50, 56),
 )  # fmt: skip
-"""That of the summary page's sections in a dark scheme."""
+"""On the ground of the live page's cards in a dark scheme."""
 MARGIN_PX = 24
 LABEL_PX = 128
 GAP_PX = 4

@@ -1,9 +1,10 @@
 """The ingest side of the demo: a process that fills a growing stream by the real ingest, and seals it.
 
-Drawn pictures as a source to ingest: endless, and resumable like a folder.
+Drawn pictures are a source like others: endless, and resumed like a folder.
 """
 
 import contextlib
+import gc
 import io
 import json
 import multiprocessing
@@ -14,7 +15,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from multiprocessing.synchronize import Event
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from PIL import Image
@@ -51,7 +51,7 @@ class DrawnSource:
         self._size = size
 
     def items(self, after: Position | None = None) -> Iterator[Found]:
-        """See Source."""
+        """Endless pictures after a position."""
         number = int(after["number"]) if after is not None else 0
         while True:
             payload, kind = encoded(self._seed, number, self._size)
@@ -64,7 +64,7 @@ class DrawnSource:
             number += 1
 
     def warnings(self) -> list[str]:
-        """See Source; there is nothing to warn of."""
+        """None."""
         return []
 
 
@@ -96,17 +96,17 @@ class Feed:
     images: str
     """Folder, tar or glob; empty = drawn pictures."""
     seed: int
-    size: int
-    """Side of drawn pictures, and largest short side of others, pixels."""
     until: float
     """Unix time at which it ends, if by then it has gone on for `least_s`."""
     least_s: float
     """Seconds that it goes on, however long it took to start."""
-    ahead: int
+    size: int = 64
+    """Side of drawn pictures, and largest short side of others, pixels."""
+    ahead: int = 2048
     """Records that may be written and not yet learned from, at most."""
-    fewest_ahead: int
+    fewest_ahead: int = 512
     """So many always may: with fewer, a learner that waits for whole shards and batches would starve."""
-    shard_records: int
+    shard_records: int = 256
 
     def source(self) -> Source:
         """Where images come from.
@@ -138,9 +138,7 @@ class FeedProcess:
         self._process.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
         if self._process.is_alive():
             self._process.kill()
@@ -169,8 +167,9 @@ class _Orphaned(Exception):
 
 
 def _fill(feed: Feed, stop: Event) -> None:
-    """Runs in the child until the time is over, the source is at its end, or somebody says stop."""
+    """Runs in the child until the time is over, the source is at its end, or it is asked to stop."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    gc.freeze()  # else the collector writes to what the fork server has imported, and each page is copied
     with contextlib.suppress(_Orphaned):
         _ingest(feed, stop.is_set)
 
@@ -228,10 +227,8 @@ class _Pace:
                 return True
             if self.written - self._used < self._allowed:
                 return False
-            self._look()
-            if self.written - self._used < self._allowed:
-                return False
-            time.sleep(LOOK_S)
+            if not self._look():
+                time.sleep(LOOK_S)
 
     def await_start(self) -> None:
         """Return with the learner's first step, or after a while.
@@ -250,13 +247,15 @@ class _Pace:
         if self._parent is not None and not self._parent.is_alive():
             raise _Orphaned
 
-    def _look(self) -> None:
-        """See how far the learner is; a slow one gets less, so that its last records do not take long."""
+    def _look(self) -> bool:
+        """Whether the learner is further; a slow one gets less, so that its last records do not take long."""
         now, used = time.monotonic(), samples_used(self._history)
-        if used > self._used:
-            allowed = (used - self._used) / (now - self._looked) * AHEAD_S
-            self._allowed = int(min(self._feed.ahead, max(self._feed.fewest_ahead, allowed)))
-            self._used, self._looked = used, now
+        if used <= self._used:
+            return False
+        allowed = (used - self._used) / (now - self._looked) * AHEAD_S
+        self._allowed = int(min(self._feed.ahead, max(self._feed.fewest_ahead, allowed)))
+        self._used, self._looked = used, now
+        return True
 
 
 class _Counted(ShardDestination):
@@ -267,7 +266,7 @@ class _Counted(ShardDestination):
         self._pace = pace
 
     def write(self, record: Record, position: Any) -> None:
-        """See Destination."""
+        """Write, then count."""
         super().write(record, position)
         self._pace.written += 1
 

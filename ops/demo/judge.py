@@ -1,4 +1,4 @@
-"""What the demo's prototypes have come to stand for, told on pictures that nobody has learned from."""
+"""What the demo's prototypes have come to stand for, judged on pictures that were not learned from."""
 
 # N pictures   S side of a view   F width of a feature   K prototypes
 

@@ -1,7 +1,4 @@
-"""The HTML page and the contact sheet of a demo.
-
-What a demo leaves behind: figures, and the table that it ends with.
-"""
+"""What a demo leaves behind: the table that it ends with, its figures, its page and its contact sheet."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -59,8 +56,8 @@ class DemoResult:
         }
 
 
-def told(result: DemoResult) -> str:
-    """The table that the command ends with."""
+def render_text(result: DemoResult) -> str:
+    """The table that the command ends with, as text."""
     run = result.run
     rows = [(figure.name, figure.value, figure.note) for figure in figures(result)]
     rows += [("accounts", line, "") for line in accounts(run)]
@@ -103,52 +100,28 @@ def more_time(run: DemoRun) -> str:
 def figures(result: DemoResult) -> tuple[Figure, ...]:
     """The numbers that are shown large."""
     run, summary = result.run, result.run.summary
-    shown = [
-        Figure(
-            name="images learned from",
-            value=f"{summary.samples:,}",
-            note=f"{summary.updates:,} updates{_again(run)}",
-        ),
-        Figure(
-            name="images a second",
-            value=f"{summary.samples / max(summary.seconds, 1e-9):,.0f}",
-            note=f"over {summary.seconds:.0f} s, waiting included",
-        ),
+    often = f", every image {run.passes:.1f} times" if run.passes > 1 else ""
+    rate = summary.samples / max(summary.seconds, 1e-9)
+    rows = [
+        ("images learned from", f"{summary.samples:,}", f"{summary.updates:,} updates{often}"),
+        ("images a second", f"{rate:,.0f}", f"over {summary.seconds:.0f} s, waiting included"),
     ]
     if summary.loss is not None and summary.loss_over_ln_k is not None:
-        shown.append(
-            Figure(
-                name="loss",
-                value=f"{summary.loss:.2f}",
-                note=f"{summary.loss_over_ln_k:.2f} of ln K; 1 = nothing learned",
-            )
-        )
+        note = f"{summary.loss_over_ln_k:.2f} of ln K; 1 = nothing learned"
+        rows.append(("loss", f"{summary.loss:.2f}", note))
     if summary.usage_perplexity is not None:
-        shown.append(
-            Figure(
-                name="prototypes in use",
-                value=f"{summary.usage_perplexity:.0f} of {summary.prototypes}",
-                note="perplexity of their usage",
-            )
-        )
+        used = f"{summary.usage_perplexity:.0f} of {summary.prototypes}"
+        rows.append(("prototypes in use", used, "perplexity of their usage"))
     if result.judgement:
-        values = result.judgement.purity
-        shown.append(
-            Figure(
-                name="purity by kind",
-                value=f"{100 * values['trained']:.0f} %",
-                note=f"untrained {100 * values['untrained']:.0f} %, chance {100 * values['chance']:.0f} %",
-            )
+        trained, *others = (
+            100 * result.judgement.purity[name] for name in ("trained", "untrained", "chance")
         )
+        note = "untrained {:.0f} %, chance {:.0f} %".format(*others)
+        rows.append(("purity by kind", f"{trained:.0f} %", note))
     if run.peak_bytes:
-        shown.append(
-            Figure(
-                name="memory",
-                value=f"{run.peak_bytes / 1e9:.2f} GB",
-                note=f"peak of all {run.peak_processes} processes",
-            )
-        )
-    return tuple(shown)
+        note = f"peak of all {run.peak_processes} processes"
+        rows.append(("memory", f"{run.peak_bytes / 1e9:.2f} GB", note))
+    return tuple(Figure(name=name, value=value, note=note) for name, value, note in rows)
 
 
 def accounts(run: DemoRun) -> list[str]:
@@ -159,28 +132,17 @@ def accounts(run: DemoRun) -> list[str]:
         skipped = f"{sum(ingest['skipped'].values()):,} skipped{_reasons(ingest['skipped'])}"
         lines.append(f"ingest: {ingest['found']:,} found = {ingest['written']:,} written + {skipped}")
     total = summary.samples + summary.skipped + summary.left_over
+    written = ingest.get("written", total)
+    read, rest = "", ""
     if run.passes > 1:
-        return [*lines, _read_again(run, total)]
-    rest = f" + {ingest['written'] - total:,} not read yet" if ingest and ingest["written"] != total else ""
+        read = f" read {run.passes:.1f} times = {total:,}"
+    elif written != total:
+        rest = f" + {written - total:,} not read yet"
     lines.append(
-        f"learn: {ingest.get('written', total):,} records = {summary.samples:,} used + {summary.skipped:,} "
+        f"learn: {written:,} records{read} = {summary.samples:,} used + {summary.skipped:,} "
         f"skipped{_reasons(summary.skipped_by_reason)} + {summary.left_over:,} left over{rest}"
     )
     return lines
-
-
-def _again(run: DemoRun) -> str:
-    return f", every image {run.passes:.1f} times" if run.passes > 1 else ""
-
-
-def _read_again(run: DemoRun, total: int) -> str:
-    """The sum of a stream that was read more than once."""
-    summary = run.summary
-    return (
-        f"learn: {run.ingest['written']:,} records read {run.passes:.1f} times = {total:,} = "
-        f"{summary.samples:,} used + {summary.skipped:,} skipped{_reasons(summary.skipped_by_reason)} + "
-        f"{summary.left_over:,} left over"
-    )
 
 
 def _reasons(skipped: Mapping[str, int]) -> str:
@@ -226,7 +188,7 @@ def _page(result: DemoResult) -> SummaryPage:
     if result.sheet:
         note = (
             "A row is a prototype, busiest first; its pictures are those of the newest "
-            f"{result.sheet.images:,} that lie nearest to it. Nobody told the learner what belongs together."
+            f"{result.sheet.images:,} that lie nearest to it. The learner was not told what belongs together."
         )
     return SummaryPage(
         title="swavstream demo",
@@ -272,11 +234,9 @@ def _tables(result: DemoResult) -> list[Table]:
     if result.judgement:
         shown = result.sheet.prototypes if result.sheet else ()
         tables += [_comparison(result.judgement), _contents(result.judgement, shown)]
-    tables.append(
-        Table(title="Accounts", header=(), rows=tuple((line,) for line in accounts(run)), numbers_from=9)
-    )
+    tables.append(Table(title="Accounts", rows=tuple((line,) for line in accounts(run))))
     snapshot = summary.snapshot
-    places = [
+    places = (
         ("run directory", str(run.options.run_dir)),
         ("stream", str(run.stream)),
         ("checkpoint", summary.checkpoint or "none"),
@@ -286,10 +246,9 @@ def _tables(result: DemoResult) -> list[Table]:
         ),
         ("live page while it ran", run.live_page or "none"),
         ("metrics while it ran", f"{run.live_page}metrics" if run.live_page else "none"),
-    ]
-    tables.append(Table(title="Where things are", header=(), rows=tuple(places), numbers_from=9))
-    commands = tuple((command,) for command in next_commands(run))
-    tables.append(Table(title="Try next", header=(), rows=commands, numbers_from=9))
+    )
+    tables.append(Table(title="Where things are", rows=places))
+    tables.append(Table(title="Try next", rows=tuple((command,) for command in next_commands(run))))
     return tables
 
 
@@ -297,19 +256,18 @@ def _comparison(judgement: Judgement) -> Table:
     def percent(values: Mapping[str, float], name: str, scale: float) -> str:
         return f"{scale * values[name]:.1f} %" if name in values else ""
 
-    rows = tuple(
-        (label, percent(judgement.purity, name, 100), percent(judgement.knn, name, 1))
-        for label, name in (
-            ("after learning", "trained"),
-            ("the same network before", "untrained"),
-            ("raw pixels", "raw_pixels"),
-            ("chance", "chance"),
-        )
-    )
+    labels = {
+        "trained": "after learning", "untrained": "the same network before", "raw_pixels": "raw pixels",
+        "chance": "chance",
+    }  # fmt: skip
     return Table(
         title="Is it more than it was before?",
         header=("", "purity of prototypes", "20 nearest neighbours"),
-        rows=rows,
+        rows=tuple(
+            (label, percent(judgement.purity, name, 100), percent(judgement.knn, name, 1))
+            for name, label in labels.items()
+        ),
+        numbers_from=1,
         note=(
             f"On {judgement.pictures:,} pictures that the stream does not hold. Purity: share of pictures "
             "that are of the commonest kind of their prototype; chance deals the kinds out at random. "

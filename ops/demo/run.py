@@ -1,19 +1,17 @@
-"""The demo: images are drawn into a growing stream while a learner goes over it once, and people watch.
+"""The demo: images are drawn into a growing stream while a learner goes over it once, and people watch."""
 
-Memory of a process and of everything that it started, as Linux counts it.
-"""
-
+import contextlib
 import os
 import shutil
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self, TextIO
+from typing import Any, TextIO
 
+import psutil
 import torch
 
 from ops.config import recipes
@@ -29,72 +27,6 @@ from ops.train.signals import StopRequest
 from ops.train.start import learn
 from stream.machine import cores
 
-_PAGE = os.sysconf("SC_PAGE_SIZE")
-
-
-def family(root: int, proc: Path = Path("/proc")) -> dict[int, int]:
-    """Resident bytes of a process and all its descendants, by process number; empty where there is no /proc.
-
-    Pages that processes share count once for each: the sum is at least what is really taken.
-    """
-    resident: dict[int, int] = {}
-    children: dict[int, list[int]] = {}
-    for entry in proc.glob("[0-9]*"):
-        try:
-            # The name in parentheses may itself hold blanks and parentheses; fields count from behind it.
-            fields = (entry / "stat").read_text().rpartition(")")[2].split()
-        except (OSError, UnicodeDecodeError):
-            continue  # it ended while we looked
-        resident[int(entry.name)] = int(fields[21]) * _PAGE
-        children.setdefault(int(fields[1]), []).append(int(entry.name))
-    found: dict[int, int] = {}
-    waiting = [root] if root in resident else []
-    while waiting:
-        process = waiting.pop()
-        found[process] = resident[process]
-        waiting += children.get(process, [])
-    return found
-
-
-class PeakMemory:
-    """A context that watches this process and its descendants from a thread of its own.
-
-    Args:
-        interval_s: seconds between two looks.
-    """
-
-    def __init__(self, interval_s: float = 0.5) -> None:
-        self.peak_bytes = 0
-        """Largest sum seen so far; 0 where it cannot be told."""
-        self.peak_processes = 0
-        """Processes at that moment."""
-        self._interval_s = interval_s
-        self._end = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="peak-memory", daemon=True)
-
-    def look(self) -> None:
-        """Measure once, now."""
-        found = family(os.getpid())
-        if sum(found.values()) > self.peak_bytes:
-            self.peak_bytes = sum(found.values())
-            self.peak_processes = len(found)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._end.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        self.look()
-        while not self._end.wait(self._interval_s):
-            self.look()
-
-
 RECIPE = "demo"
 MARK = "demo.json"
 """File that says: a demo made this directory, and another may replace it."""
@@ -106,12 +38,8 @@ MOST_PASSES = 1_000_000
 _AFTER_S, _AFTER_SHARE = 15.0, 0.3
 # So much of it is for learning, even where starting took long.
 _LEAST_SHARE = 0.4
-_PICTURE_PX = 64
-_SHARD_RECORDS = 256
-_AHEAD_RECORDS, _FEWEST_AHEAD = 2048, 512
 # The learner may take so much longer than the ingest for the records that lie before it; then it is ended.
 _GRACE_S = 8.0
-_WATCH_S = 0.2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -148,7 +76,7 @@ class DemoRun:
     seconds: float
     """From the start until the learner had ended."""
     peak_bytes: int
-    """Largest memory of all processes together; 0 where it cannot be told."""
+    """Most memory of all processes together at any look."""
     peak_processes: int
     live_page: str
     """Where it was; empty when nothing was served."""
@@ -159,7 +87,7 @@ class DemoRun:
 
     @property
     def status(self) -> str:
-        """finished, also where its time ended it as meant; stopped: somebody asked."""
+        """finished, also where its time ended it as meant; stopped: a user asked for it."""
         return FINISHED if self.time_used else self.summary.status
 
     @property
@@ -171,7 +99,7 @@ class DemoRun:
 
 
 def run_demo(options: DemoOptions, *, say: Callable[[str], None], out: TextIO) -> DemoRun:
-    """Ingest and learn at the same time until the time is over, or somebody presses Ctrl-C.
+    """Ingest and learn at the same time until the time is over, or until Ctrl-C.
 
     Args:
         options: what to do.
@@ -191,37 +119,31 @@ def run_demo(options: DemoOptions, *, say: Callable[[str], None], out: TextIO) -
     stream = options.run_dir / "stream"
     after = min(_AFTER_S, _AFTER_SHARE * options.seconds)
     feed = Feed(
-        stream=str(stream),
-        run_dir=str(options.run_dir),
+        stream=str(stream), run_dir=str(options.run_dir), seed=options.seed,
         images=str(Path(options.images).absolute()) if options.images else "",
-        seed=options.seed,
-        size=_PICTURE_PX,
-        until=time.time() + options.seconds - after,
-        least_s=_LEAST_SHARE * options.seconds,
-        ahead=_AHEAD_RECORDS,
-        fewest_ahead=_FEWEST_AHEAD,
-        shard_records=_SHARD_RECORDS,
-    )
-    feed.source()  # a wrong address is told before anything is removed
+        until=time.time() + options.seconds - after, least_s=_LEAST_SHARE * options.seconds,
+    )  # fmt: skip
+    feed.source()  # a wrong address is an error before anything is removed
     if prepare_directory(options.run_dir):
         say(f"replacing the demo in {options.run_dir}")
     write_json(options.run_dir / MARK, {"seed": options.seed, "images": options.images, "began": time.time()})
     # More threads than processors are left by ingest and reader wait for each other most of the time.
     torch.set_num_threads(max(1, cores() - 1))
-    stop = StopRequest()
+    stop, memory, feeding = StopRequest(), PeakMemory(), FeedProcess(feed)
+    watch = _Watch(options.run_dir, feeding, stop, until=feed.until if options.images else 0.0)
     with (
         stop,  # from here on: a signal before the learner looks for one would leave the ingest side behind
-        PeakMemory() as memory,
-        FeedProcess(feed) as feeding,
-        _Watch(options.run_dir, feeding, stop, until=feed.until if options.images else 0.0) as watch,
+        repeated(memory.look, every_s=0.5),
+        feeding,
+        repeated(watch.look, every_s=0.2),
     ):
         summary = learn(str(stream), options.run_dir, config, wait=True, stop=stop, out=out)
         feeding.stop()
         if feeding.failed():
-            raise OpsError("the ingest side of the demo has failed: what it said stands above")
+            raise OpsError("the ingest side of the demo has failed: its message stands above")
         ingest = feeding.report()
     return DemoRun(
-        options=options, config=config, stream=stream, picture_px=_PICTURE_PX, summary=summary, ingest=ingest,
+        options=options, config=config, stream=stream, picture_px=feed.size, summary=summary, ingest=ingest,
         seconds=time.monotonic() - began, peak_bytes=memory.peak_bytes, peak_processes=memory.peak_processes,
         live_page=watch.live_page, exit_code=stop.exit_code, time_used=watch.time_used,
     )  # fmt: skip
@@ -264,15 +186,65 @@ def prepare_directory(run_dir: Path) -> bool:
         RunLock(run_dir).acquire().release()
     except RunLocked as error:
         raise RunLocked(f"a demo still runs in {run_dir}: {error}") from error
-    # A killed demo left its server running; without its directory nobody could ever find it again.
+    # A killed demo left its server running; without its directory no process could find it again.
     EmbeddedRedis(run_dir).end_left_over()
     shutil.rmtree(run_dir)
     run_dir.mkdir(parents=True)
     return True
 
 
+@contextlib.contextmanager
+def repeated(look: Callable[[], bool], *, every_s: float) -> Iterator[None]:
+    """Call `look` from a thread again and again, until it says that it is over or the context is left."""
+    left = threading.Event()
+
+    def repeat() -> None:
+        while not look() and not left.wait(every_s):
+            pass
+
+    thread = threading.Thread(target=repeat, name="demo-look", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        left.set()
+        thread.join()
+
+
+class PeakMemory:
+    """The most memory that this process and its descendants took together at any look.
+
+    A page that processes share counts once: each is given its part (PSS; where the system does not say it,
+    the pages that are a process's own, or at least its resident ones).
+    """
+
+    def __init__(self) -> None:
+        self.peak_bytes = 0
+        self.peak_processes = 0
+        """Processes at that moment."""
+        self._own = psutil.Process()
+
+    def look(self) -> bool:
+        """Measure once; never over."""
+        taken = []
+        for process in (self._own, *self._own.children(recursive=True)):
+            with contextlib.suppress(psutil.NoSuchProcess):  # it ended meanwhile
+                taken.append(_taken(process))
+        if sum(taken) > self.peak_bytes:
+            self.peak_bytes, self.peak_processes = sum(taken), len(taken)
+        return False
+
+
+def _taken(process: psutil.Process) -> int:
+    try:
+        memory = process.memory_full_info()
+    except psutil.AccessDenied:  # macOS tells of children only to root
+        return int(process.memory_info().rss)
+    return int(getattr(memory, "pss", memory.uss))
+
+
 class _Watch:
-    """Looks at both sides while the learner has the main thread; a context.
+    """Looks at both sides while the learner has the main thread.
 
     Ends the learner when the ingest has failed (it would wait for records without end), when the time is over
     on a machine so slow that the last records take too long, and when passes over given images have used it.
@@ -284,41 +256,29 @@ class _Watch:
         until: Unix time up to which given images are read again; 0 = they are read once.
     """
 
-    def __init__(self, run_dir: Path, feeding: FeedProcess, stop: StopRequest, *, until: float = 0.0) -> None:
+    def __init__(self, run_dir: Path, feeding: FeedProcess, stop: StopRequest, *, until: float) -> None:
         self.time_used = False
         """The time of passes over given images was over, and that ended the learner."""
-        self._until = until
         self.live_page = ""
         """Where the live page is; empty until it is served."""
-        self._run_dir, self._feeding, self._stop = run_dir, feeding, stop
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="demo-watch", daemon=True)
+        self._run_dir, self._feeding, self._stop, self._until = run_dir, feeding, stop, until
+        self._ended: float | None = None
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        ended: float | None = None
-        while not self._over.wait(_WATCH_S):
-            if not self.live_page:
-                place = read_json(self._run_dir / "server.json") or {}
-                self.live_page = place.get("url", "") if place.get("pid") == os.getpid() else ""
-            if ended is None and self._feeding.ended():
-                ended = time.monotonic()
-            if self._feeding.failed():
-                self._stop.ask()
-                return
-            if ended is not None and time.monotonic() - ended > _GRACE_S and time.time() >= self._until:
-                self.time_used = self._until > 0 and not self._stop.asked()
-                self._stop.ask()
-                return
+    def look(self) -> bool:
+        """Note where the live page is; True when the learner was asked to end."""
+        if not self.live_page:
+            place = read_json(self._run_dir / "server.json") or {}
+            self.live_page = place.get("url", "") if place.get("pid") == os.getpid() else ""
+        if self._ended is None and self._feeding.ended():
+            self._ended = time.monotonic()
+        late = self._ended is not None and time.monotonic() - self._ended > _GRACE_S
+        late = late and time.time() >= self._until
+        failed = self._feeding.failed()
+        if late and not failed:
+            self.time_used = self._until > 0 and not self._stop.asked()
+        if late or failed:
+            self._stop.ask()
+        return late or failed
 
 
 def _is_free(host: str, port: int) -> bool:

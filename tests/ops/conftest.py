@@ -10,6 +10,7 @@ import torch
 from ops.rundir.summary import Summary
 from ops.train.reporting import Followers
 from tests.ops import small_runs
+from tests.ops.chromium import browser  # noqa: F401  a fixture
 from tests.ops.redis_publishing import HELD_UP_S, Make, Publishing
 
 

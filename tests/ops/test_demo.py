@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from PIL import Image
@@ -22,7 +23,7 @@ from ops.demo import run as demo_run
 from ops.demo.contact_sheet import DARK, LIGHT
 from ops.demo.feed import DrawnSource, Feed, FeedProcess, samples_used
 from ops.demo.judge import draw_sheet
-from ops.demo.report import DemoResult, told
+from ops.demo.report import DemoResult, render_text
 from ops.demo.run import DemoOptions, DemoRun, prepare_directory
 from ops.errors import OpsError, RunLocked
 from ops.inference.load_model import load
@@ -175,14 +176,18 @@ def result_of(tmp_path: Path, *, updates: int, loss: float, agreement: tuple[flo
 
 def test_a_demo_says_plainly_when_nothing_was_learned(tmp_path: Path) -> None:
     nothing = result_of(tmp_path, updates=12, loss=1.02, agreement=(0.1, 0.09))
-    assert told(nothing).splitlines()[1].startswith("Nothing was learned in 12 updates. Give it more time")
+    assert (
+        render_text(nothing)
+        .splitlines()[1]
+        .startswith("Nothing was learned in 12 updates. Give it more time")
+    )
     assert nothing.to_json()["learned"] is False
     fell_only = result_of(tmp_path, updates=400, loss=0.9, agreement=(0.1, 0.09))
-    assert "Nothing was learned" in told(fell_only)
+    assert "Nothing was learned" in render_text(fell_only)
     good = result_of(tmp_path, updates=400, loss=0.9, agreement=(0.4, 0.09))
-    assert "Nothing was learned" not in told(good)
+    assert "Nothing was learned" not in render_text(good)
     none = result_of(tmp_path, updates=0, loss=1.0, agreement=(0.0, 0.0))
-    assert "fewer than one batch of 64 images arrived" in told(none)
+    assert "fewer than one batch of 64 images arrived" in render_text(none)
 
 
 def test_it_tells_where_to_look_while_it_runs(finished: tuple[Path, dict[str, Any], str]) -> None:
@@ -192,10 +197,10 @@ def test_it_tells_where_to_look_while_it_runs(finished: tuple[Path, dict[str, An
     assert "purity by kind" in told
 
 
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="memory is counted by /proc")
-def test_all_its_processes_together_stay_below_3_gb(finished: tuple[Path, dict[str, Any], str]) -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells how many processes share a page")
+def test_all_its_processes_together_stay_below_2_gb(finished: tuple[Path, dict[str, Any], str]) -> None:
     _, result, _ = finished
-    assert 0.2e9 < result["peak_memory_bytes"] < 3e9
+    assert 0.2e9 < result["peak_memory_bytes"] < 2e9
     assert result["peak_processes"] >= 3
 
 
@@ -296,6 +301,8 @@ def test_the_ingest_side_waits_for_the_learner_and_seals_when_it_is_stopped(tmp_
             time.sleep(0.1)
         time.sleep(1.0)
         assert _manifest(tmp_path).records <= 100, "it may not run further ahead"
+        (child,) = (one for one in multiprocessing.active_children() if one.name == "demo-ingest")
+        assert psutil.Process(child.pid).children() == [], "a fork server of its own takes 700 MB for nothing"
         (tmp_path / "history.jsonl").write_text('{"samples": 64}\n')
         while len(_manifest(tmp_path)) < 4:
             assert time.monotonic() < deadline

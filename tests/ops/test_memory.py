@@ -1,40 +1,72 @@
-import os
 import subprocess
 import sys
-from pathlib import Path
+import threading
 
 import pytest
 
-from ops.demo.run import PeakMemory, family
+from ops.demo.run import PeakMemory, repeated
+
+BLOCK = 80_000_000
+ALONE = f"block = bytearray(b'x') * {BLOCK}; print(len(block), flush=True); input()"
+# Each of the four processes looks at every page, so every page belongs to all of them.
+SHARED = f"""
+import mmap, os, sys
+block = mmap.mmap(-1, {BLOCK})
+block.write(b"x" * {BLOCK})
+ready, seen = os.pipe()
+for _ in range(3):
+    if os.fork() == 0:
+        os.write(seen, bytes([sum(block[::4096]) % 256]))
+        sys.stdin.read()
+        os._exit(0)
+for _ in range(3):
+    os.read(ready, 1)
+print("ready", flush=True)
+sys.stdin.read()
+for _ in range(3):
+    os.wait()
+"""
 
 
-def _fake(proc: Path, process: int, parent: int, pages: int, name: str = "(a b) c") -> None:
-    (proc / str(process)).mkdir()
-    fields = [str(process), f"({name})", "S", str(parent), *["0"] * 19, str(pages)]
-    (proc / str(process) / "stat").write_text(" ".join(fields))
+def peak_beside(code: str) -> PeakMemory:
+    """Memory of this process and of a program that has printed a line, as what it adds."""
+    before, memory = PeakMemory(), PeakMemory()
+    before.look()
+    child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert child.stdout is not None
+    child.stdout.readline()
+    memory.look()
+    child.communicate(b"\n")
+    memory.peak_bytes -= before.peak_bytes
+    memory.peak_processes -= before.peak_processes
+    return memory
 
 
-def test_memory_is_that_of_a_process_and_all_below_it(tmp_path: Path) -> None:
-    page = os.sysconf("SC_PAGE_SIZE")
-    for process, parent, pages in ((10, 1, 5), (11, 10, 7), (12, 11, 9), (20, 1, 1000)):
-        _fake(tmp_path, process, parent, pages)
-    assert family(10, tmp_path) == {10: 5 * page, 11: 7 * page, 12: 9 * page}
-
-
-def test_where_nothing_can_be_told_nothing_is_told(tmp_path: Path) -> None:
-    assert family(10, tmp_path / "missing") == {}
-    _fake(tmp_path, 20, 1, 3)
-    assert family(10, tmp_path) == {}
-
-
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="memory is counted by /proc")
 def test_a_child_that_takes_memory_is_seen() -> None:
-    code = "block = bytearray(b'x') * 80_000_000; print(len(block), flush=True); input()"
-    with PeakMemory(interval_s=0.02) as memory:
-        child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        assert child.stdout is not None
-        child.stdout.readline()
-        memory.look()
-        child.communicate(b"\n")
-    assert memory.peak_processes >= 2
-    assert memory.peak_bytes > 80_000_000
+    memory = peak_beside(ALONE)
+    assert memory.peak_processes == 1
+    assert memory.peak_bytes > BLOCK
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells how many processes share a page")
+def test_pages_that_processes_share_count_once() -> None:
+    memory = peak_beside(SHARED)
+    assert memory.peak_processes == 4
+    assert BLOCK < memory.peak_bytes < 2 * BLOCK
+
+
+def test_a_look_is_repeated_until_it_is_over_or_the_context_is_left() -> None:
+    looks: list[int] = []
+    over = threading.Event()
+
+    def look() -> bool:
+        looks.append(1)
+        if len(looks) == 3:
+            over.set()
+        return over.is_set()
+
+    with repeated(look, every_s=0.001):
+        assert over.wait(60)
+    assert len(looks) == 3
+    with repeated(lambda: False, every_s=60):
+        pass  # leaving does not wait for the next look

@@ -52,43 +52,50 @@ class Canvas:
         """A whole number from low to high, both included."""
         return low + int(float(self.rng.random()) * (high - low + 1))
 
+    def colour(self, *ranges: float | tuple[float, float]) -> Floats:
+        """A colour [3] of hue, saturation and value: each a number, or (low, high) to draw one from."""
+        return hsv(*(self.between(*part) if isinstance(part, tuple) else part for part in ranges))
+
     def noise(self, columns: int, rows: int | None = None) -> Floats:
         """Smooth noise [S, S] in about [-1, 1], one random value a cell of a columns x rows grid."""
         rows = columns if rows is None else rows
         cells = self.rng.random((rows + 2, columns + 2), dtype=np.float32) * 2 - 1
         box = (1.0, 1.0, columns + 1.0, rows + 1.0)
-        smooth = Image.fromarray(cells).resize((self.size, self.size), Image.Resampling.BICUBIC, box)
-        return np.asarray(smooth)
+        return np.asarray(Image.fromarray(cells).resize((self.size,) * 2, Image.Resampling.BICUBIC, box))
 
     def fractal(self, columns: int, octaves: int = 4, gain: float = 0.5) -> Floats:
         """Noise on several scales [S, S], each twice as fine and `gain` times as strong as the one before."""
-        total = self.noise(columns)
-        strength = 1.0
-        for octave in range(1, octaves):
-            strength *= gain
-            total = total + np.float32(strength) * self.noise(columns << octave)
-        return total
+        return sum(
+            (gain**octave * self.noise(columns << octave) for octave in range(1, octaves)),
+            self.noise(columns),
+        )
 
-    def skyline(self, columns: int, octaves: int = 4, gain: float = 0.5) -> Floats:
+    def skyline(self, columns: int, octaves: int = 5, gain: float = 0.5) -> Floats:
         """One-dimensional fractal noise [S], for the outline of hills."""
         total = np.zeros(self.size, dtype=np.float32)
         places = (np.arange(self.size) + 0.5) / self.size
-        strength = 1.0
         for octave in range(octaves):
             number = columns << octave
             values = self.rng.random(number + 2) * 2 - 1
-            total += (strength * np.interp(places * number, np.arange(number + 2), values)).astype(np.float32)
-            strength *= gain
+            total += (gain**octave * np.interp(places * number, np.arange(number + 2), values)).astype(
+                np.float32
+            )
         return total
 
-    def rotated(self, angle: float) -> tuple[Floats, Floats]:
-        """Coordinates turned by `angle` radians."""
-        cos, sin = np.float32(math.cos(angle)), np.float32(math.sin(angle))
+    def distance(self, x: float, y: float) -> Floats:
+        """Distance [S, S] of each pixel to a point."""
+        away: Floats = np.hypot(self.x - x, self.y - y)
+        return away
+
+    def rotated(self, angle: float | tuple[float, float] = (0.0, math.pi)) -> tuple[Floats, Floats]:
+        """Coordinates turned by an angle, or by one drawn from [low, high); radians."""
+        turn = self.between(*angle) if isinstance(angle, tuple) else angle
+        cos, sin = math.cos(turn), math.sin(turn)
         return self.x * cos + self.y * sin, self.y * cos - self.x * sin
 
     def cover(self, distance: Floats, softness: float = 1.0) -> Floats:
         """Share of each pixel inside a shape: `distance` to its edge is negative inside; no jagged edges."""
-        share: Floats = np.clip(0.5 - distance * np.float32(1 / (self.pixel * softness)), 0, 1)
+        share: Floats = np.clip(0.5 - distance * (1 / (self.pixel * softness)), 0, 1)
         return share
 
     def palette(self, n: int) -> Floats:
@@ -109,16 +116,14 @@ class Canvas:
 
     def finish(self, picture: Floats) -> NDArray[np.uint8]:
         """Light, vignette, tint and grain, then uint8 [S, S, 3]."""
-        angle = self.between(0, 2 * math.pi)
-        slope = np.float32(self.between(0, 0.22))
-        light = 1 + slope * (self.x * np.float32(math.cos(angle)) + self.y * np.float32(math.sin(angle)))
-        light *= 1 - np.float32(self.between(0, 0.14)) * (self.x * self.x + self.y * self.y)
-        light *= np.float32(self.between(0.82, 1.12))
+        angle, slope = self.between(0, 2 * math.pi), self.between(0, 0.22)
+        light = self.rotated(angle)[0] * slope + np.float32(1)
+        light *= 1 - self.between(0, 0.14) * (self.x * self.x + self.y * self.y)
+        light *= self.between(0.82, 1.12)
         tint = np.array([self.between(0.93, 1.05), 1.0, self.between(0.93, 1.05)], dtype=np.float32)
         picture = picture * (light[..., None] * tint)
-        picture += (self.between(0.002, 0.018) * self.rng.standard_normal(
-            (self.size, self.size, 1), dtype=np.float32
-        ))  # fmt: skip
+        grain = self.between(0.002, 0.018)
+        picture += grain * self.rng.standard_normal((self.size, self.size, 1), dtype=np.float32)
         return (np.clip(picture, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 
@@ -130,17 +135,18 @@ def hsv(hue: float, saturation: float, value: float) -> Floats:
 
 def mix(under: Floats, over: Floats, share: Floats | float) -> Floats:
     """`over` laid on `under` with `share` in [0, 1], [S, S] or a number; both are colours [3] or pictures."""
-    weight = np.asarray(share, dtype=np.float32)
-    if weight.ndim == 2:
-        weight = weight[..., None]
-    return under + (over - under) * weight
+    return under + (over - under) * (share if isinstance(share, float) else share[..., None])
+
+
+def shaded(picture: Floats, strength: float, pattern: Floats) -> Floats:
+    """A colour [3] or picture, lighter and darker by `strength` times a pattern [S, S] in about [-1, 1]."""
+    return picture * (1 + strength * pattern)[..., None]
 
 
 def smooth(low: float, high: float, value: Floats) -> Floats:
     """0 below `low`, 1 above `high`, a soft step between."""
-    step: Floats = np.clip((value - np.float32(low)) * np.float32(1 / (high - low)), 0, 1)
-    step *= step * (3 - 2 * step)
-    return step
+    step: Floats = np.clip((value - low) * (1 / (high - low)), 0, 1)
+    return step * (step * (3 - 2 * step))
 
 
 def bands(place: Floats, colours: Floats, blur: float) -> Floats:

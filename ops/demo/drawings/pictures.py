@@ -11,27 +11,13 @@ from numpy.typing import NDArray
 from ops.demo.drawings import scenes, textures, things
 from ops.demo.drawings.canvas import Canvas, Floats
 
-PAINTERS: dict[str, Callable[[Canvas], Floats]] = {
-    "stripes": textures.stripes,
-    "checker": textures.checker,
-    "dots": textures.dots,
-    "wood": textures.wood,
-    "marble": textures.marble,
-    "bricks": textures.bricks,
-    "tartan": textures.tartan,
-    "stones": textures.stones,
-    "rings": textures.rings,
-    "gradient": textures.gradient,
-    "ball": things.ball,
-    "polygon": things.polygon,
-    "flower": things.flower,
-    "landscape": scenes.landscape,
-    "sea": scenes.sea,
-    "night": scenes.night,
-    "city": scenes.city,
-    "forest": scenes.forest,
-}
-
+_PAINTERS: tuple[Callable[[Canvas], Floats], ...] = (
+    textures.stripes, textures.checker, textures.dots, textures.wood, textures.marble, textures.bricks,
+    textures.tartan, textures.stones, textures.rings, textures.gradient,
+    things.ball, things.polygon, things.flower,
+    scenes.landscape, scenes.sea, scenes.night, scenes.city, scenes.forest,
+)  # fmt: skip
+PAINTERS = {painter.__name__: painter for painter in _PAINTERS}
 KINDS: tuple[str, ...] = tuple(PAINTERS)
 """Names of the kinds; the place in this tuple is the kind's label."""
 

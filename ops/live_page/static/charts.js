@@ -46,6 +46,13 @@ function empty(host, text) {
   host.chart = null;
 }
 
+function drawRefs(svg, refs, left, width, py) {
+  for (const ref of refs) {
+    node("line", { x1: left, x2: width - RIGHT, y1: py(ref.at), y2: py(ref.at), class: "ref" }, svg);
+    node("text", { x: width - RIGHT, y: py(ref.at) - 6, "text-anchor": "end", class: "ref-label", text: ref.label }, svg);
+  }
+}
+
 // options: low, high (forced ends of y), refs [{ at, label }], area, format
 function lineChart(host, xs, ys, options) {
   const points = [];
@@ -77,10 +84,7 @@ function lineChart(host, xs, ys, options) {
   const drawn = node("g", { "clip-path": `url(#${host.id}-clip)` }, svg);
   if (options.area) node("path", { d: `${path}L${px(x1)} ${py(low)}L${px(x0)} ${py(low)}Z`, class: "area" }, drawn);
   node("path", { d: path, class: "line" }, drawn);
-  for (const ref of refs) {
-    node("line", { x1: LEFT, x2: width - RIGHT, y1: py(ref.at), y2: py(ref.at), class: "ref" }, svg);
-    node("text", { x: width - RIGHT, y: py(ref.at) - 6, "text-anchor": "end", class: "ref-label", text: ref.label }, svg);
-  }
+  drawRefs(svg, refs, LEFT, width, py);
   const mark = node("line", { y1: TOP, y2: height - BOTTOM, class: "mark", visibility: "hidden" }, svg);
   const last = points[points.length - 1];
   const dot = node("circle", { r: 4.5, cx: px(last[0]), cy: py(last[1]), class: "dot" }, svg);
@@ -107,11 +111,13 @@ function lineChart(host, xs, ys, options) {
   keepLooking(host);
 }
 
+// options: tone(i), refs [{ at, label }], and either name(i) of a cell of prototypes or tell(i), all that is said of a bar
 function barChart(host, labels, counts, options) {
   const total = counts.reduce((sum, one) => sum + one, 0);
   if (!total) return empty(host, "Not counted yet");
   const { svg, width, height } = fresh(host);
-  const left = 34, high = Math.max(...counts) * 1.08, slot = (width - left - RIGHT) / counts.length;
+  const refs = options.refs || [], tell = options.tell || ((i) => `${counts[i]} of ${total} at ${options.name(i)}`);
+  const left = 34, high = Math.max(...counts, ...refs.map((ref) => ref.at)) * 1.08, slot = (width - left - RIGHT) / counts.length;
   const py = (y) => height - BOTTOM - y / high * (height - TOP - BOTTOM);
   for (const at of niceTicks(0, high, 4)) {
     node("line", { x1: left, x2: width - RIGHT, y1: py(at), y2: py(at), class: "rule" }, svg);
@@ -126,12 +132,14 @@ function barChart(host, labels, counts, options) {
       node("text", { x: x + slot / 2, y: height - 7, "text-anchor": "middle", text: labels[i] }, svg);
     }
   });
+  drawRefs(svg, refs, left, width, py);
   const most = counts.indexOf(Math.max(...counts));
-  host.setAttribute("aria-label", `${options.title}: ${counts[most]} of ${total} prototypes lie at ${options.name(most)}. Arrow keys walk along.`);
+  const found = options.tell ? "" : `: ${counts[most]} of ${total} prototypes lie at ${options.name(most)}`;
+  host.setAttribute("aria-label", `${options.title}${found}. Arrow keys walk along.`);
   host.chart = {
     count: counts.length,
     nearest: (x) => Math.min(counts.length - 1, Math.max(0, Math.floor((x - left) / slot))),
-    show: (i) => tip(host, Math.min(Math.max(left + (i + .5) * slot, 80), width - 80), `${counts[i]} of ${total} at ${options.name(i)}`),
+    show: (i) => tip(host, Math.min(Math.max(left + (i + .5) * slot, 80), width - 80), tell(i)),
     hide: () => {},
   };
   keepLooking(host);
