@@ -60,12 +60,13 @@ class Measured:
 
     loss: float
     loss_over_ln_k: float
-    code_entropy: float
-    prediction_entropy: float
-    agreement: float
-    residual: float
+    code_entropy_nats: float
+    prediction_entropy_nats: float
+    view_agreement: float
+    """Not corrected for chance."""
+    sinkhorn_residual: float
     """The worst of all views and heads."""
-    feature_std: float
+    feature_std_ratio: float
     gradient_norm: float
     assigned_HN: tuple[Tensor, ...]
     """Of each head, int64 on the CPU: arg-max of view 0 of every sample of every rank."""
@@ -124,11 +125,11 @@ def measure(outcome: Outcome, gradient_norm: Tensor, config: SwavConfig, group: 
     return Measured(
         loss=float(losses.mean()),
         loss_over_ln_k=float((losses / ln_k).mean()),
-        code_entropy=float(code_entropy / total),
-        prediction_entropy=float(prediction_entropy / total),
-        agreement=float(agreeing / total) if views > 1 else 0.0,
-        residual=residual,
-        feature_std=float(variance_D.sqrt().mean() * math.sqrt(dim)),
+        code_entropy_nats=float(code_entropy / total),
+        prediction_entropy_nats=float(prediction_entropy / total),
+        view_agreement=float(agreeing / total) if views > 1 else 0.0,
+        sinkhorn_residual=residual,
+        feature_std_ratio=float(variance_D.sqrt().mean() * math.sqrt(dim)),
         gradient_norm=float(norm),
         assigned_HN=tuple(assigned.long().view(len(scores_H), total)),
         assigned_B=assigned[first : first + samples].long(),
@@ -246,12 +247,12 @@ def _without_features(
         "nn_cosine_max": float(nearest_R.max()),
         "loss": measured.loss,
         "loss_excess_ratio": 1 - measured.loss_over_ln_k,
-        "code_entropy_nats": measured.code_entropy,
-        "prediction_entropy_nats": measured.prediction_entropy,
-        "sinkhorn_residual": measured.residual,
-        "view_agreement": measured.agreement,
-        "view_agreement_corrected": health.corrected_agreement(measured.agreement, share_K),
-        "feature_std_ratio": measured.feature_std,
+        "code_entropy_nats": measured.code_entropy_nats,
+        "prediction_entropy_nats": measured.prediction_entropy_nats,
+        "sinkhorn_residual": measured.sinkhorn_residual,
+        "view_agreement": measured.view_agreement,
+        "view_agreement_corrected": health.corrected_agreement(measured.view_agreement, share_K),
+        "feature_std_ratio": measured.feature_std_ratio,
     }
 
 

@@ -35,12 +35,12 @@ class Facts:
     feature_std_ratio: float | None = None
     usage_perplexity_ratio: float | None = None
     usage_window_fill: float | None = None
-    dead_ratio: float | None = None
-    twins_ratio: float | None = None
+    dead_prototypes_ratio: float | None = None
+    prototype_twins_ratio: float | None = None
     sinkhorn_residual: float | None = None
     drift_psi: float | None = None
     novelty_ratio: float | None = None
-    autocorrelation: float | None = None
+    stream_autocorrelation: float | None = None
     batch_similarity: float | None = None
     lag: int | None = None
     waiting: bool = False

@@ -223,7 +223,7 @@ def _window_full(facts: Facts) -> bool:
 
 def dead(facts: Facts) -> Finding | None:
     """Prototypes without images."""
-    share = facts.dead_ratio
+    share = facts.dead_prototypes_ratio
     many = share is not None and share > LIMITS["dead_prototypes_ratio"][0]
     if not many or not _window_full(facts):
         return None
@@ -296,7 +296,7 @@ def usage(facts: Facts) -> Finding | None:
 
 def twins(facts: Facts) -> Finding | None:
     """Prototypes that are one vector."""
-    share = facts.twins_ratio
+    share = facts.prototype_twins_ratio
     if share is None or share <= LIMITS["prototype_twins_ratio"][0]:
         return None
     setting, advice = _separate(facts)

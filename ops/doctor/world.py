@@ -52,7 +52,7 @@ def sorted_stream(facts: Facts) -> Finding | None:
     """Neighbours or batches are alike, without a collapse."""
     alike = {
         "batches": (facts.batch_similarity, ALIKE_COSINE),
-        "neighbours": (facts.autocorrelation, SORTED_COSINE),
+        "neighbours": (facts.stream_autocorrelation, SORTED_COSINE),
     }
     seen = [f"{name} {value:.2f}" for name, (value, most) in alike.items() if value and value > most]
     if not seen or collapsed(facts):
