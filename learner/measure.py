@@ -8,7 +8,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -256,12 +256,24 @@ def _without_features(
     }
 
 
+class Limit(NamedTuple):
+    """What a figure of a healthy run keeps."""
+
+    value: float
+    rule: str
+    """at least or at most."""
+
+    def passed(self, figure: float) -> bool:
+        """Whether a figure keeps it."""
+        return figure >= self.value if self.rule == "at least" else figure <= self.value
+
+
 LIMITS = {
-    "feature_std_ratio": (0.2, "at least"),
-    "loss_excess_ratio": (0.02, "at least"),
-    "usage_perplexity_ratio": (0.1, "at least"),
-    "dead_prototypes_ratio": (0.2, "at most"),
-    "prototype_twins_ratio": (0.1, "at most"),
+    "feature_std_ratio": Limit(0.2, "at least"),
+    "loss_excess_ratio": Limit(0.02, "at least"),
+    "usage_perplexity_ratio": Limit(0.1, "at least"),
+    "dead_prototypes_ratio": Limit(0.2, "at most"),
+    "prototype_twins_ratio": Limit(0.1, "at most"),
 }
 """What a healthy run keeps. Proposals from measured collapses: a collapsed encoder has a feature deviation
 of 0.001 and no loss excess; half the prototypes dead or doubled is far outside."""
@@ -282,10 +294,15 @@ def judge(report: HealthReport) -> dict[str, Any]:
         "dead_prototypes_ratio": report.dead_prototypes / report.prototypes,
         "prototype_twins_ratio": report.prototype_twins / report.prototypes,
     }
-    limits = {}
-    for name, (limit, rule) in LIMITS.items():
-        passed = values[name] >= limit if rule == "at least" else values[name] <= limit
-        limits[name] = {"value": values[name], "limit": limit, "rule": rule, "passed": passed}
+    limits = {
+        name: {
+            "value": values[name],
+            "limit": limit.value,
+            "rule": limit.rule,
+            "passed": limit.passed(values[name]),
+        }
+        for name, limit in LIMITS.items()
+    }
     if all(row["passed"] for row in limits.values()):
         verdict = "healthy"
     else:

@@ -13,11 +13,12 @@ import numpy as np
 import redis
 from prometheus_client.parser import text_string_to_metric_families
 
-from ops.doctor.case import Facts
 from ops.errors import RedisUnavailable, SnapshotDamaged, SnapshotNotFound
 from ops.live_page.exemplars import NEAR_EQUAL, signatures
 from ops.live_page.state import ALIKE, TROUBLE_S
 from ops.monitoring.catalog import PREFIX, judged
+from ops.monitoring.facts import Facts
+from ops.monitoring.verdicts import NOT_PUBLISHED
 from ops.rundir.checkpoint import VALUES
 from ops.rundir.files import newest_saved, read_json, read_lines, read_run
 from ops.rundir.history import at_ends
@@ -46,6 +47,7 @@ def gather(run_dir: Path) -> Facts:
     series = _series(standing.url) if live else {}
     figures = _figures(run_dir, standing, live)
     figures |= at_ends(run_dir)
+    ends: dict[str, Any] = {name: figures.get(name) for name in ENDS}
     url = _text(record.config, "snapshot", "url") or os.environ.get(URL_VARIABLE, "")
     error, warnings = _look_at_redis(url) if url else ("", ())
     recent = live.get("recent") or {}
@@ -60,7 +62,7 @@ def gather(run_dir: Path) -> Facts:
         kafka=record.stream.startswith("kafka"),
         samples=standing.samples,
         updates=int(figures.get("updates") or 0),
-        **{name: figures.get(name) for name in ENDS},
+        **ends,
         **judged(figures),
         lag=live.get("lag"),
         waiting=live.get("state") == "waiting",
@@ -158,7 +160,7 @@ def _series(url: str) -> dict[tuple[str, str], float]:
 
 def _last_publish(live: Mapping[str, Any]) -> str:
     """Result of the latest attempt to publish, as far as events tell."""
-    return "error" if "Not published" in _verdict(live, "snapshots") else ""
+    return "error" if _verdict(live, "snapshots").startswith(NOT_PUBLISHED) else ""
 
 
 def _unhealthy(published: Mapping[str, Any]) -> str:

@@ -340,18 +340,20 @@ def entry_of(
     }
 
 
-def judged(figures: Mapping[str, Any]) -> dict[str, float | None]:
-    """Figures in the form in which rules judge them; None = not known.
+def judged(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """Figures in the form in which rules judge them; None = not known, or not finite.
 
     Args:
         figures: by the names of the reports' fields, or of history.jsonl; `prototypes` is K.
     """
     prototypes = figures.get("prototypes") or 0
+    prototypes = prototypes if math.isfinite(prototypes) else 0
     whole = {"": 1.0, "k": float(prototypes), "ln_k": math.log(max(1, prototypes))}
     found: dict[str, float | None] = {}
     for name, row in JUDGED.items():
         value = figures.get(row.figure)
         if value is None and row.history:
             value = figures.get(row.history)
-        found[name] = None if value is None or not whole[row.per] else value / whole[row.per]
+        known = float("nan") if value is None else float(value)
+        found[name] = known / whole[row.per] if math.isfinite(known) and whole[row.per] > 0 else None
     return found

@@ -266,7 +266,7 @@ class Metrics:
 
     def _observe_health(self, health: HealthReport) -> None:
         for row in HEALTH:
-            values = {(): getattr(health, row.health)} if row.health else {}
+            values: dict[tuple[str, ...], Any] = {(): getattr(health, row.health)} if row.health else {}
             values |= {(stat,): getattr(health, name) for stat, name in row.stats.items()}
             if row.labels and row.health:  # one value for each, by number
                 number = "{:02d}" if row.labels == ("group",) else "{}"

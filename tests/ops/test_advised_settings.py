@@ -8,8 +8,8 @@ import pytest
 
 from ops.config.binding import dotted_names
 from ops.config.schema import IDENTITY, RunConfig
-from ops.doctor.case import Facts
 from ops.doctor.diagnosis import examine
+from ops.monitoring.facts import Facts
 from tests.ops.small_runs import config_of
 from tests.ops.test_doctor import WELL
 

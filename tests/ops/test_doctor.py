@@ -13,11 +13,11 @@ from click.testing import CliRunner
 from ops.cli.main import cli
 from ops.config.binding import dotted_names
 from ops.config.schema import RunConfig
-from ops.doctor.case import Facts
-from ops.doctor.causes import CAUSES, depth
-from ops.doctor.diagnosis import RULES, examine
+from ops.doctor.diagnosis import CAUSES, depth, examine
 from ops.doctor.facts import gather
 from ops.errors import RunNotFound
+from ops.monitoring.facts import Facts
+from ops.monitoring.rules import RULES
 from ops.rundir.files import append_line
 from ops.rundir.summary import Summary
 from tests.ops.faults import write as write_stream
