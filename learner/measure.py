@@ -91,7 +91,7 @@ def measure(outcome: Outcome, gradient_norm: Tensor, config: SwavConfig, group: 
     """
     z_ABD, counts, priors_H = outcome.z_ABD, outcome.counts, outcome.priors_H
     scores_H, codes_H = outcome.scores_H, outcome.codes_H
-    views, samples, dim = z_ABD.shape
+    views, samples, _ = z_ABD.shape
     total, first = sum(counts), sum(counts[: group.rank])
     best_H = [scores_ABK.max(-1) for scores_ABK in scores_H]
     top_AB = best_H[0].indices
@@ -102,8 +102,8 @@ def measure(outcome: Outcome, gradient_norm: Tensor, config: SwavConfig, group: 
         row[first : first + samples] = best.indices[0]
     shares = [
         outcome.loss_H.double(),
-        torch.special.entr(codes_H[0].codes_ABK).sum(dtype=torch.float64)[None] / views,
-        -(log_p_ABK.exp() * log_p_ABK).sum(dtype=torch.float64)[None] / views,
+        health.summed_entropy(codes_H[0].codes_ABK)[None] / views,
+        health.summed_entropy(log_p_ABK.exp(), log_p_ABK)[None] / views,
         (top_AB[0] == top_AB[min(1, views - 1)]).sum().double()[None],
         z_BD.sum(0),
         z_BD.square().sum(0),
@@ -121,7 +121,6 @@ def measure(outcome: Outcome, gradient_norm: Tensor, config: SwavConfig, group: 
         float(marginal_error(mass.view(views, -1), wanted_K).max())
         for mass, wanted_K in zip(masses_H, wanted_H or priors_H, strict=True)
     )
-    variance_D = (square_D / total - (z_D / total).square()).clamp_min(0)
     return Measured(
         loss=float(losses.mean()),
         loss_over_ln_k=float((losses / ln_k).mean()),
@@ -129,7 +128,7 @@ def measure(outcome: Outcome, gradient_norm: Tensor, config: SwavConfig, group: 
         prediction_entropy_nats=float(prediction_entropy / total),
         view_agreement=float(agreeing / total) if views > 1 else 0.0,
         sinkhorn_residual=residual,
-        feature_std_ratio=float(variance_D.sqrt().mean() * math.sqrt(dim)),
+        feature_std_ratio=health.feature_std(z_D, square_D, total),
         gradient_norm=float(norm),
         assigned_HN=tuple(assigned.long().view(len(scores_H), total)),
         assigned_B=assigned[first : first + samples].long(),
