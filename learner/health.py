@@ -82,10 +82,13 @@ def unused_by_chance(prototypes: int, samples: int) -> float:
 
 def usage_histogram(counts_K: Tensor) -> tuple[int, ...]:
     """Prototypes in each cell of u_k K, cut at USAGE_EDGES. Null (even): all in the cells around 1."""
-    relative_K = _shares(counts_K) * len(counts_K)
-    cell_K = torch.bucketize(
-        relative_K, torch.tensor(USAGE_EDGES, dtype=torch.float64, device=counts_K.device)
-    )
+    return share_histogram(_shares(counts_K) * len(counts_K))
+
+
+def share_histogram(even_K: Tensor) -> tuple[int, ...]:
+    """The same of usage that is told in even shares, u_k K."""
+    edges = torch.tensor(USAGE_EDGES, dtype=torch.float64, device=even_K.device)
+    cell_K = torch.bucketize(even_K.double(), edges)
     return tuple(torch.bincount(cell_K, minlength=len(USAGE_EDGES) + 1).tolist())
 
 
@@ -146,14 +149,17 @@ def twins(nearest_R: Tensor, threshold: float, prototypes: int) -> int:
     return round(int((nearest_R > threshold).sum()) * prototypes / len(nearest_R))
 
 
-def mean_entropy(shares_NK: Tensor) -> float:
-    """Mean over samples of -sum p ln p, nats, of codes or predictions. Null (says nothing): ln K."""
-    return float(torch.special.entr(shares_NK).sum(-1).mean())
+def summed_entropy(shares_NK: Tensor, log_NK: Tensor | None = None) -> Tensor:
+    """[] float64: sum over samples of -sum p ln p, nats, of codes or predictions.
 
+    Null (they say nothing): N ln K.
 
-def loss_excess(loss: float, prototypes: int) -> float:
-    """How far the loss is below that of knowing nothing: 1 - loss / ln K. Null: 0 = has learned nothing."""
-    return 1 - loss / math.log(prototypes)
+    Args:
+        shares_NK: p; any number of dimensions before K.
+        log_NK: ln p, where it is known already.
+    """
+    terms_NK = torch.special.entr(shares_NK) if log_NK is None else -(shares_NK * log_NK)
+    return terms_NK.sum(dtype=torch.float64)
 
 
 def corrected_agreement(agreement: float, share_K: Tensor) -> float:
@@ -165,9 +171,16 @@ def corrected_agreement(agreement: float, share_K: Tensor) -> float:
     return (agreement - chance) / (1 - chance) if chance < 1 - 1e-9 else 0.0
 
 
-def feature_std(z_ND: Tensor) -> float:
-    """Mean over d of std(z_d), times sqrt(D). Null (one point): 0; 1 = even on the sphere."""
-    return float(z_ND.double().std(0, correction=0).mean() * math.sqrt(z_ND.shape[1]))
+def feature_std(total_D: Tensor, square_D: Tensor, num: int) -> float:
+    """Mean over d of std(z_d), times sqrt(D). Null (one point): 0; 1 = even on the sphere.
+
+    Args:
+        total_D: float64 sum of the features of all ranks.
+        square_D: float64 sum of their squares.
+        num: N.
+    """
+    variance_D = (square_D / num - (total_D / num).square()).clamp_min(0)
+    return float(variance_D.sqrt().mean() * math.sqrt(len(total_D)))
 
 
 def effective_rank(z_ND: Tensor) -> float:
@@ -245,9 +258,17 @@ def alignment(z1_ND: Tensor, z2_ND: Tensor) -> float:
     return float((z1_ND - z2_ND).square().sum(1).mean())
 
 
-def novelty(best_score_N: Tensor, threshold: float) -> float:
-    """Share of samples whose best raw score is below a reference's low quantile. Null: that quantile."""
-    return float((best_score_N < threshold).double().mean())
+def novelty(now_C: Tensor, reference_C: Tensor, quantile: float) -> float:
+    """Share of samples whose best raw score is below a reference's low quantile. Null: that quantile.
+
+    Args:
+        now_C: samples in each cell of a histogram of best scores, rising.
+        reference_C: those of the reference, in the same cells.
+        quantile: of the reference; the limit is the lower edge of the cell that it lies in.
+    """
+    below_C = reference_C.cumsum(0)
+    limit = int(torch.searchsorted(below_C.double(), quantile * float(below_C[-1])))
+    return float(now_C[:limit].sum() / now_C.sum())
 
 
 def prototype_shift(before_KD: Tensor, now_KD: Tensor) -> Tensor:

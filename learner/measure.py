@@ -8,7 +8,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -60,12 +60,13 @@ class Measured:
 
     loss: float
     loss_over_ln_k: float
-    code_entropy: float
-    prediction_entropy: float
-    agreement: float
-    residual: float
+    code_entropy_nats: float
+    prediction_entropy_nats: float
+    view_agreement: float
+    """Not corrected for chance."""
+    sinkhorn_residual: float
     """The worst of all views and heads."""
-    feature_std: float
+    feature_std_ratio: float
     gradient_norm: float
     assigned_HN: tuple[Tensor, ...]
     """Of each head, int64 on the CPU: arg-max of view 0 of every sample of every rank."""
@@ -90,7 +91,7 @@ def measure(outcome: Outcome, gradient_norm: Tensor, config: SwavConfig, group: 
     """
     z_ABD, counts, priors_H = outcome.z_ABD, outcome.counts, outcome.priors_H
     scores_H, codes_H = outcome.scores_H, outcome.codes_H
-    views, samples, dim = z_ABD.shape
+    views, samples, _ = z_ABD.shape
     total, first = sum(counts), sum(counts[: group.rank])
     best_H = [scores_ABK.max(-1) for scores_ABK in scores_H]
     top_AB = best_H[0].indices
@@ -101,8 +102,8 @@ def measure(outcome: Outcome, gradient_norm: Tensor, config: SwavConfig, group: 
         row[first : first + samples] = best.indices[0]
     shares = [
         outcome.loss_H.double(),
-        torch.special.entr(codes_H[0].codes_ABK).sum(dtype=torch.float64)[None] / views,
-        -(log_p_ABK.exp() * log_p_ABK).sum(dtype=torch.float64)[None] / views,
+        health.summed_entropy(codes_H[0].codes_ABK)[None] / views,
+        health.summed_entropy(log_p_ABK.exp(), log_p_ABK)[None] / views,
         (top_AB[0] == top_AB[min(1, views - 1)]).sum().double()[None],
         z_BD.sum(0),
         z_BD.square().sum(0),
@@ -120,15 +121,14 @@ def measure(outcome: Outcome, gradient_norm: Tensor, config: SwavConfig, group: 
         float(marginal_error(mass.view(views, -1), wanted_K).max())
         for mass, wanted_K in zip(masses_H, wanted_H or priors_H, strict=True)
     )
-    variance_D = (square_D / total - (z_D / total).square()).clamp_min(0)
     return Measured(
         loss=float(losses.mean()),
         loss_over_ln_k=float((losses / ln_k).mean()),
-        code_entropy=float(code_entropy / total),
-        prediction_entropy=float(prediction_entropy / total),
-        agreement=float(agreeing / total) if views > 1 else 0.0,
-        residual=residual,
-        feature_std=float(variance_D.sqrt().mean() * math.sqrt(dim)),
+        code_entropy_nats=float(code_entropy / total),
+        prediction_entropy_nats=float(prediction_entropy / total),
+        view_agreement=float(agreeing / total) if views > 1 else 0.0,
+        sinkhorn_residual=residual,
+        feature_std_ratio=health.feature_std(z_D, square_D, total),
         gradient_norm=float(norm),
         assigned_HN=tuple(assigned.long().view(len(scores_H), total)),
         assigned_B=assigned[first : first + samples].long(),
@@ -246,21 +246,33 @@ def _without_features(
         "nn_cosine_max": float(nearest_R.max()),
         "loss": measured.loss,
         "loss_excess_ratio": 1 - measured.loss_over_ln_k,
-        "code_entropy_nats": measured.code_entropy,
-        "prediction_entropy_nats": measured.prediction_entropy,
-        "sinkhorn_residual": measured.residual,
-        "view_agreement": measured.agreement,
-        "view_agreement_corrected": health.corrected_agreement(measured.agreement, share_K),
-        "feature_std_ratio": measured.feature_std,
+        "code_entropy_nats": measured.code_entropy_nats,
+        "prediction_entropy_nats": measured.prediction_entropy_nats,
+        "sinkhorn_residual": measured.sinkhorn_residual,
+        "view_agreement": measured.view_agreement,
+        "view_agreement_corrected": health.corrected_agreement(measured.view_agreement, share_K),
+        "feature_std_ratio": measured.feature_std_ratio,
     }
 
 
+class Limit(NamedTuple):
+    """What a figure of a healthy run keeps."""
+
+    value: float
+    rule: str
+    """at least or at most."""
+
+    def passed(self, figure: float) -> bool:
+        """Whether a figure keeps it."""
+        return figure >= self.value if self.rule == "at least" else figure <= self.value
+
+
 LIMITS = {
-    "feature_std_ratio": (0.2, "at least"),
-    "loss_excess_ratio": (0.02, "at least"),
-    "usage_perplexity_ratio": (0.1, "at least"),
-    "dead_prototypes_ratio": (0.2, "at most"),
-    "prototype_twins_ratio": (0.1, "at most"),
+    "feature_std_ratio": Limit(0.2, "at least"),
+    "loss_excess_ratio": Limit(0.02, "at least"),
+    "usage_perplexity_ratio": Limit(0.1, "at least"),
+    "dead_prototypes_ratio": Limit(0.2, "at most"),
+    "prototype_twins_ratio": Limit(0.1, "at most"),
 }
 """What a healthy run keeps. Proposals from measured collapses: a collapsed encoder has a feature deviation
 of 0.001 and no loss excess; half the prototypes dead or doubled is far outside."""
@@ -281,10 +293,15 @@ def judge(report: HealthReport) -> dict[str, Any]:
         "dead_prototypes_ratio": report.dead_prototypes / report.prototypes,
         "prototype_twins_ratio": report.prototype_twins / report.prototypes,
     }
-    limits = {}
-    for name, (limit, rule) in LIMITS.items():
-        passed = values[name] >= limit if rule == "at least" else values[name] <= limit
-        limits[name] = {"value": values[name], "limit": limit, "rule": rule, "passed": passed}
+    limits = {
+        name: {
+            "value": values[name],
+            "limit": limit.value,
+            "rule": limit.rule,
+            "passed": limit.passed(values[name]),
+        }
+        for name, limit in LIMITS.items()
+    }
     if all(row["passed"] for row in limits.values()):
         verdict = "healthy"
     else:

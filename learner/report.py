@@ -139,18 +139,18 @@ class StepReport:
     """Share of the queue that is filled, 0 .. 1; 0 without a queue."""
     usage_perplexity: float
     """As in HealthReport, of the first head."""
-    usage_samples: int
-    """Samples in the usage window; perplexity and dead prototypes mean little while it is short."""
+    usage_window_fill: float
+    """How full the usage window is, 0 .. 1; perplexity and dead prototypes mean little while it is not."""
     dead_prototypes: int
     sinkhorn_residual: float
     """Sum over prototypes of |mass - wanted mass| after Sinkhorn, the worst view and head; 0 .. 2."""
-    code_entropy: float
+    code_entropy_nats: float
     """Mean entropy of the codes, nats; ln K = codes say nothing."""
-    prediction_entropy: float
+    prediction_entropy_nats: float
     """Mean entropy of the predictions of the assigned views, nats."""
     view_agreement: float
     """Share of samples whose first two views have the same arg-max, corrected for chance; 0 = chance."""
-    feature_std: float
+    feature_std_ratio: float
     """1 = features fill the sphere evenly, 0 = all the same point."""
     assigned_B: Tensor
     """[B] int64 on the CPU: arg-max of the raw scores of view 0, first head, in the order of the batch."""

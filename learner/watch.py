@@ -187,10 +187,8 @@ class Watch:
             return None, None
         now = torch.stack(list(self._now)).sum(0)
         drift = health.corrected_drift(now[: self._groups], self._reference[: self._groups])
-        below = self._reference[self._groups :].cumsum(0)
-        limit = int(torch.searchsorted(below.double(), NOVEL_QUANTILE * float(below[-1])))
-        scores = now[self._groups :]
-        return drift, float(scores[:limit].sum() / scores.sum())
+        scores_C, reference_C = now[self._groups :], self._reference[self._groups :]
+        return drift, health.novelty(scores_C, reference_C, NOVEL_QUANTILE)
 
     def _look_at_probes(self, views: Views, counts: tuple[int, ...], *, samples: int, age: int) -> None:
         """Once the queue has turned over: how much the features of the probes have moved; then new probes."""

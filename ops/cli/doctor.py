@@ -9,7 +9,8 @@ import click
 from ops.errors import EXIT_FAILED
 
 if TYPE_CHECKING:
-    from ops.doctor.case import Facts, Finding
+    from ops.doctor.diagnosis import Finding
+    from ops.monitoring.facts import Facts
 
 
 @click.command()
@@ -45,7 +46,7 @@ def command(run_dir: Path, as_json: bool) -> int:
 
 
 def _told(facts: "Facts", findings: "list[Finding]") -> str:
-    from ops.doctor.causes import depth
+    from ops.doctor.diagnosis import depth
 
     where = "asked live" if facts.live else "from its files"
     pages = Path(__file__).parents[1] / "monitoring" / "runbooks"

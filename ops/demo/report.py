@@ -9,7 +9,7 @@ from ops.demo.html import Figure, SummaryPage, Table, render
 from ops.demo.judge import Judgement, Sheet, draw_sheet, judge
 from ops.demo.run import DemoRun
 from ops.inference.load_model import load
-from ops.monitoring.verdicts import LOSS_STUCK, agreement_rose
+from ops.monitoring.rules import LOSS_STUCK, agreement_rose
 from ops.rundir.files import read_lines, write_json
 from ops.rundir.history import at_ends
 from ops.rundir.summary import FINISHED

@@ -13,11 +13,12 @@ import numpy as np
 import redis
 from prometheus_client.parser import text_string_to_metric_families
 
-from ops.doctor.case import Facts
 from ops.errors import RedisUnavailable, SnapshotDamaged, SnapshotNotFound
 from ops.live_page.exemplars import NEAR_EQUAL, signatures
 from ops.live_page.state import ALIKE, TROUBLE_S
-from ops.monitoring.catalog import PREFIX
+from ops.monitoring.catalog import PREFIX, judged
+from ops.monitoring.facts import Facts
+from ops.monitoring.verdicts import NOT_PUBLISHED
 from ops.rundir.checkpoint import VALUES
 from ops.rundir.files import newest_saved, read_json, read_lines, read_run
 from ops.rundir.history import at_ends
@@ -26,7 +27,7 @@ from ops.snapshots.probe_images import read as read_probe
 from ops.snapshots.redis_client import URL_VARIABLE, connect, said
 from ops.snapshots.store import warnings_of
 
-ENDS = ("loss_over_ln_k", "start_loss_over_ln_k", "view_agreement", "start_view_agreement")
+ENDS = ("start_loss_over_ln_k", "view_agreement", "start_view_agreement")
 FEWEST_COMPARED, COMPARED = 16, 256
 """Images that are compared with each other, at least and at most."""
 
@@ -46,6 +47,7 @@ def gather(run_dir: Path) -> Facts:
     series = _series(standing.url) if live else {}
     figures = _figures(run_dir, standing, live)
     figures |= at_ends(run_dir)
+    ends: dict[str, Any] = {name: figures.get(name) for name in ENDS}
     url = _text(record.config, "snapshot", "url") or os.environ.get(URL_VARIABLE, "")
     error, warnings = _look_at_redis(url) if url else ("", ())
     recent = live.get("recent") or {}
@@ -60,7 +62,8 @@ def gather(run_dir: Path) -> Facts:
         kafka=record.stream.startswith("kafka"),
         samples=standing.samples,
         updates=int(figures.get("updates") or 0),
-        **_learned(figures),
+        **ends,
+        **judged(figures),
         lag=live.get("lag"),
         waiting=live.get("state") == "waiting",
         since_step_s=live.get("since_step_s"),
@@ -141,31 +144,6 @@ def _same_images(run_dir: Path) -> float | None:
     return float(max(nearest))
 
 
-def _learned(figures: Mapping[str, Any]) -> dict[str, Any]:
-    """What is learned, as shares of K and of ln K."""
-    prototypes = figures.get("prototypes") or 0
-
-    def of_k(name: str) -> float | None:
-        value = figures.get(name)
-        return None if value is None or not prototypes else value / prototypes
-
-    code = figures.get("code_entropy_nats", figures.get("code_entropy"))
-    return {
-        **{name: figures.get(name) for name in ENDS},
-        "code_entropy_over_ln_k": None if code is None or prototypes < 2 else code / math.log(prototypes),
-        "feature_std_ratio": figures.get("feature_std_ratio"),
-        "usage_perplexity_ratio": of_k("usage_perplexity"),
-        "usage_window_fill": figures.get("usage_window_fill"),
-        "dead_ratio": of_k("dead_prototypes"),
-        "twins_ratio": of_k("prototype_twins"),
-        "sinkhorn_residual": figures.get("sinkhorn_residual"),
-        "drift_psi": figures.get("drift_psi"),
-        "novelty_ratio": figures.get("novelty_ratio"),
-        "autocorrelation": figures.get("stream_autocorrelation"),
-        "batch_similarity": figures.get("batch_similarity"),
-    }
-
-
 def _series(url: str) -> dict[tuple[str, str], float]:
     """The live run's metrics; empty when they cannot be read."""
     try:
@@ -182,7 +160,7 @@ def _series(url: str) -> dict[tuple[str, str], float]:
 
 def _last_publish(live: Mapping[str, Any]) -> str:
     """Result of the latest attempt to publish, as far as events tell."""
-    return "error" if "Not published" in _verdict(live, "snapshots") else ""
+    return "error" if _verdict(live, "snapshots").startswith(NOT_PUBLISHED) else ""
 
 
 def _unhealthy(published: Mapping[str, Any]) -> str:

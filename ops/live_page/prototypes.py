@@ -12,9 +12,10 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from learner.health import USAGE_EDGES
+from learner.health import USAGE_EDGES, nearest_cosines, share_histogram
 from ops.live_page.exemplars import Exemplars
 from ops.live_page.usage_history import EVEN, LOWEST_LOG2, PER_OCTAVE, Heatmap, UsageHistory, heatmap
 
@@ -237,12 +238,7 @@ class LivePrototypes:
             return None
         if known is not None and known[0] is directions:
             return known[1]
-        nearest = np.empty(len(directions), np.float32)
-        for start in range(0, len(directions), 512):
-            rows = np.arange(start, min(start + 512, len(directions)))
-            cosines = directions[rows] @ directions.T
-            cosines[rows - start, rows] = -1
-            nearest[rows] = cosines.max(axis=1)
+        nearest: Vector = nearest_cosines(torch.from_numpy(directions)).numpy()
         with self._lock:
             self._cosines = (directions, nearest)
         return nearest
@@ -264,11 +260,8 @@ class LivePrototypes:
 def _histogram(usage: Vector) -> dict[str, Any]:
     """How many prototypes get how much, in even shares; before the first report nothing was counted."""
     counted = usage if usage.any() else usage[:0]
-    cells = np.searchsorted(USAGE_EDGES, counted * len(usage), side="left")
-    return {
-        "edges": list(USAGE_EDGES),
-        "histogram": np.bincount(cells, minlength=len(USAGE_EDGES) + 1).tolist(),
-    }
+    cells = share_histogram(torch.from_numpy(counted * len(usage)))
+    return {"edges": list(USAGE_EDGES), "histogram": list(cells)}
 
 
 def _drawn(made: Heatmap) -> dict[str, Any]:

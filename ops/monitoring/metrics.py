@@ -5,7 +5,7 @@ What Prometheus sees of an ingest: its accounts as they stand, on a port of its 
 
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 from wsgiref.simple_server import WSGIServer
@@ -31,53 +31,18 @@ from ops.monitoring.catalog import (
     DURATION_BUCKETS_S,
     GAUGE_HISTOGRAMS,
     GAUGES,
+    HEALTH,
     HISTOGRAMS,
     INGEST,
     LANES_SHOWN,
     PREFIX,
+    STEP,
 )
 from ops.snapshots.types import RESULTS, PublishResult
 from stream.lanes import LaneLag, LaneStats
 
 if TYPE_CHECKING:
     from ingest.worker import IngestReport
-
-
-STEP_GAUGES: Mapping[str, str] = {
-    "loss": "loss",
-    "loss_over_ln_k_ratio": "loss_over_ln_k",
-    "learning_rate": "learning_rate",
-    "gradient_norm": "gradient_norm",
-    "run_samples": "samples",
-    "run_updates": "updates",
-    "queue_fill_ratio": "queue_fill",
-    "dead_prototypes": "dead_prototypes",
-    "sinkhorn_marginal_residual": "sinkhorn_residual",
-    "code_entropy_nats": "code_entropy",
-    "prediction_entropy_nats": "prediction_entropy",
-    "view_agreement_ratio": "view_agreement",
-    "feature_std_ratio": "feature_std",
-}
-"""Gauges that are a field of StepReport."""
-
-HEALTH_GAUGES: Mapping[str, str] = {
-    "prototypes": "prototypes",
-    "usage_gini_ratio": "usage_gini_ratio",
-    "usage_kl_to_prior_nats": "usage_kl_to_prior_nats",
-    "prototype_twins": "prototype_twins",
-    "embedding_effective_rank": "effective_rank",
-    "embedding_alpha_req": "alpha_req",
-    "embedding_lidar_rank": "lidar_rank",
-    "uniformity": "uniformity",
-    "alignment": "alignment",
-    "stream_autocorrelation": "stream_autocorrelation",
-    "batch_similarity": "batch_similarity",
-    "queue_staleness_cosine": "queue_staleness_cosine",
-    "drift_psi": "drift_psi",
-    "novelty_ratio": "novelty_ratio",
-    "drift_reference_samples": "reference_samples",
-}
-"""Gauges that are a field of HealthReport; a field that is None cannot be told and is exported as NaN."""
 
 
 class _UsageCollector:
@@ -194,15 +159,16 @@ class Metrics:
         for phase, value in seconds.items():
             self._counters["learner_seconds_total"].labels(phase).inc(value)
         self._histograms["step_duration_seconds"].observe(step_s)
-        for name, field in STEP_GAUGES.items():
-            self._set(name, getattr(report, field))
         self._set("batch_samples", stats.used)
         self._set("last_step_timestamp_seconds", time.time())
         if report.health is not None:
             self._prototypes = report.health.prototypes
             self._observe_health(report.health)
-        if self._prototypes:
-            self._set("usage_perplexity_ratio", report.usage_perplexity / self._prototypes)
+        for row in STEP:
+            if row.per != "k" or row.unit != "ratio":
+                self._set(row.name, getattr(report, row.step))
+            elif self._prototypes:
+                self._set(row.name, getattr(report, row.step) / self._prototypes)
 
     def lag(self, records: int) -> None:
         """Records committed but not yet used."""
@@ -299,29 +265,16 @@ class Metrics:
             self._counters["reader_seconds_total"].labels(phase).inc(seconds)
 
     def _observe_health(self, health: HealthReport) -> None:
-        for name, field in HEALTH_GAUGES.items():
-            value = getattr(health, field)
-            if value is not None or name in self._shown:
-                self._set(name, float("nan") if value is None else value)
-        self._set("usage_window_fill_ratio", min(1.0, health.usage_samples / health.usage_window_samples))
-        for stat, cosine in (
-            ("p50", health.nn_cosine_p50), ("p99", health.nn_cosine_p99), ("max", health.nn_cosine_max),
-        ):  # fmt: skip
-            self._set("prototype_nn_cosine", cosine, stat)
-        if health.prototype_shift_p50 is not None and health.prototype_shift_p99 is not None:
-            self._set("prototype_shift_cosine", health.prototype_shift_p50, "p50")
-            self._set("prototype_shift_cosine", health.prototype_shift_p99, "p99")
-        for name, shares in (
-            ("prototype_usage_top_ratio", health.usage_top),
-            ("prototype_usage_bottom_ratio", health.usage_bottom),
-        ):
-            for rank, share in enumerate(shares, start=1):
-                self._set(name, share, str(rank))
-        for group, share in enumerate(health.group_usage):
-            self._set("group_usage_ratio", share, f"{group:02d}")
-        if health.queue_age_mean_samples is not None and health.queue_age_max_samples is not None:
-            self._set("queue_age_samples", health.queue_age_mean_samples, "mean")
-            self._set("queue_age_samples", health.queue_age_max_samples, "max")
+        for row in HEALTH:
+            values: dict[tuple[str, ...], Any] = {(): getattr(health, row.health)} if row.health else {}
+            values |= {(stat,): getattr(health, name) for stat, name in row.stats.items()}
+            if row.labels and row.health:  # one value for each, by number
+                number = "{:02d}" if row.labels == ("group",) else "{}"
+                first = 0 if row.labels == ("group",) else 1
+                values = {(number.format(n),): one for n, one in enumerate(values[()], start=first)}
+            for labels, value in values.items():
+                if value is not None or row.name in self._shown:
+                    self._set(row.name, float("nan") if value is None else value, *labels)
         self._usage.cells = health.usage_histogram
 
     def _set(self, name: str, value: float, *labels: str) -> None:

@@ -7,8 +7,7 @@ What arrives: how much, how good, how well mixed, and whether it changes.
 What others get: versions, how fresh they are, and what went wrong.
 """
 
-from learner.measure import LIMITS
-from ops.monitoring.alerts import ALIKE_COSINE, BAD_SHARE, DRIFT_MUCH, SORTED_COSINE
+from ops.monitoring import rules
 from ops.monitoring.catalog import PREFIX
 from ops.monitoring.grafana import (
     GREEN,
@@ -25,25 +24,20 @@ from ops.monitoring.grafana import (
     rate,
     share,
 )
-from ops.monitoring.verdicts import (
-    DEAD_MANY,
-    DEAD_SOME,
-    LOSS_SLOW,
-    LOSS_STUCK,
-    PERPLEXITY_GOOD,
-    PERPLEXITY_LOW,
-    RESIDUAL_MUCH,
-    RESIDUAL_SOME,
-    SPREAD_LOW,
-    SPREAD_NONE,
-    TWINS_MANY,
-    TWINS_SOME,
-)
 
 NO_QUEUE = "runs without a queue have none; with one it is told once the queue is full"
 NOT_YET = "told once the run has been healthy for some reports"
 NARROW = "needs an embedding of 32 dimensions or more, and a batch of more samples than that"
 NOT_PUBLISHED = "nothing has been published yet"
+
+
+def _limits(rule: rules.Rule) -> list[tuple[float, str]]:
+    """Colours of a figure from both limits of its rule upwards."""
+    if rule.shown is None:
+        raise ValueError(f"{rule.name} has one limit")
+    if rule.when[0][0].compare == "<":
+        return [(rule.bound, YELLOW), (rule.shown.watch.bound(), GREEN)]
+    return [(rule.shown.watch.bound(), YELLOW), (rule.bound, RED)]
 
 
 def _share(name: str) -> str:
@@ -58,19 +52,19 @@ GLANCE = Row(
                steps=[(0.001, GREEN)], base=RED),
         number("Loss of ln K", metric("loss_over_ln_k_ratio"),
                "1 = has learned nothing; falls as views predict each other.",
-               unit="percentunit", steps=[(LOSS_SLOW, YELLOW), (LOSS_STUCK, RED)]),
+               unit="percentunit", steps=_limits(rules.NOT_LEARNING)),
         number("Prototypes in use", metric("usage_perplexity_ratio"),
                "Perplexity of usage by raw arg-max, of K. Codes are balanced by construction, so they are "
                "not "
                "what is looked at.",
-               unit="percentunit", steps=[(PERPLEXITY_LOW, YELLOW), (PERPLEXITY_GOOD, GREEN)], base=RED),
+               unit="percentunit", steps=_limits(rules.USAGE), base=RED),
         number("Dead", _share("dead_prototypes"), "Prototypes that get almost no images, of K.",
-               unit="percentunit", steps=[(DEAD_SOME, YELLOW), (DEAD_MANY, RED)]),
+               unit="percentunit", steps=_limits(rules.DEAD)),
         number("Twins", _share("prototype_twins"),
                "Prototypes that are nearly the same vector as another, of K: partial collapse.",
-               unit="percentunit", steps=[(TWINS_SOME, YELLOW), (TWINS_MANY, RED)]),
+               unit="percentunit", steps=_limits(rules.TWINS)),
         number("Feature spread", metric("feature_std_ratio"), "1 = all over the sphere, 0 = collapsed.",
-               unit="percentunit", steps=[(SPREAD_NONE, YELLOW), (SPREAD_LOW, GREEN)], base=RED),
+               unit="percentunit", steps=_limits(rules.COLLAPSE), base=RED),
         number("Effective rank", metric("embedding_effective_rank"),
                "Directions that the features use; compare within one run only."),
         number("Snapshot age", f"time() - {metric('last_publish_timestamp_seconds')}",
@@ -120,7 +114,7 @@ COLLAPSE = Row(
         lines("Dead and twins", query(_share("dead_prototypes"), "dead"), query(_share("prototype_twins"),
               "twins"),
               help="Of K. Twins are the partial collapse that usage cannot show.", unit="percentunit", low=0,
-              steps=[(TWINS_MANY, YELLOW), (DEAD_MANY, RED)]),
+              steps=[(rules.TWINS.bound, YELLOW), (rules.DEAD.bound, RED)]),
         lines("Re-seeded", query(f"increase({metric('prototypes_reseeded_total')}[5m])"),
               help="Prototypes that began anew because no sample came to them, in five minutes; 0 unless "
                    "reseed.after_samples is set.", low=0),
@@ -130,7 +124,7 @@ COLLAPSE = Row(
                    "are twins.", high=1),
         lines("Feature spread", query(metric("feature_std_ratio"), "spread"),
               help="Below the line the encoder has collapsed.", unit="percentunit", low=0,
-              steps=[(LIMITS["feature_std_ratio"][0], RED)]),
+              steps=[(rules.COLLAPSE.bound, RED)]),
         lines("Effective ranks", query(metric("embedding_effective_rank"), "RankMe"),
               query(metric("embedding_lidar_rank"), "LiDAR", may_be_empty="needs two assigned views"),
               help="Directions that the features use, and that tell images apart.", low=0),
@@ -146,7 +140,7 @@ COLLAPSE = Row(
               unit="percentunit", high=1),
         lines("Sinkhorn residual", query(metric("sinkhorn_marginal_residual")),
               help="Mass on the wrong prototypes after the last round; rises before steps fail.",
-              low=0, steps=[(RESIDUAL_SOME, YELLOW), (RESIDUAL_MUCH, RED)]),
+              low=0, steps=_limits(rules.CODES)),
         lines("Queue", query(metric("queue_fill_ratio"), "full"),
               query(metric("queue_staleness_cosine"), "features against today's", may_be_empty=NO_QUEUE),
               help="A queue is used once full; features much older than the network mislead the codes.",
@@ -259,7 +253,7 @@ FLOW = Row(
                           f"sum by (instance) ({rate('records_total')})"),
                     may_be_empty="a stream without bad records skips none"),
               help="Share of what was read; not what was left out with a batch that was not finite.",
-              unit="percentunit", low=0, steps=[(BAD_SHARE, RED)]),
+              unit="percentunit", low=0, steps=[(rules.BAD_SHARE, RED)]),
         lines("Lanes farthest behind",
               query(f"topk(5, {metric('lane_lag_records', LEARNED)})", "lane {{lane}}"),
               help="Records of a lane not learned from yet. One far above the others is read too slowly.",
@@ -311,7 +305,7 @@ MIX = Row(
         lines("Drift", query(metric("drift_psi"), may_be_empty=NOT_YET),
               help="Shift among groups of prototypes, seen by a frozen copy of the network. 0.1 is some, "
                    "0.25 "
-                   "much.", low=0, steps=[(0.1, YELLOW), (DRIFT_MUCH, RED)]),
+                   "much.", low=0, steps=[(rules.DRIFT_SOME, YELLOW), (rules.DRIFT_MUCH, RED)]),
         lines("Novelty", query(metric("novelty_ratio"), may_be_empty=NOT_YET),
               help="Images that fit no prototype of the frozen copy; 1 % as when it was taken.",
               unit="percentunit", low=0),
@@ -321,7 +315,7 @@ MIX = Row(
         lines("Mixing", query(metric("stream_autocorrelation"), "neighbours"),
               query(metric("batch_similarity"), "batches", may_be_empty=NOT_YET),
               help="How much closer neighbours in a lane, and samples of a batch, are than others: 0 = well "
-                   "mixed.", steps=[(ALIKE_COSINE, YELLOW), (SORTED_COSINE, RED)]),
+                   "mixed.", steps=[(rules.ALIKE_COSINE, YELLOW), (rules.SORTED_COSINE, RED)]),
     ),
 )  # fmt: skip
 

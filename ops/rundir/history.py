@@ -3,12 +3,10 @@
 import contextlib
 import json
 import logging
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from learner.report import StepReport
 from ops.rundir.files import read_lines
 
 logger = logging.getLogger(__name__)
@@ -100,38 +98,3 @@ class History:
         if not self._warned:
             logger.warning("%s cannot be written: %s; the run goes on", self.path, error)
         self._warned = True
-
-
-def entry_of(
-    report: StepReport, *, steps: int, seconds: float, rate: float, lag: int
-) -> dict[str, float | int]:
-    """One step as an entry.
-
-    Args:
-        report: of the learner.
-        steps: global batches so far.
-        seconds: spent on the run, over restarts.
-        rate: samples a second of late.
-        lag: records committed but not yet used.
-    """
-    return {
-        "time": time.time(),
-        "seconds": round(seconds, 3),
-        "steps": steps,
-        "samples": report.samples,
-        "updates": report.updates,
-        "loss": report.loss,
-        "loss_over_ln_k": report.loss_over_ln_k,
-        "learning_rate": report.learning_rate,
-        "gradient_norm": report.gradient_norm,
-        "usage_perplexity": report.usage_perplexity,
-        "dead_prototypes": report.dead_prototypes,
-        "sinkhorn_residual": report.sinkhorn_residual,
-        "code_entropy": report.code_entropy,
-        "prediction_entropy": report.prediction_entropy,
-        "view_agreement": report.view_agreement,
-        "feature_std_ratio": report.feature_std,
-        "queue_fill": report.queue_fill,
-        "rate": rate,
-        "lag": lag,
-    }

@@ -29,11 +29,12 @@ from ops.errors import OpsError
 from ops.live_page.exemplars import KeptFiles
 from ops.live_page.server import Server
 from ops.live_page.state import LiveView
+from ops.monitoring.catalog import entry_of
 from ops.monitoring.metrics import Metrics
 from ops.rundir.checkpoint import Checkpoint, load_newest
 from ops.rundir.checkpoint_writer import CheckpointWriter
 from ops.rundir.files import RunRecord, read_json, room_in, write_json
-from ops.rundir.history import History, entry_of
+from ops.rundir.history import History
 from ops.rundir.lock import RunClaim
 from ops.rundir.stream_registration import Registration
 from ops.rundir.summary import FINISHED, Progress, Summary

@@ -68,7 +68,7 @@ def trace(precision: str, steps: int) -> Trace:
     reports = [learner.step(batch(step)) for step in range(steps)]
     return Trace(
         losses=[report.loss for report in reports],
-        first_entropy=reports[0].code_entropy,
+        first_entropy=reports[0].code_entropy_nats,
         seconds=time.monotonic() - began,
     )
 

@@ -51,10 +51,10 @@ def train(
         "figures": [
             (
                 report.gradient_norm,
-                report.code_entropy,
-                report.prediction_entropy,
+                report.code_entropy_nats,
+                report.prediction_entropy_nats,
                 report.view_agreement,
-                report.feature_std,
+                report.feature_std_ratio,
                 report.sinkhorn_residual,
                 report.usage_perplexity,
                 report.dead_prototypes,

@@ -1,6 +1,9 @@
 """Every figure on constructed cases: collapsed, half collapsed, twins, long tail, sorted, even."""
 
+import ast
+import inspect
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -114,8 +117,11 @@ def test_twins_among_very_many_prototypes_are_counted_for_all_of_them() -> None:
 
 
 def test_feature_deviation_tells_a_sphere_from_a_point() -> None:
-    assert health.feature_std(sphere(4000)) == pytest.approx(1, abs=0.02)
-    assert health.feature_std(collapsed(4000)) < 0.01
+    for z, expected in ((sphere(4000).double(), 1.0), (collapsed(4000).double(), 0.0)):
+        found = health.feature_std(z.sum(0), z.square().sum(0), len(z))
+        assert found == pytest.approx(expected, abs=0.02)
+        direct = float(z.std(0, correction=0).mean()) * math.sqrt(z.shape[1])
+        assert found == pytest.approx(direct, abs=1e-6)
 
 
 def test_effective_rank_counts_directions() -> None:
@@ -167,9 +173,10 @@ def test_uniformity_and_alignment_know_their_ends() -> None:
 
 
 def test_entropy_of_codes_that_say_nothing_is_ln_k() -> None:
-    assert health.mean_entropy(torch.full((3, 50), 1 / 50)) == pytest.approx(math.log(50))
-    assert health.mean_entropy(torch.eye(5)) == 0
-    assert health.loss_excess(math.log(K), K) == pytest.approx(0)
+    even = torch.full((3, 50), 1 / 50)
+    assert float(health.summed_entropy(even)) == pytest.approx(3 * math.log(50))
+    assert float(health.summed_entropy(even, even.log())) == pytest.approx(3 * math.log(50))
+    assert float(health.summed_entropy(torch.eye(5))) == 0
 
 
 def test_agreement_of_views_is_corrected_for_chance() -> None:
@@ -192,8 +199,13 @@ def test_a_sorted_stream_shows_in_its_autocorrelation_and_a_mixed_one_does_not()
     assert health.autocorrelation(z, torch.arange(512)) is None
 
 
-def test_novelty_is_the_share_below_the_threshold() -> None:
-    assert health.novelty(torch.tensor([0.1, 0.5, 0.6, 0.9]), 0.55) == 0.5
+def test_novelty_is_the_share_below_the_low_quantile_of_the_reference() -> None:
+    reference = torch.tensor([2, 98, 900, 0])
+    low = torch.tensor([30, 10, 30, 30])
+    assert health.novelty(reference, reference, 0.01) == pytest.approx(0.002)
+    assert health.novelty(torch.tensor([0, 0, 5, 5]), reference, 0.01) == 0
+    assert health.novelty(low, reference, 0.01) == pytest.approx(0.3)
+    assert health.novelty(low, reference, 0.2) == pytest.approx(0.4)
 
 
 def test_a_prototype_that_has_not_moved_has_no_shift() -> None:
@@ -219,7 +231,8 @@ def test_codes_look_balanced_under_full_collapse_while_raw_usage_sees_it() -> No
     usage = torch.bincount(scores.argmax(1), minlength=128)
     assert active_codes > 50
     assert health.corrected_perplexity(usage) < 2
-    assert health.mean_entropy(result.codes_ABK) / math.log(128) > 0.999
+    entropy = float(health.summed_entropy(result.codes_ABK)) / result.codes_ABK[..., 0].numel()
+    assert entropy / math.log(128) > 0.999
 
 
 def test_drift_less_that_of_chance_is_about_nothing_for_any_number_of_groups() -> None:
@@ -248,3 +261,16 @@ def test_batches_of_one_kind_each_are_alike_and_mixed_or_collapsed_ones_are_not(
     point = collapsed(64)
     assert health.batch_similarity(point.sum(0), 64, point.mean(0)) == pytest.approx(0, abs=1e-3)
     assert health.batch_similarity(z[0], 1, past) is None
+
+
+def test_every_formula_has_a_caller_in_the_product() -> None:
+    named = {name for name, value in vars(health).items() if inspect.isfunction(value) and name[0] != "_"}
+    root = Path(health.__file__).parents[1]
+    used: set[str] = set()
+    for path in (*root.glob("learner/**/*.py"), *root.glob("ops/**/*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute):
+                used.add(node.attr)
+            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
+                used.add(node.id)
+    assert named - used == set()

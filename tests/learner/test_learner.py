@@ -93,7 +93,7 @@ def test_codes_of_a_batch_in_parts_are_not_those_of_each_part_alone() -> None:
     config = small_config(model={"bn_groups": 2}, swav={"queue_samples": 0})
     whole = small_learner(config).step(batch(0), accumulate=2)
     first = small_learner(config).step(batch(0).part(torch.arange(0, BATCH, 2)))
-    assert whole.code_entropy != pytest.approx(first.code_entropy, rel=1e-3)
+    assert whole.code_entropy_nats != pytest.approx(first.code_entropy_nats, rel=1e-3)
 
 
 def test_parts_that_cut_a_group_of_batch_norm_are_refused() -> None:
@@ -223,7 +223,7 @@ def test_what_is_read_back_in_one_piece_is_what_each_value_was() -> None:
     best = outcome.scores_H[0][0].max(-1)
     assert torch.equal(measured.assigned_B, best.indices)
     assert torch.equal(measured.score_B, best.values)
-    assert measured.residual == pytest.approx(
+    assert measured.sinkhorn_residual == pytest.approx(
         max(
             float(marginal_error(codes.mass_AK, prior_K).max())
             for codes, prior_K in zip(outcome.codes_H, outcome.priors_H, strict=True)
@@ -246,10 +246,10 @@ def test_the_report_of_a_step_is_consistent_with_itself() -> None:
         assert report.assigned_B.shape == report.score_B.shape == (BATCH,)
         assert report.assigned_B.dtype == torch.int64
         assert bool((report.score_B.abs() <= 1 + 1e-6).all())
-        assert 0 <= report.code_entropy <= math.log(10) + 1e-6
-        assert 0 <= report.prediction_entropy <= math.log(10) + 1e-6
+        assert 0 <= report.code_entropy_nats <= math.log(10) + 1e-6
+        assert 0 <= report.prediction_entropy_nats <= math.log(10) + 1e-6
         assert 0 <= report.sinkhorn_residual <= 2
-        assert report.usage_samples == min(4, step + 1) * BATCH
+        assert report.usage_window_fill == min(4, step + 1) / 4
         assert set(report.seconds) == {"augment", "forward", "sinkhorn", "backward", "optim", "health"}
         assert (report.health is not None) == (step == 0 or (step + 1) % 3 == 0)
     counts = torch.bincount(torch.cat([r.assigned_B for r in run(learner, 7, 11)]), minlength=10)
@@ -260,7 +260,7 @@ def test_the_queue_first_takes_part_in_the_step_after_it_is_full() -> None:
     with_queue, without = (small_learner(small_config(swav={"queue_samples": n})) for n in (2 * BATCH, 0))
     for step in range(3):
         one, other = with_queue.step(batch(step)), without.step(batch(step))
-        assert (one.code_entropy == other.code_entropy) == (step < 2)
+        assert (one.code_entropy_nats == other.code_entropy_nats) == (step < 2)
 
 
 def test_assigned_numbers_are_the_arg_max_of_raw_scores_and_not_of_codes() -> None:

@@ -10,7 +10,7 @@ def test_replays_fill_the_queue_but_neither_the_usage_window_nor_the_count_of_sa
     learner.step(batch(0))
     usage, before = learner.usage(), weights_of(learner)
     report = learner.step(batch(1), fresh=False)
-    assert (report.samples, report.updates, report.usage_samples) == (BATCH, 2, BATCH)
+    assert (report.samples, report.updates, report.usage_window_fill) == (BATCH, 2, 1 / 4)
     assert torch.equal(learner.usage(), usage)
     assert report.queue_fill == 1.0
     after = weights_of(learner)

@@ -8,8 +8,8 @@ import pytest
 
 from ops.config.binding import dotted_names
 from ops.config.schema import IDENTITY, RunConfig
-from ops.doctor.case import Facts
 from ops.doctor.diagnosis import examine
+from ops.monitoring.facts import Facts
 from tests.ops.small_runs import config_of
 from tests.ops.test_doctor import WELL
 
@@ -28,9 +28,12 @@ def advised(page: str) -> list[str]:
 EACH: tuple[dict[str, Any], ...] = (
     {"status": "left"}, {"stale_epochs": 1}, {"since_step_s": 500.0}, {"loss_over_ln_k": 1.6},
     {"not_finite": 1}, {"feature_std_ratio": 0.01}, {"loss_over_ln_k": 0.999},
-    {"usage_perplexity_ratio": 0.02}, {"dead_ratio": 0.4},
-    {"dead_ratio": 0.4, "config": config_of("swav.prototypes=200", "swav.queue_samples=64").to_dict()},
-    {"twins_ratio": 0.3}, {"sinkhorn_residual": 1.1}, {"batch_similarity": 0.3}, {"drift_psi": 0.6},
+    {"usage_perplexity_ratio": 0.02}, {"dead_prototypes_ratio": 0.4},
+    {
+        "dead_prototypes_ratio": 0.4,
+        "config": config_of("swav.prototypes=200", "swav.queue_samples=64").to_dict(),
+    },
+    {"prototype_twins_ratio": 0.3}, {"sinkhorn_residual": 1.1}, {"batch_similarity": 0.3}, {"drift_psi": 0.6},
     {"skipped": {"truncated": 4000}}, {"skipped": {"too_large": 4000}}, {"waiting": True, "lag": 500},
     {"reader_restarts": 5}, {"checkpoint_errors": 1}, {"redis_error": "away"}, {"snapshot_samples": 640},
     {"since_step_s": None, "since_start_s": 1000.0}, {"same_images_ratio": 0.9},
@@ -38,7 +41,7 @@ EACH: tuple[dict[str, Any], ...] = (
     {"loss_over_ln_k": 0.999, "config": config_of("batch=8", "swav.prototypes=300").to_dict()},
     {"loss_over_ln_k": 0.999, "status": "finished", "updates": 9},
     {"loss_over_ln_k": 0.999, "config": config_of("optim.warmup_samples=99999").to_dict()},
-    {"twins_ratio": 0.3, "config": config_of("swav.epsilon=0.05").to_dict()},
+    {"prototype_twins_ratio": 0.3, "config": config_of("swav.epsilon=0.05").to_dict()},
 )  # fmt: skip
 """Changes to the facts of a run that is well, for each thing that the doctor can say."""
 

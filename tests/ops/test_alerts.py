@@ -11,8 +11,8 @@ import yaml
 from ops.config.binding import dotted_names
 from ops.config.schema import RunConfig
 from ops.monitoring import alerts
-from ops.monitoring.alerts import Scale
 from ops.monitoring.catalog import METRICS, PREFIX
+from ops.monitoring.conditions import Scale
 from ops.monitoring.export import DASHBOARDS
 from tests.ops.alert_cases import CASES, HEALTHY, POINTS, STEP_S, Case
 from tests.ops.prometheus import promtool

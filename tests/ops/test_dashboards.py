@@ -25,8 +25,8 @@ from ops.distributed.environment import nodes_of
 from ops.distributed.launcher import SHUTDOWN_S
 from ops.errors import EXIT_AGAIN, EXIT_SIGTERM
 from ops.monitoring import alerts
-from ops.monitoring.alerts import Scale
 from ops.monitoring.catalog import METRICS, PREFIX
+from ops.monitoring.conditions import Scale
 from ops.monitoring.export import DASHBOARDS, MARKS, NOT_SHOWN, Mark, body_of, files
 from ops.monitoring.grafana import COLUMNS, Dashboard, Panel
 from ops.monitoring.metrics import IngestMetrics

@@ -13,11 +13,11 @@ from click.testing import CliRunner
 from ops.cli.main import cli
 from ops.config.binding import dotted_names
 from ops.config.schema import RunConfig
-from ops.doctor.case import Facts
-from ops.doctor.causes import CAUSES, depth
-from ops.doctor.diagnosis import RULES, examine
+from ops.doctor.diagnosis import CAUSES, depth, examine
 from ops.doctor.facts import gather
 from ops.errors import RunNotFound
+from ops.monitoring.facts import Facts
+from ops.monitoring.rules import RULES
 from ops.rundir.files import append_line
 from ops.rundir.summary import Summary
 from tests.ops.faults import write as write_stream
@@ -26,19 +26,19 @@ from tests.ops.small_runs import config_of, run
 CONFIG = config_of("snapshot.every_samples=640").to_dict()
 WELL: dict[str, Any] = {
     "config": CONFIG, "samples": 10_000, "updates": 400, "loss_over_ln_k": 0.7, "code_entropy_over_ln_k": 0.4,
-    "feature_std_ratio": 0.8, "usage_perplexity_ratio": 0.9, "usage_window_fill": 1.0, "dead_ratio": 0.02,
-    "twins_ratio": 0.0, "sinkhorn_residual": 0.2, "drift_psi": 0.01, "novelty_ratio": 0.01,
-    "autocorrelation": 0.02, "batch_similarity": 0.01, "lag": 10, "since_step_s": 0.2, "used": 10_000,
-    "skipped": {"truncated": 20}, "snapshot_samples": 9_600,
+    "feature_std_ratio": 0.8, "usage_perplexity_ratio": 0.9, "usage_window_fill": 1.0,
+    "dead_prototypes_ratio": 0.02, "prototype_twins_ratio": 0.0, "sinkhorn_residual": 0.2, "drift_psi": 0.01,
+    "novelty_ratio": 0.01, "stream_autocorrelation": 0.02, "batch_similarity": 0.01, "lag": 10,
+    "since_step_s": 0.2, "used": 10_000, "skipped": {"truncated": 20}, "snapshot_samples": 9_600,
 }  # fmt: skip
 
 
 SICK = Facts(
     status="left", live=True, config=CONFIG, samples=10_000, updates=400, loss_over_ln_k=1.5,
-    feature_std_ratio=0.5, usage_perplexity_ratio=0.01, usage_window_fill=1.0, dead_ratio=0.9,
-    twins_ratio=0.9, sinkhorn_residual=1.5, drift_psi=1.0, batch_similarity=0.9, lag=5000, since_step_s=500.0,
-    reader_restarts=9, used=10, skipped={"truncated": 10}, not_finite=1, stale_epochs=1, unhealthy="twins",
-    redis_error="away", redis_warnings=("x",), checkpoint_errors=1, same_images_ratio=0.9,
+    feature_std_ratio=0.5, usage_perplexity_ratio=0.01, usage_window_fill=1.0, dead_prototypes_ratio=0.9,
+    prototype_twins_ratio=0.9, sinkhorn_residual=1.5, drift_psi=1.0, batch_similarity=0.9, lag=5000,
+    since_step_s=500.0, reader_restarts=9, used=10, skipped={"truncated": 10}, not_finite=1, stale_epochs=1,
+    unhealthy="twins", redis_error="away", redis_warnings=("x",), checkpoint_errors=1, same_images_ratio=0.9,
 )  # fmt: skip
 """Nearly everything at once."""
 
@@ -59,11 +59,11 @@ def found(**change: Any) -> list[str]:
         ({"feature_std_ratio": 0.01, "loss_over_ln_k": 1.0}, "collapse"),
         ({"loss_over_ln_k": 0.999}, "not-learning"),
         ({"usage_perplexity_ratio": 0.02}, "usage"),
-        ({"dead_ratio": 0.4}, "dead-prototypes"),
-        ({"twins_ratio": 0.3}, "twins"),
+        ({"dead_prototypes_ratio": 0.4}, "dead-prototypes"),
+        ({"prototype_twins_ratio": 0.3}, "twins"),
         ({"sinkhorn_residual": 1.1}, "codes"),
         ({"batch_similarity": 0.3}, "sorted"),
-        ({"autocorrelation": 0.5}, "sorted"),
+        ({"stream_autocorrelation": 0.5}, "sorted"),
         ({"drift_psi": 0.6}, "drift"),
         ({"skipped": {"truncated": 4000, "non_finite": 64}}, "bad-records"),
         ({"waiting": True, "lag": 500}, "starved"),
@@ -161,10 +161,10 @@ def test_a_run_of_few_updates_is_told_to_make_more_of_them() -> None:
             ("swav.sinkhorn_iterations=10", "swav.epsilon=0.5"), {"sinkhorn_residual": 1.1},
             "optim.learning_rate", "epsilon",
         ),
-        (("swav.epsilon=0.03",), {"twins_ratio": 0.3}, "swav.freeze_samples", "epsilon"),
+        (("swav.epsilon=0.03",), {"prototype_twins_ratio": 0.3}, "swav.freeze_samples", "epsilon"),
         (("swav.prior=powerlaw",), {"usage_perplexity_ratio": 0.02}, "", "powerlaw"),
-        (("swav.epsilon=0.2",), {"dead_ratio": 0.4}, "reseed.after_samples", "epsilon"),
-        (("reseed.after_samples=5000",), {"dead_ratio": 0.4}, "swav.epsilon", "reseed"),
+        (("swav.epsilon=0.2",), {"dead_prototypes_ratio": 0.4}, "reseed.after_samples", "epsilon"),
+        (("reseed.after_samples=5000",), {"dead_prototypes_ratio": 0.4}, "swav.epsilon", "reseed"),
         (("workers=1", "reader.prefetch=2"), {"reader_restarts": 5}, "reader.prefetch", "fewer workers"),
         (("workers=1", "reader.prefetch=1"), {"reader_restarts": 5}, "reader.max_pixels", "prefetch"),
         (("window=1",), {"waiting": True, "lag": 500}, "", "smaller"),
@@ -198,7 +198,7 @@ def test_a_stream_of_one_picture_is_found_in_the_images_that_arrived(tmp_path: P
 
 def test_what_is_no_fault_yet_is_not_told() -> None:
     assert found(loss_over_ln_k=1.0, updates=20) == []
-    assert found(dead_ratio=0.6, usage_perplexity_ratio=0.05, usage_window_fill=0.2) == []
+    assert found(dead_prototypes_ratio=0.6, usage_perplexity_ratio=0.05, usage_window_fill=0.2) == []
     assert found(since_step_s=5000.0, waiting=True) == []
     assert found(since_step_s=5000.0, lag=0) == []
     assert found(skipped={"non_finite": 5000}) == []
@@ -210,7 +210,7 @@ def test_a_rate_that_was_raised_or_is_wild_explains_a_collapse() -> None:
     wild = config_of("optim.learning_rate=10").to_dict()
     assert found(not_finite=1, config=wild) == ["learning-rate", "not-finite"]
     assert found(config=wild) == []
-    assert found(twins_ratio=0.3, config=wild) == ["learning-rate", "twins"]
+    assert found(prototype_twins_ratio=0.3, config=wild) == ["learning-rate", "twins"]
     assert found(sinkhorn_residual=1.1, config=wild) == ["learning-rate", "codes"]
 
 
@@ -230,7 +230,7 @@ def test_a_rate_that_was_raised_or_is_wild_explains_a_collapse() -> None:
             {"two-learners": "", "snapshots-late": "two-learners"},
         ),
         (
-            {"feature_std_ratio": 0.01, "dead_ratio": 0.9, "unhealthy": "feature_std_ratio"},
+            {"feature_std_ratio": 0.01, "dead_prototypes_ratio": 0.9, "unhealthy": "feature_std_ratio"},
             {"collapse": "", "dead-prototypes": "collapse", "snapshots-unhealthy": "collapse"},
         ),
         (
@@ -238,11 +238,16 @@ def test_a_rate_that_was_raised_or_is_wild_explains_a_collapse() -> None:
             {"learning-rate": "", "not-finite": "learning-rate", "codes": "learning-rate"},
         ),
         (
-            {"batch_similarity": 0.3, "drift_psi": 0.6, "dead_ratio": 0.4, "reader_restarts": 5},
+            {"batch_similarity": 0.3, "drift_psi": 0.6, "dead_prototypes_ratio": 0.4, "reader_restarts": 5},
             {"sorted": "", "drift": "sorted", "dead-prototypes": "sorted", "readers": ""},
         ),
         (
-            {"same_images_ratio": 1.0, "feature_std_ratio": 0.01, "loss_over_ln_k": 1.6, "dead_ratio": 0.9},
+            {
+                "same_images_ratio": 1.0,
+                "feature_std_ratio": 0.01,
+                "loss_over_ln_k": 1.6,
+                "dead_prototypes_ratio": 0.9,
+            },
             {"same-images": "", "collapse": "same-images", "dead-prototypes": "collapse"},
         ),
         (
@@ -263,7 +268,9 @@ def test_what_follows_from_a_finding_stands_under_it(change: dict[str, Any], cha
 
 def test_a_consequence_of_a_consequence_stands_two_below() -> None:
     wild = config_of("optim.learning_rate=10").to_dict()
-    findings = examine(Facts(**{**WELL, "config": wild, "feature_std_ratio": 0.01, "dead_ratio": 0.9}))
+    findings = examine(
+        Facts(**{**WELL, "config": wild, "feature_std_ratio": 0.01, "dead_prototypes_ratio": 0.9})
+    )
     assert [(one.name, one.follows_from, depth(one, findings)) for one in findings] == [
         ("learning-rate", "", 0), ("collapse", "learning-rate", 1), ("dead-prototypes", "collapse", 2),
     ]  # fmt: skip
@@ -289,7 +296,7 @@ def test_no_finding_is_its_own_cause_and_all_that_are_named_exist() -> None:
 
 def test_dead_prototypes_of_a_short_queue_are_told_to_lengthen_it() -> None:
     short = config_of("swav.prototypes=200", "swav.queue_samples=64").to_dict()
-    (finding,) = examine(Facts(**{**WELL, "config": short, "dead_ratio": 0.5}))
+    (finding,) = examine(Facts(**{**WELL, "config": short, "dead_prototypes_ratio": 0.5}))
     assert finding.setting == "swav.queue_samples"
 
 
@@ -316,7 +323,7 @@ def test_settings_and_pages_that_are_named_exist() -> None:
 def test_a_finished_run_is_examined_from_its_files(whole_run: tuple[Path, Summary]) -> None:
     facts = gather(whole_run[0])
     assert (facts.status, facts.live, facts.samples) == ("finished", False, whole_run[1].samples)
-    assert facts.twins_ratio is not None
+    assert facts.prototype_twins_ratio is not None
     assert facts.loss_over_ln_k is not None
 
 

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from ops.doctor import facts as doctor_facts
-from ops.doctor.case import Facts
 from ops.doctor.diagnosis import examine
 from ops.live_page.state import TROUBLE_S, LiveView
-from ops.monitoring.verdicts import START_S
+from ops.monitoring.conditions import SHIPPED
+from ops.monitoring.facts import Facts
 from ops.rundir.files import append_line
 from ops.rundir.status import RUNNING, look
 from ops.rundir.summary import Summary
@@ -137,16 +137,16 @@ def test_alikeness_is_that_of_the_last_minutes_not_of_one_batch(
 def test_a_learner_that_hangs_before_its_first_step_is_found(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert found(since_step_s=None, lag=5000, since_start_s=START_S - 1) == []
-    assert found(since_step_s=None, lag=5000, since_start_s=START_S + 1) == ["stalled"]
-    assert found(since_step_s=None, lag=None, since_start_s=START_S + 1) == ["stalled"]
-    assert found(since_step_s=None, waiting=True, since_start_s=START_S + 1) == []
+    assert found(since_step_s=None, lag=5000, since_start_s=SHIPPED.start_s - 1) == []
+    assert found(since_step_s=None, lag=5000, since_start_s=SHIPPED.start_s + 1) == ["stalled"]
+    assert found(since_step_s=None, lag=None, since_start_s=SHIPPED.start_s + 1) == ["stalled"]
+    assert found(since_step_s=None, waiting=True, since_start_s=SHIPPED.start_s + 1) == []
     began = time.time()
     live = view(samples=640)
-    monkeypatch.setattr(time, "time", lambda: began + START_S + 10)
+    monkeypatch.setattr(time, "time", lambda: began + SHIPPED.start_s + 10)
     facts = as_if_live(place, live, monkeypatch)
     assert (facts.since_step_s, facts.start_samples) == (None, 640)
-    assert facts.since_start_s == pytest.approx(START_S + 10, abs=5)
+    assert facts.since_start_s == pytest.approx(SHIPPED.start_s + 10, abs=5)
 
 
 def test_a_run_that_was_just_resumed_is_not_late_with_snapshots() -> None:

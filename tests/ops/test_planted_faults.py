@@ -16,7 +16,7 @@ from click.testing import CliRunner
 
 from ops.cli.main import cli
 from ops.monitoring import alerts
-from ops.monitoring.alerts import Scale
+from ops.monitoring.conditions import Scale
 from ops.snapshots import publisher
 from ops.train.signals import StopRequest
 from tests.ops.faults import FAST, FAULTS, HEALTHY_AFTER, SETTINGS, Fault, Planted, mixed, nothing

@@ -3,6 +3,7 @@
 import pytest
 
 from ops.monitoring import verdicts
+from ops.monitoring.conditions import SHIPPED
 
 HEALTHY: dict[str, float | None] = {
     "loss_over_ln_k": 0.7,
@@ -100,9 +101,9 @@ def test_a_start_without_a_first_step_is_well_only_for_a_while() -> None:
             lag=None, waiting=waiting, since_step_s=None, since_start_s=since_start_s
         ).state
 
-    assert state(verdicts.START_S - 1) == "unknown"
-    assert state(verdicts.START_S + 1) == "bad"
-    assert state(verdicts.START_S + 1, waiting=True) == "unknown"
+    assert state(SHIPPED.start_s - 1) == "unknown"
+    assert state(SHIPPED.start_s + 1) == "bad"
+    assert state(SHIPPED.start_s + 1, waiting=True) == "unknown"
 
 
 @pytest.mark.parametrize(
