@@ -35,7 +35,7 @@ class World:
     Every rank calls the same methods in the same order, from one thread. Each waits for all ranks.
     """
 
-    ranks = 1
+    world_size = 1
     rank = 0
     local_rank = 0
     """Number of this process on its host: which GPU is its own."""
@@ -43,11 +43,11 @@ class World:
     """For the learner."""
 
     @property
-    def lead(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this rank keeps the run directory and speaks for all."""
         return self.rank == 0
 
-    def rows(self, row: Sequence[int]) -> Callable[[], Rows]:
+    def all_gather_ints(self, row: Sequence[int]) -> Callable[[], Rows]:
         """Hand in a row; calling what comes back waits for everybody's.
 
         In between the caller may go on with other work, also with other collectives.
@@ -58,26 +58,26 @@ class World:
         rows = [list(row)]
         return lambda: rows
 
-    def gather(self, value: Any) -> list[Any]:
+    def all_gather_objects(self, value: Any) -> list[Any]:
         """A JSON value from each rank, in order of ranks."""
         return [value]
 
-    def from_lead(self, value: Any) -> Any:
+    def broadcast_object(self, value: Any) -> Any:
         """The JSON value that the first rank handed in."""
         return value
 
-    def tensors_from_lead(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def broadcast_tensors(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The tensors of the first rank; what others hand in is not looked at."""
         return dict(tensors)
 
-    def post(self, name: str, value: Any) -> None:
+    def store_set(self, name: str, value: Any) -> None:
         """Leave a JSON value where the others can fetch it; does not wait for them."""
 
-    def fetch(self, name: str) -> Any:
+    def store_wait(self, name: str) -> Any:
         """What the first rank posts, however long that takes."""
         raise RuntimeError("one rank alone has nothing to fetch")
 
-    def await_lead(self, name: str) -> None:
+    def main_barrier(self, name: str) -> None:
         """Return once the first rank has come here too, however long that takes; it does not wait itself.
 
         Launchers give the others little time once one has ended, so nobody leaves before what the first rank
@@ -121,7 +121,7 @@ class JoinedWorld(World):
     def __init__(
         self, place: Launched, *, device: torch.device, timeout_s: float, orphaned: Callable[[], None]
     ) -> None:
-        self.ranks, self.rank, self.local_rank = place.ranks, place.rank, place.local_rank
+        self.world_size, self.rank, self.local_rank = place.ranks, place.rank, place.local_rank
         self.timeout_s, self._kept_by_launcher = timeout_s, place.launcher_keeps_store
         timeout = timedelta(seconds=timeout_s)
         # What the host alone needs is agreed over gloo there too: nobody waits for a GPU because of it.
@@ -134,13 +134,13 @@ class JoinedWorld(World):
                 backend,
                 store=PrefixStore(f"group/{place.life}", store),
                 rank=self.rank,
-                world_size=self.ranks,
+                world_size=self.world_size,
                 timeout=timeout,
             )
             # A group of its own: a row may be under way while the learner sums gradients.
             tell = dist.new_group(backend="gloo", timeout=timeout)
         except RuntimeError as error:
-            raise RankLost(f"{self.ranks} ranks could not be joined: {error}") from error
+            raise RankLost(f"{self.world_size} ranks could not be joined: {error}") from error
         assert isinstance(tell, dist.ProcessGroup), "every rank is a member"
         self._tell = tell
         self.group = _WatchedRanks(self)
@@ -148,10 +148,10 @@ class JoinedWorld(World):
         self._waiting = 0
         threading.Thread(target=self._answer_roll_calls, name="roll-call", daemon=True).start()
 
-    def rows(self, row: Sequence[int]) -> Callable[[], Rows]:
-        """As `World.rows`; one all-gather, issued now and waited for later."""
+    def all_gather_ints(self, row: Sequence[int]) -> Callable[[], Rows]:
+        """One all-gather, issued now and waited for later."""
         mine = torch.tensor(row, dtype=torch.int64)
-        table = [torch.empty_like(mine) for _ in range(self.ranks)]
+        table = [torch.empty_like(mine) for _ in range(self.world_size)]
         with self.watched():
             work = dist.all_gather(table, mine, group=self._tell, async_op=True)
         assert work is not None
@@ -163,27 +163,27 @@ class JoinedWorld(World):
 
         return rows
 
-    def gather(self, value: Any) -> list[Any]:
-        """As `World.gather`; two collectives."""
+    def all_gather_objects(self, value: Any) -> list[Any]:
+        """Two collectives: the sizes, then the values."""
         body = json.dumps(value).encode()
-        sizes = [size for (size,) in self.rows([len(body)])()]
+        sizes = [size for (size,) in self.all_gather_ints([len(body)])()]
         mine = torch.zeros(max(sizes), dtype=torch.uint8)
         mine[: len(body)] = torch.frombuffer(bytearray(body), dtype=torch.uint8)
-        table = [torch.empty_like(mine) for _ in range(self.ranks)]
+        table = [torch.empty_like(mine) for _ in range(self.world_size)]
         with self.watched():
             dist.all_gather(table, mine, group=self._tell)
         return [json.loads(one[:size].numpy().tobytes()) for one, size in zip(table, sizes, strict=True)]
 
-    def from_lead(self, value: Any) -> Any:
-        """As `World.from_lead`."""
-        return self.gather(value if self.lead else None)[0]
+    def broadcast_object(self, value: Any) -> Any:
+        """An all-gather, of which only the first row is kept."""
+        return self.all_gather_objects(value if self.is_main else None)[0]
 
-    def tensors_from_lead(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """As `World.tensors_from_lead`; only the first rank needs to see the run directory."""
+    def broadcast_tensors(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Shapes, then a broadcast for each tensor; the other ranks need not see the run directory."""
         said = {name: [str(one.dtype).partition(".")[2], list(one.shape)] for name, one in tensors.items()}
         received = {}
-        for name, (dtype, shape) in self.from_lead(said).items():
-            one = tensors[name] if self.lead else torch.empty(shape, dtype=getattr(torch, dtype))
+        for name, (dtype, shape) in self.broadcast_object(said).items():
+            one = tensors[name] if self.is_main else torch.empty(shape, dtype=getattr(torch, dtype))
             one = one.contiguous()
             if one.numel():
                 with self.watched():
@@ -191,40 +191,40 @@ class JoinedWorld(World):
             received[name] = one
         return received
 
-    def post(self, name: str, value: Any) -> None:
-        """As `World.post`; in the launcher's store."""
+    def store_set(self, name: str, value: Any) -> None:
+        """In the store that the launcher, or the first rank, keeps."""
         with self.watched():
             self._store.set(name, json.dumps(value))
 
-    def fetch(self, name: str) -> Any:
-        """As `World.fetch`; looked for a few times a second."""
+    def store_wait(self, name: str) -> Any:
+        """Looks in the store a few times a second."""
         while True:
             with self.watched():
                 if self._store.check([name]):
                     return json.loads(self._store.get(name))
             time.sleep(POLL_S)
 
-    def await_lead(self, name: str) -> None:
-        """As `World.await_lead`; where the launcher is gone, which would end the others, nobody waits."""
+    def main_barrier(self, name: str) -> None:
+        """Where the launcher is gone, which would end the others, no rank waits."""
         with contextlib.suppress(LauncherGone):
-            self._await_lead(name)
+            self._main_barrier(name)
 
-    def _await_lead(self, name: str) -> None:
-        if not self.lead:
-            self.fetch(name)
-            self.post(f"{name}/{self.rank}", True)
+    def _main_barrier(self, name: str) -> None:
+        if not self.is_main:
+            self.store_wait(name)
+            self.store_set(f"{name}/{self.rank}", True)
             return
-        self.post(name, True)
+        self.store_set(name, True)
         if self._kept_by_launcher:
             return
-        seen = [f"{name}/{rank}" for rank in range(1, self.ranks)]
+        seen = [f"{name}/{rank}" for rank in range(1, self.world_size)]
         deadline = time.monotonic() + ROLL_CALL_S
         with self.watched():  # this process holds the store: others may still have to look
             while time.monotonic() < deadline and not self._store.check(seen):
                 time.sleep(POLL_S / 4)
 
     def close(self) -> None:
-        """As `World.close`."""
+        """Leave the process group."""
         self._left.set()
         if dist.is_initialized():
             dist.destroy_process_group()
@@ -244,8 +244,8 @@ class JoinedWorld(World):
         missing = self._missing()
         if missing is None:
             return LauncherGone(
-                f"the launcher of the {self.ranks} ranks is gone, in whose memory they met: run the same "
-                "command again, it goes on from the last checkpoint"
+                f"the launcher of the {self.world_size} ranks is gone, in whose memory they met: run the "
+                "same command again, it goes on from the last checkpoint"
             )
         if not missing:
             why = " ".join(str(error).split())[:300]
@@ -253,7 +253,7 @@ class JoinedWorld(World):
                 f"the ranks lost each other, although all wait for the others: {why}. Look at the network "
                 "between them, and run the same command again"
             )
-        names = f"rank{'s' if len(missing) > 1 else ''} {', '.join(map(str, missing))} of {self.ranks}"
+        names = f"rank{'s' if len(missing) > 1 else ''} {', '.join(map(str, missing))} of {self.world_size}"
         return RankLost(
             f"{names} died, or did not answer for {self.timeout_s:g} s (ranks.timeout_s). What was "
             "learned since the last checkpoint is lost: run the same command again, with as many ranks as "
@@ -262,7 +262,7 @@ class JoinedWorld(World):
 
     def _missing(self) -> list[int] | None:
         """Who does not answer a roll call in the store; None when the store is gone, and its launcher."""
-        missing = list(range(self.ranks))
+        missing = list(range(self.world_size))
         try:
             self._store.set("roll", "called")
             deadline = time.monotonic() + ROLL_CALL_S
@@ -271,7 +271,7 @@ class JoinedWorld(World):
                 time.sleep(POLL_S / 4)
         except RuntimeError:
             return None if self._kept_by_launcher else [0]  # who held the store is gone
-        if self.lead and not self._kept_by_launcher:
+        if self.is_main and not self._kept_by_launcher:
             time.sleep(ROLL_CALL_S)  # this process holds the store: others may still be calling
         return missing
 
@@ -286,8 +286,8 @@ class JoinedWorld(World):
                     self._store.set(f"here/{self.rank}", "1")
         except RuntimeError:  # the store is gone, and whoever held it
             if self._kept_by_launcher and not self._left.is_set():
-                if self.lead:
-                    logger.warning("the launcher of the %d ranks is gone: they save and end", self.ranks)
+                if self.is_main:
+                    logger.warning("the launcher of the %d ranks is gone: they save and end", self.world_size)
                 self._orphaned()
 
 

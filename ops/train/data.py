@@ -101,7 +101,7 @@ def open_loader(
         crops=config.crops,
         config=config.reader,
         workers=config.workers,
-        ranks=world.ranks,
+        ranks=world.world_size,
         rank=world.rank,
         passes=config.passes,
         tail=config.tail == "train",

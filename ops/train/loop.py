@@ -227,7 +227,7 @@ class Run:
 
     def met_by_all(self, error: Exception) -> bool:
         """Whether all ranks met an error between the same two steps, so that they can still save together."""
-        if self._world.ranks == 1:
+        if self._world.world_size == 1:
             return True
         agreed = isinstance(error, RankFailed | Starved | NotFinite | TooManyBadRecords)
         return agreed or self.is_own(error)
@@ -250,7 +250,7 @@ class Run:
                 self._keeper.flush()
         except CheckpointFailed as error:
             logger.warning("%s", error)
-        self._world.await_lead("saved")
+        self._world.main_barrier("saved")
 
     def end(self) -> Summary:
         """Save, publish, sum up: in this order, so that nothing is announced that could be lost.
@@ -280,7 +280,7 @@ class Run:
         )
         if keeper is not None:
             keeper.sum_up(summary, by_hand=self.stop.asked() and self.stop.signal != signal.SIGTERM)
-        self._world.await_lead("ended")
+        self._world.main_barrier("ended")
         return summary
 
     def seconds(self) -> float:
@@ -290,7 +290,7 @@ class Run:
     def _unsaved(self) -> bool:
         """Whether what was learned is in no checkpoint; waits for the save in flight."""
         unsaved = self.cursor != self._saved or (self._keeper is not None and self._keeper.save_failed())
-        return bool(self._world.from_lead(unsaved))
+        return bool(self._world.broadcast_object(unsaved))
 
     def _save_now(self) -> None:
         """A rank was asked to save: what is in no checkpoint yet is put into one, and the run goes on."""
@@ -302,13 +302,13 @@ class Run:
     def _free_to_save(self) -> bool:
         """Whether the save before is written, as the first rank knows; else the next one that is due does."""
         samples = self.cursor.samples
-        return bool(self._world.from_lead(self._keeper is None or self._keeper.free_to_save(samples)))
+        return bool(self._world.broadcast_object(self._keeper is None or self._keeper.free_to_save(samples)))
 
     def _whole_cursor(self) -> Cursor:
         """The cursor with the positions of all ranks."""
-        if self._world.ranks == 1:
+        if self._world.world_size == 1:
             return self.cursor
-        cursors = [Cursor.from_json(text) for text in self._world.gather(self.cursor.to_json())]
+        cursors = [Cursor.from_json(text) for text in self._world.all_gather_objects(self.cursor.to_json())]
         return joined(cursors, self.config.model.bn_groups)
 
     def _heed(self, stop: Stop) -> None:

@@ -145,15 +145,15 @@ def with_changes(opened: Opened, *, stream: str, changed: Mapping[str, tuple[Any
 def post_opened(world: World, opened: Opened | Summary) -> None:
     """Tell the other ranks, which wait in `fetch_opened`, what the first one found in the run directory."""
     if isinstance(opened, Summary):
-        world.post(OPENED, {"ended": opened.to_json()})
+        world.store_set(OPENED, {"ended": opened.to_json()})
     else:
         record, config, start = asdict(opened.record), opened.config.to_dict(), opened.start.to_json()
-        world.post(OPENED, {"record": record, "config": config, "start": start})
+        world.store_set(OPENED, {"record": record, "config": config, "start": start})
 
 
 def post_refusal(world: World, error: Exception, exit_code: int) -> None:
     """Tell the other ranks that the run cannot begin."""
-    world.post(OPENED, {"error": str(error), "exit_code": exit_code})
+    world.store_set(OPENED, {"error": str(error), "exit_code": exit_code})
 
 
 def fetch_opened(world: World, run_dir: Path) -> Opened | Summary:
@@ -162,9 +162,9 @@ def fetch_opened(world: World, run_dir: Path) -> Opened | Summary:
     Raises:
         RankFailed: the run cannot begin.
     """
-    body = world.fetch(OPENED)
+    body = world.store_wait(OPENED)
     if "error" in body:
-        raise RankFailed(f"rank 0 of {world.ranks} cannot begin: {body['error']}", body["exit_code"])
+        raise RankFailed(f"rank 0 of {world.world_size} cannot begin: {body['error']}", body["exit_code"])
     if "ended" in body:
         return Summary(**body["ended"])
     return Opened(
@@ -178,17 +178,17 @@ def fetch_opened(world: World, run_dir: Path) -> Opened | Summary:
 
 def checkpoint_for_all(world: World, saved: Checkpoint | None) -> Checkpoint | None:
     """The first rank's checkpoint, on every rank: only that one needs to see the run directory."""
-    if world.ranks == 1:
+    if world.world_size == 1:
         return saved
     about = None
     if saved is not None:
         values = {name: value for name, value in saved.state.items() if name != "tensors"}
         about = {"path": str(saved.path), "number": saved.number, "run": saved.run, "values": values}
         about |= {"cursor": saved.cursor.to_json(), "progress": dict(saved.progress)}
-    about = world.from_lead(about)
+    about = world.broadcast_object(about)
     if about is None:
         return None
-    tensors = world.tensors_from_lead({} if saved is None else saved.state["tensors"])
+    tensors = world.broadcast_tensors({} if saved is None else saved.state["tensors"])
     return Checkpoint(
         path=Path(about["path"]),
         number=about["number"],
@@ -284,7 +284,7 @@ def restore(opened: Opened, saved: Checkpoint | None, world: World) -> Restored:
             precision=config.precision,
             total_samples=config.length(opened.record.total_samples),
             clock=time.perf_counter,
-            deal=Deal(world.group, owners_of(config.lanes, world.ranks, config.model.bn_groups)),
+            deal=Deal(world.group, owners_of(config.lanes, world.world_size, config.model.bn_groups)),
         )
     except ValueError as error:
         raise ConfigError(str(error)) from error

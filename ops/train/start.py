@@ -92,7 +92,7 @@ def begin(
             `ops.train.start`.
     """
     try:
-        refused = next(refusals(asked.config, world.ranks), None)
+        refused = next(refusals(asked.config, world.world_size), None)
         if refused is not None:
             raise ConfigError(refused)
         with room_in(asked.run_dir):
@@ -308,7 +308,7 @@ def learn(  # noqa: PLR0913  what the command line may say of a run
             orphaned=lambda: stop.ask(signal.SIGTERM),
         )
         stack.callback(world.close)
-        if world.lead:
+        if world.is_main:
             asked = Asked(
                 stream=stream,
                 run_dir=run_dir,

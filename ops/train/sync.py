@@ -216,14 +216,14 @@ class Steps:
             if state is State.READY:
                 return state, self._account(rows)
             if state is State.FAILED:
-                self._raise(self._world.gather(self._told()))
+                self._raise(self._world.all_gather_objects(self._told()))
             self._name_the_late(rows)
             self._on_wait(Waiting(records=any(row.starving for row in rows), lag=self.lag, lanes=self.lanes))
             self._say(TURN_S)
 
     def _say_ahead(self) -> None:
         """Hand in the row for the next update before this one is computed; alone there is no hurry."""
-        if self._world.ranks > 1:
+        if self._world.world_size > 1:
             self._say(0.0)
 
     def _say(self, timeout_s: float) -> None:
@@ -250,7 +250,7 @@ class Steps:
             lag=self._lag_here,
             restarts=self.loader.worker_restarts,
             rebuilding=int(self.loader.rebuilding),
-            name=int(self._world.lead and time.monotonic() - self._named_at >= self._patience.warn_s),
+            name=int(self._world.is_main and time.monotonic() - self._named_at >= self._patience.warn_s),
             tell=self._tell,
             save=int(self._save_asked()),
             read=stats.read,
@@ -260,14 +260,14 @@ class Steps:
             decode_us=round(stats.decode_s * 1e6),
             crop_us=round(stats.crop_s * 1e6),
         )
-        self._ahead = self._world.rows(row.wire())
+        self._ahead = self._world.all_gather_ints(row.wire())
 
     def _look_at_lag(self) -> None:
         """Count the lag now and then: it looks at each lane. A figure for people never ends a run."""
         now = time.monotonic()
         if now < self._next_lag:
             return
-        self._next_lag, self._tell = now + LAG_S, int(self._world.lead)
+        self._next_lag, self._tell = now + LAG_S, int(self._world.is_main)
         try:
             self._lag_here = self.loader.lag()
         except (StreamError, OSError) as error:
@@ -289,7 +289,7 @@ class Steps:
         if rows[0].tell:
             self._tell = 0
             own = [asdict(lag) for lag in self.loader.lane_lags()]
-            self.lanes = [LaneLag(**lag) for told in self._world.gather(own) for lag in told]
+            self.lanes = [LaneLag(**lag) for told in self._world.all_gather_objects(own) for lag in told]
         return rows
 
     def _account(self, rows: list[Row]) -> LaneStats:
@@ -297,7 +297,7 @@ class Steps:
         skipped: dict[str, int] = {}
         # All ranks see the same table, so all of them ask for the reasons, or none does.
         if any(row.read > row.used for row in rows):
-            for reasons in self._world.gather(dict(self.loader.upcoming.skipped)):
+            for reasons in self._world.all_gather_objects(dict(self.loader.upcoming.skipped)):
                 skipped = add_counts(skipped, reasons)
         return LaneStats(
             read=sum(row.read for row in rows),
@@ -319,7 +319,7 @@ class Steps:
             own = self.loader.unread_by_lane()
         except (StreamError, OSError) as error:
             self.error = error
-        told = self._world.gather([list(own.items()), self._told()])
+        told = self._world.all_gather_objects([list(own.items()), self._told()])
         if any(failed for _, failed in told):
             self._raise([failed for _, failed in told])
         unread = {lane: records for rows, _ in told for lane, records in rows}
@@ -329,7 +329,7 @@ class Steps:
 
     def _deal_tail(self) -> None:
         """All ranks know which of the samples that remain are good: deal them, or go to the next pass."""
-        told = self._world.gather(self.loader.tail_found)
+        told = self._world.all_gather_objects(self.loader.tail_found)
         if not self.loader.deal_tail([(*sample,) for found in told for sample in found]):
             self.loader.end_pass(self._left_over)
 
@@ -345,7 +345,7 @@ class Steps:
             raise self.error
         rank = next(number for number, failed in enumerate(told) if failed)
         why, code = told[rank] or ("", EXIT_FAILED)
-        raise RankFailed(f"rank {rank} of {self._world.ranks} cannot go on: {why}", code)
+        raise RankFailed(f"rank {rank} of {self._world.world_size} cannot go on: {why}", code)
 
     def _name_the_late(self, rows: list[Row]) -> None:
         """Say which lanes hold up the others; end the run when readers bring nothing for too long."""
@@ -354,7 +354,7 @@ class Steps:
         self._named_at = time.monotonic()
         waited = self._named_at - self._waits_since
         own = {"starving": list(self.loader.starving), "lanes": list(self.loader.lanes), "waited": waited}
-        told = self._world.gather(own)
+        told = self._world.all_gather_objects(own)
         late = [rank for rank, row in enumerate(rows) if row.state is State.WAITING]
         stuck = [rank for rank in late if not (rows[rank].starving or rows[rank].rebuilding)]
         num_lanes = sum(len(one["lanes"]) for one in told)

@@ -21,20 +21,20 @@ AT_ONCE = Patience(warn_s=0.0, fail_s=0.0)
 class Two(World):
     """The first of two ranks. Whenever it is ready, the other one says the same, but for the next change."""
 
-    ranks = 2
+    world_size = 2
 
     def __init__(
         self, *changes: dict[str, Any], told: Any = None, reasons: dict[str, int] | None = None
     ) -> None:
         self._changes, self._told, self._reasons = list(changes), told, reasons
 
-    def rows(self, row: Sequence[int]) -> Callable[[], Rows]:
+    def all_gather_ints(self, row: Sequence[int]) -> Callable[[], Rows]:
         own = Row.of_wire(list(row))
         change = self._changes.pop(0) if self._changes and own.state is State.READY else {}
         rows = [list(row), replace(own, **change).wire()]
         return lambda: rows
 
-    def gather(self, value: Any) -> list[Any]:
+    def all_gather_objects(self, value: Any) -> list[Any]:
         """Reasons of what is skipped are gathered too, at many steps."""
         if isinstance(value, list):
             return [value, value]
@@ -47,7 +47,7 @@ def steps_of(
 ) -> Steps:
     loader = ReplayLoader(
         SPEC, replay=ReplayConfig(), cursor=begin(SPEC), crops=KINDS, config=CONFIG, workers=0,
-        ranks=world.ranks, rank=0,
+        ranks=world.world_size, rank=0,
     )  # fmt: skip
     while loader.ready(60.0) is Readiness.WAITING:  # so that the turns of a test are those it is about
         pass
@@ -69,7 +69,7 @@ def test_a_rank_that_is_not_ready_is_waited_for() -> None:
 class Ends(Two):
     """Two ranks: a lane of the other one has ended."""
 
-    def rows(self, row: Sequence[int]) -> Callable[[], Rows]:
+    def all_gather_ints(self, row: Sequence[int]) -> Callable[[], Rows]:
         other = replace(Row.of_wire(list(row)), state=State.PASS_ENDED)
         return lambda: [list(row), other.wire()]
 
