@@ -13,7 +13,7 @@ from torch import Tensor
 from learner import state
 from learner.augment import Views
 from learner.batch_gradient import BatchGradient
-from learner.collective import Alone, Deal, counts_of_ranks
+from learner.collective import Deal, SingleProcess, counts_of_ranks
 from learner.config import LearnerConfig
 from learner.digest import digest
 from learner.gradients import BUCKET_BYTES, GradientSums
@@ -71,7 +71,7 @@ class Learner:
         self.updates = 0
         """Optimizer steps done so far."""
         self._clock = clock
-        self._deal = Deal(Alone()) if deal is None else deal
+        self._deal = Deal(SingleProcess()) if deal is None else deal
         self._group = self._deal.ranks
         self._network = Network(config, seed=seed, device=device, precision=precision, deal=self._deal)
         self._model = self._network.model

@@ -71,7 +71,7 @@ class Network:
         self.model.to(device=device, dtype=self.dtype)
         self.model.to(memory_format=self._memory_format)
         self._lots = batchnorm.Lots.of(deal, max(1, config.model.bn_groups))
-        self._by_groups = self._lots.groups > 1 or deal.ranks.world > 1
+        self._by_groups = self._lots.groups > 1 or deal.ranks.world_size > 1
         if self._by_groups:
             batchnorm.group_batch_norm(self.model, self._lots)
 
@@ -83,7 +83,7 @@ class Network:
         """
         if accumulate == 1:
             return [torch.arange(len(lane_B))]
-        groups, world = self._lots.groups, self._deal.ranks.world
+        groups, world = self._lots.groups, self._deal.ranks.world_size
         if accumulate < 1 or groups % (world * accumulate) != 0 or self._lots.shared:
             raise ValueError(
                 f"accumulate = {accumulate} on {world} ranks needs model.bn_groups to be a multiple of "

@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
-from learner.collective import Alone, Group, Ranks
+from learner.collective import Group, ProcessGroup, SingleProcess
 from ops.distributed.environment import Launched, launched
 from ops.errors import LauncherGone, RankLost
 
@@ -39,7 +39,7 @@ class World:
     rank = 0
     local_rank = 0
     """Number of this process on its host: which GPU is its own."""
-    group: Group = Alone()
+    group: Group = SingleProcess()
     """For the learner."""
 
     @property
@@ -143,7 +143,7 @@ class JoinedWorld(World):
             raise RankLost(f"{self.world_size} ranks could not be joined: {error}") from error
         assert isinstance(tell, dist.ProcessGroup), "every rank is a member"
         self._tell = tell
-        self.group = _WatchedRanks(self)
+        self.group = _WatchedGroup(self)
         self._left, self._orphaned = threading.Event(), orphaned
         self._waiting = 0
         threading.Thread(target=self._answer_roll_calls, name="roll-call", daemon=True).start()
@@ -291,7 +291,7 @@ class JoinedWorld(World):
                 self._orphaned()
 
 
-class _WatchedRanks(Ranks):
+class _WatchedGroup(ProcessGroup):
     """The learner's group, whose errors say which rank was lost."""
 
     def __init__(self, world: JoinedWorld, process_group: dist.ProcessGroup | None = None) -> None:
@@ -299,32 +299,32 @@ class _WatchedRanks(Ranks):
         super().__init__(process_group, timeout=timedelta(seconds=world.timeout_s))
         self._watched = world.watched
 
-    def of(self, process_group: dist.ProcessGroup) -> Ranks:
-        """As `Ranks.of`."""
-        return _WatchedRanks(self._world, process_group)
+    def of(self, process_group: dist.ProcessGroup) -> ProcessGroup:
+        """As `ProcessGroup.of`."""
+        return _WatchedGroup(self._world, process_group)
 
     def parts(self, sets: Sequence[tuple[int, ...]]) -> dict[tuple[int, ...], Group]:
-        """As `Ranks.parts`."""
+        """As `ProcessGroup.parts`."""
         with self._world.watched():
             return super().parts(sets)
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
-        """As `Ranks.sum`."""
+        """As `ProcessGroup.sum`."""
         with self._watched():
             return super().sum(tensor)
 
     def max(self, tensor: torch.Tensor) -> torch.Tensor:
-        """As `Ranks.max`."""
+        """As `ProcessGroup.max`."""
         with self._watched():
             return super().max(tensor)
 
     def sum_(self, tensor: torch.Tensor) -> None:
-        """As `Ranks.sum_`."""
+        """As `ProcessGroup.sum_`."""
         with self._watched():
             super().sum_(tensor)
 
     def sum_later(self, tensor: torch.Tensor) -> Callable[[], None]:
-        """As `Ranks.sum_later`; a rank that is lost may show at either end."""
+        """As `ProcessGroup.sum_later`; a rank that is lost may show at either end."""
         with self._watched():
             wait = super().sum_later(tensor)
 

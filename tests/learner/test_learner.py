@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from learner.augment import photometric
-from learner.collective import Alone, Deal
+from learner.collective import Deal, SingleProcess
 from learner.config import AugmentConfig, LearnerConfig
 from learner.loss import swapped_loss
 from learner.measure import measure
@@ -38,7 +38,7 @@ def laps() -> Laps:
 
 def small_network(config: LearnerConfig, *, precision: str = "float32") -> Network:
     """The network that a small learner starts with."""
-    return Network(config, seed=0, device=CPU, precision=precision, deal=Deal(Alone()))
+    return Network(config, seed=0, device=CPU, precision=precision, deal=Deal(SingleProcess()))
 
 
 @pytest.mark.parametrize("kind", ["adamw", "groups of batch norm"])
@@ -182,7 +182,7 @@ def test_samples_seen_before_count_as_an_update_but_not_as_arrivals() -> None:
     assert (report.samples, report.updates) == (BATCH, 2)
 
 
-class Counting(Alone):
+class Counting(SingleProcess):
     """One rank that counts its collectives."""
 
     def __init__(self) -> None:
@@ -211,12 +211,12 @@ def test_a_step_costs_a_small_collective_an_iteration_and_two_more(iterations: i
 def test_what_is_read_back_in_one_piece_is_what_each_value_was() -> None:
     learner = small_learner(small_config(swav={"prototypes": (10, 6), "prior": "powerlaw"}))
     views = batch(0)
-    lane_B = views.lanes(Deal(Alone()))
+    lane_B = views.lanes(Deal(SingleProcess()))
     usage_H = [torch.zeros(10), torch.zeros(6)]
     outcome = learner._gradient.of(
         views, lane_B, [torch.arange(BATCH)], counts=(BATCH,), samples=0, usage_H=usage_H, laps=laps()
     )
-    measured = measure(outcome, torch.tensor(2.5), learner.config.swav, Alone())
+    measured = measure(outcome, torch.tensor(2.5), learner.config.swav, SingleProcess())
     assert measured.gradient_norm == 2.5
     for scores_ABK, assigned_N in zip(outcome.scores_H, measured.assigned_HN, strict=True):
         assert torch.equal(assigned_N, scores_ABK[0].argmax(-1))

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from learner.collective import Alone
+from learner.collective import SingleProcess
 from learner.config import LearnerConfig, ReseedConfig
 from learner.learner import Learner
 from learner.model import cosines, on_the_sphere
@@ -25,7 +25,7 @@ def reseeder(
         seed=seed,
         freeze_samples=freeze_samples,
         twin_cosine=twin_cosine,
-        group=Alone(),
+        group=SingleProcess(),
     )
 
 
