@@ -25,16 +25,16 @@ EVALUATION_BATCH = 256
 """Images that go through the network together in evaluation; bounds its memory."""
 
 
-class Laps:
-    """Seconds by phase, from a clock that somebody else owns."""
+class PhaseTimer:
+    """Seconds by phase, from a clock that is passed in."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self.seconds: dict[str, float] = {}
         self._clock = clock
         self._last = clock()
 
-    def end(self, phase: str) -> None:
-        """What has passed since the last end belongs to `phase`."""
+    def lap(self, phase: str) -> None:
+        """Add the time since the last lap to `phase`."""
         now = self._clock()
         self.seconds[phase] = self.seconds.get(phase, 0.0) + now - self._last
         self._last = now
@@ -95,13 +95,13 @@ class Network:
             raise ValueError(f"accumulate = {accumulate} leaves a part without samples: use fewer bn_groups")
         return parts
 
-    def embed(self, views: Views, lane_B: Tensor, laps: Laps) -> Tensor:
+    def embed(self, views: Views, lane_B: Tensor, timer: PhaseTimer) -> Tensor:
         """Features of all views: colour, encoder, head.
 
         Args:
             views: crops of some samples.
             lane_B: [B] their lanes.
-            laps: phases augment and forward are added.
+            timer: phases augment and forward are added.
 
         Returns:
             [n, B, D] of unit norm, float32 (float64 in that precision).
@@ -111,17 +111,17 @@ class Network:
         for crops, drawn in zip(views.crops, uniforms, strict=True):
             images = photometric(crops, drawn, self._config.augment, device=self.device, dtype=self.dtype)
             kinds.append(images.contiguous(memory_format=self._memory_format))
-        laps.end("augment")
+        timer.lap("augment")
         if self._by_groups:
             self._lots.begin(lane_B.cpu() % self._lots.groups)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._bfloat16):
             z = self.model.embed(kinds)
-        laps.end("forward")
+        timer.lap("forward")
         return z.view(len(views.uniforms), len(lane_B), -1)
 
     @torch.no_grad()
     def embed_first(
-        self, views: Views, lane_B: Tensor, parts: Sequence[Tensor], *, assigned: int, laps: Laps
+        self, views: Views, lane_B: Tensor, parts: Sequence[Tensor], *, assigned: int, timer: PhaseTimer
     ) -> Tensor:
         """Features of the assigned views of the whole batch, part by part; nothing is kept for backward.
 
@@ -135,7 +135,7 @@ class Network:
         z_ABD = torch.empty(assigned, len(lane_B), dim, dtype=self.dtype, device=self.device)
         with batchnorm.without_tracking(self.model):
             for part in parts:
-                z_APD = self.embed(views.part(part), lane_B[part], laps)[:assigned]
+                z_APD = self.embed(views.part(part), lane_B[part], timer)[:assigned]
                 z_ABD[:, sent(part, self.device)] = z_APD
         return z_ABD
 

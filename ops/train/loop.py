@@ -215,7 +215,7 @@ class Run:
             state, cursor = self.learner.state_dict(), self._whole_cursor()
             self._keeper.save(state, cursor, self.progress, seconds=self.seconds(), began=began)
         else:
-            self.learner.hand_over_state()
+            self.learner.state_dict(send_only=True)
             self._whole_cursor()
         self._saved = self.cursor
 

@@ -11,7 +11,7 @@ from learner.collective import Deal, SingleProcess
 from learner.config import AugmentConfig, LearnerConfig
 from learner.loss import swapped_loss
 from learner.measure import measure
-from learner.network import Laps, Network
+from learner.network import Network, PhaseTimer
 from learner.report import NonFinite
 from learner.sinkhorn import assign, marginal_error
 from tests.learner.small_run import (
@@ -32,8 +32,8 @@ from tests.oracles.finite_difference import slope
 CPU = torch.device("cpu")
 
 
-def laps() -> Laps:
-    return Laps(lambda: 0.0)
+def timer() -> PhaseTimer:
+    return PhaseTimer(lambda: 0.0)
 
 
 def small_network(config: LearnerConfig, *, precision: str = "float32") -> Network:
@@ -132,11 +132,11 @@ def test_one_step_follows_the_gradient_of_the_loss_under_fixed_codes() -> None:
     def loss_at(weight: Tensor) -> Tensor:
         network = small_network(config, precision="float64")
         prototypes = network.model.prototypes[0]
-        z = network.embed(views, torch.arange(BATCH), laps()).detach()
+        z = network.embed(views, torch.arange(BATCH), timer()).detach()
         codes = assign(z[:2] @ prototypes.T, epsilon=0.05, iterations=3).codes_ABK
         with torch.no_grad():
             network.model.head.get_parameter("3.weight").copy_(weight)
-        scores = network.embed(views, torch.arange(BATCH), laps()) @ prototypes.T
+        scores = network.embed(views, torch.arange(BATCH), timer()) @ prototypes.T
         return swapped_loss(scores, codes, temperature=0.1).mean()
 
     direction = torch.randn(moved.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -214,7 +214,7 @@ def test_what_is_read_back_in_one_piece_is_what_each_value_was() -> None:
     lane_B = views.lanes(Deal(SingleProcess()))
     usage_H = [torch.zeros(10), torch.zeros(6)]
     outcome = learner._gradient.of(
-        views, lane_B, [torch.arange(BATCH)], counts=(BATCH,), samples=0, usage_H=usage_H, laps=laps()
+        views, lane_B, [torch.arange(BATCH)], counts=(BATCH,), samples=0, usage_H=usage_H, timer=timer()
     )
     measured = measure(outcome, torch.tensor(2.5), learner.config.swav, SingleProcess())
     assert measured.gradient_norm == 2.5
@@ -266,7 +266,7 @@ def test_the_queue_first_takes_part_in_the_step_after_it_is_full() -> None:
 def test_assigned_numbers_are_the_arg_max_of_raw_scores_and_not_of_codes() -> None:
     config = small_config(swav={"prior": "powerlaw"})
     network = small_network(config)
-    z = network.embed(batch(0), torch.arange(BATCH), laps()).detach()
+    z = network.embed(batch(0), torch.arange(BATCH), timer()).detach()
     scores = z[0] @ network.model.prototypes[0].detach().T
     report = small_learner(config).step(batch(0))
     assert torch.equal(report.assigned_B, scores.argmax(1))
