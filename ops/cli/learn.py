@@ -140,7 +140,7 @@ def command(
         out=sys.stderr,
     )
     if lead:
-        click.echo(json.dumps(summary.to_json()) if as_json else summary.told())
+        click.echo(json.dumps(summary.to_json()) if as_json else summary.render())
     return stop.exit_code
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from ops.config.memory import Memory
+from ops.config.run_length import run_samples
 from ops.config.schema import RunConfig
 from stream.lanes import owners_of
 from stream.machine import memory
@@ -120,12 +121,6 @@ class Stream:
     sealed: bool
 
 
-def samples_of(config: RunConfig, records: int) -> int:
-    """Samples of a run over so many records: whole steps of every pass, if none of them is unusable."""
-    whole = records // config.lanes // config.chunk * config.batch * config.passes
-    return min(whole, -(-config.end_samples // config.batch) * config.batch or whole)
-
-
 def uses_cuda(config: RunConfig, machine: Machine) -> bool:
     """Whether the network will be on a CUDA device."""
     return config.device.startswith("cuda") or (config.device == "auto" and bool(machine.device_bytes))
@@ -229,7 +224,7 @@ def _of_stream(config: RunConfig, stream: Stream) -> Iterator[str]:
         if config.passes > 1:
             yield f"the stream is open: the first of {config.passes} passes ends only when it is sealed"
         return
-    samples = samples_of(config, stream.records)
+    samples = run_samples(config, stream.records)
     if samples == 0:
         yield (
             f"the stream has {stream.records:,} records, fewer than one batch of {config.batch}: nothing "

@@ -47,7 +47,7 @@ class Progress:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Summary:
+class RunSummary:
     """How a run ended; what `learn --json` prints. Counts and seconds are over all restarts."""
 
     status: str
@@ -84,7 +84,7 @@ class Summary:
         """Plain values."""
         return asdict(self)
 
-    def told(self) -> str:
+    def render(self) -> str:
         """A few lines for people."""
         skipped = ", ".join(f"{count:,} {reason}" for reason, count in self.skipped_by_reason.items())
         lines = [
@@ -113,9 +113,9 @@ def summarise(
     config: RunConfig,
     checkpoint: Path | None,
     snapshot: Mapping[str, Any] | None,
-) -> Summary:
+) -> RunSummary:
     """The summary of a run as it stands."""
-    return Summary(
+    return RunSummary(
         status=status,
         run=str(run_dir),
         samples=cursor.samples,
@@ -135,11 +135,11 @@ def summarise(
     )
 
 
-def read_summary(run_dir: Path) -> Summary | None:
+def read_summary(run_dir: Path) -> RunSummary | None:
     """How the run in a directory last ended; None when it never did, or another version wrote it."""
     body = read_json(run_dir / "summary.json")
     try:
-        return Summary(**body) if body is not None else None
+        return RunSummary(**body) if body is not None else None
     except TypeError:
         return None
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from ops.config import binding
 from ops.config.checks import refusals
 from ops.config.load import build
+from ops.config.run_length import pass_samples
 from ops.config.schema import RunConfig, is_identity
 from ops.errors import ConfigError, RunMismatch, RunNotFound
 from ops.rundir import checkpoint
@@ -23,8 +24,9 @@ from ops.rundir.checkpoint_writer import CheckpointWriter
 from ops.rundir.files import RunRecord, read_run, write_run
 from ops.rundir.lock import RunClaim
 from ops.rundir.summary import Progress
-from ops.train.data import reading_mode, sealed_samples, source_spec, tail_samples
+from ops.train.data import reading_mode, sealed_samples, source_spec
 from stream.cursor import Cursor
+from stream.loader import AVAILABLE
 
 KIND = "anneal"
 SHARE = 0.2
@@ -173,14 +175,14 @@ def _left(stream: str, config: RunConfig, cursor: Cursor) -> int | None:
     spec = source_spec(stream, config, cursor=cursor)
     source = spec.open()
     try:
-        whole = sealed_samples(source, cursor, reading_mode(config, spec), config)
+        mode = reading_mode(config, spec)
+        whole = sealed_samples(source, cursor, mode, config)
         if whole is None:
             return None
         if cursor.pass_number >= config.passes:
             return 0
         left = [source.outlook(position, cursor.pass_number).available for position in cursor.positions]
-        now = min(left) // config.chunk * config.batch
-        now += tail_samples(sum(left) - now, config)
+        now = pass_samples(config, left, available=mode == AVAILABLE)
         return now + whole * (config.passes - 1 - cursor.pass_number)
     finally:
         source.close()

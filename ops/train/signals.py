@@ -23,7 +23,7 @@ class StopRequest:
     allows no handlers; then only `ask` asks). SIGHUP counts as SIGTERM; where it is ignored, as under nohup,
     it stays so. The first signal sets the flag, a second Ctrl-C raises KeyboardInterrupt. SIGUSR1 and SIGUSR2
     warn that the end is near: they ask for a save, or for the end as SIGTERM does, see `warned_by`.
-    `asked` never blocks; any thread may call it and `ask`.
+    `requested` never blocks; any thread may call it and `ask`.
     """
 
     def __init__(self, note: bytes = NOTE, *, keep: bool = False, on_warning: str = "save") -> None:
@@ -53,8 +53,8 @@ class StopRequest:
         taken, self._save = self._save, False
         return taken
 
-    def asked(self) -> bool:
-        """Whether to stop."""
+    def requested(self) -> bool:
+        """Whether the run is to end."""
         return self._event.is_set()
 
     def ask(self, number: int | None = None) -> None:

@@ -34,7 +34,7 @@ class State(enum.IntEnum):
     READY = 4
 
 
-class Stop(enum.IntEnum):
+class StopVote(enum.IntEnum):
     """Whether a rank is asked to stop, and how; the smallest counts."""
 
     TERMINATE = 0
@@ -50,7 +50,7 @@ class Row:
     turn: int
     """Number of the vote: the same on all ranks, or they have lost step."""
     state: State
-    stop: Stop
+    stop: StopVote
     starving: int
     """Lanes without the records for the next chunk."""
     lag: int
@@ -78,7 +78,7 @@ class Row:
     def of_wire(cls, numbers: list[int]) -> "Row":
         """The row that another rank handed in."""
         values = dict(zip(cls.__dataclass_fields__, numbers, strict=True))
-        state, stop = State(values.pop("state")), Stop(values.pop("stop"))
+        state, stop = State(values.pop("state")), StopVote(values.pop("stop"))
         return cls(state=state, stop=stop, **values)
 
 
@@ -100,13 +100,15 @@ MOST_NAMED = 16
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Waiting:
-    """What the ranks know while not all of them are ready; told at each turn."""
+    """What the ranks know while not all of them are ready; given at each turn."""
 
     records: bool
     """Some rank waits for records to arrive, and not only for its readers."""
-    lag: int
-    """Records committed and not used, of all ranks."""
-    lanes: Sequence[LaneLag]
+    reason: str = ""
+    """What else is waited for."""
+    lag: int | None = None
+    """Records committed and not used, of all ranks; None when that is not known."""
+    lanes: Sequence[LaneLag] = ()
     """How far each lane is behind."""
 
 
@@ -142,7 +144,7 @@ class Steps:
         loader: ReplayLoader,
         world: World,
         *,
-        stop: Callable[[], Stop],
+        stop: Callable[[], StopVote],
         on_wait: Callable[[Waiting], None],
         patience: Patience,
         warn: Callable[[str], None],
@@ -150,7 +152,7 @@ class Steps:
         on_save: Callable[[], None] = lambda: None,
     ) -> None:
         self.loader = loader
-        self.stop = Stop.NO
+        self.stop = StopVote.NO
         """How the ranks were asked to stop, once they were."""
         self.lag = 0
         """Records committed and not used, of all ranks, as of the last vote."""
@@ -158,7 +160,7 @@ class Steps:
         """How far each lane is behind, of all ranks, as of the last look."""
         self.restarts = 0
         """Reader processes replaced so far, of all ranks."""
-        self._world, self._asked, self._on_wait, self._warn = world, stop, on_wait, warn
+        self._world, self._stop_vote, self._on_wait, self._warn = world, stop, on_wait, warn
         self._save_asked, self._on_save, self._saving = save_asked, on_save, False
         self._patience = patience
         self._turn = 0
@@ -173,7 +175,7 @@ class Steps:
     def __iter__(self) -> Iterator[Batch]:
         while not self.loader.finished:
             state, stats = self._agree()
-            if self.stop is not Stop.NO:
+            if self.stop is not StopVote.NO:
                 return
             if state is State.PASS_ENDED:
                 self._end_chunks()
@@ -210,7 +212,7 @@ class Steps:
             if self._saving and not replaying:  # also while records are waited for
                 self._saving = False
                 self._on_save()
-            stopping = self.stop is not Stop.NO and not replaying
+            stopping = self.stop is not StopVote.NO and not replaying
             if stopping or state in {State.PASS_ENDED, State.TAIL_FOUND}:
                 return state, LaneStats()
             if state is State.READY:
@@ -245,7 +247,7 @@ class Steps:
         row = Row(
             turn=self._turn,
             state=state,
-            stop=self._asked(),
+            stop=self._stop_vote(),
             starving=len(self.loader.starving) if state is State.WAITING and self.loader.waiting else 0,
             lag=self._lag_here,
             restarts=self.loader.worker_restarts,

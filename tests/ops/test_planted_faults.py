@@ -85,7 +85,7 @@ def begin(fault: Fault | None, watched: Watched, folder: Path, monkeypatch: pyte
     monkeypatch.setattr("ops.doctor.world.START_S", SCALE.start_s)
     monkeypatch.setattr(publisher, "RETRY_FIRST_S", 0.1)
     monkeypatch.setattr(publisher, "RETRY_LONGEST_S", 0.3)
-    monkeypatch.setattr("ops.train.reporting.PUBLISH_S", 1.0)
+    monkeypatch.setattr("ops.train.listeners.PUBLISH_S", 1.0)
     own = fault.settings if fault else ()
     config = config_of(*SETTINGS, f"server.port={watched.ports[name]}", *own)
     life = Life(name, run_dir, threading.Thread(), stop)

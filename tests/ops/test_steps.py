@@ -8,7 +8,7 @@ import pytest
 
 from ops.distributed.world import Rows, World
 from ops.errors import RankFailed, RankLost, Starved
-from ops.train.sync import Patience, Row, State, Steps, Stop, Waiting, decided
+from ops.train.sync import Patience, Row, State, Steps, StopVote, Waiting, decided
 from stream.config import ReplayConfig
 from stream.readiness import Readiness
 from stream.replay_loader import ReplayLoader
@@ -52,7 +52,7 @@ def steps_of(
     while loader.ready(60.0) is Readiness.WAITING:  # so that the turns of a test are those it is about
         pass
     kept: list[Waiting] = [] if waits is None else waits
-    given: dict[str, Any] = {"stop": lambda: Stop.NO, "warn": print, "on_wait": kept.append} | more
+    given: dict[str, Any] = {"stop": lambda: StopVote.NO, "warn": print, "on_wait": kept.append} | more
     return Steps(loader, world, patience=patience, **given)
 
 
@@ -92,10 +92,10 @@ def test_the_account_of_a_batch_is_that_of_all_ranks() -> None:
 
 
 def test_a_stop_asked_of_any_rank_ends_all() -> None:
-    steps = steps_of(Two({}, {}, {"stop": Stop.TERMINATE}))
+    steps = steps_of(Two({}, {}, {"stop": StopVote.TERMINATE}))
     with steps.loader:
         assert len(list(steps)) == 2
-    assert steps.stop is Stop.TERMINATE
+    assert steps.stop is StopVote.TERMINATE
 
 
 def test_what_keeps_another_rank_from_going_on_is_told() -> None:
@@ -110,7 +110,15 @@ def test_what_keeps_another_rank_from_going_on_is_told() -> None:
 
 def row(state: State, starving: int = 0) -> Row:
     return Row(
-        turn=1, state=state, stop=Stop.NO, starving=starving, lag=0, restarts=0, rebuilding=0, name=0, tell=0
+        turn=1,
+        state=state,
+        stop=StopVote.NO,
+        starving=starving,
+        lag=0,
+        restarts=0,
+        rebuilding=0,
+        name=0,
+        tell=0,
     )
 
 
