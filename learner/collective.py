@@ -202,7 +202,7 @@ def gather_rows(group: Group, rows: Tensor, counts: Sequence[int]) -> Tensor:
 
 
 def counts_of_ranks(group: Group, count: int) -> tuple[int, ...]:
-    """How many samples every rank brings; agreed on the CPU, so that nobody waits for a GPU."""
+    """How many samples every rank brings; agreed on the CPU, so that no rank waits for a GPU."""
     if group.world_size == 1:
         return (count,)
     table = torch.zeros(group.world_size, dtype=torch.int64)

@@ -96,7 +96,7 @@ def command(
     """  # noqa: D301
     place = launched()
     nodes = _nodes(nnodes, endpoint)
-    # On other machines than the first rank's, the run directory need not be there: it tells the settings.
+    # On other machines than the first rank's, the run directory, which has the settings, need not be there.
     lead = nodes is None if place is None else place.rank == 0
     there = file.exists() if file is not None else recipe is not None or (run_dir / "run.json").exists()
     if lead and not there and file is None:

@@ -1,7 +1,4 @@
-"""What a launcher (torchrun, `learn --nproc`) says of this process: which of how many ranks it is.
-
-And which machines a command line says that the launchers are on.
-"""
+"""What a launcher (torchrun, `learn --nproc`) sets for this process, and the machines of a run."""
 
 import os
 import re
@@ -23,7 +20,7 @@ class Launched:
     local_rank: int
     """Number on this host: which GPU is its own."""
     life: int
-    """Times that the launcher has started the ranks anew."""
+    """Times that the launcher has started the ranks again."""
     launcher_keeps_store: bool
     """The store in which ranks meet outlives them; else the first rank holds it."""
 
@@ -49,7 +46,7 @@ def launched() -> Launched | None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Nodes:
-    """The machines of a run; on each of them somebody gives the same command."""
+    """The machines of a run; on each of them the same command is given."""
 
     least: int
     """Machines that have to be there before anything begins."""

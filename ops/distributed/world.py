@@ -1,6 +1,4 @@
-"""Several ranks: torch.distributed, as a launcher (torchrun, `learn --nproc`, Kubernetes) has set it up.
-
-How many learners share a run, which of them this process is, and how they tell each other things.
+"""The ranks that share a run: torch.distributed, as a launcher (torchrun, `learn --nproc`) has set it up.
 
 What the learner sums is the learner's own affair (`learner.collective`). Here is what the loop around it
 needs: a row of integers from every rank before each update, plain values now and then, and the first rank's
@@ -48,7 +46,7 @@ class World:
         return self.rank == 0
 
     def all_gather_ints(self, row: Sequence[int]) -> Callable[[], Rows]:
-        """Hand in a row; calling what comes back waits for everybody's.
+        """Hand in a row; calling what comes back waits for the rows of all ranks.
 
         In between the caller may go on with other work, also with other collectives.
 
@@ -80,7 +78,7 @@ class World:
     def main_barrier(self, name: str) -> None:
         """Return once the first rank has come here too, however long that takes; it does not wait itself.
 
-        Launchers give the others little time once one has ended, so nobody leaves before what the first rank
+        Launchers give the others little time once one has ended, so no rank leaves before what the first one
         writes is written.
         """
 
@@ -116,7 +114,7 @@ def join(*, device: torch.device, timeout_s: float, orphaned: Callable[[], None]
 
 
 class JoinedWorld(World):
-    """One of several ranks. What they tell each other outside the learner goes over gloo, on any device."""
+    """One of several ranks. What they exchange outside the learner goes over gloo, on any device."""
 
     def __init__(
         self, place: Launched, *, device: torch.device, timeout_s: float, orphaned: Callable[[], None]
@@ -124,7 +122,7 @@ class JoinedWorld(World):
         self.world_size, self.rank, self.local_rank = place.ranks, place.rank, place.local_rank
         self.timeout_s, self._kept_by_launcher = timeout_s, place.launcher_keeps_store
         timeout = timedelta(seconds=timeout_s)
-        # What the host alone needs is agreed over gloo there too: nobody waits for a GPU because of it.
+        # What the host alone needs is agreed over gloo there too: no rank waits for a GPU because of it.
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         try:
             store, _, _ = next(rendezvous("env://", timeout=timeout))
@@ -138,11 +136,11 @@ class JoinedWorld(World):
                 timeout=timeout,
             )
             # A group of its own: a row may be under way while the learner sums gradients.
-            tell = dist.new_group(backend="gloo", timeout=timeout)
+            control = dist.new_group(backend="gloo", timeout=timeout)
         except RuntimeError as error:
             raise RankLost(f"{self.world_size} ranks could not be joined: {error}") from error
-        assert isinstance(tell, dist.ProcessGroup), "every rank is a member"
-        self._tell = tell
+        assert isinstance(control, dist.ProcessGroup), "every rank is a member"
+        self._control = control
         self.group = _WatchedGroup(self)
         self._left, self._orphaned = threading.Event(), orphaned
         self._waiting = 0
@@ -153,7 +151,7 @@ class JoinedWorld(World):
         mine = torch.tensor(row, dtype=torch.int64)
         table = [torch.empty_like(mine) for _ in range(self.world_size)]
         with self.watched():
-            work = dist.all_gather(table, mine, group=self._tell, async_op=True)
+            work = dist.all_gather(table, mine, group=self._control, async_op=True)
         assert work is not None
 
         def rows() -> Rows:
@@ -171,7 +169,7 @@ class JoinedWorld(World):
         mine[: len(body)] = torch.frombuffer(bytearray(body), dtype=torch.uint8)
         table = [torch.empty_like(mine) for _ in range(self.world_size)]
         with self.watched():
-            dist.all_gather(table, mine, group=self._tell)
+            dist.all_gather(table, mine, group=self._control)
         return [json.loads(one[:size].numpy().tobytes()) for one, size in zip(table, sizes, strict=True)]
 
     def broadcast_object(self, value: Any) -> Any:
@@ -180,14 +178,14 @@ class JoinedWorld(World):
 
     def broadcast_tensors(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Shapes, then a broadcast for each tensor; the other ranks need not see the run directory."""
-        said = {name: [str(one.dtype).partition(".")[2], list(one.shape)] for name, one in tensors.items()}
+        specs = {name: [str(one.dtype).partition(".")[2], list(one.shape)] for name, one in tensors.items()}
         received = {}
-        for name, (dtype, shape) in self.broadcast_object(said).items():
+        for name, (dtype, shape) in self.broadcast_object(specs).items():
             one = tensors[name] if self.is_main else torch.empty(shape, dtype=getattr(torch, dtype))
             one = one.contiguous()
             if one.numel():
                 with self.watched():
-                    dist.broadcast(one.reshape(-1).view(torch.uint8), group=self._tell, group_src=0)
+                    dist.broadcast(one.reshape(-1).view(torch.uint8), group=self._control, group_src=0)
             received[name] = one
         return received
 
@@ -276,7 +274,7 @@ class JoinedWorld(World):
         return missing
 
     def _answer_roll_calls(self) -> None:
-        """In a thread: a rank that waits for others in a collective is there all the same, and says so.
+        """In a thread: a rank that waits for others in a collective is there all the same, and answers.
 
         One that hangs elsewhere, in a read or in a kernel, does not, and is the one that is missed.
         """
@@ -284,7 +282,7 @@ class JoinedWorld(World):
             while not self._left.wait(ROLL_CALL_S / 4):
                 if self._store.check(["roll"]) and self._waiting:
                     self._store.set(f"here/{self.rank}", "1")
-        except RuntimeError:  # the store is gone, and whoever held it
+        except RuntimeError:  # the store is gone, and the process that held it
             if self._kept_by_launcher and not self._left.is_set():
                 if self.is_main:
                     logger.warning("the launcher of the %d ranks is gone: they save and end", self.world_size)

@@ -1,4 +1,4 @@
-"""What a run counts beside learner and cursor, and the summary that it ends with. Imports nothing heavy."""
+"""What a run counts beside learner and cursor, and the summary that it ends with. Nothing heavy here."""
 
 import math
 from collections.abc import Mapping
@@ -51,7 +51,7 @@ class RunSummary:
     """How a run ended; what `learn --json` prints. Counts and seconds are over all restarts."""
 
     status: str
-    """FINISHED: the stream ended. STOPPED: somebody asked; the same command goes on."""
+    """FINISHED: the stream ended. STOPPED: a stop was requested; the same command goes on."""
     run: str
     """The run directory."""
     samples: int

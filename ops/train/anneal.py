@@ -77,7 +77,7 @@ def prepare(
     Raises:
         RunNotFound: no run there, or it has saved nothing yet.
         RunMismatch: `out` holds something else.
-        RunLocked: somebody works in `out`.
+        RunLocked: another process works in `out`.
         ConfigError: the schedule is not constant, a setting that belongs to the run, or no samples are left.
     """
     record = read_run(run_dir)
@@ -141,14 +141,14 @@ def _make(
         total_samples=record.total_samples and record.total_samples // before.passes * config.passes,
         origin={"kind": KIND, "run": record.uuid, "run_dir": str(run_dir), "samples": start},
     )
-    # What the copy publishes is its own: its numbers and its fencing begin anew.
+    # What the copy publishes is its own: its numbers and its fencing begin again.
     progress = replace(Progress(**saved.progress), snapshot_epoch=0, snapshot_version=0, finished=False)
     writer = CheckpointWriter(out, copy.uuid, keep=config.checkpoint.keep)
     writer.save(saved.state, saved.cursor, progress.saved(seconds=progress.seconds))
     writer.flush()
     if (run_dir / "history.jsonl").exists():
         shutil.copyfile(run_dir / "history.jsonl", out / "history.jsonl")
-    write_run(out, copy)  # the last: without it there is no copy yet, and what lies there is made anew
+    write_run(out, copy)  # the last: without it there is no copy yet, and what lies there is made again
     return Copy(run_dir=out, stream=record.stream, config=config, start=start, made=True)
 
 

@@ -19,8 +19,18 @@ from ops.distributed.world import World
 from ops.errors import CheckpointFailed, NotFinite, RankFailed, Starved
 from ops.rundir.checkpoint import Checkpoint
 from ops.rundir.summary import FINISHED, STOPPED, RunSummary, summarise
+from ops.snapshots.types import SnapshotTaken
 from ops.train.data import open_loader
-from ops.train.listeners import StepDone, StepListener, StepTimings
+from ops.train.events import (
+    LeftOut,
+    Notice,
+    Rewound,
+    StepDone,
+    StepListener,
+    StepRefused,
+    StepTimings,
+    Stopping,
+)
 from ops.train.nonfinite import NonFiniteLog, left_out
 from ops.train.resume import ResumePoint, checkpoint_for_all, restore
 from ops.train.saving import RunSaver
@@ -154,7 +164,7 @@ class Run:
             stop: asks the run to end.
             world: the ranks.
             saver: writes into the run directory; None on all ranks but the first.
-            reporter: is told what happens; on all ranks but the first it tells nothing further.
+            reporter: notified of what happens; on all ranks but the first it does nothing.
             dead_letters: of this rank's lanes of a topic; None for shards.
 
         Raises:
@@ -219,8 +229,8 @@ class Run:
     def publish(self) -> None:
         """Publish the prototypes of this moment, in the background."""
         if self._saver is not None:
-            samples, updates = self.learner.samples, self.learner.updates
-            self._reporter.on_snapshot(self.learner.snapshot(), samples=samples, updates=updates)
+            shot, samples, updates = self.learner.snapshot(), self.learner.samples, self.learner.updates
+            self._reporter.notify(SnapshotTaken(shot, samples, updates))
 
     def met_by_all(self, error: Exception) -> bool:
         """Whether all ranks met an error between the same two steps, so that they can still save together."""
@@ -256,7 +266,7 @@ class Run:
             CheckpointFailed: the last checkpoint could not be written.
         """
         saver = self._saver
-        self._reporter.on_stopping()
+        self._reporter.notify(Stopping())
         if self._unsaved():
             self.save()
         path = (saver.flush() if saver is not None else None) or self._restored_from
@@ -294,7 +304,7 @@ class Run:
         if self._unsaved():
             self.save()
         text = f"saved at {self.cursor.samples:,} samples, as a signal asked"
-        self._reporter.on_event("checkpoint", text, note=True)
+        self._reporter.notify(Notice("checkpoint", text, terminal=True))
 
     def _free_to_save(self) -> bool:
         """Whether the save before is written, as the first rank knows; else the next one that is due does."""
@@ -339,9 +349,9 @@ class Run:
             loader,
             self._world,
             stop=self._stop_vote,
-            on_wait=lambda waiting: self._reporter.on_waiting(waiting, samples=self.cursor.samples),
+            on_wait=lambda waiting: self._reporter.notify(replace(waiting, samples=self.cursor.samples)),
             patience=Patience(warn_s=ranks.starve_warn_s, fail_s=ranks.starve_fail_s),
-            warn=lambda text: self._reporter.on_event("waiting", text, note=True),
+            warn=lambda text: self._reporter.notify(Notice("waiting", text, terminal=True)),
             save_asked=self.stop.take_save,
             on_save=self._save_now,
         )
@@ -361,7 +371,7 @@ class Run:
         if self._saver is None:
             return
         letters = self._dead_letters
-        self._reporter.on_step(
+        self._reporter.notify(
             StepDone(
                 report=report,
                 batch=step.arriving,
@@ -401,18 +411,18 @@ class Run:
         assert step is not None  # the error is of its step
         batch = step.batch
         first = self._not_finite.note(error, batch)
-        self._reporter.on_not_finite(str(error))
+        self._reporter.notify(StepRefused(str(error)))
         if first:
             newest = self._saver.newest() if self._saver is not None else None
             saved = checkpoint_for_all(self._world, newest)
             where = saved.path.name if saved else "the start"
             logger.warning("step %d: %s; once more from %s", batch.cursor.steps, error, where)
             self._restore(saved)
-            self._reporter.on_rewind(self.cursor)
+            self._reporter.notify(Rewound(self.cursor))
             return
         step.undo()
         if self.config.on_nonfinite == "stop":
             raise self._not_finite.stop(error, batch) from error
         self.cursor = self._not_finite.skip(error, batch, self.cursor)
         self._report_used(step.arriving)
-        self._reporter.on_left_out(left_out(step.stats), self.cursor)
+        self._reporter.notify(LeftOut(left_out(step.stats), self.cursor))

@@ -28,7 +28,7 @@ class NonFiniteLog:
     """Remembers, over restarts, which steps were not finite; one learner, one thread.
 
     A step is named by its pass and number, so the same step is known again after the run went back, on any
-    rank. A disk that takes no more is a warning; the steps are then remembered for this life of the run only.
+    rank. A disk that takes no more is a warning; the steps are then remembered for this session only.
     """
 
     def __init__(self, run_dir: Path, *, world: World) -> None:

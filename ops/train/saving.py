@@ -12,6 +12,7 @@ from ops.rundir.checkpoint_writer import CheckpointWriter
 from ops.rundir.files import RunRecord, room_in, write_json
 from ops.rundir.summary import FINISHED, Progress, RunSummary
 from ops.snapshots.types import PublishResult
+from ops.train.events import CheckpointResult, Ended, Leaving, Notice, Saving
 from ops.train.reporting import RunReporter
 from stream.cursor import Cursor
 
@@ -34,14 +35,14 @@ class RunSaver:
             run_dir: the run directory.
             record: which run it is.
             config: its settings.
-            reporter: told of every save; knows the fence of the publisher.
+            reporter: notified of every save; has the fence of the publisher.
         """
         self._run_dir, self._reporter = run_dir, reporter
         self._writer = CheckpointWriter(
             run_dir,
             record.uuid,
             keep=config.checkpoint.keep,
-            on_result=lambda result, seconds: reporter.on_checkpoint(result, seconds=seconds),
+            on_result=lambda result, seconds: reporter.notify(CheckpointResult(result, seconds)),
         )
         self._held_up_s = 0.0
         self._left_out = 0
@@ -61,7 +62,7 @@ class RunSaver:
         epoch, version = self._reporter.snapshots.fence
         progress.snapshot_epoch = max(epoch, progress.snapshot_epoch)
         progress.snapshot_version = max(version, progress.snapshot_version)
-        self._reporter.on_saving()
+        self._reporter.notify(Saving())
         self._writer.save(state, cursor, progress.saved(seconds=seconds))
         self._held_up_s += time.monotonic() - began
 
@@ -79,7 +80,7 @@ class RunSaver:
                 f"none at {samples:,} samples: the one before is still being written ({self._left_out} left "
                 "out so far); a larger checkpoint.every_samples, or a quicker disk"
             )
-            self._reporter.on_event("checkpoint", text)
+            self._reporter.notify(Notice("checkpoint", text))
             if self._left_out == 1:
                 logger.warning("checkpoint: %s", text)
         return free
@@ -118,8 +119,8 @@ class RunSaver:
             stopped_by_user: a user ended it, and no scheduler that would have to bring it back.
         """
         finished = summary.status == FINISHED
-        self._reporter.on_leaving_stream(finished=finished)
+        self._reporter.notify(Leaving(finished))
         with room_in(self._run_dir):
             write_json(self._run_dir / "summary.json", summary.to_json())
         if finished or stopped_by_user:
-            self._reporter.on_ended()
+            self._reporter.notify(Ended())

@@ -1,6 +1,6 @@
 """`learn`: find where the run goes on, learn, save, sum up.
 
-The first rank takes the run directory and opens the stream, and tells the others what it found.
+The first rank takes the run directory, opens the stream, and sends the others what it found.
 """
 
 import contextlib
@@ -33,9 +33,10 @@ from ops.rundir.summary import FINISHED, STOPPED, Progress, RunSummary, read_sum
 from ops.snapshots.redis_client import connect, redis_url
 from ops.train import init_weights
 from ops.train.data import dead_letters_of, pinned, reading_mode, sealed_samples, source_spec
-from ops.train.listeners import ReportedRun, StepListener
+from ops.train.events import CheckpointResult, Started, Waiting
+from ops.train.listeners import ReportedRun
 from ops.train.loop import Run
-from ops.train.reporting import RunReporter
+from ops.train.reporting import NoReporter, RunReporter
 from ops.train.resume import (
     ResumePoint,
     accepting,
@@ -51,7 +52,6 @@ from ops.train.resume import (
 )
 from ops.train.saving import RunSaver
 from ops.train.signals import StopRequest
-from ops.train.sync import Waiting
 from stream.cursor import Cursor, start_cursor
 from stream.errors import StreamError, StreamNotFound
 from stream.shard_source import ShardSource
@@ -138,7 +138,7 @@ def learn(  # noqa: PLR0913  what the command line may say of a run
             stop=stop,
             world=world,
             saver=main.saver if main is not None else None,
-            reporter=main.reporter if main is not None else StepListener(),
+            reporter=main.reporter if main is not None else NoReporter(),
             dead_letters=letters,
         )
         if main is not None:
@@ -242,7 +242,7 @@ class MainRank:
         config = as_begun(record, request.config)
         ended = _finished(run_dir, record, request.stream, config)
         if ended is not None:
-            leave(request.stream, record.uuid)  # in case the stream could not be told when the run ended
+            leave(request.stream, record.uuid)  # in case the stream could not be reached when the run ended
             return ended
         check_device(config, launched())
         _check_redis(config)
@@ -278,7 +278,7 @@ class MainRank:
         with room_in(point.run_dir):
             write_changes(point)
         (point.run_dir / "summary.json").unlink(missing_ok=True)
-        self.reporter.on_start(progress, samples=point.cursor.samples)
+        self.reporter.notify(Started(progress, point.cursor.samples))
 
     def _report(
         self,
@@ -300,7 +300,7 @@ class MainRank:
         )
         self.reporter = self._stack.enter_context(RunReporter(run, self._out))
         for name in damaged:
-            self.reporter.on_checkpoint("damaged", detail=name)
+            self.reporter.notify(CheckpointResult("damaged", detail=name))
         url = self.reporter.page.url
         if url:
             self.reporter.line.note(f"live page {url}  metrics {url}metrics")
@@ -319,8 +319,7 @@ class MainRank:
     def _await_source(self, url: str, spec: SourceSpec, stop: StopRequest) -> Source | None:
         """Wait until the stream is there; None when a stop is requested first."""
         while not stop.wait(LOOK_S):
-            waiting = Waiting(records=True, reason=f"waiting for a stream at {url}")
-            self.reporter.on_waiting(waiting, samples=0)
+            self.reporter.notify(Waiting(records=True, reason=f"waiting for a stream at {url}"))
             source = self._open_source(spec, wait=True)
             if source is not None:
                 return source

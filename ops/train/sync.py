@@ -1,10 +1,8 @@
-"""Batches that all ranks begin together: nobody enters an update before everybody has its part of it.
+"""Batches that all ranks begin together: no rank enters an update before every rank has its part of it.
 
-Before each update every rank says, in one row of integers, what its next batch can be, whether it is asked to
-stop, and what it has read. The row is handed in while the update before is still being computed, so that
-agreeing costs no time when readers keep up. A rank alone goes through the same motions with a table of one.
-
-What each rank says before each update, and what all do then: a row of integers goes over the wire.
+Before each update every rank votes, in one row of integers: what its next batch can be, whether it is asked
+to stop, and what it has read. The row is handed in while the update before is still being computed, so that
+agreeing costs no time when readers keep up. A single rank does the same with a table of one row.
 """
 
 import enum
@@ -16,6 +14,7 @@ from typing import Any, NoReturn
 
 from ops.distributed.world import Rows, World
 from ops.errors import EXIT_FAILED, RankFailed, RankLost, Starved, exit_code_of
+from ops.train.events import Waiting
 from stream.batch import Batch
 from stream.errors import StreamError
 from stream.lanes import LaneLag, LaneStats, add_counts
@@ -45,7 +44,7 @@ class StopVote(enum.IntEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
-    """What one rank says before one update."""
+    """The vote of one rank before one update."""
 
     turn: int
     """Number of the vote: the same on all ranks, or they have lost step."""
@@ -99,20 +98,6 @@ MOST_NAMED = 16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Waiting:
-    """What the ranks know while not all of them are ready; given at each turn."""
-
-    records: bool
-    """Some rank waits for records to arrive, and not only for its readers."""
-    reason: str = ""
-    """What else is waited for."""
-    lag: int | None = None
-    """Records committed and not used, of all ranks; None when that is not known."""
-    lanes: Sequence[LaneLag] = ()
-    """How far each lane is behind."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Patience:
     """How long it may take until all ranks are ready."""
 
@@ -125,16 +110,16 @@ class Patience:
 class Steps:
     """Iterates over the batches of a run that all ranks begin together, and over the replays of each.
 
-    One thread. Iterating ends when all passes are done (the loader is `finished`) or somebody asked any rank
-    to stop, after the step at hand. All ranks leave together, also when one of them fails.
+    One thread. Iterating ends when all passes are done (the loader is `finished`) or any rank is
+    asked to stop, after the current step. All ranks leave together, also when one of them fails.
 
     Args:
         loader: of this rank.
         world: the ranks.
         stop: whether this rank is asked to stop.
-        on_wait: told what is waited for, at least every 0.1 s while not all ranks are ready.
+        on_wait: given what is waited for, at least every 0.1 s while not all ranks are ready.
         patience: how long that may take.
-        warn: told which lanes hold the others up.
+        warn: given a sentence about the lanes that hold the others up.
         save_asked: whether this rank was asked to save since it was last called.
         on_save: called on all ranks between the same two steps once any of them was asked to.
     """
@@ -188,7 +173,7 @@ class Steps:
             yield batch
 
     def replays(self) -> Iterator[Batch]:
-        """The replays of the batch that was given last. A step is done as a whole: no stop is heeded."""
+        """The replays of the batch that was given last. A step is done as a whole: no stop is applied."""
         while self.loader.replays_left:
             _, stats = self._agree()
             again = self.loader.take_replay(stats)
@@ -218,7 +203,7 @@ class Steps:
             if state is State.READY:
                 return state, self._account(rows)
             if state is State.FAILED:
-                self._raise(self._world.all_gather_objects(self._told()))
+                self._raise(self._world.all_gather_objects(self._failure()))
             self._name_the_late(rows)
             self._on_wait(Waiting(records=any(row.starving for row in rows), lag=self.lag, lanes=self.lanes))
             self._say(TURN_S)
@@ -276,7 +261,7 @@ class Steps:
             logger.warning("the lag cannot be told now: %s", error)
 
     def _heard(self) -> list[Row]:
-        """What all ranks have said."""
+        """The votes of all ranks."""
         if self._ahead is None:
             self._say(TURN_S)
         assert self._ahead is not None
@@ -291,7 +276,7 @@ class Steps:
         if rows[0].tell:
             self._tell = 0
             own = [asdict(lag) for lag in self.loader.lane_lags()]
-            self.lanes = [LaneLag(**lag) for told in self._world.all_gather_objects(own) for lag in told]
+            self.lanes = [LaneLag(**lag) for lags in self._world.all_gather_objects(own) for lag in lags]
         return rows
 
     def _account(self, rows: list[Row]) -> LaneStats:
@@ -321,56 +306,56 @@ class Steps:
             own = self.loader.unread_by_lane()
         except (StreamError, OSError) as error:
             self.error = error
-        told = self._world.all_gather_objects([list(own.items()), self._told()])
-        if any(failed for _, failed in told):
-            self._raise([failed for _, failed in told])
-        unread = {lane: records for rows, _ in told for lane, records in rows}
+        reports = self._world.all_gather_objects([list(own.items()), self._failure()])
+        if any(failed for _, failed in reports):
+            self._raise([failed for _, failed in reports])
+        unread = {lane: records for rows, _ in reports for lane, records in rows}
         self._left_over = sum(unread.values())
         if not self.loader.begin_tail(unread):
             self.loader.end_pass(self._left_over)
 
     def _deal_tail(self) -> None:
         """All ranks know which of the samples that remain are good: deal them, or go to the next pass."""
-        told = self._world.all_gather_objects(self.loader.tail_found)
-        if not self.loader.deal_tail([(*sample,) for found in told for sample in found]):
+        tails = self._world.all_gather_objects(self.loader.tail_found)
+        if not self.loader.deal_tail([(*sample,) for found in tails for sample in found]):
             self.loader.end_pass(self._left_over)
 
-    def _told(self) -> list[Any] | None:
+    def _failure(self) -> list[Any] | None:
         """Why this rank cannot go on, for the others, and with which exit code."""
         if self.error is None:
             return None
         return [f"{type(self.error).__name__}: {self.error}", exit_code_of(self.error) or EXIT_FAILED]
 
-    def _raise(self, told: Sequence[list[Any] | None]) -> NoReturn:
+    def _raise(self, failures: Sequence[list[Any] | None]) -> NoReturn:
         """One rank or more cannot go on: they raise what they met, the others say who."""
         if self.error is not None:
             raise self.error
-        rank = next(number for number, failed in enumerate(told) if failed)
-        why, code = told[rank] or ("", EXIT_FAILED)
+        rank = next(number for number, failed in enumerate(failures) if failed)
+        why, code = failures[rank] or ("", EXIT_FAILED)
         raise RankFailed(f"rank {rank} of {self._world.world_size} cannot go on: {why}", code)
 
     def _name_the_late(self, rows: list[Row]) -> None:
-        """Say which lanes hold up the others; end the run when readers bring nothing for too long."""
+        """Name the lanes that hold up the others; end the run when readers bring nothing for too long."""
         if not rows[0].name:
             return
         self._named_at = time.monotonic()
         waited = self._named_at - self._waits_since
         own = {"starving": list(self.loader.starving), "lanes": list(self.loader.lanes), "waited": waited}
-        told = self._world.all_gather_objects(own)
+        states = self._world.all_gather_objects(own)
         late = [rank for rank, row in enumerate(rows) if row.state is State.WAITING]
         stuck = [rank for rank in late if not (rows[rank].starving or rows[rank].rebuilding)]
-        num_lanes = sum(len(one["lanes"]) for one in told)
-        whose = "; ".join(f"rank {rank} ({_names(told[rank]['lanes'])})" for rank in stuck[:MOST_NAMED])
-        # The first rank's watch decides, so that all do the same.
-        if stuck and told[0]["waited"] >= self._patience.fail_s:
+        num_lanes = sum(len(one["lanes"]) for one in states)
+        whose = "; ".join(f"rank {rank} ({_names(states[rank]['lanes'])})" for rank in stuck[:MOST_NAMED])
+        # The first rank's clock decides, so that all do the same.
+        if stuck and states[0]["waited"] >= self._patience.fail_s:
             raise Starved(
-                f"{whose}: no batch for {told[0]['waited']:.0f} s although records "
+                f"{whose}: no batch for {states[0]['waited']:.0f} s although records "
                 "are there: readers hang, or the storage does; look at them and run the same command again"
             )
-        starving = sorted(lane for rank in late for lane in told[rank]["starving"])
+        starving = sorted(lane for rank in late for lane in states[rank]["starving"])
         if starving and len(starving) < num_lanes:
-            ranks = [rank for rank in late if told[rank]["starving"]]
-            of_ranks = f" (rank {', '.join(map(str, ranks))})" if len(told) > 1 else ""
+            ranks = [rank for rank in late if states[rank]["starving"]]
+            of_ranks = f" (rank {', '.join(map(str, ranks))})" if len(states) > 1 else ""
             self._warn(
                 f"waiting {waited:.0f} s for records of {_names(starving)}{of_ranks}; other lanes have some"
             )

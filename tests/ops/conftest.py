@@ -52,10 +52,8 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> list[RunReporter]:
 
 
 @pytest.fixture
-def publishing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
+def publishing(tmp_path: Path) -> Iterator[Make]:
     """Begins publishers that try again quickly; none of them may hold up its learner."""
-    monkeypatch.setattr("ops.snapshots.publisher.RETRY_FIRST_S", 0.05)
-    monkeypatch.setattr("ops.snapshots.publisher.RETRY_LONGEST_S", 0.2)
     made: list[Publishing] = []
 
     def make(url: str) -> Publishing:

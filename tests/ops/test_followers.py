@@ -12,11 +12,11 @@ from ops.monitoring.metrics import Metrics
 from ops.rundir.files import RunRecord, read_lines
 from ops.rundir.summary import Progress
 from ops.snapshots.embedded_redis import EmbeddedRedis
-from ops.snapshots.types import PublishResult
-from ops.train.listeners import ReportedRun, StepDone, StepTimings
+from ops.snapshots.types import PublishResult, SnapshotTaken
+from ops.train.events import CheckpointResult, Rewound, Started, StepDone, StepTimings, Waiting
+from ops.train.listeners import ReportedRun
 from ops.train.reporting import RunReporter
 from ops.train.signals import StopRequest
-from ops.train.sync import Waiting
 from stream.batch import Batch
 from stream.cursor import Cursor
 from tests.ops import synthetic
@@ -69,7 +69,7 @@ def test_trouble_with_the_server_at_the_very_end_is_a_warning(
     monkeypatch.setattr(EmbeddedRedis, "close", close)
     config = tiny_config(["server.port=0"])
     with reporter_of(tmp_path, config) as reporter:
-        reporter.on_start(Progress(), samples=0)
+        reporter.notify(Started(Progress(), 0))
     assert str(error) in caplog.text
     assert not (tmp_path / "server.json").exists(), "the rest is let go of all the same"
 
@@ -78,7 +78,7 @@ def test_a_server_that_may_lose_snapshots_is_an_event_on_the_live_page(tmp_path:
     with Server(tmp_path / "server", maxmemory="100mb", maxmemory_policy="volatile-lru") as careless:
         config = tiny_config(["server.port=-1", f"snapshot.url={careless.url}"])
         with reporter_of(tmp_path, config) as reporter:
-            reporter.on_start(Progress(snapshot_version=4), samples=0)
+            reporter.notify(Started(Progress(snapshot_version=4), 0))
             assert "v4" in [row["value"] for row in reporter.live.status()["verdicts"]]
             wait_for(lambda: len(reporter.live.events()) == 2)
             told = [event["text"] for event in reporter.live.events() if event["kind"] == "redis"]
@@ -88,9 +88,7 @@ def test_a_server_that_may_lose_snapshots_is_an_event_on_the_live_page(tmp_path:
 
 def test_prototypes_that_began_anew_are_an_event_on_the_live_page(tmp_path: Path) -> None:
     reporter = reporter_of(tmp_path, tiny_config(["server.port=-1"]))
-    reporter.on_published(
-        PublishResult(result="ok", samples=100, digest="d", version=3, reseeded=tuple(range(10)))
-    )
+    reporter.notify(PublishResult(result="ok", samples=100, digest="d", version=3, reseeded=tuple(range(10))))
     event = reporter.live.events()[0]
     assert event["kind"] == "reseed"
     assert event["text"] == "v3: 10 prototypes began anew: 0, 1, 2, 3, 4, 5, 6, 7, ..."
@@ -104,7 +102,7 @@ def test_a_run_that_goes_on_shows_the_usage_of_its_earlier_session(tmp_path: Pat
         report = synthetic.report(samples, usage)
         first.live.observe(report, synthetic.stats(64), step_s=0.1)
         first.live.usage(usage.numpy())
-    first.on_checkpoint("ok")
+    first.notify(CheckpointResult("ok"))
     second = reporter_of(tmp_path, config, samples=128)
     assert second.live.prototypes.heatmap()["samples"] == [64, 128]
     assert second.live.events()[0]["text"] == "the run goes on from 128 samples"
@@ -116,12 +114,12 @@ def test_directions_are_shown_once_a_snapshot_is_taken_and_going_back_is_an_even
     config = tiny_config(["server.port=-1"])
     reporter = reporter_of(tmp_path, config)
     shot = synthetic.snapshot(prototypes=config.swav.prototypes[0])
-    reporter.on_snapshot(shot, samples=64, updates=1)
+    reporter.notify(SnapshotTaken(shot, 64, 1))
     one = reporter.live.prototypes.one(0)
     assert one["nearest_at"] == 64
     assert one["nearest"]
     assert one["generation"] == 0
-    reporter.on_rewind(cursor_at(64, skipped={"empty": 2}))
+    reporter.notify(Rewound(cursor_at(64, skipped={"empty": 2})))
     assert reporter.live.events()[0]["kind"] == "rewind"
     assert reporter.live.status()["skipped"] == {"empty": 2}
 
@@ -131,10 +129,10 @@ def test_a_step_is_told_to_metrics_live_page_history_and_terminal(tmp_path: Path
     config, out = tiny_config(["server.port=-1"]), io.StringIO()
     reporter = reporter_of(tmp_path, config, out=out)
     usage = synthetic.shares(config.swav.prototypes[0])
-    reporter.on_start(Progress(), samples=0)
+    reporter.notify(Started(Progress(), 0))
     for number in (1, 2):
         step = step_of(64 * number, usage, lag=70)
-        reporter.on_step(step)
+        reporter.notify(step)
     value = reporter.metrics.registry.get_sample_value
     assert value("swavstream_steps_total") == 2
     assert value("swavstream_run_samples") == 128
@@ -150,24 +148,24 @@ def test_a_step_is_told_to_metrics_live_page_history_and_terminal(tmp_path: Path
 def test_a_run_that_went_back_has_no_history_of_what_did_not_happen(tmp_path: Path) -> None:
     reporter = reporter_of(tmp_path, config := tiny_config(["server.port=-1"]))
     usage = synthetic.shares(config.swav.prototypes[0])
-    reporter.on_start(Progress(), samples=0)
+    reporter.notify(Started(Progress(), 0))
     for number in (1, 2, 3):
-        reporter.on_step(step_of(64 * number, usage))
-    reporter.on_rewind(cursor_at(64))
-    reporter.on_step(step_of(128, usage))
+        reporter.notify(step_of(64 * number, usage))
+    reporter.notify(Rewound(cursor_at(64)))
+    reporter.notify(step_of(128, usage))
     assert [entry["samples"] for entry in read_lines(tmp_path / "history.jsonl")] == [64, 128]
 
 
 def test_waiting_is_seen_everywhere_and_ends_with_the_next_step(tmp_path: Path) -> None:
     out = io.StringIO()
     reporter = reporter_of(tmp_path, config := tiny_config(["server.port=-1"]), out=out)
-    reporter.on_waiting(Waiting(records=True, lag=7), samples=64)
+    reporter.notify(Waiting(records=True, lag=7, samples=64))
     value = reporter.metrics.registry.get_sample_value
     assert value("swavstream_learner_waiting") == 1
     assert value("swavstream_stream_lag_records") == 7
     assert reporter.live.status()["state"] == "waiting"
     assert "64 samples  waiting for records" in out.getvalue()
-    reporter.on_step(step_of(64, synthetic.shares(config.swav.prototypes[0])))
+    reporter.notify(step_of(64, synthetic.shares(config.swav.prototypes[0])))
     assert value("swavstream_learner_waiting") == 0
     assert reporter.live.status()["state"] == "learning"
 

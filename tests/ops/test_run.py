@@ -20,7 +20,7 @@ from ops.rundir.status import read_status
 from ops.rundir.summary import FINISHED, STOPPED, RunSummary, read_summary
 from ops.snapshots.embedded_redis import open_redis
 from ops.snapshots.store import SnapshotStore
-from ops.train.listeners import StepDone, StepTimings
+from ops.train.events import Event, StepDone, StepTimings
 from ops.train.reporting import RunReporter
 from tests.ops.small_runs import (
     RECORDS,
@@ -239,19 +239,20 @@ def test_what_is_skipped_is_shown_once_after_going_back(
 def test_saving_is_not_taken_for_waiting_on_the_readers(
     tmp_path: Path, drawn_stream: str, watched: list[RunReporter], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, on_step = CheckpointWriter.save, RunReporter.on_step
+    real, notify = CheckpointWriter.save, RunReporter.notify
     timings: list[StepTimings] = []
 
     def slow(*arguments: Any) -> None:
         time.sleep(2.0)
         real(*arguments)
 
-    def noted(reporter: RunReporter, step: StepDone) -> None:
-        timings.append(step.timings)
-        on_step(reporter, step)
+    def noted(reporter: RunReporter, event: Event) -> None:
+        if isinstance(event, StepDone):
+            timings.append(event.timings)
+        notify(reporter, event)
 
     monkeypatch.setattr(CheckpointWriter, "save", slow)
-    monkeypatch.setattr(RunReporter, "on_step", noted)
+    monkeypatch.setattr(RunReporter, "notify", noted)
     run_dir = tmp_path / "run"
     run(drawn_stream, run_dir, config_of(), stop=StopAfter(run_dir, 4))  # saves in the loop at step 3
     assert timings[3].save_s >= 2.0
@@ -273,14 +274,14 @@ def test_a_disk_slower_than_checkpoints_are_apart_does_not_hold_learning_up(
     real, run_dir = safetensors.torch.save_file, tmp_path / "run"
     done: list[int] = []
 
-    def slow(*arguments: Any) -> None:
+    def slow(*arguments: Any, **more: Any) -> None:
         deadline = time.monotonic() + 30
         while (steps := len(list(read_lines(run_dir / "history.jsonl")))) < STEPS:
             if time.monotonic() > deadline:
                 break
             time.sleep(0.01)
         done.append(steps)
-        real(*arguments)
+        real(*arguments, **more)
 
     monkeypatch.setattr("ops.rundir.checkpoint_writer.safetensors.torch.save_file", slow)
     summary = run(drawn_stream, run_dir, config_of())

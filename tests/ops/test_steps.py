@@ -8,7 +8,8 @@ import pytest
 
 from ops.distributed.world import Rows, World
 from ops.errors import RankFailed, RankLost, Starved
-from ops.train.sync import Patience, Row, State, Steps, StopVote, Waiting, decided
+from ops.train.events import Waiting
+from ops.train.sync import Patience, Row, State, Steps, StopVote, decided
 from stream.config import ReplayConfig
 from stream.readiness import Readiness
 from stream.replay_loader import ReplayLoader
