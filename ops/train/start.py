@@ -9,7 +9,7 @@ import sys
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from ops.config.checks import refusals
 from ops.config.schema import RunConfig
@@ -234,6 +234,7 @@ class MainRank:
         return found
 
     def _open(self, request: LearnRequest, stop: StopRequest) -> ResumePoint | RunSummary:
+        """Take the run directory, find where the run stands, and open its stream."""
         run_dir = request.run_dir
         # Before signals become requests: taking the lock may wait for the heartbeat of another host.
         self._claim = self._stack.enter_context(RunClaim(run_dir))
@@ -242,7 +243,6 @@ class MainRank:
         config = as_begun(record, request.config)
         ended = _finished(run_dir, record, request.stream, config)
         if ended is not None:
-            leave(request.stream, record.uuid)  # in case the stream could not be reached when the run ended
             return ended
         check_device(config, launched())
         _check_redis(config)
@@ -261,9 +261,8 @@ class MainRank:
         total = _run_samples(source, spec, config, saved)
         record = bind(run_dir, record, stream=request.stream, source=start.source, total_samples=total)
         point = ResumePoint(run_dir=run_dir, record=record, config=config, start=start, saved=saved)
-        point, changed = accepting(point, request.accept_bad_until, source=source, changed=changed)
+        point = _changed(point, request, source, changed)
         source.close()
-        point = with_changes(point, stream=request.stream, changed=changed)
         self.saver = RunSaver(run_dir, point.record, config, self.reporter)
         return point
 
@@ -328,13 +327,14 @@ class MainRank:
 
 
 def _finished(run_dir: Path, record: RunRecord, stream: str, config: RunConfig) -> RunSummary | None:
-    """The summary of a run that has nothing left to do."""
+    """The summary of a run that has nothing left to do, and needs nothing of its stream."""
     ended = read_summary(run_dir)
     if ended is None or ended.status != FINISHED or ended.passes < config.passes:
         return None
-    if record.config.get("end_samples", 0) != config.end_samples:
+    if record.config.get("end_samples", 0) != config.end_samples or stream != record.stream:
         return None
-    return ended if stream == record.stream else None
+    leave(stream, record.uuid)  # in case the stream could not be reached when the run ended
+    return ended
 
 
 def _newest_checkpoint(run_dir: Path, record: RunRecord) -> tuple[Checkpoint | None, list[str]]:
@@ -357,6 +357,14 @@ def _check_redis(config: RunConfig) -> None:
             connect(url).close()
         except RedisUnavailable as error:  # it will not become one by waiting
             raise ConfigError(str(error)) from error
+
+
+def _changed(
+    point: ResumePoint, request: LearnRequest, source: Source, changed: dict[str, tuple[Any, Any]]
+) -> ResumePoint:
+    """With what is requested otherwise from here on; nothing is written yet."""
+    point, changed = accepting(point, request.accept_bad_until, source=source, changed=changed)
+    return with_changes(point, stream=request.stream, changed=changed)
 
 
 def _run_samples(source: Source, spec: SourceSpec, config: RunConfig, saved: Checkpoint | None) -> int | None:
