@@ -109,7 +109,7 @@ def command(
     )
     if place is not None and (nproc > 1 or nodes is not None):
         raise click.UsageError(
-            f"this process is one of {place.ranks} ranks already: leave out --nproc and --nnodes"
+            f"this process is one of {place.world_size} ranks already: leave out --nproc and --nnodes"
         )
     least = nproc * (nodes.least if nodes else 1)
     if known and least > config.lanes:

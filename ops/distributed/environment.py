@@ -15,11 +15,11 @@ WARNINGS = (signal.SIGUSR1, signal.SIGUSR2)
 class Launched:
     """This process among several ranks."""
 
-    ranks: int
+    world_size: int
     rank: int
     local_rank: int
     """Number on this host: which GPU is its own."""
-    life: int
+    restarts: int
     """Times that the launcher has started the ranks again."""
     launcher_keeps_store: bool
     """The store in which ranks meet outlives them; else the first rank holds it."""
@@ -36,10 +36,10 @@ def launched() -> Launched | None:
         return None
     rank = int(os.environ["RANK"])
     return Launched(
-        ranks=int(os.environ["WORLD_SIZE"]),
+        world_size=int(os.environ["WORLD_SIZE"]),
         rank=rank,
         local_rank=int(os.environ.get("LOCAL_RANK", rank)),
-        life=int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")),
+        restarts=int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")),
         launcher_keeps_store=os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
     )
 

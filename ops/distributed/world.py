@@ -119,7 +119,7 @@ class JoinedWorld(World):
     def __init__(
         self, place: Launched, *, device: torch.device, timeout_s: float, orphaned: Callable[[], None]
     ) -> None:
-        self.world_size, self.rank, self.local_rank = place.ranks, place.rank, place.local_rank
+        self.world_size, self.rank, self.local_rank = place.world_size, place.rank, place.local_rank
         self.timeout_s, self._kept_by_launcher = timeout_s, place.launcher_keeps_store
         timeout = timedelta(seconds=timeout_s)
         # What the host alone needs is agreed over gloo there too: no rank waits for a GPU because of it.
@@ -127,10 +127,10 @@ class JoinedWorld(World):
         try:
             store, _, _ = next(rendezvous("env://", timeout=timeout))
             # A launcher may keep the store over restarts: what an earlier life left there is not ours.
-            self._store = PrefixStore(f"swavstream/{place.life}", store)
+            self._store = PrefixStore(f"swavstream/{place.restarts}", store)
             dist.init_process_group(
                 backend,
-                store=PrefixStore(f"group/{place.life}", store),
+                store=PrefixStore(f"group/{place.restarts}", store),
                 rank=self.rank,
                 world_size=self.world_size,
                 timeout=timeout,

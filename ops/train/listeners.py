@@ -144,9 +144,9 @@ class LiveState:
         )
         team = launched()
         if team is not None:
-            self.live.ranks = team.ranks
-            if team.life:
-                self.live.event("restart", f"the launcher started the ranks again (time {team.life})")
+            self.live.ranks = team.world_size
+            if team.restarts:
+                self.live.event("restart", f"the launcher started the ranks again (time {team.restarts})")
         if run.samples:
             self.live.event("resumed", f"the run goes on from {run.samples:,} samples")
         for entry in read_lines(run.run_dir / "history.jsonl"):
