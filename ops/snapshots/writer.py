@@ -33,10 +33,11 @@ class SnapshotWriter:
 
     def __init__(self, store: SnapshotStore) -> None:
         self.store = store
-        self._scripts = {
+        self.scripts = {
             name: store.client.register_script(script(name))
             for name in ("acquire", "upload", "publish", "prune")
         }
+        """The scripts of this side, by name, registered with the client."""
 
     def acquire(
         self,
@@ -64,7 +65,7 @@ class SnapshotWriter:
         Raises:
             StaleEpoch: only with `again`: a newer learner has taken over.
         """
-        answer = self._scripts["acquire"](
+        answer = self.scripts["acquire"](
             keys=[self.store.key(name) for name in ("epoch", "owner", "counter", "events")],
             args=[
                 owner, started_ms, floor_epoch, floor_version, "again" if again else "start", who, now_ms(),
@@ -117,12 +118,12 @@ class SnapshotWriter:
         for name, value in fields.items():
             args += [name, value]
         for _ in range(2):
-            answer = self._scripts["publish"](keys=keys, args=args)
+            answer = self.scripts["publish"](keys=keys, args=args)
             if answer[0] != b"NOBLOB":
                 break
             # Only now are the megabytes sent, past the fence; without a snapshot that names it the blob
             # expires.
-            self._scripts["upload"](
+            self.scripts["upload"](
                 keys=[blob_key, self.store.key("refs")], args=[blob, sha256, ORPHAN_BLOB_S]
             )
         kind = answer[0]
@@ -172,7 +173,7 @@ class SnapshotWriter:
             StaleEpoch: a learner that no longer owns the run.
         """
         names = ("epoch", "owner", "head", "stable", "pins", "versions", "refs", "events", "stable_log")
-        answer = self._scripts["prune"](
+        answer = self.scripts["prune"](
             keys=[self.store.key(name) for name in names],
             args=[
                 owner, epoch, keep, self.store.key("snap:"), self.store.key("blob:"), UNUSED_BLOB_S, now_ms(),

@@ -119,7 +119,7 @@ def test_each_snapshot_names_the_one_before_as_its_parent(store: SnapshotStore, 
 def test_equal_bytes_that_another_learner_published_meanwhile_do_not_expire(
     store: SnapshotStore, learner: Learner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shot, other, upload = synthetic.snapshot(), Learner(store, "two"), learner.writer._scripts["upload"]
+    shot, other, upload = synthetic.snapshot(), Learner(store, "two"), learner.writer.scripts["upload"]
 
     def late(**more: Any) -> Any:
         """The other one publishes between the question whether the blob is there and its upload."""
@@ -127,7 +127,7 @@ def test_equal_bytes_that_another_learner_published_meanwhile_do_not_expire(
         other.publish(shot, 640)
         return upload(**more)
 
-    monkeypatch.setitem(learner.writer._scripts, "upload", late)
+    monkeypatch.setitem(learner.writer.scripts, "upload", late)
     with pytest.raises(StaleEpoch):
         learner.publish(shot, 640)
     blob = store.key(f"blob:{store.show('head').blob_sha256}")
@@ -135,7 +135,7 @@ def test_equal_bytes_that_another_learner_published_meanwhile_do_not_expire(
 
 
 def test_a_blob_that_no_snapshot_names_expires(store: SnapshotStore, learner: Learner) -> None:
-    upload = learner.writer._scripts["upload"]
+    upload = learner.writer.scripts["upload"]
     keys = [store.key("blob:x"), store.key("refs")]
     for _ in range(2):
         upload(keys=keys, args=[b"bytes", "x", 60])
