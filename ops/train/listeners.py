@@ -8,7 +8,7 @@ import importlib.metadata
 import logging
 import os
 import socket
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ops.config.schema import RunConfig
@@ -108,15 +108,7 @@ class MetricsExport:
     def _step(self, step: StepDone) -> None:
         self.metrics.waiting(False)
         self.metrics.ready(True)
-        times = step.timings
-        self.metrics.observe(
-            step.report,
-            step.stats,
-            step_s=times.step_s,
-            load_s=times.load_s,
-            save_s=times.save_s,
-            replays=step.replays,
-        )
+        self.metrics.observe(step.report, step.stats, replays=step.replays, **asdict(step.timings))
         self.metrics.dead_letters(*step.dead_letters)
         self.metrics.lanes(step.lanes)
         self.metrics.lag(step.lag)
@@ -293,7 +285,7 @@ class PageFiles:
             logger.warning("%s could not be kept: %s", what, error)
 
 
-class StreamReader:
+class StreamRegistration:
     """The entry of the run among the readers of its stream."""
 
     def __init__(self, run: ReportedRun) -> None:

@@ -77,16 +77,16 @@ class StepRunner:
 
     def batches(self) -> Iterator[Batch]:
         """The arriving batches."""
-        self._ended = asked = time.monotonic()
+        self._ended = began = time.monotonic()
         for batch in self._steps:
-            self._load_s = time.monotonic() - asked
+            self._load_s = time.monotonic() - began
             self.batch = self.arriving = batch
             self.stats, self.replays = batch.stats, 0
             # A replay that is not finite leaves a step half done: here it is known where that may happen.
             risky = self._steps.loader.replays_left > 0 and self._not_finite.knows(batch)
             self._before = self._learner.state_dict() if risky else None
             yield batch
-            asked = time.monotonic()
+            began = time.monotonic()
 
     def learn(self, batch: Batch) -> StepReport:
         """Do the updates of the step: that of the arriving batch, and those of its replays.
@@ -110,13 +110,13 @@ class StepRunner:
     def _replays(self) -> Iterator[Batch]:
         """Batches for the further updates of the step."""
         self.within = True
-        asked = time.monotonic()
+        began = time.monotonic()
         for again in self._steps.replays():
-            self._load_s += time.monotonic() - asked
+            self._load_s += time.monotonic() - began
             self.batch, self.stats = again, self.stats + again.stats
             self.replays += 1
             yield again
-            asked = time.monotonic()
+            began = time.monotonic()
 
     def undo(self) -> None:
         """Take back the updates of the step that were done, where it may have come to that."""

@@ -20,7 +20,7 @@ from ops.train.listeners import (
     PageFiles,
     ReportedRun,
     SnapshotPublishing,
-    StreamReader,
+    StreamRegistration,
     Terminal,
 )
 from ops.train.progress import ProgressLine
@@ -49,7 +49,7 @@ class RunReporter:
         self.metrics, self.live = export.metrics, state.live
         self.page = LivePage(run, self.live, self.metrics)
         self.snapshots = SnapshotPublishing(run, self)
-        self._stream = StreamReader(run)
+        self._stream = StreamRegistration(run)
         self._listeners: tuple[StepListener, ...] = (
             export,
             state,
