@@ -97,11 +97,11 @@ def command(
     place = launched()
     nodes = _nodes(nnodes, endpoint)
     # On other machines than the first rank's, the run directory, which has the settings, need not be there.
-    lead = nodes is None if place is None else place.rank == 0
-    there = file.exists() if file is not None else recipe is not None or (run_dir / "run.json").exists()
-    if lead and not there and file is None:
+    is_main = nodes is None if place is None else place.rank == 0
+    given = file.exists() if file is not None else recipe is not None or (run_dir / "run.json").exists()
+    if is_main and not given and file is None:
         raise click.UsageError(f"give --config FILE or --recipe NAME, one of\n{recipes.overview()}")
-    known = lead or there
+    known = is_main or given
     config = (
         _choose_config(run_dir, file=file, recipe=recipe, assignments=assignments)
         if known
@@ -127,7 +127,7 @@ def command(
         return launch(_as_rank(click.get_current_context()), nproc=nproc, nodes=nodes)
     from ops.train.start import learn
 
-    stop = StopRequest() if place is None else StopRequest(note=RANK_NOTE if lead else b"", keep=True)
+    stop = StopRequest() if place is None else StopRequest(note=RANK_NOTE if is_main else b"", keep=True)
     summary = learn(
         stream,
         run_dir,
@@ -139,7 +139,7 @@ def command(
         stop=stop,
         out=sys.stderr,
     )
-    if lead:
+    if is_main:
         click.echo(json.dumps(summary.to_json()) if as_json else summary.render())
     return stop.exit_code
 
