@@ -63,7 +63,7 @@ class Views:
         Raises:
             ValueError: a lane that belongs to another rank, or none are named on several ranks.
         """
-        if self.lane_B is None and deal.ranks.world == 1:
+        if self.lane_B is None and deal.ranks.world_size == 1:
             return torch.arange(self.crops[0].shape[1])
         if self.lane_B is None:
             raise ValueError("with several ranks each sample needs to name its lane")
@@ -71,8 +71,8 @@ class Views:
         foreign = lane_B[~deal.mine(lane_B)]
         if len(foreign) > 0:
             raise ValueError(
-                f"rank {deal.ranks.rank} of {deal.ranks.world} brings a sample of lane {int(foreign[0])}, "
-                "which is another rank's"
+                f"rank {deal.ranks.rank} of {deal.ranks.world_size} brings a sample of lane "
+                f"{int(foreign[0])}, which is another rank's"
             )
         return lane_B
 

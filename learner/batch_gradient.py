@@ -12,7 +12,7 @@ from torch import Tensor
 from learner.augment import Views
 from learner.gradients import GradientSums
 from learner.measure import Outcome
-from learner.network import Laps, Network
+from learner.network import Network, PhaseTimer
 from learner.objectives.swav import Swav
 from learner.transfer import sent
 
@@ -42,7 +42,7 @@ class BatchGradient:
         counts: Sequence[int],
         samples: int,
         usage_H: Sequence[Tensor],
-        laps: Laps,
+        timer: PhaseTimer,
     ) -> Outcome:
         """Features, codes, swapped loss and its gradient, summed over parts and ranks; all ranks call it.
 
@@ -53,28 +53,28 @@ class BatchGradient:
             counts: samples of each rank.
             samples: seen before this batch: what is frozen follows from it.
             usage_H: [K] counts of use for each head, for a prior that follows usage.
-            laps: the phases are timed by.
+            timer: the phases are timed by.
         """
         frozen = self._swav.frozen(samples)
         priors_H = self._swav.priors(usage_H, self._network.device)
         if len(parts) == 1:
-            z_nBD = self._network.embed(views, lane_B, laps)
+            z_nBD = self._network.embed(views, lane_B, timer)
             z_ABD = z_nBD[: self._assigned].detach()
         else:
-            z_ABD = self._network.embed_first(views, lane_B, parts, assigned=self._assigned, laps=laps)
+            z_ABD = self._network.embed_first(views, lane_B, parts, assigned=self._assigned, timer=timer)
         scores_H = self._swav.scores(z_ABD, self._prototypes_H)
         codes_H = self._swav.codes(scores_H, priors_H, samples=len(lane_B))
-        laps.end("sinkhorn")
+        timer.lap("sinkhorn")
         loss_H = torch.zeros(len(self._prototypes_H), dtype=torch.float64, device=z_ABD.device)
         for part in parts:
             part_codes_H = [codes.codes_ABK for codes in codes_H]
             if len(parts) > 1:
-                z_nBD = self._network.embed(views.part(part), lane_B[part], laps)
+                z_nBD = self._network.embed(views.part(part), lane_B[part], timer)
                 there = sent(part, self._network.device)
                 part_codes_H = [codes_ABK[:, there] for codes_ABK in part_codes_H]
             loss_HB = self._swav.losses(z_nBD, self._prototypes_H, part_codes_H, frozen=frozen)
             loss_H += loss_HB.detach().sum(1) / sum(counts)
-            laps.end("forward")
+            timer.lap("forward")
             # A sum over samples by N: summed over parts and ranks it is the mean over the global batch.
             share = loss_HB.mean(0).sum() / sum(counts)
             if part is parts[-1]:
@@ -82,7 +82,7 @@ class BatchGradient:
                     torch.autograd.backward(share)
             else:
                 torch.autograd.backward(share)
-            laps.end("backward")
+            timer.lap("backward")
         return Outcome(
             loss_H=loss_H,
             z_ABD=z_ABD,

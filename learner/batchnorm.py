@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from learner.collective import Alone, Deal, Group, sum_together
+from learner.collective import Deal, Group, SingleProcess, sum_together
 from learner.transfer import sent_together
 
 
@@ -43,7 +43,7 @@ class Lots:
 
     groups: int = 1
     """G."""
-    ranks: Group = field(default_factory=Alone)
+    ranks: Group = field(default_factory=SingleProcess)
     own: tuple[int, ...] = ()
     """Groups of which this rank has lanes, ascending."""
     shared: dict[int, Group] = field(default_factory=dict)
@@ -65,7 +65,7 @@ class Lots:
         own = tuple(group for group, members in enumerate(ranks_of) if rank in members)
         parts = deal.ranks.parts([members for members in ranks_of if len(members) > 1])
         shared = {group: parts[ranks_of[group]] for group in own if len(ranks_of[group]) > 1}
-        everywhere = all(len(members) in {0, deal.ranks.world} for members in ranks_of)
+        everywhere = all(len(members) in {0, deal.ranks.world_size} for members in ranks_of)
         led = [group for group in own if ranks_of[group][0] == rank]
         told = slice(led[0], led[-1] + 1) if led else slice(0, 0)
         return cls(groups=groups, ranks=deal.ranks, own=own, shared=shared, led=None if everywhere else told)

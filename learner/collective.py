@@ -22,7 +22,7 @@ class Group(Protocol):
     """
 
     rank: int
-    world: int
+    world_size: int
 
     def sum(self, tensor: Tensor) -> Tensor:
         """Sum over ranks, the same bits on each; the argument stays as it is (alone: it is returned)."""
@@ -52,11 +52,11 @@ class Group(Protocol):
         ...
 
 
-class Alone:
+class SingleProcess:
     """One rank: every sum is already there."""
 
     rank = 0
-    world = 1
+    world_size = 1
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The argument."""
@@ -78,7 +78,7 @@ class Alone:
         return {members: self for members in sets if members == (0,)}
 
 
-class Ranks:
+class ProcessGroup:
     """The ranks of a torch.distributed process group: gloo for tensors on the CPU, NCCL for CUDA.
 
     On CUDA the host waits for none of them: like kernels they are put in the stream.
@@ -93,13 +93,13 @@ class Ranks:
     ) -> None:
         self._process_group = process_group
         self._timeout = timeout
-        self._parts: dict[tuple[int, ...], Ranks | None] = {}
+        self._parts: dict[tuple[int, ...], ProcessGroup | None] = {}
         self.rank = dist.get_rank(process_group)
-        self.world = dist.get_world_size(process_group)
+        self.world_size = dist.get_world_size(process_group)
 
-    def of(self, process_group: dist.ProcessGroup) -> "Ranks":
+    def of(self, process_group: dist.ProcessGroup) -> "ProcessGroup":
         """The same kind of object over another process group."""
-        return Ranks(process_group, timeout=self._timeout)
+        return ProcessGroup(process_group, timeout=self._timeout)
 
     def parts(self, sets: Sequence[tuple[int, ...]]) -> dict[tuple[int, ...], Group]:
         """Process groups of their own, made once; all ranks together need none.
@@ -109,7 +109,7 @@ class Ranks:
         """
         ranks = dist.get_process_group_ranks(self._process_group or dist.group.WORLD)
         for members in sets:
-            if members != tuple(range(self.world)) and members not in self._parts:
+            if members != tuple(range(self.world_size)) and members not in self._parts:
                 made = dist.new_group([ranks[member] for member in members], timeout=self._timeout)
                 # A rank that is not in it gets a mark instead of a group.
                 inside = isinstance(made, dist.ProcessGroup) and self.rank in members
@@ -157,20 +157,22 @@ class Deal:
 
     def __init__(self, ranks: Group, owners: Sequence[int] | None = None) -> None:
         self.ranks = ranks
-        if ranks.world > 1 and (owners is None or set(owners) != set(range(ranks.world))):
-            raise ValueError(f"{ranks.world} ranks need to be told the owner of each lane, and each has one")
+        if ranks.world_size > 1 and (owners is None or set(owners) != set(range(ranks.world_size))):
+            raise ValueError(
+                f"{ranks.world_size} ranks need to be told the owner of each lane, and each has one"
+            )
         self._owner_V = torch.tensor([] if owners is None else owners, dtype=torch.int64)
 
     def mine(self, lane_B: Tensor) -> Tensor:
         """[B] bool: which of some lanes (int64 on the CPU) are this rank's."""
-        if self.ranks.world == 1:
+        if self.ranks.world_size == 1:
             return torch.ones(len(lane_B), dtype=torch.bool)
         known_B = (lane_B >= 0) & (lane_B < len(self._owner_V))
         return known_B & (self._owner_V[lane_B.clamp(0, len(self._owner_V) - 1)] == self.ranks.rank)
 
     def ranks_of(self, groups: int) -> list[tuple[int, ...]]:
         """For each group of lanes (lane modulo groups) the ranks that have some of it, ascending."""
-        if self.ranks.world == 1:
+        if self.ranks.world_size == 1:
             return [(0,)] * groups
         owners = self._owner_V.tolist()
         return [tuple(sorted(set(owners[group::groups]))) for group in range(groups)]
@@ -190,7 +192,7 @@ def gather_rows(group: Group, rows: Tensor, counts: Sequence[int]) -> Tensor:
     Returns:
         [sum of counts, ...], the same on every rank.
     """
-    if group.world == 1:
+    if group.world_size == 1:
         return rows
     first = sum(counts[: group.rank])
     table = rows.new_zeros((sum(counts), *rows.shape[1:]))
@@ -200,10 +202,10 @@ def gather_rows(group: Group, rows: Tensor, counts: Sequence[int]) -> Tensor:
 
 
 def counts_of_ranks(group: Group, count: int) -> tuple[int, ...]:
-    """How many samples every rank brings; agreed on the CPU, so that nobody waits for a GPU."""
-    if group.world == 1:
+    """How many samples every rank brings; agreed on the CPU, so that no rank waits for a GPU."""
+    if group.world_size == 1:
         return (count,)
-    table = torch.zeros(group.world, dtype=torch.int64)
+    table = torch.zeros(group.world_size, dtype=torch.int64)
     table[group.rank] = count
     group.sum_(table)
     return tuple(table.tolist())
@@ -211,7 +213,7 @@ def counts_of_ranks(group: Group, count: int) -> tuple[int, ...]:
 
 def sum_together(tensors: Sequence[Tensor], group: Group) -> None:
     """Replace tensors of one dtype by their sums over ranks, in one collective."""
-    if group.world == 1 or not tensors:
+    if group.world_size == 1 or not tensors:
         return
     flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
     group.sum_(flat)

@@ -58,7 +58,7 @@ class GradientSums:
         self._buckets: list[_Bucket] = []
         self._bucket_of: dict[nn.Parameter, _Bucket] = {}
         self._begun = 0
-        if group.world > 1:
+        if group.world_size > 1:
             for parameter in self._parameters:
                 if parameter.requires_grad:
                     parameter.register_post_accumulate_grad_hook(self._final)  # type: ignore[no-untyped-call]
@@ -74,7 +74,7 @@ class GradientSums:
             without: parameters that will get no gradient, so that no bucket is held up by them until the end.
                 Others that get none delay theirs, and nothing else.
         """
-        if self._group.world == 1:
+        if self._group.world_size == 1:
             yield
             return
         self._open(without)

@@ -13,14 +13,14 @@ from torch import Tensor
 from learner import state
 from learner.augment import Views
 from learner.batch_gradient import BatchGradient
-from learner.collective import Alone, Deal, counts_of_ranks
+from learner.collective import Deal, SingleProcess, counts_of_ranks
 from learner.config import LearnerConfig
 from learner.digest import digest
 from learner.gradients import BUCKET_BYTES, GradientSums
 from learner.health import corrected_agreement, corrected_perplexity, dead_prototypes
 from learner.measure import Measured, Outcome, brought_up_to_date, health_report, judge, measure
 from learner.model import copy_all, encoder_tensors, head_tensors, load_weights, numbered
-from learner.network import Laps, Network
+from learner.network import Network, PhaseTimer
 from learner.objectives.swav import Swav
 from learner.optim import Updater
 from learner.report import HealthReport, Snapshot, StepReport, require_finite
@@ -71,7 +71,7 @@ class Learner:
         self.updates = 0
         """Optimizer steps done so far."""
         self._clock = clock
-        self._deal = Deal(Alone()) if deal is None else deal
+        self._deal = Deal(SingleProcess()) if deal is None else deal
         self._group = self._deal.ranks
         self._network = Network(config, seed=seed, device=device, precision=precision, deal=self._deal)
         self._model = self._network.model
@@ -109,7 +109,7 @@ class Learner:
             NonFinite: loss or gradient; weights, statistics, queue and counters are as before, on every rank.
             ValueError: views that do not fit the settings.
         """
-        laps = Laps(self._clock)
+        timer = PhaseTimer(self._clock)
         self._check(views)
         lane_B = views.lanes(self._deal)
         parts = self._network.parts(lane_B, accumulate)
@@ -120,18 +120,18 @@ class Learner:
         with self._network.statistics_kept():
             usage_H = [window.counts_K for window in self._usage]
             outcome = self._gradient.of(
-                views, lane_B, parts, counts=counts, samples=self.samples, usage_H=usage_H, laps=laps
+                views, lane_B, parts, counts=counts, samples=self.samples, usage_H=usage_H, timer=timer
             )
             gradient_norm = self._updater.gradient_norm()
-            laps.end("backward")
+            timer.lap("backward")
             measured = measure(outcome, gradient_norm, self.config.swav, self._group)
             require_finite(self.updates, loss=measured.loss, gradient=measured.gradient_norm)
-            laps.end("health")
+            timer.lap("health")
         rate = self._updater.apply(self.samples, gradient_norm)
         if not frozen:
             self._model.normalise_prototypes()
         self._network.commit_statistics()
-        laps.end("optim")
+        timer.lap("optim")
         self._swav.remember(outcome.z_ABD, lane_B, samples=self.samples, total=sum(counts))
         if fresh:
             for window, assigned_N in zip(self._usage, measured.assigned_HN, strict=True):
@@ -143,8 +143,8 @@ class Learner:
         due = self._health is None or (fresh and self._interval_ended(sum(counts)))
         if due:
             self._health = self._look(views, outcome, measured)
-        laps.end("health")
-        return self._report(measured, rate, due, laps, reseeded)
+        timer.lap("health")
+        return self._report(measured, rate, due, timer, reseeded)
 
     def _look(self, views: Views, outcome: Outcome, measured: Measured) -> HealthReport:
         """The dearer figures of a step; when they are good the drift of the stream is seen from here on."""
@@ -197,7 +197,9 @@ class Learner:
         interval = self.config.health.interval_samples
         return self.samples // interval != (self.samples - total) // interval
 
-    def _report(self, measured: Measured, rate: float, due: bool, laps: Laps, reseeded: int) -> StepReport:
+    def _report(
+        self, measured: Measured, rate: float, due: bool, timer: PhaseTimer, reseeded: int
+    ) -> StepReport:
         usage = self._usage[0]
         return StepReport(
             loss=measured.loss,
@@ -217,7 +219,7 @@ class Learner:
             feature_std_ratio=measured.feature_std_ratio,
             assigned_B=measured.assigned_B,
             score_B=measured.score_B,
-            seconds=laps.seconds,
+            seconds=timer.seconds,
             health=self._health if due else None,
             reseeded=reseeded,
         )
@@ -296,14 +298,19 @@ class Learner:
         """
         load_weights(self._model, encoder, tensors)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that the next steps depend on, of all ranks.
+    def state_dict(self, *, send_only: bool = False) -> dict[str, Any]:
+        """Everything that the next steps depend on, of all ranks; every rank calls it.
 
-        Every rank calls it, or `hand_over_state` where it is not wanted.
+        Args:
+            send_only: only send this rank's part to the ranks that want the whole; no weight is copied.
 
         Returns:
-            {"version": int, "tensors": {name: copy on the CPU}, "values": {name: JSON value}}.
+            {"version": int, "tensors": {name: copy on the CPU}, "values": {name: JSON value}}; empty with
+            `send_only`.
         """
+        if send_only:
+            self._swav.queue.hand_over(self._group, self._network.device)
+            return {}
         queue = self._swav.queue.state_dict(self._group, self._network.device)
         tensors = state.under("model", self._model.state_dict())
         tensors |= state.under("optim", state.optimizer_tensors(self._updater.optimizer, self._model))
@@ -327,10 +334,6 @@ class Learner:
             values["usage"].append(usage["values"])
             tensors[f"generation.{head}"] = generation_K.clone()
         return {"version": state.VERSION, "tensors": tensors, "values": values}
-
-    def hand_over_state(self) -> None:
-        """This rank's part of `state_dict`, for those that call that one meanwhile; copies no weight."""
-        self._swav.queue.hand_over(self._group, self._network.device)
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Go on from a state, of any number of ranks.

@@ -56,16 +56,16 @@ def memory_order(config: ModelConfig, device: torch.device, precision: str) -> t
     return torch.channels_last
 
 
-class Laps:
-    """Seconds by phase, from a clock that somebody else owns."""
+class PhaseTimer:
+    """Seconds by phase, from a clock that is passed in."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self.seconds: dict[str, float] = {}
         self._clock = clock
         self._last = clock()
 
-    def end(self, phase: str) -> None:
-        """What has passed since the last end belongs to `phase`."""
+    def lap(self, phase: str) -> None:
+        """Add the time since the last lap to `phase`."""
         now = self._clock()
         self.seconds[phase] = self.seconds.get(phase, 0.0) + now - self._last
         self._last = now
@@ -102,7 +102,7 @@ class Network:
         self.model.to(device=device, dtype=self.dtype)
         self.model.to(memory_format=self._memory_format)
         self._lots = batchnorm.Lots.of(deal, max(1, config.model.bn_groups))
-        self._by_groups = self._lots.groups > 1 or deal.ranks.world > 1
+        self._by_groups = self._lots.groups > 1 or deal.ranks.world_size > 1
         if self._by_groups:
             batchnorm.group_batch_norm(self.model, self._lots)
 
@@ -114,7 +114,7 @@ class Network:
         """
         if accumulate == 1:
             return [torch.arange(len(lane_B))]
-        groups, world = self._lots.groups, self._deal.ranks.world
+        groups, world = self._lots.groups, self._deal.ranks.world_size
         if accumulate < 1 or groups % (world * accumulate) != 0 or self._lots.shared:
             raise ValueError(
                 f"accumulate = {accumulate} on {world} ranks needs model.bn_groups to be a multiple of "
@@ -126,13 +126,13 @@ class Network:
             raise ValueError(f"accumulate = {accumulate} leaves a part without samples: use fewer bn_groups")
         return parts
 
-    def embed(self, views: Views, lane_B: Tensor, laps: Laps) -> Tensor:
+    def embed(self, views: Views, lane_B: Tensor, timer: PhaseTimer) -> Tensor:
         """Features of all views: colour, encoder, head.
 
         Args:
             views: crops of some samples.
             lane_B: [B] their lanes.
-            laps: phases augment and forward are added.
+            timer: phases augment and forward are added.
 
         Returns:
             [n, B, D] of unit norm, float32 (float64 in that precision).
@@ -142,17 +142,17 @@ class Network:
         for crops, drawn in zip(views.crops, uniforms, strict=True):
             images = photometric(crops, drawn, self._config.augment, device=self.device, dtype=self.dtype)
             kinds.append(images.contiguous(memory_format=self._memory_format))
-        laps.end("augment")
+        timer.lap("augment")
         if self._by_groups:
             self._lots.begin(lane_B.cpu() % self._lots.groups)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._bfloat16):
             z = self.model.embed(kinds)
-        laps.end("forward")
+        timer.lap("forward")
         return z.view(len(views.uniforms), len(lane_B), -1)
 
     @torch.no_grad()
     def embed_first(
-        self, views: Views, lane_B: Tensor, parts: Sequence[Tensor], *, assigned: int, laps: Laps
+        self, views: Views, lane_B: Tensor, parts: Sequence[Tensor], *, assigned: int, timer: PhaseTimer
     ) -> Tensor:
         """Features of the assigned views of the whole batch, part by part; nothing is kept for backward.
 
@@ -166,7 +166,7 @@ class Network:
         z_ABD = torch.empty(assigned, len(lane_B), dim, dtype=self.dtype, device=self.device)
         with batchnorm.without_tracking(self.model):
             for part in parts:
-                z_APD = self.embed(views.part(part), lane_B[part], laps)[:assigned]
+                z_APD = self.embed(views.part(part), lane_B[part], timer)[:assigned]
                 z_ABD[:, sent(part, self.device)] = z_APD
         return z_ABD
 

@@ -8,9 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from learner.collective import Alone, Group
+from learner.collective import Group, SingleProcess
 
-ALONE = Alone()
+ALONE = SingleProcess()
 
 FINE_EPSILON = 0.03
 """Below, and under a prior, all is worked out in float64. Scalings of prototypes, and of samples, differ by

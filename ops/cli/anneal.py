@@ -11,7 +11,7 @@ import click
 from ops.distributed.environment import launched, quiet_torch
 
 if TYPE_CHECKING:
-    from ops.rundir.summary import Summary
+    from ops.rundir.summary import RunSummary
     from ops.train.anneal import Copy
 
 
@@ -91,11 +91,11 @@ def command(
     stop = StopRequest()
     summary = learn(copy.stream, out, copy.config, stop=stop, out=sys.stderr)
     _warn(copy, summary)
-    click.echo(json.dumps(summary.to_json()) if as_json else summary.told())
+    click.echo(json.dumps(summary.to_json()) if as_json else summary.render())
     return stop.exit_code
 
 
-def _warn(copy: "Copy", summary: "Summary | None") -> None:
+def _warn(copy: "Copy", summary: "RunSummary | None") -> None:
     if summary is not None and summary.status == "finished" and summary.samples < copy.end:
         click.echo(
             f"warning: the stream ended {copy.end - summary.samples:,} samples before its rate had fallen",

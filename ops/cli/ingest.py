@@ -149,7 +149,7 @@ def command(
         )
     if partitions is not None and not is_topic(dest):
         raise click.UsageError(f"--create-topic is for kafka://HOST:PORT/TOPIC, and DEST is {dest}")
-    with StopRequest(NOTE, on_warning="end") as asked:
+    with StopRequest(NOTE, on_warning="end") as stop:
         from ingest.decode_pool import begin_imports
 
         limits = {"keep_hours": keep_hours, "keep_bytes": keep_bytes, "max_ahead": max_ahead}
@@ -176,7 +176,7 @@ def command(
                 open_stream=open_stream,
                 reference=reference,
                 progress=show,
-                stop=asked.asked,
+                stop=stop.requested,
                 destination=destination,
                 rejected=show.rejected if verbose else None,
             )
@@ -185,7 +185,7 @@ def command(
     for warning in report.warnings:
         click.echo(f"Warning: {warning}", err=True)
     click.echo(json.dumps(asdict(report)) if as_json else _told(report, dest))
-    return asked.exit_code if report.status == STOPPED else 0
+    return stop.exit_code if report.status == STOPPED else 0
 
 
 def _topic(

@@ -96,12 +96,12 @@ def command(
     """  # noqa: D301
     place = launched()
     nodes = _nodes(nnodes, endpoint)
-    # On other machines than the first rank's, the run directory need not be there: it tells the settings.
-    lead = nodes is None if place is None else place.rank == 0
-    there = file.exists() if file is not None else recipe is not None or (run_dir / "run.json").exists()
-    if lead and not there and file is None:
+    # On other machines than the first rank's, the run directory, which has the settings, need not be there.
+    is_main = nodes is None if place is None else place.rank == 0
+    given = file.exists() if file is not None else recipe is not None or (run_dir / "run.json").exists()
+    if is_main and not given and file is None:
         raise click.UsageError(f"give --config FILE or --recipe NAME, one of\n{recipes.overview()}")
-    known = lead or there
+    known = is_main or given
     config = (
         _choose_config(run_dir, file=file, recipe=recipe, assignments=assignments)
         if known
@@ -109,7 +109,7 @@ def command(
     )
     if place is not None and (nproc > 1 or nodes is not None):
         raise click.UsageError(
-            f"this process is one of {place.ranks} ranks already: leave out --nproc and --nnodes"
+            f"this process is one of {place.world_size} ranks already: leave out --nproc and --nnodes"
         )
     least = nproc * (nodes.least if nodes else 1)
     if known and least > config.lanes:
@@ -127,7 +127,7 @@ def command(
         return launch(_as_rank(click.get_current_context()), nproc=nproc, nodes=nodes)
     from ops.train.start import learn
 
-    stop = StopRequest() if place is None else StopRequest(note=RANK_NOTE if lead else b"", keep=True)
+    stop = StopRequest() if place is None else StopRequest(note=RANK_NOTE if is_main else b"", keep=True)
     summary = learn(
         stream,
         run_dir,
@@ -139,8 +139,8 @@ def command(
         stop=stop,
         out=sys.stderr,
     )
-    if lead:
-        click.echo(json.dumps(summary.to_json()) if as_json else summary.told())
+    if is_main:
+        click.echo(json.dumps(summary.to_json()) if as_json else summary.render())
     return stop.exit_code
 
 

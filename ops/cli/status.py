@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from ops.rundir.status import look
+from ops.rundir.status import read_status
 
 
 @click.command()
@@ -21,5 +21,5 @@ def command(run_dir: Path, as_json: bool) -> None:
         swavstream status RUN/
         swavstream status RUN/ --json
     """  # noqa: D301
-    standing = look(run_dir)
-    click.echo(json.dumps(standing.to_json()) if as_json else standing.told())
+    status = read_status(run_dir)
+    click.echo(json.dumps(status.to_json()) if as_json else status.render())

@@ -15,6 +15,7 @@ import torch
 
 from learner.backbone import BACKBONES
 from ops.config.memory import Memory
+from ops.config.run_length import run_samples
 from ops.config.schema import RunConfig
 from stream.lanes import owners_of
 from stream.machine import memory
@@ -120,12 +121,6 @@ class Stream:
     records: int
     shards: int
     sealed: bool
-
-
-def samples_of(config: RunConfig, records: int) -> int:
-    """Samples of a run over so many records: whole steps of every pass, if none of them is unusable."""
-    whole = records // config.lanes // config.chunk * config.batch * config.passes
-    return min(whole, -(-config.end_samples // config.batch) * config.batch or whole)
 
 
 def uses_cuda(config: RunConfig, machine: Machine) -> bool:
@@ -242,7 +237,7 @@ def _of_stream(config: RunConfig, stream: Stream) -> Iterator[str]:
         if config.passes > 1:
             yield f"the stream is open: the first of {config.passes} passes ends only when it is sealed"
         return
-    samples = samples_of(config, stream.records)
+    samples = run_samples(config, stream.records)
     if samples == 0:
         yield (
             f"the stream has {stream.records:,} records, fewer than one batch of {config.batch}: nothing "

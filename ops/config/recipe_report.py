@@ -4,10 +4,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ops.config import binding, recipes
-from ops.config.checks import Machine, Stream, gib, samples_of, uses_cuda, warnings
+from ops.config.checks import Machine, Stream, gib, uses_cuda, warnings
 from ops.config.load import build
 from ops.config.memory import Memory, memory_of
 from ops.config.mixing import Mixing, look_at_batch
+from ops.config.run_length import run_samples
 from ops.config.schema import RunConfig
 from ops.errors import ConfigError
 from stream.kafka_topic.address import is_topic
@@ -115,9 +116,9 @@ def resolve(
     facts = None if stream is None else look(stream)
     memory = memory_of(config, ranks=ranks) if ranks <= config.lanes else None
     if facts is not None:
-        samples = samples_of(config, facts.records) if facts.sealed else 0
+        samples = run_samples(config, facts.records) if facts.sealed else 0
     else:
-        samples = samples_of(config, recipe.about.images)
+        samples = run_samples(config, recipe.about.images)
     found = warnings(config, base=recipe.config, machine=machine, ranks=ranks, memory=memory, stream=facts)
     return Resolved(
         recipe=recipe,

@@ -42,12 +42,6 @@ class Recipe:
         """All settings."""
         return build(self.values)
 
-    @property
-    def samples(self) -> int:
-        """Samples of the whole run on the source's data set; 0 = as many as the stream has."""
-        config = self.config
-        return self.about.images // config.lanes // config.chunk * config.batch * config.passes
-
 
 def names() -> list[str]:
     """Names of all recipes, sorted."""

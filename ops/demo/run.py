@@ -21,7 +21,7 @@ from ops.demo.feed import Feed, FeedProcess
 from ops.errors import OpsError, RunLocked
 from ops.rundir.files import read_json, write_json
 from ops.rundir.lock import RunLock
-from ops.rundir.summary import FINISHED, Summary
+from ops.rundir.summary import FINISHED, RunSummary
 from ops.snapshots.embedded_redis import EmbeddedRedis
 from ops.train.signals import StopRequest
 from ops.train.start import learn
@@ -69,7 +69,7 @@ class DemoRun:
     stream: Path
     picture_px: int
     """Side of drawn pictures, pixels."""
-    summary: Summary
+    summary: RunSummary
     """Of the learner."""
     ingest: dict[str, Any]
     """Of the ingest, as `IngestReport` has it."""
@@ -275,7 +275,7 @@ class _Watch:
         late = late and time.time() >= self._until
         failed = self._feeding.failed()
         if late and not failed:
-            self.time_used = self._until > 0 and not self._stop.asked()
+            self.time_used = self._until > 0 and not self._stop.requested()
         if late or failed:
             self._stop.ask()
         return late or failed

@@ -38,7 +38,7 @@ def check_device(config: RunConfig, place: Launched | None = None) -> None:
     """
     if place is not None and config.device.startswith("cuda:"):
         raise ConfigError(
-            f"device {config.device} with {place.ranks} ranks: all would take the same GPU; give "
+            f"device {config.device} with {place.world_size} ranks: all would take the same GPU; give "
             "--set device=cuda"
         )
     device = device_of(config, place.local_rank if place else 0)

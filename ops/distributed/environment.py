@@ -1,7 +1,4 @@
-"""What a launcher (torchrun, `learn --nproc`) says of this process: which of how many ranks it is.
-
-And which machines a command line says that the launchers are on.
-"""
+"""What a launcher (torchrun, `learn --nproc`) sets for this process, and the machines of a run."""
 
 import os
 import re
@@ -18,12 +15,12 @@ WARNINGS = (signal.SIGUSR1, signal.SIGUSR2)
 class Launched:
     """This process among several ranks."""
 
-    ranks: int
+    world_size: int
     rank: int
     local_rank: int
     """Number on this host: which GPU is its own."""
-    life: int
-    """Times that the launcher has started the ranks anew."""
+    restarts: int
+    """Times that the launcher has started the ranks again."""
     launcher_keeps_store: bool
     """The store in which ranks meet outlives them; else the first rank holds it."""
 
@@ -39,17 +36,17 @@ def launched() -> Launched | None:
         return None
     rank = int(os.environ["RANK"])
     return Launched(
-        ranks=int(os.environ["WORLD_SIZE"]),
+        world_size=int(os.environ["WORLD_SIZE"]),
         rank=rank,
         local_rank=int(os.environ.get("LOCAL_RANK", rank)),
-        life=int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")),
+        restarts=int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")),
         launcher_keeps_store=os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
     )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Nodes:
-    """The machines of a run; on each of them somebody gives the same command."""
+    """The machines of a run; on each of them the same command is given."""
 
     least: int
     """Machines that have to be there before anything begins."""

@@ -32,7 +32,7 @@ SHUTDOWN_S = 300
 # Seconds that a launcher whose ranks have ended well waits for the others: torch waits 300, deaf to signals,
 # also for one that left by Ctrl-C.
 MEET_S = 10
-# What the launcher says of its own accord is for those who debug it; what matters is told here.
+# torch's launcher logs for those who debug it; what matters to a user is logged here.
 LAUNCHER = "torch.distributed"
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
@@ -41,8 +41,8 @@ def launch(arguments: Sequence[str], *, nproc: int, nodes: Nodes | None = None) 
     """Run `swavstream ARGUMENTS` as so many ranks of one run on this machine, to their end.
 
     Signals are passed on to the ranks, which save, and end where the signal says so. The first rank that
-    fails ends all, on every machine, and nothing is started anew: torch's launcher would also restart what
-    fails again. When a machine joins those that learn already, their ranks save and all begin anew together.
+    fails ends all, on every machine, and nothing is started again: torch's launcher would also restart what
+    fails again. When a machine joins those that learn already, their ranks save and all begin again together.
 
     Args:
         arguments: of the command that each rank is.
@@ -63,8 +63,8 @@ def launch(arguments: Sequence[str], *, nproc: int, nodes: Nodes | None = None) 
     if here:  # all ranks: no look-up of this host's name, which need not succeed
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
     if nodes is not None and nodes.least < nodes.most:
-        # Else the first launcher tells where ranks meet only once, and a machine that joins later never hears
-        # of it (torch 2.14).
+        # Else the first launcher publishes where ranks meet only once, and a machine that joins later never
+        # hears of it (torch 2.14).
         os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // nproc)))
     config = LaunchConfig(

@@ -1,6 +1,4 @@
-"""Several ranks: torch.distributed, as a launcher (torchrun, `learn --nproc`, Kubernetes) has set it up.
-
-How many learners share a run, which of them this process is, and how they tell each other things.
+"""The ranks that share a run: torch.distributed, as a launcher (torchrun, `learn --nproc`) has set it up.
 
 What the learner sums is the learner's own affair (`learner.collective`). Here is what the loop around it
 needs: a row of integers from every rank before each update, plain values now and then, and the first rank's
@@ -21,7 +19,7 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
-from learner.collective import Alone, Group, Ranks
+from learner.collective import Group, ProcessGroup, SingleProcess
 from ops.distributed.environment import Launched, launched
 from ops.errors import LauncherGone, RankLost
 
@@ -35,20 +33,20 @@ class World:
     Every rank calls the same methods in the same order, from one thread. Each waits for all ranks.
     """
 
-    ranks = 1
+    world_size = 1
     rank = 0
     local_rank = 0
     """Number of this process on its host: which GPU is its own."""
-    group: Group = Alone()
+    group: Group = SingleProcess()
     """For the learner."""
 
     @property
-    def lead(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this rank keeps the run directory and speaks for all."""
         return self.rank == 0
 
-    def rows(self, row: Sequence[int]) -> Callable[[], Rows]:
-        """Hand in a row; calling what comes back waits for everybody's.
+    def all_gather_ints(self, row: Sequence[int]) -> Callable[[], Rows]:
+        """Hand in a row; calling what comes back waits for the rows of all ranks.
 
         In between the caller may go on with other work, also with other collectives.
 
@@ -58,29 +56,29 @@ class World:
         rows = [list(row)]
         return lambda: rows
 
-    def gather(self, value: Any) -> list[Any]:
+    def all_gather_objects(self, value: Any) -> list[Any]:
         """A JSON value from each rank, in order of ranks."""
         return [value]
 
-    def from_lead(self, value: Any) -> Any:
+    def broadcast_object(self, value: Any) -> Any:
         """The JSON value that the first rank handed in."""
         return value
 
-    def tensors_from_lead(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def broadcast_tensors(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The tensors of the first rank; what others hand in is not looked at."""
         return dict(tensors)
 
-    def post(self, name: str, value: Any) -> None:
+    def store_set(self, name: str, value: Any) -> None:
         """Leave a JSON value where the others can fetch it; does not wait for them."""
 
-    def fetch(self, name: str) -> Any:
+    def store_wait(self, name: str) -> Any:
         """What the first rank posts, however long that takes."""
         raise RuntimeError("one rank alone has nothing to fetch")
 
-    def await_lead(self, name: str) -> None:
+    def main_barrier(self, name: str) -> None:
         """Return once the first rank has come here too, however long that takes; it does not wait itself.
 
-        Launchers give the others little time once one has ended, so nobody leaves before what the first rank
+        Launchers give the others little time once one has ended, so no rank leaves before what the first one
         writes is written.
         """
 
@@ -116,44 +114,44 @@ def join(*, device: torch.device, timeout_s: float, orphaned: Callable[[], None]
 
 
 class JoinedWorld(World):
-    """One of several ranks. What they tell each other outside the learner goes over gloo, on any device."""
+    """One of several ranks. What they exchange outside the learner goes over gloo, on any device."""
 
     def __init__(
         self, place: Launched, *, device: torch.device, timeout_s: float, orphaned: Callable[[], None]
     ) -> None:
-        self.ranks, self.rank, self.local_rank = place.ranks, place.rank, place.local_rank
+        self.world_size, self.rank, self.local_rank = place.world_size, place.rank, place.local_rank
         self.timeout_s, self._kept_by_launcher = timeout_s, place.launcher_keeps_store
         timeout = timedelta(seconds=timeout_s)
-        # What the host alone needs is agreed over gloo there too: nobody waits for a GPU because of it.
+        # What the host alone needs is agreed over gloo there too: no rank waits for a GPU because of it.
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         try:
             store, _, _ = next(rendezvous("env://", timeout=timeout))
             # A launcher may keep the store over restarts: what an earlier life left there is not ours.
-            self._store = PrefixStore(f"swavstream/{place.life}", store)
+            self._store = PrefixStore(f"swavstream/{place.restarts}", store)
             dist.init_process_group(
                 backend,
-                store=PrefixStore(f"group/{place.life}", store),
+                store=PrefixStore(f"group/{place.restarts}", store),
                 rank=self.rank,
-                world_size=self.ranks,
+                world_size=self.world_size,
                 timeout=timeout,
             )
             # A group of its own: a row may be under way while the learner sums gradients.
-            tell = dist.new_group(backend="gloo", timeout=timeout)
+            control = dist.new_group(backend="gloo", timeout=timeout)
         except RuntimeError as error:
-            raise RankLost(f"{self.ranks} ranks could not be joined: {error}") from error
-        assert isinstance(tell, dist.ProcessGroup), "every rank is a member"
-        self._tell = tell
-        self.group = _WatchedRanks(self)
+            raise RankLost(f"{self.world_size} ranks could not be joined: {error}") from error
+        assert isinstance(control, dist.ProcessGroup), "every rank is a member"
+        self._control = control
+        self.group = _WatchedGroup(self)
         self._left, self._orphaned = threading.Event(), orphaned
         self._waiting = 0
         threading.Thread(target=self._answer_roll_calls, name="roll-call", daemon=True).start()
 
-    def rows(self, row: Sequence[int]) -> Callable[[], Rows]:
-        """As `World.rows`; one all-gather, issued now and waited for later."""
+    def all_gather_ints(self, row: Sequence[int]) -> Callable[[], Rows]:
+        """One all-gather, issued now and waited for later."""
         mine = torch.tensor(row, dtype=torch.int64)
-        table = [torch.empty_like(mine) for _ in range(self.ranks)]
+        table = [torch.empty_like(mine) for _ in range(self.world_size)]
         with self.watched():
-            work = dist.all_gather(table, mine, group=self._tell, async_op=True)
+            work = dist.all_gather(table, mine, group=self._control, async_op=True)
         assert work is not None
 
         def rows() -> Rows:
@@ -163,68 +161,68 @@ class JoinedWorld(World):
 
         return rows
 
-    def gather(self, value: Any) -> list[Any]:
-        """As `World.gather`; two collectives."""
+    def all_gather_objects(self, value: Any) -> list[Any]:
+        """Two collectives: the sizes, then the values."""
         body = json.dumps(value).encode()
-        sizes = [size for (size,) in self.rows([len(body)])()]
+        sizes = [size for (size,) in self.all_gather_ints([len(body)])()]
         mine = torch.zeros(max(sizes), dtype=torch.uint8)
         mine[: len(body)] = torch.frombuffer(bytearray(body), dtype=torch.uint8)
-        table = [torch.empty_like(mine) for _ in range(self.ranks)]
+        table = [torch.empty_like(mine) for _ in range(self.world_size)]
         with self.watched():
-            dist.all_gather(table, mine, group=self._tell)
+            dist.all_gather(table, mine, group=self._control)
         return [json.loads(one[:size].numpy().tobytes()) for one, size in zip(table, sizes, strict=True)]
 
-    def from_lead(self, value: Any) -> Any:
-        """As `World.from_lead`."""
-        return self.gather(value if self.lead else None)[0]
+    def broadcast_object(self, value: Any) -> Any:
+        """An all-gather, of which only the first row is kept."""
+        return self.all_gather_objects(value if self.is_main else None)[0]
 
-    def tensors_from_lead(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """As `World.tensors_from_lead`; only the first rank needs to see the run directory."""
-        said = {name: [str(one.dtype).partition(".")[2], list(one.shape)] for name, one in tensors.items()}
+    def broadcast_tensors(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Shapes, then a broadcast for each tensor; the other ranks need not see the run directory."""
+        specs = {name: [str(one.dtype).partition(".")[2], list(one.shape)] for name, one in tensors.items()}
         received = {}
-        for name, (dtype, shape) in self.from_lead(said).items():
-            one = tensors[name] if self.lead else torch.empty(shape, dtype=getattr(torch, dtype))
+        for name, (dtype, shape) in self.broadcast_object(specs).items():
+            one = tensors[name] if self.is_main else torch.empty(shape, dtype=getattr(torch, dtype))
             one = one.contiguous()
             if one.numel():
                 with self.watched():
-                    dist.broadcast(one.reshape(-1).view(torch.uint8), group=self._tell, group_src=0)
+                    dist.broadcast(one.reshape(-1).view(torch.uint8), group=self._control, group_src=0)
             received[name] = one
         return received
 
-    def post(self, name: str, value: Any) -> None:
-        """As `World.post`; in the launcher's store."""
+    def store_set(self, name: str, value: Any) -> None:
+        """In the store that the launcher, or the first rank, keeps."""
         with self.watched():
             self._store.set(name, json.dumps(value))
 
-    def fetch(self, name: str) -> Any:
-        """As `World.fetch`; looked for a few times a second."""
+    def store_wait(self, name: str) -> Any:
+        """Looks in the store a few times a second."""
         while True:
             with self.watched():
                 if self._store.check([name]):
                     return json.loads(self._store.get(name))
             time.sleep(POLL_S)
 
-    def await_lead(self, name: str) -> None:
-        """As `World.await_lead`; where the launcher is gone, which would end the others, nobody waits."""
+    def main_barrier(self, name: str) -> None:
+        """Where the launcher is gone, which would end the others, no rank waits."""
         with contextlib.suppress(LauncherGone):
-            self._await_lead(name)
+            self._main_barrier(name)
 
-    def _await_lead(self, name: str) -> None:
-        if not self.lead:
-            self.fetch(name)
-            self.post(f"{name}/{self.rank}", True)
+    def _main_barrier(self, name: str) -> None:
+        if not self.is_main:
+            self.store_wait(name)
+            self.store_set(f"{name}/{self.rank}", True)
             return
-        self.post(name, True)
+        self.store_set(name, True)
         if self._kept_by_launcher:
             return
-        seen = [f"{name}/{rank}" for rank in range(1, self.ranks)]
+        seen = [f"{name}/{rank}" for rank in range(1, self.world_size)]
         deadline = time.monotonic() + ROLL_CALL_S
         with self.watched():  # this process holds the store: others may still have to look
             while time.monotonic() < deadline and not self._store.check(seen):
                 time.sleep(POLL_S / 4)
 
     def close(self) -> None:
-        """As `World.close`."""
+        """Leave the process group."""
         self._left.set()
         if dist.is_initialized():
             dist.destroy_process_group()
@@ -244,8 +242,8 @@ class JoinedWorld(World):
         missing = self._missing()
         if missing is None:
             return LauncherGone(
-                f"the launcher of the {self.ranks} ranks is gone, in whose memory they met: run the same "
-                "command again, it goes on from the last checkpoint"
+                f"the launcher of the {self.world_size} ranks is gone, in whose memory they met: run the "
+                "same command again, it goes on from the last checkpoint"
             )
         if not missing:
             why = " ".join(str(error).split())[:300]
@@ -253,7 +251,7 @@ class JoinedWorld(World):
                 f"the ranks lost each other, although all wait for the others: {why}. Look at the network "
                 "between them, and run the same command again"
             )
-        names = f"rank{'s' if len(missing) > 1 else ''} {', '.join(map(str, missing))} of {self.ranks}"
+        names = f"rank{'s' if len(missing) > 1 else ''} {', '.join(map(str, missing))} of {self.world_size}"
         return RankLost(
             f"{names} died, or did not answer for {self.timeout_s:g} s (ranks.timeout_s). What was "
             "learned since the last checkpoint is lost: run the same command again, with as many ranks as "
@@ -262,7 +260,7 @@ class JoinedWorld(World):
 
     def _missing(self) -> list[int] | None:
         """Who does not answer a roll call in the store; None when the store is gone, and its launcher."""
-        missing = list(range(self.ranks))
+        missing = list(range(self.world_size))
         try:
             self._store.set("roll", "called")
             deadline = time.monotonic() + ROLL_CALL_S
@@ -271,12 +269,12 @@ class JoinedWorld(World):
                 time.sleep(POLL_S / 4)
         except RuntimeError:
             return None if self._kept_by_launcher else [0]  # who held the store is gone
-        if self.lead and not self._kept_by_launcher:
+        if self.is_main and not self._kept_by_launcher:
             time.sleep(ROLL_CALL_S)  # this process holds the store: others may still be calling
         return missing
 
     def _answer_roll_calls(self) -> None:
-        """In a thread: a rank that waits for others in a collective is there all the same, and says so.
+        """In a thread: a rank that waits for others in a collective is there all the same, and answers.
 
         One that hangs elsewhere, in a read or in a kernel, does not, and is the one that is missed.
         """
@@ -284,14 +282,14 @@ class JoinedWorld(World):
             while not self._left.wait(ROLL_CALL_S / 4):
                 if self._store.check(["roll"]) and self._waiting:
                     self._store.set(f"here/{self.rank}", "1")
-        except RuntimeError:  # the store is gone, and whoever held it
+        except RuntimeError:  # the store is gone, and the process that held it
             if self._kept_by_launcher and not self._left.is_set():
-                if self.lead:
-                    logger.warning("the launcher of the %d ranks is gone: they save and end", self.ranks)
+                if self.is_main:
+                    logger.warning("the launcher of the %d ranks is gone: they save and end", self.world_size)
                 self._orphaned()
 
 
-class _WatchedRanks(Ranks):
+class _WatchedGroup(ProcessGroup):
     """The learner's group, whose errors say which rank was lost."""
 
     def __init__(self, world: JoinedWorld, process_group: dist.ProcessGroup | None = None) -> None:
@@ -299,32 +297,32 @@ class _WatchedRanks(Ranks):
         super().__init__(process_group, timeout=timedelta(seconds=world.timeout_s))
         self._watched = world.watched
 
-    def of(self, process_group: dist.ProcessGroup) -> Ranks:
-        """As `Ranks.of`."""
-        return _WatchedRanks(self._world, process_group)
+    def of(self, process_group: dist.ProcessGroup) -> ProcessGroup:
+        """As `ProcessGroup.of`."""
+        return _WatchedGroup(self._world, process_group)
 
     def parts(self, sets: Sequence[tuple[int, ...]]) -> dict[tuple[int, ...], Group]:
-        """As `Ranks.parts`."""
+        """As `ProcessGroup.parts`."""
         with self._world.watched():
             return super().parts(sets)
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
-        """As `Ranks.sum`."""
+        """As `ProcessGroup.sum`."""
         with self._watched():
             return super().sum(tensor)
 
     def max(self, tensor: torch.Tensor) -> torch.Tensor:
-        """As `Ranks.max`."""
+        """As `ProcessGroup.max`."""
         with self._watched():
             return super().max(tensor)
 
     def sum_(self, tensor: torch.Tensor) -> None:
-        """As `Ranks.sum_`."""
+        """As `ProcessGroup.sum_`."""
         with self._watched():
             super().sum_(tensor)
 
     def sum_later(self, tensor: torch.Tensor) -> Callable[[], None]:
-        """As `Ranks.sum_later`; a rank that is lost may show at either end."""
+        """As `ProcessGroup.sum_later`; a rank that is lost may show at either end."""
         with self._watched():
             wait = super().sum_later(tensor)
 

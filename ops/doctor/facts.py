@@ -22,7 +22,7 @@ from ops.monitoring.verdicts import NOT_PUBLISHED
 from ops.rundir.checkpoint import VALUES
 from ops.rundir.files import newest_saved, read_json, read_lines, read_run
 from ops.rundir.history import at_ends
-from ops.rundir.status import ANSWER_S, RUNNING, Standing, ask, look
+from ops.rundir.status import ANSWER_S, RUNNING, RunStatus, fetch_live_status, read_status
 from ops.snapshots.probe_images import read as read_probe
 from ops.snapshots.redis_client import URL_VARIABLE, connect, said
 from ops.snapshots.store import warnings_of
@@ -42,8 +42,8 @@ def gather(run_dir: Path) -> Facts:
         RunNotFound: there is none.
     """
     record = read_run(run_dir)
-    standing = look(run_dir)
-    live = ask(standing.url) if standing.url else {}
+    standing = read_status(run_dir)
+    live = fetch_live_status(standing.url) if standing.url else {}
     series = _series(standing.url) if live else {}
     figures = _figures(run_dir, standing, live)
     figures |= at_ends(run_dir)
@@ -87,7 +87,7 @@ def gather(run_dir: Path) -> Facts:
     )
 
 
-def _figures(run_dir: Path, standing: Standing, live: Mapping[str, Any]) -> dict[str, Any]:
+def _figures(run_dir: Path, standing: RunStatus, live: Mapping[str, Any]) -> dict[str, Any]:
     """Figures of now, or of the end: the live ones, else those of history and newest checkpoint."""
     if live:
         recent = live.get("recent") or {}
@@ -114,7 +114,7 @@ def _records(run_dir: Path) -> tuple[int, Mapping[str, int]]:
     return used, {reason: count - before.get(reason, 0) for reason, count in skipped.items()}
 
 
-def _not_finite(run_dir: Path, standing: Standing) -> int:
+def _not_finite(run_dir: Path, standing: RunStatus) -> int:
     """Steps that were refused of late: before now, or before the end of a run that nobody works on."""
     end = time.time() if standing.status == RUNNING else standing.latest.get("time", 0.0)
     lines = read_lines(run_dir / "nonfinite.jsonl")

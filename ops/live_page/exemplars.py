@@ -1,17 +1,13 @@
 """The most typical images of each prototype: small, few, without doubles, and following the model.
 
 B samples   K prototypes   M images kept for each   S side of a thumbnail
-
-Files that a run keeps for people: typical images, usage over time, and the probe set for comparing.
 """
 
 import io
-import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,10 +15,6 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
-
-from ops.config.schema import RunConfig
-from ops.live_page.usage_history import UsageHistory
-from ops.snapshots.probe_images import ProbeSet
 
 MEMORY_BYTES = 128 << 20
 """Most memory for thumbnails; with it 3000 prototypes keep 6 of 48 pixels each."""
@@ -326,60 +318,3 @@ def signatures(thumbs: NDArray[np.uint8]) -> NDArray[np.float32]:
     mean /= mean.sum(axis=1, keepdims=True)
     cells: NDArray[np.float32] = mean @ thumbs.astype(np.float32) @ mean.T
     return cells.reshape(len(thumbs), 3 * SIGNATURE_PX * SIGNATURE_PX)
-
-
-logger = logging.getLogger(__name__)
-
-
-class KeptFiles:
-    """Writes them beside the checkpoints; a disk that takes none is a warning.
-
-    One thread, but `after_checkpoint`, which the thread that writes checkpoints may call at any time.
-
-    Args:
-        run_dir: the run directory; typical images that lie there are read.
-        config: of the run.
-    """
-
-    def __init__(self, run_dir: Path, config: RunConfig) -> None:
-        self.exemplars: Exemplars | None = None
-        """Typical images; None when records come without thumbnails."""
-        self._pictures = run_dir / "exemplars.safetensors"
-        self._usage_file = run_dir / "usage-history.safetensors"
-        self._probe = ProbeSet(run_dir)
-        self._usage: UsageHistory | None = None
-        thumbnail = config.reader.thumbnail_px
-        if thumbnail >= 8:
-            self.exemplars = Exemplars(config.swav.prototypes[0], thumbnail_px=thumbnail)
-            self.exemplars.load(self._pictures)
-
-    def keep_usage(self, history: UsageHistory, *, samples: int) -> None:
-        """Keep this from here on; it gets what lies there, up to where the run goes on."""
-        history.load(self._usage_file, samples=samples)
-        self._usage = history
-
-    def observe(
-        self, thumbs: np.ndarray[Any, np.dtype[np.uint8]] | None, keys: Sequence[str], *, samples: int
-    ) -> None:
-        """A step was done: its images may become part of the probe set."""
-        self._try("the probe set", lambda: self._probe.observe(thumbs, keys, samples=samples))
-
-    def before_checkpoint(self) -> None:
-        """Write what must not be behind a checkpoint."""
-        self._try("the probe set", self._probe.save)
-
-    def after_checkpoint(self) -> None:
-        """Write what the live page shows."""
-        self._try("what the live page shows", self._save)
-
-    def _save(self) -> None:
-        if self._usage is not None:
-            self._usage.save(self._usage_file)
-        if self.exemplars is not None:
-            self.exemplars.save(self._pictures)
-
-    def _try(self, what: str, work: Callable[[], None]) -> None:
-        try:
-            work()
-        except OSError as error:
-            logger.warning("%s could not be kept: %s", what, error)

@@ -55,7 +55,7 @@ def load_newest(
     Args:
         run_dir: the run directory.
         set_aside: rename damaged ones, so that they are not looked at again; for the lock's holder only.
-        on_damaged: told the name of each one that is refused.
+        on_damaged: given the name of each one that is refused.
 
     Returns:
         None when the run has none yet.
@@ -88,7 +88,7 @@ def load_newest(
     if refused:
         raise CheckpointDamaged(
             f"no checkpoint of {run_dir} can be trusted: {'; '.join(refused.values())}. "
-            "Restore one from a backup, or start anew in another run directory"
+            "Restore one from a backup, or start again in another run directory"
         )
     return None
 

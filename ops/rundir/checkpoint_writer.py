@@ -35,14 +35,14 @@ from stream.cursor import Cursor
 
 logger = logging.getLogger(__name__)
 
-# Of checkpoints set aside as damaged so many stay, for whoever wants to know what happened.
+# Of checkpoints set aside as damaged so many stay, for finding out what happened.
 DAMAGED_KEPT = 2
 
 
 class CheckpointWriter:
     """Writes the checkpoints of one run in the background, at most one at a time.
 
-    `save` takes the tensors over and writes them in a thread of its own: nobody may change them afterwards
+    `save` takes the tensors over and writes them in a thread of its own: no caller may change them afterwards
     (`Learner.state_dict` gives copies). When the save before is still being written it waits for that first;
     `free` says beforehand whether it would. Only the holder of the run's lock may have one; call it from one
     thread. A save that fails (a full disk, a read-only mount) is a warning and counted: the run goes on, and
@@ -64,7 +64,7 @@ class CheckpointWriter:
             run_dir: the run directory, which must exist.
             run: uuid of the run.
             keep: newest checkpoints that stay; >= 1.
-            on_result: told "ok" or "error" and the seconds of each save, from the background.
+            on_result: given "ok" or "error" and the seconds of each save, from the background.
             at: called with the name of each point of the protocol as it is passed; tests kill there.
         """
         self.folder = run_dir / "checkpoints"
@@ -97,7 +97,7 @@ class CheckpointWriter:
             "progress": dict(progress),
         }
         self._next += 1
-        # Until it has ended well: a thread may also end in a way that nobody foresaw.
+        # Until it has ended well: a thread may also end in a way that is not foreseen.
         self._error = RuntimeError("writing it ended early, the log says how")
         self._thread = threading.Thread(
             target=self._write, args=(tensors, values, cursor.to_json(), body), name="checkpoint"

@@ -1,7 +1,4 @@
-"""One learner in a run directory: a lock file that says who holds it and shows a heartbeat.
-
-A run directory that this process holds, and leaves as it was when its run does not begin.
-"""
+"""One learner in a run directory: a lock file with a heartbeat, and the undoing of a refused start."""
 
 import contextlib
 import errno
@@ -71,7 +68,7 @@ class RunLock:
         """Take the directory.
 
         Raises:
-            RunLocked: somebody else has it; the message says who, and when it was last seen.
+            RunLocked: another process has it; the message names it, and when it was last seen.
             FileNotFoundError: there is no such directory.
         """
         while self._handle is None:
@@ -156,7 +153,7 @@ class RunLock:
 
 
 def read_holder(path: Path) -> Holder | None:
-    """Who stands in a lock file; None when nobody does, or the file cannot be read."""
+    """The holder in a lock file; None when there is none, or the file cannot be read."""
     try:
         body = json.loads(path.read_text(encoding="utf-8"))
         return Holder(host=str(body["host"]), pid=int(body["pid"]), started=float(body["started"]))
@@ -194,13 +191,13 @@ def _is_at(path: Path, handle: int) -> bool:
 
 
 def _last_seen(path: Path) -> float:
-    # Opened anew each time: that is when network file systems look again at what the server says.
+    # Opened again each time: only then do network file systems ask the server.
     with path.open("rb") as handle:
         return os.fstat(handle.fileno()).st_mtime
 
 
 def _try_lock(handle: int, *, shared: bool = False) -> bool | None:
-    """True: locked now. False: somebody else has it. None: this file system has no locks."""
+    """True: locked now. False: another process has it. None: this file system has no locks."""
     try:
         fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -224,7 +221,7 @@ def _is_running(pid: int) -> bool:
 
 # What is made in a run directory before there is a learner, checkpoints/ apart.
 MADE = ("run.json", "server.json", FIRST_WEIGHTS)
-# So often a directory is made anew that another process removes, since its own run did not begin.
+# So often a directory is made again that another process removes, since its own run did not begin.
 TRIES = 10
 
 
@@ -234,7 +231,7 @@ class RunClaim:
     A context of the process that starts a run, entered before all else that works in the directory. Only what
     this process has made is removed, and that while it holds the lock; run.json and first weights that were
     there are put back. A disk that does not let it is passed over: the error that ends the run is the one to
-    tell.
+    report.
 
     Args:
         run_dir: the run directory; made when missing, with the folders above it.

@@ -1,4 +1,4 @@
-"""How a run stands, from its directory and, while it is live, from its HTTP port. Imports nothing heavy."""
+"""The status of a run, from its directory and, while it is live, from its HTTP port. Nothing heavy here."""
 
 import http.client
 import json
@@ -22,7 +22,7 @@ LIVE = ("samples", "loss", "loss_over_ln_k", "usage_perplexity", "rate", "lag", 
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Standing:
+class RunStatus:
     """What is known of a run now."""
 
     status: str
@@ -32,7 +32,7 @@ class Standing:
     uuid: str
     stream: str
     holder: str
-    """Who works in the directory; empty when nobody does."""
+    """The process that works in the directory; empty when none does."""
     url: str
     """The live page; empty when none answers."""
     live: Mapping[str, Any]
@@ -51,7 +51,7 @@ class Standing:
         """Plain values."""
         return asdict(self)
 
-    def told(self) -> str:
+    def render(self) -> str:
         """A few lines for people."""
         lines = [f"{self.status}{f' by {self.holder}' if self.holder else ''}: {self.run} ({self.uuid[:8]})"]
         lines.append(f"  stream     {self.stream}")
@@ -73,22 +73,22 @@ def lag_lines(lanes: Sequence[Mapping[str, Any]]) -> list[str]:
     """The lanes that are farthest behind, for people; none when no lane is."""
     behind = [lane for lane in lanes if lane["trained_records"]]
     worst = sorted(behind, key=lambda lane: (-lane["trained_records"], lane["lane"]))[:WORST_LANES]
-    told = [
+    lines = [
         f"  lane {lane['lane']:<5} {lane['trained_records']:,} records behind in learning"
         f"{_age(lane['trained_s'])}, {lane['fetched_records']:,} in reading ahead{_age(lane['fetched_s'])}"
         for lane in worst
     ]
     rest = sum(lane["trained_records"] for lane in behind) - sum(lane["trained_records"] for lane in worst)
     more = len(behind) - len(worst)
-    return [*told, f"  and {more} more lanes {rest:,} records together"] if more else told
+    return [*lines, f"  and {more} more lanes {rest:,} records together"] if more else lines
 
 
 def _age(seconds: float | None) -> str:
     return "" if seconds is None else f" ({duration(seconds)})"
 
 
-def look(run_dir: Path) -> Standing:
-    """Look at a run; takes no lock and changes nothing.
+def read_status(run_dir: Path) -> RunStatus:
+    """The status of a run; takes no lock and changes nothing.
 
     Raises:
         RunNotFound: there is none.
@@ -96,7 +96,7 @@ def look(run_dir: Path) -> Standing:
     record = read_run(run_dir)
     holder = holder_of(run_dir)
     url = page_of(run_dir, holder) if holder else ""
-    live = ask(url) if url else {}
+    live = fetch_live_status(url) if url else {}
     if live.get("run") != record.uuid:  # the address means another place on this machine
         live = {}
     saved = newest_saved(run_dir)
@@ -106,10 +106,10 @@ def look(run_dir: Path) -> Standing:
         latest = entry
     ended = read_summary(run_dir)
     if holder is None and ended is not None and ended.loss is not None:
-        # As the run itself has told it: a mean, where the history has single steps.
-        told = {name: getattr(ended, name) for name in ("loss", "loss_over_ln_k", "usage_perplexity")}
-        latest = {**latest, **told}
-    return Standing(
+        # As the run's summary has them: means, where the history has single steps.
+        means = {name: getattr(ended, name) for name in ("loss", "loss_over_ln_k", "usage_perplexity")}
+        latest = {**latest, **means}
+    return RunStatus(
         status=_status(run_dir, holder),
         run=str(run_dir),
         uuid=record.uuid,
@@ -126,17 +126,17 @@ def look(run_dir: Path) -> Standing:
 
 
 def page_of(run_dir: Path, holder: Holder) -> str:
-    """Where the live page of the learner that works in a directory is; empty when it has told none.
+    """Where the live page of the learner that works in a directory is; empty when it has none.
 
     The note may be of an earlier learner that was killed, or was copied with the run.
     """
     place = read_json(run_dir / "server.json") or {}
-    told = (place.get("host"), place.get("pid")) == (holder.host, holder.pid)
-    return str(place.get("url", "")) if told else ""
+    current = (place.get("host"), place.get("pid")) == (holder.host, holder.pid)
+    return str(place.get("url", "")) if current else ""
 
 
-def ask(url: str) -> dict[str, Any]:
-    """What a live run says of itself; empty when it does not answer in time."""
+def fetch_live_status(url: str) -> dict[str, Any]:
+    """The status that a live run serves; empty when it does not answer in time."""
     try:
         with urllib.request.urlopen(f"{url}api/v1/status", timeout=ANSWER_S) as answer:  # noqa: S310  http only
             body = json.load(answer)

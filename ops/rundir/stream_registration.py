@@ -1,7 +1,7 @@
-"""A run's entry in the stream that it reads: which shards must stay for it, and how far it has come.
+"""A run's entry among the readers of its stream: which shards must stay for it, and how far it has come.
 
-A follower like the others: a stream that takes no note is a warning, and pruning keeps what the last note
-asked for. Notes are written from a thread of its own, so that no store can hold up the learner.
+A stream that takes no note is a warning, and pruning keeps what the last note asked for. Notes are written
+from a thread of their own, so that no store can hold up the learner.
 """
 
 import logging
@@ -20,7 +20,7 @@ from stream.storage import Store, open_store
 logger = logging.getLogger(__name__)
 
 BEAT_S = 10.0
-"""Longest time between two notes of a run that lives: see stream/shards/retention.py."""
+"""Longest time between two notes of a run at work: see stream/shards/retention.py."""
 _NEWS_S = 2.0
 """Shortest time between two notes."""
 _TOPIC = "kafka://"
@@ -160,7 +160,7 @@ class Registration:
         self._news.set()
 
     def used(self, records: int) -> None:
-        """So many records were used or skipped by the run, over all its lives."""
+        """So many records were used or skipped by the run, over all its sessions."""
         if records != self._used:
             self._used = records
             self._news.set()

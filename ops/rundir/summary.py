@@ -1,4 +1,4 @@
-"""What a run counts beside learner and cursor, and the summary that it ends with. Imports nothing heavy."""
+"""What a run counts beside learner and cursor, and the summary that it ends with. Nothing heavy here."""
 
 import math
 from collections.abc import Mapping
@@ -48,11 +48,11 @@ class Progress:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Summary:
+class RunSummary:
     """How a run ended; what `learn --json` prints. Counts and seconds are over all restarts."""
 
     status: str
-    """FINISHED: the stream ended. STOPPED: somebody asked; the same command goes on."""
+    """FINISHED: the stream ended. STOPPED: a stop was requested; the same command goes on."""
     run: str
     """The run directory."""
     samples: int
@@ -95,7 +95,7 @@ class Summary:
             return 'the records do not fill one batch (lower `batch`, or set tail = "train")'
         return "there were no records"
 
-    def told(self) -> str:
+    def render(self) -> str:
         """A few lines for people."""
         skipped = ", ".join(f"{count:,} {reason}" for reason, count in self.skipped_by_reason.items())
         lines = [
@@ -126,9 +126,9 @@ def summarise(
     config: RunConfig,
     checkpoint: Path | None,
     snapshot: Mapping[str, Any] | None,
-) -> Summary:
+) -> RunSummary:
     """The summary of a run as it stands."""
-    return Summary(
+    return RunSummary(
         status=status,
         run=str(run_dir),
         samples=cursor.samples,
@@ -148,11 +148,11 @@ def summarise(
     )
 
 
-def read_summary(run_dir: Path) -> Summary | None:
+def read_summary(run_dir: Path) -> RunSummary | None:
     """How the run in a directory last ended; None when it never did, or another version wrote it."""
     body = read_json(run_dir / "summary.json")
     try:
-        return Summary(**body) if body is not None else None
+        return RunSummary(**body) if body is not None else None
     except TypeError:
         return None
 

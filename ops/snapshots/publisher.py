@@ -1,7 +1,4 @@
-"""Publishing snapshots beside the learner: a thread of its own, one waiting snapshot at most, no stall.
-
-Publishing from a run: the Redis that is meant, or one of its own, and a publisher that has begun.
-"""
+"""Publishing snapshots beside the learner: a thread of its own, one waiting snapshot at most, no stall."""
 
 import contextlib
 import logging
@@ -11,6 +8,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import redis
@@ -24,15 +22,13 @@ from ops.snapshots.embedded_redis import EmbeddedRedis
 from ops.snapshots.encoder_files import EncoderFiles
 from ops.snapshots.redis_client import connect, redis_url, said
 from ops.snapshots.store import SnapshotStore, warnings_of
-from ops.snapshots.types import Job, PublishResult, health_in_words
-from ops.snapshots.writer import EpochLost, Published, SnapshotWriter
+from ops.snapshots.types import PublishResult, SnapshotTaken, health_in_words
+from ops.snapshots.writer import EpochLost, SnapshotWriter
 
 logger = logging.getLogger(__name__)
 
-RETRY_FIRST_S = 1.0
-"""Wait after the first failure, seconds; doubled with each further one."""
-RETRY_LONGEST_S = 30.0
-"""Longest wait between two attempts, seconds."""
+RETRY_S = (1.0, 30.0)
+"""Wait after the first failure, which doubles with each further one, and the longest wait; seconds."""
 
 HEALTHY = "healthy"
 """Verdict of a snapshot's health that lets `stable` move."""
@@ -56,9 +52,10 @@ class Publisher:
         floor_version: `version` as it stood in the checkpoint.
         keep: newest snapshots that stay.
         ladder: older ones that stay for each doubling of their age.
-        on_result: told of every result, from the publishing or the learner's thread; must be quick.
-        on_warning: told of what is dangerous about the server's settings, once each; as quick.
+        on_result: given every result, from the publishing or the learner's thread; must be quick.
+        on_warning: given a sentence for each danger in the server's settings, once; as quick.
         revive: brings an embedded server back when it died; may raise OpsError.
+        retry_s: wait after the first failure, which doubles with each further one, and the longest; seconds.
     """
 
     def __init__(  # noqa: PLR0913  what a run knows only when it is wired
@@ -74,6 +71,7 @@ class Publisher:
         on_result: Callable[[PublishResult], None] | None = None,
         on_warning: Callable[[str], None] | None = None,
         revive: Callable[[], None] | None = None,
+        retry_s: tuple[float, float] = RETRY_S,
     ) -> None:
         self.epoch = floor_epoch
         """Fencing number: save it in the checkpoint."""
@@ -89,12 +87,13 @@ class Publisher:
         self._on_result, self._on_warning = on_result, on_warning
         self._warned: set[str] = set()
         self._revive = revive
+        self._retry_s = retry_s
         self._owner = uuid.uuid4().hex
         self._started_ms = int(time.time() * 1000)
         self._who = f"{socket.gethostname()}:{os.getpid()}"
         self._ready = threading.Condition()
-        self._pending: Job | None = None
-        self._in_flight: Job | None = None
+        self._pending: SnapshotTaken | None = None
+        self._in_flight: SnapshotTaken | None = None
         self._closing = False
         self._given_up = False
         self._fenced = False
@@ -107,18 +106,17 @@ class Publisher:
         """Begin: takes the epoch as soon as Redis answers, so that an older learner is refused at once."""
         self._thread.start()
 
-    def publish(self, snapshot: Snapshot, *, samples: int, updates: int) -> None:
+    def publish(self, taken: SnapshotTaken) -> None:
         """Hand over a snapshot; returns at once."""
-        job = Job(snapshot=snapshot, samples=samples, updates=updates)
         with self._ready:
-            replaced, self._pending = self._pending, None if self._fenced else job
+            replaced, self._pending = self._pending, None if self._fenced else taken
             fenced = self._fenced
             in_flight = self._in_flight
             self._ready.notify()
         if replaced is not None and replaced is not in_flight:
-            self._tell(replaced.became("superseded"))
+            self._notify(replaced.unpublished("superseded"))
         if fenced:
-            self._tell(job.became("stale_epoch", detail="fenced off earlier"))
+            self._notify(taken.unpublished("stale_epoch", detail="fenced off earlier"))
 
     def close(self, timeout_s: float = 20.0) -> bool:
         """Publish what still waits and end; blocks for `timeout_s`, and a second more, at most.
@@ -132,7 +130,7 @@ class Publisher:
         if self._thread.is_alive():
             self._thread.join(timeout_s)
         with self._ready:
-            # From here on nobody may bring a server back that is being stopped.
+            # From here on a server that is being stopped is not brought back.
             self._given_up = True
             self._ready.notify()
         if self._thread.is_alive():
@@ -149,44 +147,41 @@ class Publisher:
             with self._ready:
                 while self._pending is None and not self._closing:
                     self._ready.wait()
-                job = self._in_flight = self._pending
-                if job is None or self._given_up:
+                taken = self._in_flight = self._pending
+                if taken is None or self._given_up:
                     return
-            if not self._attempt(job):
+            if not self._attempt(taken):
                 with self._ready:
                     if self._fenced:
                         self._pending = None
                     else:
-                        self._ready.wait(self._pause_s())
+                        first_s, longest_s = self._retry_s
+                        # At the end attempts follow quickly: `close` limits how long they may go on.
+                        longest_s = first_s / 4 if self._closing else longest_s
+                        self._ready.wait(pause_s(self._failures, first_s=first_s, longest_s=longest_s))
 
-    def _pause_s(self) -> float:
-        # At the end attempts follow quickly: `close` limits how long they may go on.
-        longest = RETRY_FIRST_S / 4 if self._closing else RETRY_LONGEST_S
-        # Bounded before it is a float: a night without Redis is a thousand failures.
-        return min(RETRY_FIRST_S * 2.0 ** min(self._failures - 1, 16), longest)
-
-    def _attempt(self, job: Job | None) -> bool:
-        """Take the epoch, and publish `job` when there is one; returns whether it went well."""
+    def _attempt(self, taken: SnapshotTaken | None) -> bool:
+        """Take the epoch, and publish a snapshot when there is one; returns whether it went well."""
         began = time.monotonic()
         try:
             if self._failures and self._revive is not None and not self._given_up:
                 self._revive()
             self._acquire()
-            result = self._send(job, began) if job is not None else None
+            result = self._send(taken, began) if taken is not None else None
         except StaleEpoch as error:
             self._fenced = True
             logger.warning("snapshots are no longer published: %s", error)
-            if job is not None:
-                self._tell(job.became("stale_epoch", detail=str(error), began=began))
+            if taken is not None:
+                self._notify(taken.unpublished("stale_epoch", detail=str(error), began=began))
             return False
         except (redis.RedisError, OSError, OpsError) as error:
-            self._fail(job, error, began)
+            self._fail(taken, error, began)
             return False
         if self._failures:
             logger.warning("Redis answers again after %d failed attempts", self._failures)
             self._failures = 0
         if result is not None:
-            self._tell(result)
+            self._notify(result)
         return True
 
     def _acquire(self) -> None:
@@ -213,27 +208,26 @@ class Publisher:
                 if self._on_warning is not None:
                     self._on_warning(sentence)
 
-    def _send(self, job: Job, began: float) -> PublishResult:
-        shot = job.snapshot
+    def _send(self, taken: SnapshotTaken, began: float) -> PublishResult:
+        shot = taken.snapshot
         path = self._encoders.save(shot.encoder_digest, shot.encoder)
-        healthy = shot.health.get("verdict") == HEALTHY
-        fields = job.fields(
+        fields = taken.fields(
             encoder=f"{path.parent.name}/{path.name}",
             run_dir=str(self._encoders.folder.parent.resolve()),
             config_hash=self._config_hash,
             publisher=self._who,
         )
         try:
-            done = self._publish(job, fields, healthy)
+            done = self._write(taken, fields)
         except EpochLost:
             # The server restarted empty, or a replica that lagged took over: numbers go on from what we know.
-            logger.warning("Redis has lost the state of run %s; taking the epoch anew", self._store.run)
+            logger.warning("Redis has lost the state of run %s; taking the epoch again", self._store.run)
             self._holds = False
             self._acquire()
-            done = self._publish(job, fields, healthy)
+            done = self._write(taken, fields)
         with self._ready:
             self.version = max(self.version, done.version)
-            if self._pending is job:
+            if self._pending is taken:
                 self._pending = None
         self._prune()
         if done.abandoned:
@@ -241,30 +235,18 @@ class Publisher:
                 "snapshots %s are ahead of the checkpoint that this run went on from; %d follows instead",
                 ", ".join(map(str, done.abandoned)), done.version,
             )  # fmt: skip
-        kind = "repeated" if done.repeated else "ok" if healthy else "unhealthy"
-        self.last = PublishResult(
-            result=kind,
-            samples=job.samples,
-            digest=shot.digest,
-            version=done.version,
-            epoch=self.epoch,
-            seconds=time.monotonic() - began,
-            blob_bytes=done.blob_bytes,
-            detail="" if healthy else health_in_words(shot.health),
-            abandoned=done.abandoned,
-            reseeded=done.reseeded,
-            time=time.time(),
-        )
+        detail = "" if _is_healthy(shot) else health_in_words(shot.health)
+        self.last = replace(done, seconds=time.monotonic() - began, detail=detail, time=time.time())
         return self.last
 
-    def _publish(self, job: Job, fields: dict[str, str | int], healthy: bool) -> Published:
+    def _write(self, taken: SnapshotTaken, fields: dict[str, str | int]) -> PublishResult:
         return self._writer.publish(
             owner=self._owner,
             epoch=self.epoch,
-            samples=job.samples,
-            digest=job.snapshot.digest,
-            tensors=job.snapshot.tensors,
-            healthy=healthy,
+            samples=taken.samples,
+            digest=taken.snapshot.digest,
+            tensors=taken.snapshot.tensors,
+            healthy=_is_healthy(taken.snapshot),
             fields=fields,
             floor_version=self.version,
         )
@@ -279,13 +261,13 @@ class Publisher:
     def _drop_encoders(self) -> None:
         self._encoders.prune({info.encoder_digest for info in self._store.versions()})
 
-    def _fail(self, job: Job | None, error: Exception, began: float) -> None:
+    def _fail(self, taken: SnapshotTaken | None, error: Exception, began: float) -> None:
         self._failures += 1
         if isinstance(error, redis.ConnectionError | redis.TimeoutError | redis.ReadOnlyError):
-            # Whoever answers next may be another server, which knows less: the epoch is taken anew.
+            # The server that answers next may be another one, which knows less: the epoch is taken again.
             self._holds = False
             self._store.client.connection_pool.disconnect()
-        elif job is not None and self._holds:
+        elif taken is not None and self._holds:
             # The server answers but takes nothing, so each new snapshot would leave one more file behind.
             with contextlib.suppress(redis.RedisError, OSError, OpsError):
                 self._drop_encoders()
@@ -293,12 +275,22 @@ class Publisher:
             logger.warning("snapshots cannot be published now, the learner goes on: %s", said(error))
         else:
             logger.debug("attempt %d: %s", self._failures, error)
-        if job is not None:
-            self._tell(job.became("error", detail=said(error), began=began))
+        if taken is not None:
+            self._notify(taken.unpublished("error", detail=said(error), began=began))
 
-    def _tell(self, result: PublishResult) -> None:
+    def _notify(self, result: PublishResult) -> None:
         if self._on_result is not None:
             self._on_result(result)
+
+
+def pause_s(failures: int, *, first_s: float, longest_s: float) -> float:
+    """Seconds until the next attempt after so many failures in a row."""
+    # Bounded before it is a float: a night without Redis is a thousand failures.
+    return min(first_s * 2.0 ** min(failures - 1, 16), longest_s)
+
+
+def _is_healthy(snapshot: Snapshot) -> bool:
+    return snapshot.health.get("verdict") == HEALTHY
 
 
 def start_publisher(
@@ -310,6 +302,7 @@ def start_publisher(
     on_result: Callable[[PublishResult], None],
     on_warning: Callable[[str], None],
     on_leaving: Callable[[Callable[[], None]], object],
+    retry_s: tuple[float, float] = RETRY_S,
 ) -> Publisher:
     """Find Redis, or start the run's own, and publish in the background.
 
@@ -321,6 +314,7 @@ def start_publisher(
         on_result: see `Publisher`.
         on_warning: see `Publisher`.
         on_leaving: takes what is to be called when the run is left, the last first.
+        retry_s: see `Publisher`.
 
     Raises:
         RedisUnavailable: not a Redis URL. A server that is away is only a warning.
@@ -348,6 +342,7 @@ def start_publisher(
         on_result=on_result,
         on_warning=on_warning,
         revive=revive,
+        retry_s=retry_s,
     )
     publisher.start()
     return publisher

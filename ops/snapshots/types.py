@@ -1,7 +1,4 @@
-"""What is known of a snapshot without its tensors, and its form as fields of a Redis hash.
-
-One snapshot on its way to Redis, and what became of it.
-"""
+"""A snapshot without its tensors, as fields of a Redis hash; and one on its way there, with its result."""
 
 import json
 import time
@@ -124,7 +121,7 @@ publishes. error: it is tried again."""
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PublishResult:
-    """What became of one snapshot, or of one attempt at it."""
+    """The result of publishing one snapshot, or of one attempt at it."""
 
     result: str
     """One of RESULTS."""
@@ -135,22 +132,22 @@ class PublishResult:
     """Its number; 0 when it was not published."""
     epoch: int = 0
     seconds: float = 0.0
-    """What the attempt took, encoder file and all."""
+    """Length of the attempt, encoder file included."""
     blob_bytes: int = 0
-    """What went to Redis."""
+    """Size of the safetensors bytes in Redis."""
     abandoned: tuple[int, ...] = ()
-    """Versions whose line this one ended."""
+    """Versions whose line ended, because the learner went on from a checkpoint before them."""
     reseeded: tuple[int, ...] = ()
-    """Prototypes of the first head that began anew since the version before."""
+    """Prototypes of the first head that were re-seeded since the version before."""
     detail: str = ""
     """What went wrong."""
     time: float = 0.0
     """When, unix seconds."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Job:
-    """A snapshot that is to be published."""
+@dataclass(frozen=True, slots=True, eq=False)
+class SnapshotTaken:
+    """A snapshot of the learner that is to be published."""
 
     snapshot: Snapshot
     samples: int
@@ -158,8 +155,8 @@ class Job:
     updates: int
     """Done when it was taken."""
 
-    def became(self, kind: str, *, detail: str = "", began: float | None = None) -> PublishResult:
-        """What became of it when it was not published.
+    def unpublished(self, kind: str, *, detail: str = "", began: float | None = None) -> PublishResult:
+        """The result of an attempt that did not publish it.
 
         Args:
             kind: one of RESULTS.
@@ -176,7 +173,7 @@ class Job:
         )
 
     def fields(self, **others: str) -> dict[str, str | int]:
-        """What is told of it beside its tensors; with what only the publisher knows."""
+        """Fields of the Redis hash beside the tensors; `others` are those that only the publisher knows."""
         prototypes, dim = self.snapshot.tensors["prototypes"].shape
         return {
             "format": FORMAT,

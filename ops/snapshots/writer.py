@@ -4,13 +4,13 @@ import hashlib
 import importlib.resources
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import safetensors.torch
 from torch import Tensor
 
 from ops.errors import SnapshotError, StaleEpoch
 from ops.snapshots.store import SnapshotStore
+from ops.snapshots.types import PublishResult
 
 ORPHAN_BLOB_S = 3600
 """How long an uploaded blob lives that no published snapshot names, seconds."""
@@ -19,24 +19,7 @@ UNUSED_BLOB_S = 300
 
 
 class EpochLost(SnapshotError):
-    """The server knows only an older epoch than ours: it lost data, and the epoch must be taken anew."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Published:
-    """What became of one publish."""
-
-    version: int
-    repeated: bool
-    """It was there already: an earlier answer had been lost."""
-    stable: bool
-    """The alias `stable` moved to it."""
-    blob_bytes: int
-    """Size of the safetensors bytes."""
-    abandoned: tuple[int, ...] = ()
-    """Versions whose line ended, because the learner went on from a checkpoint before them."""
-    reseeded: tuple[int, ...] = ()
-    """Prototypes of the first head that began anew since the parent."""
+    """The server knows only an older epoch than ours: it lost data, and the epoch must be taken again."""
 
 
 class SnapshotWriter:
@@ -50,10 +33,11 @@ class SnapshotWriter:
 
     def __init__(self, store: SnapshotStore) -> None:
         self.store = store
-        self._scripts = {
+        self.scripts = {
             name: store.client.register_script(script(name))
             for name in ("acquire", "upload", "publish", "prune")
         }
+        """The scripts of this side, by name, registered with the client."""
 
     def acquire(
         self,
@@ -81,7 +65,7 @@ class SnapshotWriter:
         Raises:
             StaleEpoch: only with `again`: a newer learner has taken over.
         """
-        answer = self._scripts["acquire"](
+        answer = self.scripts["acquire"](
             keys=[self.store.key(name) for name in ("epoch", "owner", "counter", "events")],
             args=[
                 owner, started_ms, floor_epoch, floor_version, "again" if again else "start", who, now_ms(),
@@ -102,7 +86,7 @@ class SnapshotWriter:
         healthy: bool,
         fields: Mapping[str, str | int],
         floor_version: int = 0,
-    ) -> Published:
+    ) -> PublishResult:
         """Publish one snapshot as the new head; sent twice it is published once.
 
         Args:
@@ -114,6 +98,9 @@ class SnapshotWriter:
             healthy: whether `stable` moves too.
             fields: further fields of the snapshot.
             floor_version: the version will be above it.
+
+        Returns:
+            Its result: ok, unhealthy (`stable` stayed), or repeated (an earlier answer had been lost).
 
         Raises:
             StaleEpoch: a newer learner of this run publishes.
@@ -131,12 +118,12 @@ class SnapshotWriter:
         for name, value in fields.items():
             args += [name, value]
         for _ in range(2):
-            answer = self._scripts["publish"](keys=keys, args=args)
+            answer = self.scripts["publish"](keys=keys, args=args)
             if answer[0] != b"NOBLOB":
                 break
             # Only now are the megabytes sent, past the fence; without a snapshot that names it the blob
             # expires.
-            self._scripts["upload"](
+            self.scripts["upload"](
                 keys=[blob_key, self.store.key("refs")], args=[blob, sha256, ORPHAN_BLOB_S]
             )
         kind = answer[0]
@@ -149,11 +136,16 @@ class SnapshotWriter:
         if kind == b"NOBLOB":
             raise SnapshotError(f"the blob of run {self.store.run} vanished while it was being published")
         if kind == b"SAME":
-            return Published(version=int(answer[1]), repeated=True, stable=False, blob_bytes=len(blob))
-        return Published(
+            return PublishResult(
+                result="repeated", samples=samples, digest=digest, version=int(answer[1]), epoch=epoch,
+                blob_bytes=len(blob),
+            )  # fmt: skip
+        return PublishResult(
+            result="ok" if answer[3] else "unhealthy",
+            samples=samples,
+            digest=digest,
             version=int(answer[1]),
-            repeated=False,
-            stable=bool(answer[3]),
+            epoch=epoch,
             blob_bytes=len(blob),
             abandoned=tuple(int(version) for version in answer[4].split(b",") if version),
             reseeded=tuple(int(one.partition(b":")[0]) for one in answer[5].split(b",") if one),
@@ -181,7 +173,7 @@ class SnapshotWriter:
             StaleEpoch: a learner that no longer owns the run.
         """
         names = ("epoch", "owner", "head", "stable", "pins", "versions", "refs", "events", "stable_log")
-        answer = self._scripts["prune"](
+        answer = self.scripts["prune"](
             keys=[self.store.key(name) for name in names],
             args=[
                 owner, epoch, keep, self.store.key("snap:"), self.store.key("blob:"), UNUSED_BLOB_S, now_ms(),

@@ -16,6 +16,7 @@ from pathlib import Path
 from ops.config import binding
 from ops.config.checks import refusals
 from ops.config.load import build
+from ops.config.run_length import pass_samples
 from ops.config.schema import RunConfig, is_identity
 from ops.errors import ConfigError, RunMismatch, RunNotFound
 from ops.rundir import checkpoint
@@ -23,8 +24,9 @@ from ops.rundir.checkpoint_writer import CheckpointWriter
 from ops.rundir.files import RunRecord, read_run, write_run
 from ops.rundir.lock import RunClaim
 from ops.rundir.summary import Progress
-from ops.train.data import reading_mode, sealed_samples, source_spec, tail_samples
+from ops.train.data import reading_mode, sealed_samples, source_spec
 from stream.cursor import Cursor
+from stream.loader.loader import AVAILABLE
 
 KIND = "anneal"
 SHARE = 0.2
@@ -75,7 +77,7 @@ def prepare(
     Raises:
         RunNotFound: no run there, or it has saved nothing yet.
         RunMismatch: `out` holds something else.
-        RunLocked: somebody works in `out`.
+        RunLocked: another process works in `out`.
         ConfigError: the schedule is not constant, a setting that belongs to the run, or no samples are left.
     """
     record = read_run(run_dir)
@@ -139,14 +141,14 @@ def _make(
         total_samples=record.total_samples and record.total_samples // before.passes * config.passes,
         origin={"kind": KIND, "run": record.uuid, "run_dir": str(run_dir), "samples": start},
     )
-    # What the copy publishes is its own: its numbers and its fencing begin anew.
+    # What the copy publishes is its own: its numbers and its fencing begin again.
     progress = replace(Progress(**saved.progress), snapshot_epoch=0, snapshot_version=0, finished=False)
     writer = CheckpointWriter(out, copy.uuid, keep=config.checkpoint.keep)
     writer.save(saved.state, saved.cursor, progress.saved(seconds=progress.seconds))
     writer.flush()
     if (run_dir / "history.jsonl").exists():
         shutil.copyfile(run_dir / "history.jsonl", out / "history.jsonl")
-    write_run(out, copy)  # the last: without it there is no copy yet, and what lies there is made anew
+    write_run(out, copy)  # the last: without it there is no copy yet, and what lies there is made again
     return Copy(run_dir=out, stream=record.stream, config=config, start=start, made=True)
 
 
@@ -173,14 +175,14 @@ def _left(stream: str, config: RunConfig, cursor: Cursor) -> int | None:
     spec = source_spec(stream, config, cursor=cursor)
     source = spec.open()
     try:
-        whole = sealed_samples(source, cursor, reading_mode(config, spec), config)
+        mode = reading_mode(config, spec)
+        whole = sealed_samples(source, cursor, mode, config)
         if whole is None:
             return None
         if cursor.pass_number >= config.passes:
             return 0
         left = [source.outlook(position, cursor.pass_number).available for position in cursor.positions]
-        now = min(left) // config.chunk * config.batch
-        now += tail_samples(sum(left) - now, config)
+        now = pass_samples(config, left, available=mode == AVAILABLE)
         return now + whole * (config.passes - 1 - cursor.pass_number)
     finally:
         source.close()

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from ops.config.run_length import pass_samples
 from ops.config.schema import RunConfig
 from ops.distributed.world import World
 from ops.errors import ConfigError, RunMismatch
@@ -13,7 +14,6 @@ from stream.kafka_topic.dead_letters import TopicFollower
 from stream.kafka_topic.source import TopicSpec
 from stream.loader.loader import AVAILABLE, STRICT
 from stream.loader.replay import ReplayLoader
-from stream.loader.tail import trainable
 from stream.shards.source import ShardSource, ShardSpec
 from stream.source import Source, SourceSpec
 from stream.storage import local_path
@@ -113,7 +113,7 @@ def open_loader(
         crops=config.crops,
         config=config.reader,
         workers=config.workers,
-        ranks=world.ranks,
+        ranks=world.world_size,
         rank=world.rank,
         passes=config.passes,
         tail=config.tail == "train",
@@ -139,13 +139,10 @@ def sealed_samples(source: Source, cursor: Cursor, mode: str, config: RunConfig)
         return None
     if isinstance(source, ShardSource):  # whose first shards may have been pruned since
         records = source.records(cursor.begin)
-        steps = records // config.lanes // config.chunk
+        samples = pass_samples(config, records)
     else:
         lanes = [source.outlook(position, 0).available for position in cursor.first_positions()]
-        chunks = [in_lane // config.chunk for in_lane in lanes]
-        records, steps = sum(lanes), sum(chunks) // config.lanes if mode == AVAILABLE else min(chunks)
-    samples = steps * config.batch
-    samples += tail_samples(records - samples, config)
+        records, samples = sum(lanes), pass_samples(config, lanes, available=mode == AVAILABLE)
     if samples == 0:
         raise ConfigError(
             f"the stream is sealed with {records} records, {_too_few(config)}: "
@@ -154,19 +151,14 @@ def sealed_samples(source: Source, cursor: Cursor, mode: str, config: RunConfig)
     return samples
 
 
-def tail_samples(records: int, config: RunConfig) -> int:
-    """How many of so many records that the whole steps of a pass leave are trained."""
-    return trainable(records, lanes=config.lanes, batch=config.batch) if config.tail == "train" else 0
-
-
 def _too_few(config: RunConfig) -> str:
     if config.tail == "train":
         return f"fewer than the {config.lanes} lanes"
     return f"fewer than one batch of {config.batch}"
 
 
-def follower_of(stream: str, config: RunConfig, record: RunRecord) -> TopicFollower | None:
-    """What is told of a run over a topic: its dead letters, and its progress. None for shards."""
+def dead_letters_of(stream: str, config: RunConfig, record: RunRecord) -> TopicFollower | None:
+    """Sends the dead letters of a run over a topic, and commits its progress. None for shards."""
     if not is_topic(stream):
         return None
     address, kafka = read_address(stream), config.kafka

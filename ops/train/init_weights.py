@@ -111,12 +111,12 @@ def load(run_dir: Path, record: RunRecord, learner: Learner, world: World) -> No
         return
     path = run_dir / FIRST_WEIGHTS
     named: dict[str, Tensor] = {}
-    if world.lead:
+    if world.is_main:
         try:
             named = safetensors.torch.load_file(path)
         except (safetensors.SafetensorError, OSError) as error:
             raise RunMismatch(f"the first weights of the run, {path}, cannot be read: {error}") from error
-    encoder, tensors = _apart(world.tensors_from_lead(named))
+    encoder, tensors = _apart(world.broadcast_tensors(named))
     if snapshot_digest(encoder, tensors) != record.origin["digest"]:
         raise RunMismatch(f"the first weights of the run, {path}, are not what was written: begin a new run")
     try:

@@ -28,14 +28,14 @@ class NonFiniteLog:
     """Remembers, over restarts, which steps were not finite; one learner, one thread.
 
     A step is named by its pass and number, so the same step is known again after the run went back, on any
-    rank. A disk that takes no more is a warning; the steps are then remembered for this life of the run only.
+    rank. A disk that takes no more is a warning; the steps are then remembered for this session only.
     """
 
     def __init__(self, run_dir: Path, *, world: World) -> None:
         self._path = run_dir / "nonfinite.jsonl"
         self._world = world
-        known = [line.get("place") for line in read_lines(self._path)] if world.lead else []
-        self._places = set(world.from_lead(known))
+        known = [line.get("place") for line in read_lines(self._path)] if world.is_main else []
+        self._places = set(world.broadcast_object(known))
         self._folder = run_dir / "nonfinite"
         self._in_a_row = 0
         self._last_steps = -1
@@ -53,7 +53,7 @@ class NonFiniteLog:
             "value": str(error.value),
             "time": time.time(),
         }
-        if not self._world.lead:
+        if not self._world.is_main:
             return first
         try:
             append_line(self._path, line)
@@ -99,7 +99,7 @@ class NonFiniteLog:
         return replace(batch.cursor, samples=before.samples, skipped=skipped, replay=None)
 
     def _keep(self, error: NonFinite, batch: Batch) -> Path | None:
-        part = "" if self._world.ranks == 1 else f"-rank-{self._world.rank}"
+        part = "" if self._world.world_size == 1 else f"-rank-{self._world.rank}"
         path = self._folder / f"step-{batch.cursor.steps:09d}{part}.safetensors"
         tensors = {f"crops.{number}": crops.contiguous() for number, crops in enumerate(batch.crops)}
         tensors |= {

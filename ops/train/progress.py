@@ -57,7 +57,7 @@ class ProgressLine:
         return now >= self._next
 
     def rate(self, samples: int) -> float:
-        """Samples a second of late; 0 while that cannot be told."""
+        """Samples a second recently; 0 while that is not known."""
         if not self._marks:
             return 0.0
         began, first = self._marks[0]

@@ -1,7 +1,4 @@
-"""Opening a run directory: a new run, or the same one again with the changes that it allows.
-
-Learner, cursor and counts of one moment: as a run begins, or as one of its checkpoints has them.
-"""
+"""Where a run goes on: its record and settings with the changes that it allows, its cursor, its learner."""
 
 import logging
 import time
@@ -20,7 +17,7 @@ from ops.errors import ConfigError, RankFailed, RunMismatch, RunNotFound
 from ops.rundir.checkpoint import Checkpoint, numbers
 from ops.rundir.files import RunRecord, append_line, read_run, write_run
 from ops.rundir.stream_registration import leave
-from ops.rundir.summary import Progress, Summary
+from ops.rundir.summary import Progress, RunSummary
 from ops.train import init_weights
 from stream.cursor import Cursor
 from stream.kafka_topic.address import is_topic
@@ -30,13 +27,13 @@ from stream.source import Source
 
 logger = logging.getLogger(__name__)
 
-# Under this name the first rank says what it found.
+# The key in the store of the ranks under which the first one puts what it found.
 OPENED = "opened"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Opened:
-    """A run directory that this process holds, and where the run in it goes on."""
+class ResumePoint:
+    """A run, and where it goes on."""
 
     run_dir: Path
     record: RunRecord
@@ -83,7 +80,7 @@ def open_run(
         logger.warning("the run in %s began without a setting `order`: it goes on as order = shard", run_dir)
     config = as_begun(record, config)
     changed = binding.differences(record.config, config.to_dict())
-    fixed = [_told(name, *values) for name, values in changed.items() if is_identity(name, *values)]
+    fixed = [_difference(name, *values) for name, values in changed.items() if is_identity(name, *values)]
     if fixed:
         raise RunMismatch(
             f"{run_dir} holds a run with other settings: {'; '.join(fixed)}. "
@@ -110,7 +107,7 @@ def bind(
         before = read_run(run_dir)
         if before.source and dict(before.source) != dict(source):
             logger.warning(
-                "%s was begun on %s and has saved nothing of it: it begins anew on %s",
+                "%s was begun on %s and has saved nothing of it: it begins again on %s",
                 run_dir,
                 before.stream,
                 stream,
@@ -127,47 +124,47 @@ def bind(
     return record
 
 
-def with_changes(opened: Opened, *, stream: str, changed: Mapping[str, tuple[Any, Any]]) -> Opened:
+def with_changes(point: ResumePoint, *, stream: str, changed: Mapping[str, tuple[Any, Any]]) -> ResumePoint:
     """The run with what is changed from here on; nothing is written yet."""
-    record = opened.record
+    record = point.record
     if stream != record.stream:
         changed = {**changed, "stream": (record.stream, stream)}
     if not changed:
-        return opened
+        return point
     total = record.total_samples
     if total is not None and "passes" in changed:
         old, new = changed["passes"]
         total = total // old * new
-    record = replace(record, stream=stream, config=opened.config.to_dict(), total_samples=total)
-    return replace(opened, record=record, changed=changed)
+    record = replace(record, stream=stream, config=point.config.to_dict(), total_samples=total)
+    return replace(point, record=record, changed=changed)
 
 
-def post_opened(world: World, opened: Opened | Summary) -> None:
-    """Tell the other ranks, which wait in `fetch_opened`, what the first one found in the run directory."""
-    if isinstance(opened, Summary):
-        world.post(OPENED, {"ended": opened.to_json()})
+def send_resume_point(world: World, found: ResumePoint | RunSummary) -> None:
+    """Tell the other ranks, which wait in `receive_resume_point`, what the run directory holds."""
+    if isinstance(found, RunSummary):
+        world.store_set(OPENED, {"ended": found.to_json()})
     else:
-        record, config, start = asdict(opened.record), opened.config.to_dict(), opened.start.to_json()
-        world.post(OPENED, {"record": record, "config": config, "start": start})
+        record, config, start = asdict(found.record), found.config.to_dict(), found.start.to_json()
+        world.store_set(OPENED, {"record": record, "config": config, "start": start})
 
 
-def post_refusal(world: World, error: Exception, exit_code: int) -> None:
+def send_refusal(world: World, error: Exception, exit_code: int) -> None:
     """Tell the other ranks that the run cannot begin."""
-    world.post(OPENED, {"error": str(error), "exit_code": exit_code})
+    world.store_set(OPENED, {"error": str(error), "exit_code": exit_code})
 
 
-def fetch_opened(world: World, run_dir: Path) -> Opened | Summary:
+def receive_resume_point(world: World, run_dir: Path) -> ResumePoint | RunSummary:
     """What the first rank posts; without its checkpoint.
 
     Raises:
         RankFailed: the run cannot begin.
     """
-    body = world.fetch(OPENED)
+    body = world.store_wait(OPENED)
     if "error" in body:
-        raise RankFailed(f"rank 0 of {world.ranks} cannot begin: {body['error']}", body["exit_code"])
+        raise RankFailed(f"rank 0 of {world.world_size} cannot begin: {body['error']}", body["exit_code"])
     if "ended" in body:
-        return Summary(**body["ended"])
-    return Opened(
+        return RunSummary(**body["ended"])
+    return ResumePoint(
         run_dir=run_dir,
         record=RunRecord(**body["record"]),
         config=RunConfig.from_dict(body["config"]),
@@ -178,17 +175,17 @@ def fetch_opened(world: World, run_dir: Path) -> Opened | Summary:
 
 def checkpoint_for_all(world: World, saved: Checkpoint | None) -> Checkpoint | None:
     """The first rank's checkpoint, on every rank: only that one needs to see the run directory."""
-    if world.ranks == 1:
+    if world.world_size == 1:
         return saved
     about = None
     if saved is not None:
         values = {name: value for name, value in saved.state.items() if name != "tensors"}
         about = {"path": str(saved.path), "number": saved.number, "run": saved.run, "values": values}
         about |= {"cursor": saved.cursor.to_json(), "progress": dict(saved.progress)}
-    about = world.from_lead(about)
+    about = world.broadcast_object(about)
     if about is None:
         return None
-    tensors = world.tensors_from_lead({} if saved is None else saved.state["tensors"])
+    tensors = world.broadcast_tensors({} if saved is None else saved.state["tensors"])
     return Checkpoint(
         path=Path(about["path"]),
         number=about["number"],
@@ -200,12 +197,12 @@ def checkpoint_for_all(world: World, saved: Checkpoint | None) -> Checkpoint | N
 
 
 def accepting(
-    opened: Opened, until: str, *, source: Source, changed: dict[str, tuple[Any, Any]]
-) -> tuple[Opened, dict[str, tuple[Any, Any]]]:
+    point: ResumePoint, until: str, *, source: Source, changed: dict[str, tuple[Any, Any]]
+) -> tuple[ResumePoint, dict[str, tuple[Any, Any]]]:
     """The run with its budget of unusable records suspended for a while; it is one of the changes.
 
     Args:
-        opened: the run.
+        point: the run.
         until: records that the run will have read, used or not, when the budget counts again; `now` is all
             that the stream has now, in all passes; empty changes nothing.
         source: the stream.
@@ -215,10 +212,10 @@ def accepting(
         ConfigError: neither a number nor `now`.
     """
     if not until:
-        return opened, changed
-    cursor = opened.cursor
+        return point, changed
+    cursor = point.cursor
     if until == "now":
-        passes = max(0, opened.config.passes - cursor.pass_number - 1)
+        passes = max(0, point.config.passes - cursor.pass_number - 1)
         of_a_pass = source.unread(cursor.first_positions(), cursor.pass_number) if passes else 0
         records = cursor.read + source.unread(cursor.positions, cursor.pass_number) + passes * of_a_pass
     elif until.isascii() and until.isdecimal():
@@ -226,25 +223,25 @@ def accepting(
     else:
         raise ConfigError(f"--accept-bad-until needs a number of records, or `now`; got {until!r}")
     if records <= cursor.read or records == cursor.accept_until:
-        return opened, changed
+        return point, changed
     changed = {**changed, "accept_bad_until": (cursor.accept_until, records)}
     cursor = replace(cursor, accept_until=records)
-    if opened.saved is None:
-        return replace(opened, start=cursor), changed
-    return replace(opened, saved=replace(opened.saved, cursor=cursor)), changed
+    if point.saved is None:
+        return replace(point, start=cursor), changed
+    return replace(point, saved=replace(point.saved, cursor=cursor)), changed
 
 
-def write_changes(opened: Opened) -> None:
+def write_changes(point: ResumePoint) -> None:
     """Write down what is changed, once the learner has taken it: to changes.jsonl first, then to run.json."""
-    if not opened.changed:
+    if not point.changed:
         return
-    at = {"steps": opened.cursor.steps, "samples": opened.cursor.samples, "time": time.time()}
-    for name, (old, new) in opened.changed.items():
-        append_line(opened.run_dir / "changes.jsonl", {"setting": name, "old": old, "new": new, **at})
-    write_run(opened.run_dir, opened.record)
+    at = {"steps": point.cursor.steps, "samples": point.cursor.samples, "time": time.time()}
+    for name, (old, new) in point.changed.items():
+        append_line(point.run_dir / "changes.jsonl", {"setting": name, "old": old, "new": new, **at})
+    write_run(point.run_dir, point.record)
 
 
-def _told(name: str, old: Any, new: Any) -> str:
+def _difference(name: str, old: Any, new: Any) -> str:
     return f"{name} is {old!r} there and {new!r} here"
 
 
@@ -263,11 +260,11 @@ class Restored:
     """Of the checkpoint; None at the beginning."""
 
 
-def restore(opened: Opened, saved: Checkpoint | None, world: World) -> Restored:
+def restore(point: ResumePoint, saved: Checkpoint | None, world: World) -> Restored:
     """Make the learner as it was saved, or new. All ranks call it.
 
     Args:
-        opened: the run; the checkpoint that it was opened with is not looked at.
+        point: the run; its own checkpoint is not looked at.
         saved: to go on from; None begins.
         world: the ranks.
 
@@ -275,22 +272,22 @@ def restore(opened: Opened, saved: Checkpoint | None, world: World) -> Restored:
         ConfigError: settings that the learner cannot have.
         RunMismatch: the state of the checkpoint does not fit the settings, or this program.
     """
-    config = opened.config
+    config = point.config
     try:
         learner = Learner(
             config.learner,
             seed=config.seed,
             device=device_of(config, world.local_rank),
             precision=config.precision,
-            total_samples=config.length(opened.record.total_samples),
+            total_samples=config.length(point.record.total_samples),
             clock=time.perf_counter,
-            deal=Deal(world.group, owners_of(config.lanes, world.ranks, config.model.bn_groups)),
+            deal=Deal(world.group, owners_of(config.lanes, world.world_size, config.model.bn_groups)),
         )
     except ValueError as error:
         raise ConfigError(str(error)) from error
     if saved is None:
-        init_weights.load(opened.run_dir, opened.record, learner, world)
-        return Restored(learner=learner, cursor=opened.start, progress=Progress(), path=None)
+        init_weights.load(point.run_dir, point.record, learner, world)
+        return Restored(learner=learner, cursor=point.start, progress=Progress(), path=None)
     try:
         learner.load_state_dict(saved.state)
         progress = Progress(**saved.progress)

@@ -1,4 +1,4 @@
-"""Being asked to stop or to save: signals become flags that the loop looks at between two steps."""
+"""Requests to stop or to save: signals become flags that the loop looks at between two steps."""
 
 import contextlib
 import os
@@ -17,13 +17,13 @@ RANK_NOTE = b"\nasked to stop: the ranks save together first, if all are there\n
 
 
 class StopRequest:
-    """Whether somebody asked for the run to end; also a context that turns signals into such a request.
+    """Whether the end of the run is requested; also a context that turns signals into such a request.
 
     As a context it takes SIGINT, SIGTERM and SIGHUP over, when entered in the main thread (elsewhere Python
     allows no handlers; then only `ask` asks). SIGHUP counts as SIGTERM; where it is ignored, as under nohup,
     it stays so. The first signal sets the flag, a second Ctrl-C raises KeyboardInterrupt. SIGUSR1 and SIGUSR2
     warn that the end is near: they ask for a save, or for the end as SIGTERM does, see `warned_by`.
-    `asked` never blocks; any thread may call it and `ask`.
+    `requested` never blocks; any thread may call it and `ask`.
     """
 
     def __init__(self, note: bytes = NOTE, *, keep: bool = False, on_warning: str = "save") -> None:
@@ -37,7 +37,7 @@ class StopRequest:
         """
         self._note, self._keep = note, keep
         self.signal: int | None = None
-        """The signal that asked; None when none did."""
+        """The signal that requested it; None when none did."""
         self._event = threading.Event()
         self._before: dict[int, Any] = {}
         self._depth = 0
@@ -49,12 +49,12 @@ class StopRequest:
         self._on_warning = {signal.SIGUSR1: usr1, signal.SIGUSR2: usr2}
 
     def take_save(self) -> bool:
-        """Whether somebody asked for a save since this was last called."""
+        """Whether a save was requested since this was last called."""
         taken, self._save = self._save, False
         return taken
 
-    def asked(self) -> bool:
-        """Whether to stop."""
+    def requested(self) -> bool:
+        """Whether the run is to end."""
         return self._event.is_set()
 
     def ask(self, number: int | None = None) -> None:
@@ -64,7 +64,7 @@ class StopRequest:
         self._event.set()
 
     def wait(self, seconds: float) -> bool:
-        """Sleep, but no longer than until somebody asks; whether somebody did."""
+        """Sleep, but no longer than until the end is requested; whether it is."""
         return self._event.wait(seconds)
 
     @property
@@ -73,7 +73,7 @@ class StopRequest:
         return EXIT_SIGTERM if self.signal == signal.SIGTERM else 0
 
     def __enter__(self) -> Self:
-        self._depth += 1  # whoever entered first keeps the handlers until they leave
+        self._depth += 1  # the outermost context keeps the handlers
         if self._depth == 1 and threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, *WARNINGS):
                 if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:

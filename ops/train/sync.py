@@ -1,10 +1,8 @@
-"""Batches that all ranks begin together: nobody enters an update before everybody has its part of it.
+"""Batches that all ranks begin together: no rank enters an update before every rank has its part of it.
 
-Before each update every rank says, in one row of integers, what its next batch can be, whether it is asked to
-stop, and what it has read. The row is handed in while the update before is still being computed, so that
-agreeing costs no time when readers keep up. A rank alone goes through the same motions with a table of one.
-
-What each rank says before each update, and what all do then: a row of integers goes over the wire.
+Before each update every rank votes, in one row of integers: what its next batch can be, whether it is asked
+to stop, and what it has read. The row is handed in while the update before is still being computed, so that
+agreeing costs no time when readers keep up. A single rank does the same with a table of one row.
 """
 
 import enum
@@ -17,6 +15,7 @@ from typing import Any, NoReturn
 
 from ops.distributed.world import Rows, World
 from ops.errors import EXIT_FAILED, RankFailed, RankLost, Starved, exit_code_of
+from ops.train.events import Waiting
 from stream.errors import StreamError
 from stream.lanes import BadPlace, LaneLag, LaneStats, add_counts
 from stream.loader.batch import Batch
@@ -34,7 +33,7 @@ class State(enum.IntEnum):
     READY = 4
 
 
-class Stop(enum.IntEnum):
+class StopVote(enum.IntEnum):
     """Whether a rank is asked to stop, and how; the smallest counts."""
 
     TERMINATE = 0
@@ -45,12 +44,12 @@ class Stop(enum.IntEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
-    """What one rank says before one update."""
+    """The vote of one rank before one update."""
 
     turn: int
     """Number of the vote: the same on all ranks, or they have lost step."""
     state: State
-    stop: Stop
+    stop: StopVote
     starving: int
     """Lanes without the records for the next chunk."""
     lag: int
@@ -78,7 +77,7 @@ class Row:
     def of_wire(cls, numbers: list[int]) -> "Row":
         """The row that another rank handed in."""
         values = dict(zip(cls.__dataclass_fields__, numbers, strict=True))
-        state, stop = State(values.pop("state")), Stop(values.pop("stop"))
+        state, stop = State(values.pop("state")), StopVote(values.pop("stop"))
         return cls(state=state, stop=stop, **values)
 
 
@@ -99,18 +98,6 @@ MOST_NAMED = 16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Waiting:
-    """What the ranks know while not all of them are ready; told at each turn."""
-
-    records: bool
-    """Some rank waits for records to arrive, and not only for its readers."""
-    lag: int
-    """Records committed and not used, of all ranks."""
-    lanes: Sequence[LaneLag]
-    """How far each lane is behind."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Patience:
     """How long it may take until all ranks are ready."""
 
@@ -123,16 +110,16 @@ class Patience:
 class Steps:
     """Iterates over the batches of a run that all ranks begin together, and over the replays of each.
 
-    One thread. Iterating ends when all passes are done (the loader is `finished`) or somebody asked any rank
-    to stop, after the step at hand. All ranks leave together, also when one of them fails.
+    One thread. Iterating ends when all passes are done (the loader is `finished`) or any rank is
+    asked to stop, after the current step. All ranks leave together, also when one of them fails.
 
     Args:
         loader: of this rank.
         world: the ranks.
         stop: whether this rank is asked to stop.
-        on_wait: told what is waited for, at least every 0.1 s while not all ranks are ready.
+        on_wait: given what is waited for, at least every 0.1 s while not all ranks are ready.
         patience: how long that may take.
-        warn: told which lanes hold the others up.
+        warn: given a sentence about the lanes that hold the others up.
         save_asked: whether this rank was asked to save since it was last called.
         on_save: called on all ranks between the same two steps once any of them was asked to.
         on_unusable: told the unusable records of a step that a pass ended without: the account of all ranks,
@@ -144,7 +131,7 @@ class Steps:
         loader: ReplayLoader,
         world: World,
         *,
-        stop: Callable[[], Stop],
+        stop: Callable[[], StopVote],
         on_wait: Callable[[Waiting], None],
         patience: Patience,
         warn: Callable[[str], None],
@@ -153,7 +140,7 @@ class Steps:
         on_unusable: Callable[[LaneStats, Sequence[BadPlace]], None] = lambda _stats, _places: None,
     ) -> None:
         self.loader = loader
-        self.stop = Stop.NO
+        self.stop = StopVote.NO
         """How the ranks were asked to stop, once they were."""
         self.lag = 0
         """Records committed and not used, of all ranks, as of the last vote."""
@@ -161,7 +148,7 @@ class Steps:
         """How far each lane is behind, of all ranks, as of the last look."""
         self.restarts = 0
         """Reader processes replaced so far, of all ranks."""
-        self._world, self._asked, self._on_wait, self._warn = world, stop, on_wait, warn
+        self._world, self._stop_vote, self._on_wait, self._warn = world, stop, on_wait, warn
         self._save_asked, self._on_save, self._saving = save_asked, on_save, False
         self._on_unusable = on_unusable
         self._patience = patience
@@ -172,12 +159,12 @@ class Steps:
         self._lag_here, self._next_lag, self._tell = 0, 0.0, 0
         self._waits_since = 0.0
         self._named_at = 0.0
-        self._unread = 0
+        self._left_over = 0
 
     def __iter__(self) -> Iterator[Batch]:
         while not self.loader.finished:
             state, stats = self._agree()
-            if self.stop is not Stop.NO:
+            if self.stop is not StopVote.NO:
                 return
             if state is State.PASS_ENDED:
                 self._end_chunks()
@@ -190,7 +177,7 @@ class Steps:
             yield batch
 
     def replays(self) -> Iterator[Batch]:
-        """The replays of the batch that was given last. A step is done as a whole: no stop is heeded."""
+        """The replays of the batch that was given last. A step is done as a whole: no stop is applied."""
         while self.loader.replays_left:
             _, stats = self._agree()
             again = self.loader.take_replay(stats)
@@ -214,20 +201,20 @@ class Steps:
             if self._saving and not replaying:  # also while records are waited for
                 self._saving = False
                 self._on_save()
-            stopping = self.stop is not Stop.NO and not replaying
+            stopping = self.stop is not StopVote.NO and not replaying
             if stopping or state in {State.PASS_ENDED, State.TAIL_FOUND}:
                 return state, LaneStats()
             if state is State.READY:
                 return state, self._account(rows)
             if state is State.FAILED:
-                self._raise(self._world.gather(self._told()))
+                self._raise(self._world.all_gather_objects(self._failure()))
             self._name_the_late(rows)
             self._on_wait(Waiting(records=any(row.starving for row in rows), lag=self.lag, lanes=self.lanes))
             self._say(TURN_S)
 
     def _say_ahead(self) -> None:
         """Hand in the row for the next update before this one is computed; alone there is no hurry."""
-        if self._world.ranks > 1:
+        if self._world.world_size > 1:
             self._say(0.0)
 
     def _say(self, timeout_s: float) -> None:
@@ -249,12 +236,12 @@ class Steps:
         row = Row(
             turn=self._turn,
             state=state,
-            stop=self._asked(),
+            stop=self._stop_vote(),
             starving=len(self.loader.starving) if state is State.WAITING and self.loader.waiting else 0,
             lag=self._lag_here,
             restarts=self.loader.worker_restarts,
             rebuilding=int(self.loader.rebuilding),
-            name=int(self._world.lead and time.monotonic() - self._named_at >= self._patience.warn_s),
+            name=int(self._world.is_main and time.monotonic() - self._named_at >= self._patience.warn_s),
             tell=self._tell,
             save=int(self._save_asked()),
             read=stats.read,
@@ -264,21 +251,21 @@ class Steps:
             decode_us=round(stats.decode_s * 1e6),
             crop_us=round(stats.crop_s * 1e6),
         )
-        self._ahead = self._world.rows(row.wire())
+        self._ahead = self._world.all_gather_ints(row.wire())
 
     def _look_at_lag(self) -> None:
         """Count the lag now and then: it looks at each lane. A figure for people never ends a run."""
         now = time.monotonic()
         if now < self._next_lag:
             return
-        self._next_lag, self._tell = now + LAG_S, int(self._world.lead)
+        self._next_lag, self._tell = now + LAG_S, int(self._world.is_main)
         try:
             self._lag_here = self.loader.lag()
         except (StreamError, OSError) as error:
             logger.warning("the lag cannot be told now: %s", error)
 
     def _heard(self) -> list[Row]:
-        """What all ranks have said."""
+        """The votes of all ranks."""
         if self._ahead is None:
             self._say(TURN_S)
         assert self._ahead is not None
@@ -293,7 +280,7 @@ class Steps:
         if rows[0].tell:
             self._tell = 0
             own = [asdict(lag) for lag in self.loader.lane_lags()]
-            self.lanes = [LaneLag(**lag) for told in self._world.gather(own) for lag in told]
+            self.lanes = [LaneLag(**lag) for lags in self._world.all_gather_objects(own) for lag in lags]
         return rows
 
     def _account(self, rows: list[Row]) -> LaneStats:
@@ -301,7 +288,7 @@ class Steps:
         skipped: dict[str, int] = {}
         # All ranks see the same table, so all of them ask for the reasons, or none does.
         if any(row.read > row.used for row in rows):
-            for reasons in self._world.gather(dict(self.loader.upcoming.skipped)):
+            for reasons in self._world.all_gather_objects(dict(self.loader.upcoming.skipped)):
                 skipped = add_counts(skipped, reasons)
         return LaneStats(
             read=sum(row.read for row in rows),
@@ -323,69 +310,69 @@ class Steps:
             own = self.loader.unread_by_lane()
         except (StreamError, OSError) as error:
             self.error = error
-        told = self._world.gather([list(own.items()), self.loader.unusable, self._told()])
-        if any(failed for _, _, failed in told):
-            self._raise([failed for _, _, failed in told])
-        unread = {lane: records for rows, _, _ in told for lane, records in rows}
-        self._unread = sum(unread.values())
+        reports = self._world.all_gather_objects([list(own.items()), self.loader.unusable, self._failure()])
+        if any(failed for _, _, failed in reports):
+            self._raise([failed for _, _, failed in reports])
+        unread = {lane: records for rows, _, _ in reports for lane, records in rows}
+        self._left_over = sum(unread.values())
         places = self.loader.unusable_places
         if not self.loader.begin_tail(unread):
-            self._end_pass([unusable for _, unusable, _ in told], places)
+            self._end_pass([unusable for _, unusable, _ in reports], places)
 
     def _deal_tail(self) -> None:
         """All ranks know which of the samples that remain are good: deal them, or go to the next pass."""
-        told = self._world.gather([self.loader.tail_found, self.loader.unusable])
-        if not self.loader.deal_tail([(*sample,) for found, _ in told for sample in found]):
-            self._end_pass([unusable for _, unusable in told], self.loader.unusable_places)
+        tails = self._world.all_gather_objects([self.loader.tail_found, self.loader.unusable])
+        if not self.loader.deal_tail([(*sample,) for found, _ in tails for sample in found]):
+            self._end_pass([unusable for _, unusable in tails], self.loader.unusable_places)
 
     def _end_pass(self, unusable: Sequence[dict[str, int]], places: Sequence[BadPlace]) -> None:
-        """Go to the next pass; what could not be used of the last step of this one is told.
+        """Go to the next pass; what could not be used of the last step of this one is reported.
 
         Args:
             unusable: counts by reason of each rank.
             places: of this rank.
         """
         skipped: dict[str, int] = reduce(add_counts, unusable, {})
-        self.loader.end_pass(self._unread, skipped)
+        self.loader.end_pass(self._left_over, skipped)
         if skipped:
             self._on_unusable(LaneStats(read=sum(skipped.values()), skipped=skipped), places)
 
-    def _told(self) -> list[Any] | None:
+    def _failure(self) -> list[Any] | None:
         """Why this rank cannot go on, for the others, and with which exit code."""
         if self.error is None:
             return None
         return [f"{type(self.error).__name__}: {self.error}", exit_code_of(self.error) or EXIT_FAILED]
 
-    def _raise(self, told: Sequence[list[Any] | None]) -> NoReturn:
+    def _raise(self, failures: Sequence[list[Any] | None]) -> NoReturn:
         """One rank or more cannot go on: they raise what they met, the others say who."""
         if self.error is not None:
             raise self.error
-        rank = next(number for number, failed in enumerate(told) if failed)
-        why, code = told[rank] or ("", EXIT_FAILED)
-        raise RankFailed(f"rank {rank} of {self._world.ranks} cannot go on: {why}", code)
+        rank = next(number for number, failed in enumerate(failures) if failed)
+        why, code = failures[rank] or ("", EXIT_FAILED)
+        raise RankFailed(f"rank {rank} of {self._world.world_size} cannot go on: {why}", code)
 
     def _name_the_late(self, rows: list[Row]) -> None:
-        """Say which lanes hold up the others; end the run when readers bring nothing for too long."""
+        """Name the lanes that hold up the others; end the run when readers bring nothing for too long."""
         if not rows[0].name:
             return
         self._named_at = time.monotonic()
         waited = self._named_at - self._waits_since
         own = {"starving": list(self.loader.starving), "lanes": list(self.loader.lanes), "waited": waited}
-        told = self._world.gather(own)
+        states = self._world.all_gather_objects(own)
         late = [rank for rank, row in enumerate(rows) if row.state is State.WAITING]
         stuck = [rank for rank in late if not (rows[rank].starving or rows[rank].rebuilding)]
-        num_lanes = sum(len(one["lanes"]) for one in told)
-        whose = "; ".join(f"rank {rank} ({_names(told[rank]['lanes'])})" for rank in stuck[:MOST_NAMED])
-        # The first rank's watch decides, so that all do the same.
-        if stuck and told[0]["waited"] >= self._patience.fail_s:
+        num_lanes = sum(len(one["lanes"]) for one in states)
+        whose = "; ".join(f"rank {rank} ({_names(states[rank]['lanes'])})" for rank in stuck[:MOST_NAMED])
+        # The first rank's clock decides, so that all do the same.
+        if stuck and states[0]["waited"] >= self._patience.fail_s:
             raise Starved(
-                f"{whose}: no batch for {told[0]['waited']:.0f} s although records "
+                f"{whose}: no batch for {states[0]['waited']:.0f} s although records "
                 "are there: readers hang, or the storage does; look at them and run the same command again"
             )
-        starving = sorted(lane for rank in late for lane in told[rank]["starving"])
+        starving = sorted(lane for rank in late for lane in states[rank]["starving"])
         if starving and len(starving) < num_lanes:
-            ranks = [rank for rank in late if told[rank]["starving"]]
-            of_ranks = f" (rank {', '.join(map(str, ranks))})" if len(told) > 1 else ""
+            ranks = [rank for rank in late if states[rank]["starving"]]
+            of_ranks = f" (rank {', '.join(map(str, ranks))})" if len(states) > 1 else ""
             self._warn(
                 f"waiting {waited:.0f} s for records of {_names(starving)}{of_ranks}; other lanes have some"
             )

@@ -24,9 +24,9 @@ from tests.stream import make_topic
 
 HOLD = """
 import sys, time
-from ingest.topic_lease import TopicLease
+from ingest.kafka_lease import TopicLease
 from stream.config import KafkaConfig
-from stream.topic_address import read_address
+from stream.kafka_topic.address import read_address
 TopicLease(read_address(sys.argv[1]), KafkaConfig(), "one", "pictures").take()
 print("taken", flush=True)
 time.sleep(600)

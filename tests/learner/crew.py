@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from learner.collective import Group, Ranks
+from learner.collective import Group, ProcessGroup
 
 SIZE = 4
 WAIT_S = 120.0
@@ -60,7 +60,7 @@ class Crew:
         return answer
 
 
-class Neighbours(Ranks):
+class Neighbours(ProcessGroup):
     """Some of the crew, whose groups of neighbours are there already."""
 
     def __init__(self, made: Mapping[tuple[int, ...], object], members: tuple[int, ...]) -> None:
@@ -70,8 +70,8 @@ class Neighbours(Ranks):
         self._made = made
 
     def parts(self, sets: Sequence[tuple[int, ...]]) -> dict[tuple[int, ...], Group]:
-        """As `Ranks.parts`."""
-        whole = tuple(range(self.world))
+        """As `ProcessGroup.parts`."""
+        whole = tuple(range(self.world_size))
         own = [members for members in sets if self.rank in members]
         return {members: self if members == whole else Neighbours(self._made, members) for members in own}
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from learner.augment import Views
-from learner.collective import Alone, Group
+from learner.collective import Group, SingleProcess
 from learner.config import LearnerConfig
 from learner.learner import Learner
 from learner.report import StepReport
@@ -30,10 +30,10 @@ STEPS = 4
 """The first takes what is kept, the third is the first with a queue and moving prototypes, then a replay."""
 
 
-class Partner(Alone):
+class Partner(SingleProcess):
     """The first of two ranks; the other one has as many samples, and adds nothing."""
 
-    world = 2
+    world_size = 2
 
     def sum(self, tensor: Tensor) -> Tensor:
         """A copy, as of real ranks."""
@@ -49,7 +49,7 @@ class Partner(Alone):
 
     def sum_(self, tensor: Tensor) -> None:
         """Of the table of counts: the other rank's, in its place."""
-        if tensor.shape == (self.world,):
+        if tensor.shape == (self.world_size,):
             tensor.copy_(tensor + tensor.flip(0))
 
 
@@ -59,7 +59,7 @@ class Case(NamedTuple):
     config: LearnerConfig
     precision: str = "float32"
     parts: int = 1
-    group: Group = Alone()
+    group: Group = SingleProcess()
 
     def learner(self, device: torch.device) -> Learner:
         """A new one."""
@@ -76,7 +76,7 @@ class Case(NamedTuple):
     def step(self, learner: Learner, number: int) -> StepReport:
         """One update."""
         views = batch(
-            number, ranks=self.group.world, rank=self.group.rank, groups=self.config.model.bn_groups
+            number, ranks=self.group.world_size, rank=self.group.rank, groups=self.config.model.bn_groups
         )
         if learner._network.device.type != "cpu":
             views = page_locked(views)

@@ -20,7 +20,7 @@ class Noted:
     """A group that notes the order of its collectives."""
 
     def __init__(self, group: Group) -> None:
-        self.rank, self.world = group.rank, group.world
+        self.rank, self.world_size = group.rank, group.world_size
         self.calls: list[Call] = []
         self._group = group
 
@@ -77,7 +77,7 @@ def train(
     losses, calls = [], []
     for step in range(steps):
         noted.calls.clear()
-        views = batch(step, ranks=group.world, rank=group.rank, groups=config.model.bn_groups)
+        views = batch(step, ranks=group.world_size, rank=group.rank, groups=config.model.bn_groups)
         report = learner.step(views, accumulate=accumulate)
         losses.append(report.loss)
         calls.append(list(noted.calls))

@@ -44,7 +44,7 @@ def train(
         learner.load_state_dict(tensors(state))
     reports = []
     for step in steps:
-        views = batch(step, ranks=group.world, rank=group.rank, groups=config.model.bn_groups)
+        views = batch(step, ranks=group.world_size, rank=group.rank, groups=config.model.bn_groups)
         reports.append(learner.step(views, accumulate=accumulate))
     return {
         "losses": [report.loss for report in reports],
@@ -75,9 +75,9 @@ def train(
 def meet_a_spoiled_batch(group: Group, *, config: LearnerConfig) -> tuple[str, bool, list[float]]:
     """A sample of rank 1 is not a number: what a rank sees, whether it is as before, and how it goes on."""
     learner = small_learner(config, group=group)
-    learner.step(batch(0, ranks=group.world, rank=group.rank, groups=config.model.bn_groups))
+    learner.step(batch(0, ranks=group.world_size, rank=group.rank, groups=config.model.bn_groups))
     before = learner.state_dict()
-    views = batch(1, ranks=group.world, rank=group.rank, groups=config.model.bn_groups)
+    views = batch(1, ranks=group.world_size, rank=group.rank, groups=config.model.bn_groups)
     try:
         learner.step(spoiled(views) if group.rank == 1 else views)
     except NonFinite as error:
@@ -87,7 +87,7 @@ def meet_a_spoiled_batch(group: Group, *, config: LearnerConfig) -> tuple[str, b
     after = learner.state_dict()
     unchanged = all(torch.equal(tensor, after["tensors"][name]) for name, tensor in before["tensors"].items())
     losses = [
-        learner.step(batch(step, ranks=group.world, rank=group.rank, groups=config.model.bn_groups)).loss
+        learner.step(batch(step, ranks=group.world_size, rank=group.rank, groups=config.model.bn_groups)).loss
         for step in (1, 2)
     ]
     return seen, unchanged, losses
@@ -142,7 +142,7 @@ def watch(group: Group, *, config: LearnerConfig, steps: range) -> list[Any]:
     looking = Watch(network, deal, config.swav.prototypes[0])
     found = []
     for step in steps:
-        views = batch(step, ranks=group.world, rank=group.rank, groups=config.model.bn_groups)
+        views = batch(step, ranks=group.world_size, rank=group.rank, groups=config.model.bn_groups)
         counts = counts_of_ranks(group, views.crops[0].shape[1])
         seen = looking.observe(
             views,

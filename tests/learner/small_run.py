@@ -76,7 +76,7 @@ def small_learner(
 
 def deal_of(config: LearnerConfig, group: Group | None) -> Deal | None:
     """The lanes of `batch`, dealt as they are read."""
-    return None if group is None else Deal(group, owners_of(LANES, group.world, config.model.bn_groups))
+    return None if group is None else Deal(group, owners_of(LANES, group.world_size, config.model.bn_groups))
 
 
 def counting_clock() -> Callable[[], float]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from learner.augment import Views, blur, photometric
-from learner.collective import Alone, Deal
+from learner.collective import Deal, SingleProcess
 from learner.config import AugmentConfig
 from learner.draws import UNIFORMS
 from tests.oracles.photometric import photometric_all
@@ -165,14 +165,14 @@ def test_views_without_samples_are_refused() -> None:
         Views(crops=(torch.zeros(2, 0, 3, 8, 8, dtype=torch.uint8),), uniforms=torch.zeros(2, 0, 16))
 
 
-class Second(Alone):
+class Second(SingleProcess):
     """The second of two ranks, as far as who has which lane."""
 
-    rank, world = 1, 2
+    rank, world_size = 1, 2
 
 
 def test_one_rank_needs_no_names_of_lanes_and_several_do() -> None:
-    assert views().lanes(Deal(Alone())).tolist() == [0, 1, 2, 3]
+    assert views().lanes(Deal(SingleProcess())).tolist() == [0, 1, 2, 3]
     deal = Deal(Second(), [0, 0, 0, 0, 1, 1, 1, 1])
     assert views(lane_B=torch.tensor([4, 4, 6, 7])).lanes(deal).tolist() == [4, 4, 6, 7]
     with pytest.raises(ValueError, match="each sample needs to name its lane"):

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from learner.collective import Alone
+from learner.collective import SingleProcess
 from learner.config import LearnerConfig
 from tests.learner import gradient_jobs
 from tests.learner.crew import Crew
@@ -33,7 +33,7 @@ def of_all(crew: Crew, world: int, config: LearnerConfig, **change: Any) -> list
     """What each rank saw; first checked to be the run of one rank, in one order."""
     arguments: dict[str, Any] = {"config": config, "steps": STEPS, "bucket_bytes": MANY} | change
     ranks = crew.run(gradient_jobs.train, world, **arguments)
-    one = gradient_jobs.train(Alone(), **arguments)
+    one = gradient_jobs.train(SingleProcess(), **arguments)
     for rank in ranks:
         assert rank["calls"] == ranks[0]["calls"]
         np.testing.assert_allclose(rank["losses"], one["losses"], rtol=1e-9, atol=1e-9)

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from learner.augment import photometric
-from learner.collective import Alone, Deal
+from learner.collective import Deal, SingleProcess
 from learner.config import AugmentConfig, LearnerConfig
 from learner.loss import swapped_loss
 from learner.measure import measure
-from learner.network import Laps, Network
+from learner.network import Network, PhaseTimer
 from learner.report import NonFinite
 from learner.sinkhorn import assign, marginal_error
 from tests.learner.small_run import (
@@ -32,13 +32,13 @@ from tests.oracles.finite_difference import slope
 CPU = torch.device("cpu")
 
 
-def laps() -> Laps:
-    return Laps(lambda: 0.0)
+def timer() -> PhaseTimer:
+    return PhaseTimer(lambda: 0.0)
 
 
 def small_network(config: LearnerConfig, *, precision: str = "float32") -> Network:
     """The network that a small learner starts with."""
-    return Network(config, seed=0, device=CPU, precision=precision, deal=Deal(Alone()))
+    return Network(config, seed=0, device=CPU, precision=precision, deal=Deal(SingleProcess()))
 
 
 @pytest.mark.parametrize("kind", ["adamw", "groups of batch norm"])
@@ -132,11 +132,11 @@ def test_one_step_follows_the_gradient_of_the_loss_under_fixed_codes() -> None:
     def loss_at(weight: Tensor) -> Tensor:
         network = small_network(config, precision="float64")
         prototypes = network.model.prototypes[0]
-        z = network.embed(views, torch.arange(BATCH), laps()).detach()
+        z = network.embed(views, torch.arange(BATCH), timer()).detach()
         codes = assign(z[:2] @ prototypes.T, epsilon=0.05, iterations=3).codes_ABK
         with torch.no_grad():
             network.model.head.get_parameter("3.weight").copy_(weight)
-        scores = network.embed(views, torch.arange(BATCH), laps()) @ prototypes.T
+        scores = network.embed(views, torch.arange(BATCH), timer()) @ prototypes.T
         return swapped_loss(scores, codes, temperature=0.1).mean()
 
     direction = torch.randn(moved.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -182,7 +182,7 @@ def test_samples_seen_before_count_as_an_update_but_not_as_arrivals() -> None:
     assert (report.samples, report.updates) == (BATCH, 2)
 
 
-class Counting(Alone):
+class Counting(SingleProcess):
     """One rank that counts its collectives."""
 
     def __init__(self) -> None:
@@ -211,12 +211,12 @@ def test_a_step_costs_a_small_collective_an_iteration_and_two_more(iterations: i
 def test_what_is_read_back_in_one_piece_is_what_each_value_was() -> None:
     learner = small_learner(small_config(swav={"prototypes": (10, 6), "prior": "powerlaw"}))
     views = batch(0)
-    lane_B = views.lanes(Deal(Alone()))
+    lane_B = views.lanes(Deal(SingleProcess()))
     usage_H = [torch.zeros(10), torch.zeros(6)]
     outcome = learner._gradient.of(
-        views, lane_B, [torch.arange(BATCH)], counts=(BATCH,), samples=0, usage_H=usage_H, laps=laps()
+        views, lane_B, [torch.arange(BATCH)], counts=(BATCH,), samples=0, usage_H=usage_H, timer=timer()
     )
-    measured = measure(outcome, torch.tensor(2.5), learner.config.swav, Alone())
+    measured = measure(outcome, torch.tensor(2.5), learner.config.swav, SingleProcess())
     assert measured.gradient_norm == 2.5
     for scores_ABK, assigned_N in zip(outcome.scores_H, measured.assigned_HN, strict=True):
         assert torch.equal(assigned_N, scores_ABK[0].argmax(-1))
@@ -266,7 +266,7 @@ def test_the_queue_first_takes_part_in_the_step_after_it_is_full() -> None:
 def test_assigned_numbers_are_the_arg_max_of_raw_scores_and_not_of_codes() -> None:
     config = small_config(swav={"prior": "powerlaw"})
     network = small_network(config)
-    z = network.embed(batch(0), torch.arange(BATCH), laps()).detach()
+    z = network.embed(batch(0), torch.arange(BATCH), timer()).detach()
     scores = z[0] @ network.model.prototypes[0].detach().T
     report = small_learner(config).step(batch(0))
     assert torch.equal(report.assigned_B, scores.argmax(1))

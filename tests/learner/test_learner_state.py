@@ -170,7 +170,7 @@ def test_a_state_is_a_copy_that_later_steps_do_not_change() -> None:
     assert same_bits(state["tensors"], kept)
 
 
-def test_handing_a_state_over_copies_no_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_state_that_is_only_sent_copies_no_weight(monkeypatch: pytest.MonkeyPatch) -> None:
     learner = small_learner(KINDS["adamw"])
     run(learner, 0, 2)
 
@@ -178,6 +178,6 @@ def test_handing_a_state_over_copies_no_weight(monkeypatch: pytest.MonkeyPatch) 
         raise AssertionError(tuple(tensor.shape))
 
     monkeypatch.setattr("learner.state.copied", refuse)
-    learner.hand_over_state()
+    assert learner.state_dict(send_only=True) == {}
     with pytest.raises(AssertionError):
         learner.state_dict()

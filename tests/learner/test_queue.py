@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from learner.collective import Alone, Deal
+from learner.collective import Deal, SingleProcess
 from learner.queue import FeatureQueue
 
 CPU = torch.device("cpu")
@@ -86,7 +86,7 @@ def test_a_queue_restored_at_any_step_goes_on_with_the_same_features() -> None:
     straight = filled(0)
     for step in range(7):
         restored = filled(0)
-        restored.load_state_dict(straight.state_dict(Alone(), CPU), Deal(Alone()), CPU)
+        restored.load_state_dict(straight.state_dict(SingleProcess(), CPU), Deal(SingleProcess()), CPU)
         for queue in (straight, restored):
             push(queue, step)
         assert torch.equal(restored.features(), straight.features())
@@ -101,21 +101,21 @@ def test_samples_out_of_lane_order_come_back_in_the_order_that_they_were_used_in
     queue = FeatureQueue(views=2, dim=3, capacity=4)
     queue.push(features(0), torch.tensor([2, 0, 2, 1]), stamp=0, total=4)
     restored = filled(0)
-    restored.load_state_dict(queue.state_dict(Alone(), CPU), Deal(Alone()), CPU)
+    restored.load_state_dict(queue.state_dict(SingleProcess(), CPU), Deal(SingleProcess()), CPU)
     assert torch.equal(restored.features(), queue.features())
 
 
 @dataclass
-class Seat(Alone):
+class Seat(SingleProcess):
     """One of several ranks, as far as loading asks."""
 
     rank: int
-    world: int
+    world_size: int
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
 def test_a_saved_queue_is_dealt_by_lanes_to_any_number_of_ranks(world: int) -> None:
-    state = filled(5).state_dict(Alone(), CPU)
+    state = filled(5).state_dict(SingleProcess(), CPU)
     parts = []
     for rank in range(world):
         queue = FeatureQueue(views=2, dim=3, capacity=12)
@@ -131,11 +131,11 @@ def test_a_saved_queue_is_dealt_by_lanes_to_any_number_of_ranks(world: int) -> N
 
 def test_a_shorter_queue_after_a_restart_keeps_the_newest() -> None:
     queue = FeatureQueue(views=2, dim=3, capacity=5)
-    queue.load_state_dict(filled(5).state_dict(Alone(), CPU), Deal(Alone()), CPU)
+    queue.load_state_dict(filled(5).state_dict(SingleProcess(), CPU), Deal(SingleProcess()), CPU)
     assert torch.equal(queue.features(), features(4))
 
 
 def test_features_of_another_width_are_refused() -> None:
     queue = FeatureQueue(views=2, dim=4, capacity=12)
     with pytest.raises(ValueError, match=r"saved queue has shape \(2, 12, 3\)"):
-        queue.load_state_dict(filled(5).state_dict(Alone(), CPU), Deal(Alone()), CPU)
+        queue.load_state_dict(filled(5).state_dict(SingleProcess(), CPU), Deal(SingleProcess()), CPU)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from learner.collective import Alone
+from learner.collective import SingleProcess
 from learner.config import LearnerConfig
 from learner.model import on_the_sphere
 from learner.report import HealthReport
@@ -32,7 +32,7 @@ def grouped(groups: int) -> LearnerConfig:
 
 def alone(config: LearnerConfig, **change: Any) -> dict[str, Any]:
     arguments: dict[str, Any] = {"precision": "float64", "steps": range(STEPS)} | change
-    return rank_jobs.train(Alone(), config=config, **arguments)
+    return rank_jobs.train(SingleProcess(), config=config, **arguments)
 
 
 def assert_same_run(ranks: list[dict[str, Any]], one: dict[str, Any], tolerance: float = 1e-9) -> None:
@@ -176,7 +176,7 @@ def test_codes_are_balanced_over_the_batches_of_all_ranks(
     given = scores(sum(sizes), 16, dtype)
     arguments: dict[str, Any] = {"scores": given, "epsilon": epsilon, "prior": None, "keep": None}
     ranks = crew.run(rank_jobs.codes, len(sizes), sizes=sizes, **arguments)
-    whole, mass = rank_jobs.codes(Alone(), sizes=[sum(sizes)], **arguments)
+    whole, mass = rank_jobs.codes(SingleProcess(), sizes=[sum(sizes)], **arguments)
     np.testing.assert_allclose(np.concatenate([c for c, _ in ranks], axis=1), whole, rtol=0, atol=tolerance)
     for _, ranks_mass in ranks:
         np.testing.assert_allclose(ranks_mass, mass, rtol=1e-5)
@@ -185,9 +185,9 @@ def test_codes_are_balanced_over_the_batches_of_all_ranks(
 def test_balancing_each_rank_alone_would_give_other_codes() -> None:
     given = scores(40, 16, "float64")
     arguments: dict[str, Any] = {"epsilon": 0.05, "prior": None, "keep": None}
-    whole, _ = rank_jobs.codes(Alone(), scores=given, sizes=[40], **arguments)
+    whole, _ = rank_jobs.codes(SingleProcess(), scores=given, sizes=[40], **arguments)
     local = [
-        rank_jobs.codes(Alone(), scores=given[:, first : first + 10], sizes=[10], **arguments)[0]
+        rank_jobs.codes(SingleProcess(), scores=given[:, first : first + 10], sizes=[10], **arguments)[0]
         for first in range(0, 40, 10)
     ]
     total_variation = np.abs(np.concatenate(local, axis=1) - whole).sum(-1).mean() / 2
@@ -199,7 +199,7 @@ def test_codes_of_ranks_with_a_queue_and_a_prior_are_those_of_one_rank(crew: Cre
     prior = np.linspace(1, 2, 8) / np.linspace(1, 2, 8).sum()
     arguments: dict[str, Any] = {"epsilon": 0.03, "prior": prior}
     ranks = crew.run(rank_jobs.codes, 3, scores=given, sizes=[10, 10, 10], keep=4, **arguments)
-    whole, _ = rank_jobs.codes(Alone(), scores=given, sizes=[30], keep=None, **arguments)
+    whole, _ = rank_jobs.codes(SingleProcess(), scores=given, sizes=[30], keep=None, **arguments)
     for rank, (codes, _) in enumerate(ranks):
         np.testing.assert_allclose(codes, whole[:, 10 * rank : 10 * rank + 4], rtol=0, atol=1e-12)
 
@@ -218,7 +218,7 @@ def test_sums_leave_their_argument_alone_and_gradients_are_summed_in_any_bucket(
 
 
 def test_one_rank_sums_to_itself() -> None:
-    answer = rank_jobs.sums(Alone(), bucket_bytes=1)
+    answer = rank_jobs.sums(SingleProcess(), bucket_bytes=1)
     assert answer["sum"].tolist() == answer["given"].tolist() == [1, -2]
     assert answer["counts"] == (2,)
     assert answer["gradients"][1][0, 0] == 1
@@ -226,7 +226,7 @@ def test_one_rank_sums_to_itself() -> None:
 
 def test_every_rank_sees_the_drift_of_all(crew: Crew) -> None:
     config = grouped(4)
-    one = rank_jobs.watch(Alone(), config=config, steps=range(40))
+    one = rank_jobs.watch(SingleProcess(), config=config, steps=range(40))
     assert one[-1][0] is not None
     assert one[-1][2] == pytest.approx(1)
     for found in crew.run(rank_jobs.watch, 3, config=config, steps=range(40)):

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from learner.collective import Alone
+from learner.collective import SingleProcess
 from learner.config import LearnerConfig, ReseedConfig
 from learner.learner import Learner
 from learner.model import cosines, on_the_sphere
-from learner.network import Laps
+from learner.network import PhaseTimer
 from learner.optim import Lars
 from learner.reseed import Arrivals, Reseeder
 from tests.learner.small_run import BATCH, batch, coloured, run, same_bits, small_config, small_learner
@@ -25,7 +25,7 @@ def reseeder(
         seed=seed,
         freeze_samples=freeze_samples,
         twin_cosine=twin_cosine,
-        group=Alone(),
+        group=SingleProcess(),
     )
 
 
@@ -190,7 +190,7 @@ def test_prototypes_that_lie_where_no_feature_is_come_into_use() -> None:
         learner = small_learner(config)
         views, _ = coloured(0)
         with torch.no_grad():
-            z_BD = learner._network.embed(views, torch.arange(80), Laps(lambda: 0.0))[0]
+            z_BD = learner._network.embed(views, torch.arange(80), PhaseTimer(lambda: 0.0))[0]
             learner._model.prototypes[0][5:] = -on_the_sphere(z_BD.mean(0))
         for step in range(1, 8):
             report = learner.step(coloured(step)[0])

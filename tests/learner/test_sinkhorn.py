@@ -11,7 +11,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from learner.collective import Alone
+from learner.collective import SingleProcess
 from learner.loss import swapped_loss
 from learner.sinkhorn import assign, marginal_error, power_law_prior
 from tests.oracles.log_sinkhorn import log_sinkhorn
@@ -240,7 +240,7 @@ def test_views_are_balanced_each_on_its_own() -> None:
     torch.testing.assert_close(together, apart, rtol=1e-5, atol=1e-6)
 
 
-class Counting(Alone):
+class Counting(SingleProcess):
     """One rank that counts its collectives."""
 
     def __init__(self) -> None:

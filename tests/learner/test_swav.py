@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from learner.collective import Alone
+from learner.collective import SingleProcess
 from learner.config import SwavConfig
 from learner.model import on_the_sphere
 from learner.objectives.swav import Swav
@@ -19,7 +19,7 @@ def sphere(*shape: int, seed: int) -> Tensor:
 
 def made(**change: object) -> Swav:
     fields: dict[str, object] = {"prototypes": (K,), "queue_samples": 2 * B}
-    return Swav(SwavConfig(**(fields | change)), dim=D, group=Alone())  # type: ignore[arg-type]  # by test
+    return Swav(SwavConfig(**(fields | change)), dim=D, group=SingleProcess())  # type: ignore[arg-type]  # by test
 
 
 def codes_of(swav: Swav, z_ABD: Tensor, prototypes_KD: Tensor) -> Codes:

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from learner.augment import Views
-from learner.collective import Alone, Deal
+from learner.collective import Deal, SingleProcess
 from learner.network import Network
 from learner.watch import REPORTS, TRAIL_LEAST, FeatureTrail, Watch, Watched
 from tests.learner.small_run import small_config
@@ -15,7 +15,7 @@ B = 64
 
 def network(seed: int = 0) -> Network:
     return Network(
-        small_config(), seed=seed, device=torch.device("cpu"), precision="float32", deal=Deal(Alone())
+        small_config(), seed=seed, device=torch.device("cpu"), precision="float32", deal=Deal(SingleProcess())
     )
 
 
@@ -36,7 +36,7 @@ class Looking:
 
     def __init__(self, *, every: int = 10**9) -> None:
         self.network = network()
-        self.watch = Watch(self.network, Deal(Alone()), 10)
+        self.watch = Watch(self.network, Deal(SingleProcess()), 10)
         self.every, self.samples = every, 0
 
     def look(self, steps: range, *, dark: bool = False, queue_age: int | None = None) -> Watched:

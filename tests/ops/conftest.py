@@ -7,8 +7,8 @@ from typing import Self
 import pytest
 import torch
 
-from ops.rundir.summary import Summary
-from ops.train.reporting import Followers
+from ops.rundir.summary import RunSummary
+from ops.train.reporting import RunReporter
 from tests.ops import small_runs
 from tests.ops.chromium import browser  # noqa: F401  a fixture
 from tests.ops.redis_publishing import HELD_UP_S, Make, Publishing
@@ -32,31 +32,29 @@ def drawn_stream(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def whole_run(
     tmp_path_factory: pytest.TempPathFactory, drawn_stream: str, one_thread: None
-) -> tuple[Path, Summary]:
+) -> tuple[Path, RunSummary]:
     """A run over the stream that nothing interrupted."""
     run_dir = tmp_path_factory.mktemp("whole") / "run"
     return run_dir, small_runs.run(drawn_stream, run_dir, small_runs.config_of())
 
 
 @pytest.fixture
-def watched(monkeypatch: pytest.MonkeyPatch) -> list[Followers]:
-    """The followers of every run of the test, as they were made."""
-    made: list[Followers] = []
+def watched(monkeypatch: pytest.MonkeyPatch) -> list[RunReporter]:
+    """The reporters of every run of the test, as they were made."""
+    made: list[RunReporter] = []
 
-    class Watched(Followers):
+    class Watched(RunReporter):
         def __enter__(self) -> Self:
             made.append(self)
             return super().__enter__()
 
-    monkeypatch.setattr("ops.train.start.Followers", Watched)
+    monkeypatch.setattr("ops.train.start.RunReporter", Watched)
     return made
 
 
 @pytest.fixture
-def publishing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
+def publishing(tmp_path: Path) -> Iterator[Make]:
     """Begins publishers that try again quickly; none of them may hold up its learner."""
-    monkeypatch.setattr("ops.snapshots.publisher.RETRY_FIRST_S", 0.05)
-    monkeypatch.setattr("ops.snapshots.publisher.RETRY_LONGEST_S", 0.2)
     made: list[Publishing] = []
 
     def make(url: str) -> Publishing:

@@ -108,7 +108,7 @@ def dying(learner: Planted, views: Views) -> Views:
 
 def hang(learner: Planted, views: Views) -> Views:
     """A step that does not come to its end, as with a device or a rank that does not answer."""
-    while not type(learner).stop.asked():
+    while not type(learner).stop.requested():
         time.sleep(0.05)
     return views
 

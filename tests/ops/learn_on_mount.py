@@ -30,7 +30,7 @@ class Trouble(StopRequest):
         self._steps = 0
         self._began = self._ended = False
 
-    def asked(self) -> bool:
+    def requested(self) -> bool:
         self._steps += 1
         if self._steps > 2 and not self._began:
             self._began = True
@@ -38,7 +38,7 @@ class Trouble(StopRequest):
         elif self._began and not self._ended and "could not be written" in self._log.getvalue():
             self._ended = True
             self._end()
-        return super().asked()
+        return super().requested()
 
     def _begin(self) -> None:
         if self._kind == "readonly":

@@ -8,7 +8,7 @@ from ops.snapshots.encoder_files import EncoderFiles
 from ops.snapshots.publisher import Publisher
 from ops.snapshots.redis_client import connect
 from ops.snapshots.store import SnapshotStore
-from ops.snapshots.types import PublishResult
+from ops.snapshots.types import PublishResult, SnapshotTaken
 from tests.ops import synthetic
 from tests.ops.redis_servers import wait_for
 
@@ -27,7 +27,11 @@ class Publishing:
         self.files = EncoderFiles(folder)
         self.longest_s = 0.0
         self.publisher = Publisher(
-            self.store, self.files, on_result=self.results.append, on_warning=self.warnings.append
+            self.store,
+            self.files,
+            on_result=self.results.append,
+            on_warning=self.warnings.append,
+            retry_s=(0.05, 0.2),
         )
         self.publisher.start()
 
@@ -35,7 +39,7 @@ class Publishing:
         """As the learner's thread does; notes how long that held it up."""
         shot = synthetic.snapshot(number)
         began = time.monotonic()
-        self.publisher.publish(shot, samples=100 * number, updates=number)
+        self.publisher.publish(SnapshotTaken(shot, 100 * number, number))
         self.longest_s = max(self.longest_s, time.monotonic() - began)
 
     def published(self, number: int, timeout_s: float = 15.0) -> PublishResult:

@@ -19,7 +19,7 @@ from ops.config.schema import RunConfig
 from ops.demo.feed import encoded
 from ops.rundir.checkpoint import load_newest
 from ops.rundir.files import read_lines, read_run
-from ops.rundir.summary import Summary
+from ops.rundir.summary import RunSummary
 from ops.snapshots.embedded_redis import open_redis
 from ops.snapshots.store import SnapshotStore
 from ops.train.signals import StopRequest
@@ -71,18 +71,18 @@ class StopAfter(StopRequest):
         super().__init__()
         self._run_dir, self._steps, self._kill = run_dir, steps, kill
 
-    def asked(self) -> bool:
+    def requested(self) -> bool:
         there = sum(1 for _ in read_lines(self._run_dir / "history.jsonl")) >= self._steps
         if there and self._kill:
             os.kill(os.getpid(), signal.SIGKILL)
-        return there or super().asked()
+        return there or super().requested()
 
 
 class PublishedThenKill(StopAfter):
     """Waits at its step until the snapshot of that step stands in Redis, then ends the process."""
 
-    def asked(self) -> bool:
-        if super().asked():
+    def requested(self) -> bool:
+        if super().requested():
             with open_redis(self._run_dir) as client:
                 store = SnapshotStore(client, read_run(self._run_dir).uuid)
                 while max((info.samples for info in store.versions()), default=0) < 32 * self._steps:
@@ -91,7 +91,7 @@ class PublishedThenKill(StopAfter):
         return False
 
 
-def run(stream: str, run_dir: Path, config: RunConfig, **more: Any) -> Summary:
+def run(stream: str, run_dir: Path, config: RunConfig, **more: Any) -> RunSummary:
     return learn(stream, run_dir, config, out=io.StringIO(), **more)
 
 

@@ -11,7 +11,7 @@ import pytest
 from ops.errors import ConfigError, PortInUse, RunLocked, RunMismatch
 from ops.rundir.files import read_run, write_json
 from ops.rundir.lock import RunClaim, RunLock
-from ops.rundir.summary import Summary
+from ops.rundir.summary import RunSummary
 from ops.train.start import learn
 from stream.errors import StreamNotFound
 from tests.ops.small_runs import StopAfter, config_of, run, write_stream
@@ -31,7 +31,7 @@ def taken_port() -> Iterator[int]:
         yield int(holder.getsockname()[1])
 
 
-Start = Callable[[str, Path, int], Summary]
+Start = Callable[[str, Path, int], RunSummary]
 
 REFUSED: dict[str, tuple[type[Exception], Start]] = {
     "no stream": (StreamNotFound, lambda _, place, __: run(f"{place.parent}/no", place, config_of())),

@@ -29,7 +29,7 @@ from ops.errors import OpsError, RunLocked
 from ops.inference.load_model import load
 from ops.rundir.files import write_json
 from ops.rundir.lock import RunLock
-from ops.rundir.summary import Summary
+from ops.rundir.summary import RunSummary
 from ops.snapshots.embedded_redis import EmbeddedRedis, command_line
 from ops.snapshots.redis_client import connect
 from ops.train.signals import StopRequest
@@ -160,7 +160,7 @@ def test_given_images_are_read_again_until_the_time_is_used(tmp_path: Path) -> N
 
 def result_of(tmp_path: Path, *, updates: int, loss: float, agreement: tuple[float, float]) -> DemoResult:
     """What a demo on given images comes to, without one."""
-    summary = Summary(
+    summary = RunSummary(
         status="stopped", run=str(tmp_path), samples=64 * updates, skipped=0, left_over=0, steps=updates,
         updates=updates, passes=1, seconds=9.0, loss=4.2 * loss, loss_over_ln_k=loss, usage_perplexity=9.0,
         prototypes=64, skipped_by_reason={}, checkpoint=None, snapshot=None,
@@ -383,7 +383,7 @@ def test_the_redis_of_a_killed_demo_is_ended_when_it_is_replaced(tmp_path: Path)
 def test_sigterm_before_the_learner_has_begun_leaves_no_ingest_side(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def early(*_: object, stop: StopRequest, **__: object) -> Summary:
+    def early(*_: object, stop: StopRequest, **__: object) -> RunSummary:
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.wait(5)
         raise OpsError("stopped early")

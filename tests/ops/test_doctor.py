@@ -19,7 +19,7 @@ from ops.errors import RunNotFound
 from ops.monitoring.facts import Facts
 from ops.monitoring.rules import RULES
 from ops.rundir.files import append_line
-from ops.rundir.summary import Summary
+from ops.rundir.summary import RunSummary
 from tests.ops.faults import write as write_stream
 from tests.ops.small_runs import config_of, run
 
@@ -320,7 +320,7 @@ def test_settings_and_pages_that_are_named_exist() -> None:
             assert word in known
 
 
-def test_a_finished_run_is_examined_from_its_files(whole_run: tuple[Path, Summary]) -> None:
+def test_a_finished_run_is_examined_from_its_files(whole_run: tuple[Path, RunSummary]) -> None:
     facts = gather(whole_run[0])
     assert (facts.status, facts.live, facts.samples) == ("finished", False, whole_run[1].samples)
     assert facts.prototype_twins_ratio is not None
@@ -328,7 +328,7 @@ def test_a_finished_run_is_examined_from_its_files(whole_run: tuple[Path, Summar
 
 
 def test_the_command_prints_findings_for_people_and_programs(
-    tmp_path: Path, whole_run: tuple[Path, Summary]
+    tmp_path: Path, whole_run: tuple[Path, RunSummary]
 ) -> None:
     place = tmp_path / "run"
     place.mkdir()
@@ -347,7 +347,7 @@ def test_the_command_prints_findings_for_people_and_programs(
 
 
 def test_the_command_shows_a_consequence_under_its_cause(
-    monkeypatch: pytest.MonkeyPatch, whole_run: tuple[Path, Summary]
+    monkeypatch: pytest.MonkeyPatch, whole_run: tuple[Path, RunSummary]
 ) -> None:
     facts = Facts(**{**WELL, "redis_error": "Redis does not answer", "snapshot_samples": 640})
     monkeypatch.setattr("ops.doctor.facts.gather", lambda _run_dir: facts)

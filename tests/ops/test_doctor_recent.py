@@ -14,8 +14,8 @@ from ops.live_page.state import TROUBLE_S, LiveView
 from ops.monitoring.conditions import SHIPPED
 from ops.monitoring.facts import Facts
 from ops.rundir.files import append_line
-from ops.rundir.status import RUNNING, look
-from ops.rundir.summary import Summary
+from ops.rundir.status import RUNNING, read_status
+from ops.rundir.summary import RunSummary
 from tests.ops import synthetic
 from tests.ops.test_doctor import WELL
 
@@ -28,10 +28,10 @@ def found(**change: Any) -> list[str]:
 
 def as_if_live(run_dir: Path, live: LiveView, monkeypatch: pytest.MonkeyPatch) -> Facts:
     """What the doctor gathers while the live page says this."""
-    standing = replace(look(run_dir), status=RUNNING, url="http://here/")
+    standing = replace(read_status(run_dir), status=RUNNING, url="http://here/")
     body = json.loads(json.dumps(live.status(), default=str))
-    monkeypatch.setattr(doctor_facts, "look", lambda _run_dir: standing)
-    monkeypatch.setattr(doctor_facts, "ask", lambda _url: body)
+    monkeypatch.setattr(doctor_facts, "read_status", lambda _run_dir: standing)
+    monkeypatch.setattr(doctor_facts, "fetch_live_status", lambda _url: body)
     monkeypatch.setattr(doctor_facts, "_series", lambda _url: {})
     return doctor_facts.gather(run_dir)
 
@@ -46,7 +46,7 @@ def step(live: LiveView, skipped: dict[str, int] | None = None, **more: Any) -> 
 
 
 @pytest.fixture
-def place(tmp_path: Path, whole_run: tuple[Path, Summary]) -> Path:
+def place(tmp_path: Path, whole_run: tuple[Path, RunSummary]) -> Path:
     """A run directory of its own: a run that came to its end."""
     for name in ("run.json", "summary.json", "history.jsonl"):
         (tmp_path / name).write_bytes((whole_run[0] / name).read_bytes())

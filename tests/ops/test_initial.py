@@ -14,7 +14,7 @@ from ops.errors import ConfigError, RunMismatch, SnapshotNotFound
 from ops.inference import load_model
 from ops.rundir.checkpoint import load_newest
 from ops.rundir.files import FIRST_WEIGHTS, read_run
-from ops.rundir.summary import Summary
+from ops.rundir.summary import RunSummary
 from tests.ops.small_runs import STEPS, StopAfter, bits, config_of, killed, run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -43,7 +43,7 @@ def same_weights(one: Path, other: Path) -> bool:
 
 @pytest.mark.parametrize("form", ["", ":head", ":1", "/checkpoints/newest"])
 def test_a_new_run_begins_with_the_weights_of_a_snapshot_or_checkpoint(
-    whole_run: tuple[Path, Summary], drawn_stream: str, tmp_path: Path, form: str
+    whole_run: tuple[Path, RunSummary], drawn_stream: str, tmp_path: Path, form: str
 ) -> None:
     source = f"{whole_run[0]}{form}"
     if form.startswith("/"):
@@ -60,7 +60,7 @@ def test_a_new_run_begins_with_the_weights_of_a_snapshot_or_checkpoint(
 
 
 def test_it_is_a_run_from_the_start_and_not_a_resume(
-    whole_run: tuple[Path, Summary], drawn_stream: str, tmp_path: Path
+    whole_run: tuple[Path, RunSummary], drawn_stream: str, tmp_path: Path
 ) -> None:
     summary = run(drawn_stream, tmp_path / "run", config_of(), init_from=str(whole_run[0]))
     assert (summary.samples, summary.updates) == (STEPS * 32, STEPS)
@@ -70,7 +70,7 @@ def test_it_is_a_run_from_the_start_and_not_a_resume(
 
 
 def test_a_run_killed_before_its_first_checkpoint_has_the_same_first_weights(
-    whole_run: tuple[Path, Summary], drawn_stream: str, tmp_path: Path
+    whole_run: tuple[Path, RunSummary], drawn_stream: str, tmp_path: Path
 ) -> None:
     source = tmp_path / "source"
     shutil.copytree(whole_run[0], source, ignore=shutil.ignore_patterns("*.sock"))
@@ -88,7 +88,7 @@ def test_a_run_killed_before_its_first_checkpoint_has_the_same_first_weights(
 
 
 def test_going_back_to_the_start_is_going_back_to_those_weights(
-    whole_run: tuple[Path, Summary], drawn_stream: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    whole_run: tuple[Path, RunSummary], drawn_stream: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     step = Learner.step
     failed: list[bool] = []
@@ -111,7 +111,7 @@ def test_going_back_to_the_start_is_going_back_to_those_weights(
 
 
 def test_a_run_with_a_checkpoint_goes_on_from_it(
-    whole_run: tuple[Path, Summary], drawn_stream: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    whole_run: tuple[Path, RunSummary], drawn_stream: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run_dir = tmp_path / "run"
     config = config_of()
@@ -124,7 +124,7 @@ def test_a_run_with_a_checkpoint_goes_on_from_it(
 
 
 def test_weights_of_another_network_are_refused_in_one_line_and_leave_no_trace(
-    whole_run: tuple[Path, Summary], drawn_stream: str, tmp_path: Path
+    whole_run: tuple[Path, RunSummary], drawn_stream: str, tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "run"
     with pytest.raises(ConfigError, match=r"prototypes has shape \(16, 16\), this network needs \(20, 16\)"):
@@ -135,7 +135,7 @@ def test_weights_of_another_network_are_refused_in_one_line_and_leave_no_trace(
 
 
 def test_what_is_neither_run_nor_checkpoint_is_refused(
-    whole_run: tuple[Path, Summary], drawn_stream: str, tmp_path: Path
+    whole_run: tuple[Path, RunSummary], drawn_stream: str, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match="is neither a run nor a checkpoint"):
         run(drawn_stream, tmp_path / "a", config_of(), init_from=str(tmp_path / "nothing"))
@@ -144,7 +144,7 @@ def test_what_is_neither_run_nor_checkpoint_is_refused(
 
 
 def test_first_weights_that_were_changed_on_disk_are_refused(
-    whole_run: tuple[Path, Summary], drawn_stream: str, tmp_path: Path
+    whole_run: tuple[Path, RunSummary], drawn_stream: str, tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "run"
     config = config_of("checkpoint.every_samples=100000")
@@ -159,7 +159,7 @@ def test_first_weights_that_were_changed_on_disk_are_refused(
 
 
 def test_the_untrained_network_of_such_a_run_is_still_a_drawn_one(
-    whole_run: tuple[Path, Summary], drawn_stream: str, tmp_path: Path
+    whole_run: tuple[Path, RunSummary], drawn_stream: str, tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "run"
     run(drawn_stream, run_dir, config_of("end_samples=32"), init_from=str(whole_run[0]))
@@ -168,7 +168,7 @@ def test_the_untrained_network_of_such_a_run_is_still_a_drawn_one(
 
 
 def test_the_command_takes_it(
-    whole_run: tuple[Path, Summary], drawn_stream: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    whole_run: tuple[Path, RunSummary], drawn_stream: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = tmp_path / "mine.toml"
     config.write_text(binding.to_toml(config_of("end_samples=32").to_dict()), encoding="utf-8")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ops.rundir.summary import FINISHED, Summary
+from ops.rundir.summary import FINISHED, RunSummary
 from tests.ops.small_runs import bits
 
 ROOT = Path(__file__).parents[2]
@@ -29,7 +29,7 @@ def may_mount(folder: Path) -> bool:
 
 @pytest.mark.parametrize(("kind", "told"), [("full", "No space left"), ("readonly", "Read-only file system")])
 def test_a_mount_that_takes_nothing_for_a_while_costs_checkpoints_and_nothing_else(
-    tmp_path: Path, drawn_stream: str, whole_run: tuple[Path, Summary], kind: str, told: str
+    tmp_path: Path, drawn_stream: str, whole_run: tuple[Path, RunSummary], kind: str, told: str
 ) -> None:
     if not may_mount(tmp_path):
         pytest.skip("needs the right to mount: run it as root, outside of a sandbox")

@@ -3,6 +3,7 @@
 Time runs 300 times faster in the rules; what fires after which time as shipped is in `test_alerts.py`.
 """
 
+import functools
 import json
 import logging
 import threading
@@ -17,7 +18,7 @@ from click.testing import CliRunner
 from ops.cli.main import cli
 from ops.monitoring import alerts
 from ops.monitoring.conditions import Scale
-from ops.snapshots import publisher
+from ops.snapshots.publisher import start_publisher
 from ops.train.signals import StopRequest
 from tests.ops.faults import FAST, FAULTS, HEALTHY_AFTER, SETTINGS, Fault, Planted, mixed, nothing
 from tests.ops.prometheus import Prometheus, free_port, running
@@ -83,9 +84,9 @@ def begin(fault: Fault | None, watched: Watched, folder: Path, monkeypatch: pyte
     Learner.after = fault.after if fault else HEALTHY_AFTER
     monkeypatch.setattr("ops.train.resume.Learner", Learner)
     monkeypatch.setattr("ops.doctor.world.START_S", SCALE.start_s)
-    monkeypatch.setattr(publisher, "RETRY_FIRST_S", 0.1)
-    monkeypatch.setattr(publisher, "RETRY_LONGEST_S", 0.3)
-    monkeypatch.setattr("ops.train.reporting.PUBLISH_S", 1.0)
+    hurried = functools.partial(start_publisher, retry_s=(0.1, 0.3))
+    monkeypatch.setattr("ops.train.listeners.start_publisher", hurried)
+    monkeypatch.setattr("ops.train.listeners.PUBLISH_S", 1.0)
     own = fault.settings if fault else ()
     config = config_of(*SETTINGS, f"server.port={watched.ports[name]}", *own)
     life = Life(name, run_dir, threading.Thread(), stop)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ops.errors import SnapshotDamaged, SnapshotNotFound
-from ops.rundir.summary import Summary
+from ops.rundir.summary import RunSummary
 from ops.snapshots.probe_images import FILE, ProbeSet, read
 from tests.ops import small_runs, synthetic
 
@@ -89,14 +89,14 @@ def test_a_stream_without_thumbnails_gives_none(tmp_path: Path) -> None:
         read(tmp_path)
 
 
-def test_a_run_keeps_the_samples_that_arrived_first(whole_run: tuple[Path, Summary]) -> None:
+def test_a_run_keeps_the_samples_that_arrived_first(whole_run: tuple[Path, RunSummary]) -> None:
     kept = read(whole_run[0])
     assert len(set(kept.keys)) == len(kept.keys) == small_runs.STEPS * 32
     assert kept.samples.tolist() == [32 * (1 + place // 32) for place in range(len(kept.keys))]
 
 
 def test_a_run_that_was_killed_keeps_the_same_samples(
-    tmp_path: Path, drawn_stream: str, whole_run: tuple[Path, Summary]
+    tmp_path: Path, drawn_stream: str, whole_run: tuple[Path, RunSummary]
 ) -> None:
     run_dir = tmp_path / "run"
     config = small_runs.config_of()

@@ -11,14 +11,13 @@ from pathlib import Path
 import pytest
 import redis
 
-from ops.snapshots import publisher as publisher_module
 from ops.snapshots.embedded_redis import EmbeddedRedis
 from ops.snapshots.encoder_files import EncoderFiles
-from ops.snapshots.publisher import Publisher
+from ops.snapshots.publisher import Publisher, pause_s
 from ops.snapshots.reader import load_snapshot
 from ops.snapshots.redis_client import connect
 from ops.snapshots.store import SnapshotStore
-from ops.snapshots.types import PublishResult
+from ops.snapshots.types import PublishResult, SnapshotTaken
 from tests.ops import synthetic
 
 
@@ -26,11 +25,6 @@ from tests.ops import synthetic
 def embedded(tmp_path: Path) -> Iterator[EmbeddedRedis]:
     with EmbeddedRedis(tmp_path) as server:
         yield server
-
-
-@pytest.fixture(autouse=True)
-def _quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(publisher_module, "RETRY_FIRST_S", 0.05)
 
 
 class Listener:
@@ -82,12 +76,13 @@ class Run:
             keep=keep,
             on_result=self.heard,
             revive=embedded.ensure if revive else None,
+            retry_s=(0.05, 30.0),
         )
         self.publisher.start()
 
     def publish(self, number: int, *, verdict: str = "healthy") -> None:
         shot = synthetic.snapshot(number, verdict=verdict)
-        self.publisher.publish(shot, samples=100 * number, updates=number)
+        self.publisher.publish(SnapshotTaken(shot, 100 * number, number))
 
     def publish_and_wait(self, number: int) -> PublishResult:
         self.publish(number)
@@ -335,16 +330,9 @@ def test_closing_gives_up_in_time_when_no_server_comes(
     assert caplog.text.count("cannot be published now") == 1
 
 
-@pytest.mark.parametrize("closing", [False, True])
-def test_after_days_without_a_server_the_next_attempt_is_still_bounded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, closing: bool
-) -> None:
-    with connect("unix:///nowhere/at.sock") as client:
-        publisher = Publisher(SnapshotStore(client, "run-1"), EncoderFiles(tmp_path))
-    monkeypatch.setattr(publisher, "_failures", 2000)
-    monkeypatch.setattr(publisher, "_closing", closing)
-    longest = publisher_module.RETRY_FIRST_S / 4 if closing else publisher_module.RETRY_LONGEST_S
-    assert publisher._pause_s() == longest
+def test_attempts_come_ever_more_rarely_but_also_after_days_without_a_server() -> None:
+    waits = [pause_s(failures, first_s=1.0, longest_s=30.0) for failures in (1, 2, 3, 6, 2000)]
+    assert waits == [1.0, 2.0, 4.0, 30.0, 30.0]
 
 
 def test_nobody_brings_a_server_back_after_close(embedded: EmbeddedRedis) -> None:

@@ -18,6 +18,7 @@ from ops.snapshots.publisher import Publisher
 from ops.snapshots.reader import load_snapshot
 from ops.snapshots.redis_client import connect
 from ops.snapshots.store import SnapshotStore, warnings_of
+from ops.snapshots.types import SnapshotTaken
 from ops.snapshots.writer import SnapshotWriter
 from tests.ops import redis_servers, synthetic
 from tests.ops.redis_publishing import Make
@@ -152,7 +153,7 @@ def test_all_keys_of_a_run_are_in_one_slot_of_a_cluster_which_takes_every_script
         run = Publisher(store, EncoderFiles(tmp_path / "run"), keep=2)
         run.start()
         for number in (1, 2, 3, 4):
-            run.publish(synthetic.snapshot(number), samples=100 * number, updates=number)
+            run.publish(SnapshotTaken(synthetic.snapshot(number), 100 * number, number))
             wait_for(lambda number=number: run.version == number)  # type: ignore[misc]
         assert run.close()
         names = SnapshotNames(store)

@@ -15,7 +15,7 @@ import pytest
 
 from ops.rundir.files import read_run, write_json
 from ops.rundir.stream_registration import Registration, first_needed, kept_cursors
-from ops.rundir.summary import FINISHED, STOPPED, Summary, read_summary
+from ops.rundir.summary import FINISHED, STOPPED, RunSummary, read_summary
 from ops.train.signals import StopRequest
 from stream.config import RetentionConfig
 from stream.cursor import Cursor, WindowStart
@@ -63,7 +63,7 @@ def readers(stream: str) -> list[Registered]:
 
 
 def test_a_stopped_run_keeps_what_its_oldest_checkpoint_needs_and_ends_with_the_same_bits(
-    tmp_path: Path, whole_run: tuple[Path, Summary]
+    tmp_path: Path, whole_run: tuple[Path, RunSummary]
 ) -> None:
     stream, run_dir = write_stream(tmp_path / "stream"), tmp_path / "run"
     # The same records in the same shards, so that the bits can be compared with those of the whole run.
@@ -160,7 +160,7 @@ def test_a_run_is_out_of_the_register_before_it_is_announced_as_finished(
         there.append(read_readers(Manifest.open(stream).store))
         write_json(path, body)
 
-    monkeypatch.setattr("ops.train.reporting.write_json", look)
+    monkeypatch.setattr("ops.train.saving.write_json", look)
     run(stream, tmp_path / "run", config_of())
     assert there == [[]]
 

@@ -12,7 +12,7 @@ from ops.config.schema import RunConfig
 from ops.errors import ConfigError, NotFinite, RunMismatch
 from ops.rundir.checkpoint import load_newest
 from ops.rundir.files import read_lines
-from ops.rundir.summary import FINISHED, STOPPED, Summary
+from ops.rundir.summary import FINISHED, STOPPED, RunSummary
 from stream.errors import StreamDamaged
 from stream.shards.source import ShardSource
 from stream.source import Entry
@@ -25,13 +25,13 @@ REPLAY = (f"replay.updates={UPDATES}", "replay.window_samples=96")
 
 
 @pytest.fixture(scope="module")
-def replayed(tmp_path_factory: pytest.TempPathFactory, drawn_stream: str) -> tuple[Path, Summary]:
+def replayed(tmp_path_factory: pytest.TempPathFactory, drawn_stream: str) -> tuple[Path, RunSummary]:
     run_dir = tmp_path_factory.mktemp("replayed") / "run"
     return run_dir, run(drawn_stream, run_dir, config_of(*REPLAY, "passes=2"))
 
 
 def test_a_run_does_all_updates_of_each_step_and_counts_each_arrival_once(
-    replayed: tuple[Path, Summary], whole_run: tuple[Path, Summary]
+    replayed: tuple[Path, RunSummary], whole_run: tuple[Path, RunSummary]
 ) -> None:
     run_dir, summary = replayed
     assert summary.status == FINISHED
@@ -50,7 +50,7 @@ def test_a_run_does_all_updates_of_each_step_and_counts_each_arrival_once(
 
 
 def test_stopped_after_every_step_and_gone_on_a_run_with_replays_ends_with_the_same_bits(
-    tmp_path: Path, drawn_stream: str, replayed: tuple[Path, Summary]
+    tmp_path: Path, drawn_stream: str, replayed: tuple[Path, RunSummary]
 ) -> None:
     run_dir, config = tmp_path / "run", config_of(*REPLAY, "passes=2")
     for steps in range(1, 2 * STEPS):
@@ -62,7 +62,7 @@ def test_stopped_after_every_step_and_gone_on_a_run_with_replays_ends_with_the_s
 
 
 def test_killed_and_gone_on_with_other_readers_a_run_with_replays_ends_with_the_same_bits(
-    tmp_path: Path, drawn_stream: str, replayed: tuple[Path, Summary]
+    tmp_path: Path, drawn_stream: str, replayed: tuple[Path, RunSummary]
 ) -> None:
     run_dir, config = tmp_path / "run", config_of(*REPLAY, "passes=2")
     for steps in (5, 13):
@@ -145,7 +145,7 @@ def test_a_replay_that_cannot_be_read_ends_the_run_without_saving_half_a_step(
     drawn_stream: str,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
-    replayed: tuple[Path, Summary],
+    replayed: tuple[Path, RunSummary],
 ) -> None:
     run_dir, config = tmp_path / "run", config_of(*REPLAY, "passes=2")
     run(drawn_stream, run_dir, config, stop=StopAfter(run_dir, 2))

@@ -14,7 +14,8 @@ from ops.snapshots.embedded_redis import EmbeddedRedis
 from ops.snapshots.encoder_files import EncoderFiles
 from ops.snapshots.redis_client import connect
 from ops.snapshots.store import SnapshotStore
-from ops.snapshots.writer import Published, SnapshotWriter
+from ops.snapshots.types import PublishResult
+from ops.snapshots.writer import SnapshotWriter
 from tests.ops import synthetic
 
 
@@ -42,7 +43,7 @@ class Line:
 
     def publish(
         self, number: int, *, verdict: str = "healthy", generations: dict[int, int] | None = None
-    ) -> Published:
+    ) -> PublishResult:
         shot: Snapshot = synthetic.snapshot(number, verdict=verdict)
         for k, generation in (generations or {}).items():
             shot.tensors["generation"][k] = generation
@@ -274,7 +275,7 @@ def test_prototypes_that_began_anew_are_an_event_of_their_lineage(line: Line) ->
 def test_a_lost_answer_does_not_repeat_a_lineage_event(line: Line) -> None:
     line.publish(1)
     line.publish(2, generations={3: 1})
-    assert line.publish(2, generations={3: 1}).repeated
+    assert line.publish(2, generations={3: 1}).result == "repeated"
     assert len(line.events("reseed")) == 1
 
 

@@ -16,12 +16,12 @@ from ops.errors import ConfigError, NotFinite
 from ops.rundir.checkpoint import load_newest
 from ops.rundir.checkpoint_writer import CheckpointWriter
 from ops.rundir.files import read_lines, read_run
-from ops.rundir.status import look
-from ops.rundir.summary import FINISHED, STOPPED, Summary, read_summary
+from ops.rundir.status import read_status
+from ops.rundir.summary import FINISHED, STOPPED, RunSummary, read_summary
 from ops.snapshots.embedded_redis import open_redis
 from ops.snapshots.store import SnapshotStore
-from ops.train.reporting import Followers, Pace
-from stream.loader.batch import Batch
+from ops.train.events import Event, StepDone, StepTimings
+from ops.train.reporting import RunReporter
 from tests.ops.small_runs import (
     RECORDS,
     STEPS,
@@ -38,7 +38,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_a_run_uses_every_record_that_fills_a_step_and_counts_the_rest(
-    whole_run: tuple[Path, Summary],
+    whole_run: tuple[Path, RunSummary],
 ) -> None:
     _, summary = whole_run
     assert summary.status == FINISHED
@@ -50,7 +50,7 @@ def test_a_run_uses_every_record_that_fills_a_step_and_counts_the_rest(
     assert 1 <= summary.usage_perplexity <= 16
 
 
-def test_a_run_leaves_checkpoint_snapshot_history_and_summary(whole_run: tuple[Path, Summary]) -> None:
+def test_a_run_leaves_checkpoint_snapshot_history_and_summary(whole_run: tuple[Path, RunSummary]) -> None:
     run_dir, summary = whole_run
     assert summary.checkpoint is not None
     assert Path(summary.checkpoint).is_dir()
@@ -64,7 +64,7 @@ def test_a_run_leaves_checkpoint_snapshot_history_and_summary(whole_run: tuple[P
 
 
 def test_a_finished_run_again_does_nothing_and_gives_the_same_summary(
-    whole_run: tuple[Path, Summary], drawn_stream: str
+    whole_run: tuple[Path, RunSummary], drawn_stream: str
 ) -> None:
     run_dir, summary = whole_run
     before = sorted((path, path.stat().st_mtime_ns) for path in run_dir.rglob("ckpt-*"))
@@ -73,14 +73,14 @@ def test_a_finished_run_again_does_nothing_and_gives_the_same_summary(
 
 
 def test_a_finished_run_gives_its_summary_where_its_device_is_not(
-    whole_run: tuple[Path, Summary], drawn_stream: str
+    whole_run: tuple[Path, RunSummary], drawn_stream: str
 ) -> None:
     assert run(drawn_stream, whole_run[0], config_of("device=cuda:9")) == whole_run[1]
     with pytest.raises(ConfigError, match="cuda:9 is not there"):
         run(drawn_stream, whole_run[0].with_name("other"), config_of("device=cuda:9"))
 
 
-def test_the_summary_is_plain_json_with_the_promised_names(whole_run: tuple[Path, Summary]) -> None:
+def test_the_summary_is_plain_json_with_the_promised_names(whole_run: tuple[Path, RunSummary]) -> None:
     body = json.loads(json.dumps(whole_run[1].to_json()))
     for name in (
         "samples", "skipped", "left_over", "steps", "updates", "seconds", "loss", "loss_over_ln_k",
@@ -91,7 +91,7 @@ def test_the_summary_is_plain_json_with_the_promised_names(whole_run: tuple[Path
 
 
 def test_stopped_after_every_step_and_gone_on_the_run_ends_with_the_same_bits(
-    tmp_path: Path, drawn_stream: str, whole_run: tuple[Path, Summary]
+    tmp_path: Path, drawn_stream: str, whole_run: tuple[Path, RunSummary]
 ) -> None:
     run_dir = tmp_path / "run"
     for steps in range(1, STEPS + 1):
@@ -115,11 +115,11 @@ def test_stopped_after_every_step_and_gone_on_the_run_ends_with_the_same_bits(
 
 @pytest.mark.parametrize("steps", [1, 4, 7, 8])
 def test_killed_without_a_chance_to_save_the_run_ends_with_the_same_bits(
-    tmp_path: Path, drawn_stream: str, whole_run: tuple[Path, Summary], steps: int
+    tmp_path: Path, drawn_stream: str, whole_run: tuple[Path, RunSummary], steps: int
 ) -> None:
     run_dir = tmp_path / "run"
     assert killed(lambda: run(drawn_stream, run_dir, config_of(), stop=StopAfter(run_dir, steps, kill=True)))
-    assert look(run_dir).status == "left"
+    assert read_status(run_dir).status == "left"
     summary = run(drawn_stream, run_dir, config_of())
     assert summary.samples == whole_run[1].samples
     assert bits(run_dir) == bits(whole_run[0])
@@ -127,7 +127,7 @@ def test_killed_without_a_chance_to_save_the_run_ends_with_the_same_bits(
 
 
 def test_snapshots_ahead_of_a_resumed_run_are_abandoned_and_numbers_only_go_up(
-    tmp_path: Path, drawn_stream: str, whole_run: tuple[Path, Summary]
+    tmp_path: Path, drawn_stream: str, whole_run: tuple[Path, RunSummary]
 ) -> None:
     run_dir, config = tmp_path / "run", config_of("snapshot.every_samples=32")
     assert killed(lambda: run(drawn_stream, run_dir, config, stop=PublishedThenKill(run_dir, 5)))
@@ -147,7 +147,7 @@ def test_snapshots_ahead_of_a_resumed_run_are_abandoned_and_numbers_only_go_up(
 
 
 def test_reader_processes_and_none_give_the_same_bits(
-    tmp_path: Path, drawn_stream: str, whole_run: tuple[Path, Summary]
+    tmp_path: Path, drawn_stream: str, whole_run: tuple[Path, RunSummary]
 ) -> None:
     run(drawn_stream, tmp_path / "run", config_of("workers=2"))
     assert bits(tmp_path / "run") == bits(whole_run[0])
@@ -163,7 +163,7 @@ def test_two_passes_are_one_run_and_may_be_asked_for_afterwards(tmp_path: Path, 
 
 
 def test_a_damaged_newest_checkpoint_costs_the_steps_since_the_one_before(
-    tmp_path: Path, drawn_stream: str, whole_run: tuple[Path, Summary], caplog: pytest.LogCaptureFixture
+    tmp_path: Path, drawn_stream: str, whole_run: tuple[Path, RunSummary], caplog: pytest.LogCaptureFixture
 ) -> None:
     run_dir = tmp_path / "run"
     first = run(drawn_stream, run_dir, config_of(), stop=StopAfter(run_dir, 7))
@@ -202,7 +202,7 @@ def test_a_disk_that_takes_no_note_of_it_does_not_change_what_follows(
 
 
 def test_batches_that_are_not_finite_may_be_left_out_but_not_all_of_them(
-    tmp_path: Path, drawn_stream: str, watched: list[Followers]
+    tmp_path: Path, drawn_stream: str, watched: list[RunReporter]
 ) -> None:
     run_dir = tmp_path / "run"
     run(drawn_stream, run_dir, config_of(), stop=StopAfter(run_dir, 3))
@@ -220,7 +220,7 @@ def test_batches_that_are_not_finite_may_be_left_out_but_not_all_of_them(
 
 
 def test_what_is_skipped_is_shown_once_after_going_back(
-    tmp_path: Path, watched: list[Followers], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, watched: list[RunReporter], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stream = write_stream(tmp_path / "bad", 400, bad_every=9)
     real, steps = Learner.step, iter(range(10**9))
@@ -237,35 +237,36 @@ def test_what_is_skipped_is_shown_once_after_going_back(
 
 
 def test_saving_is_not_taken_for_waiting_on_the_readers(
-    tmp_path: Path, drawn_stream: str, watched: list[Followers], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, drawn_stream: str, watched: list[RunReporter], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, observe = CheckpointWriter.save, Followers.observe
-    paces: list[Pace] = []
+    real, notify = CheckpointWriter.save, RunReporter.notify
+    timings: list[StepTimings] = []
 
     def slow(*arguments: Any) -> None:
         time.sleep(2.0)
         real(*arguments)
 
-    def noted(followers: Followers, report: StepReport, batch: Batch, pace: Pace) -> None:
-        paces.append(pace)
-        observe(followers, report, batch, pace)
+    def noted(reporter: RunReporter, event: Event) -> None:
+        if isinstance(event, StepDone):
+            timings.append(event.timings)
+        notify(reporter, event)
 
     monkeypatch.setattr(CheckpointWriter, "save", slow)
-    monkeypatch.setattr(Followers, "observe", noted)
+    monkeypatch.setattr(RunReporter, "notify", noted)
     run_dir = tmp_path / "run"
     run(drawn_stream, run_dir, config_of(), stop=StopAfter(run_dir, 4))  # saves in the loop at step 3
-    assert paces[3].save_s >= 2.0
-    assert paces[3].step_s >= paces[3].load_s + paces[3].save_s
-    assert paces[3].load_s < 2.0
+    assert timings[3].save_s >= 2.0
+    assert timings[3].step_s >= timings[3].load_s + timings[3].save_s
+    assert timings[3].load_s < 2.0
     seconds = watched[-1].metrics.registry.get_sample_value
     assert (seconds("swavstream_learner_seconds_total", {"phase": "checkpoint"}) or 0) >= 2.0
 
 
 def test_a_disk_slower_than_checkpoints_are_apart_does_not_hold_learning_up(
     tmp_path: Path,
-    whole_run: tuple[Path, Summary],
+    whole_run: tuple[Path, RunSummary],
     drawn_stream: str,
-    watched: list[Followers],
+    watched: list[RunReporter],
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -273,14 +274,14 @@ def test_a_disk_slower_than_checkpoints_are_apart_does_not_hold_learning_up(
     real, run_dir = safetensors.torch.save_file, tmp_path / "run"
     done: list[int] = []
 
-    def slow(*arguments: Any) -> None:
+    def slow(*arguments: Any, **more: Any) -> None:
         deadline = time.monotonic() + 30
         while (steps := len(list(read_lines(run_dir / "history.jsonl")))) < STEPS:
             if time.monotonic() > deadline:
                 break
             time.sleep(0.01)
         done.append(steps)
-        real(*arguments)
+        real(*arguments, **more)
 
     monkeypatch.setattr("ops.rundir.checkpoint_writer.safetensors.torch.save_file", slow)
     summary = run(drawn_stream, run_dir, config_of())

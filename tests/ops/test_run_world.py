@@ -21,10 +21,10 @@ from ops.errors import CheckpointFailed, ConfigError, NoRoom, PortInUse, RunLock
 from ops.rundir.checkpoint import load_newest
 from ops.rundir.files import read_json, read_lines, read_run
 from ops.rundir.lock import RunLock
-from ops.rundir.status import look
-from ops.rundir.summary import FINISHED, STOPPED, Summary
+from ops.rundir.status import read_status
+from ops.rundir.summary import FINISHED, STOPPED, RunSummary
 from ops.train.data import source_spec
-from ops.train.reporting import Followers
+from ops.train.reporting import RunReporter
 from ops.train.signals import StopRequest
 from stream.config import ShardConfig
 from stream.errors import StreamError, StreamMismatch, StreamNotFound, TooManyBadRecords
@@ -53,7 +53,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
     ],
 )
 def test_a_setting_that_makes_the_run_what_it_is_cannot_change(
-    whole_run: tuple[Path, Summary], drawn_stream: str, change: str, told: str
+    whole_run: tuple[Path, RunSummary], drawn_stream: str, change: str, told: str
 ) -> None:
     with pytest.raises(RunMismatch) as caught:
         run(drawn_stream, whole_run[0], config_of(change))
@@ -159,15 +159,15 @@ class RoomAgain(StopRequest):
         super().__init__()
         self._run_dir, self._steps = run_dir, steps
 
-    def asked(self) -> bool:
+    def requested(self) -> bool:
         if sum(1 for _ in read_lines(self._run_dir / "history.jsonl")) >= self._steps:
             _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
             resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
-        return super().asked()
+        return super().requested()
 
 
 def test_a_disk_that_is_full_for_a_while_costs_checkpoints_and_nothing_else(
-    tmp_path: Path, drawn_stream: str, whole_run: tuple[Path, Summary], caplog: pytest.LogCaptureFixture
+    tmp_path: Path, drawn_stream: str, whole_run: tuple[Path, RunSummary], caplog: pytest.LogCaptureFixture
 ) -> None:
     run_dir = tmp_path / "run"
     with caplog.at_level(logging.WARNING), full_disk(500_000):
@@ -178,7 +178,7 @@ def test_a_disk_that_is_full_for_a_while_costs_checkpoints_and_nothing_else(
 
 
 def test_a_disk_that_stays_full_ends_the_run_with_an_error_and_keeps_the_checkpoint_before(
-    tmp_path: Path, drawn_stream: str, whole_run: tuple[Path, Summary]
+    tmp_path: Path, drawn_stream: str, whole_run: tuple[Path, RunSummary]
 ) -> None:
     run_dir = tmp_path / "run"
     run(drawn_stream, run_dir, config_of(), stop=StopAfter(run_dir, 3))
@@ -195,7 +195,7 @@ class RoomAfterFailure(StopRequest):
         super().__init__()
         self._caplog, self._run_dir = caplog, run_dir
 
-    def asked(self) -> bool:
+    def requested(self) -> bool:
         if sum(1 for _ in read_lines(self._run_dir / "history.jsonl")) == 3:
             deadline = time.monotonic() + 10
             while "could not be written" not in self._caplog.text and time.monotonic() < deadline:
@@ -203,7 +203,7 @@ class RoomAfterFailure(StopRequest):
             _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
             resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
             self.ask()
-        return super().asked()
+        return super().requested()
 
 
 @pytest.mark.parametrize("room", [0, 100])
@@ -263,7 +263,7 @@ def test_a_lag_that_cannot_be_counted_ends_no_run(
 def test_redis_that_is_away_does_not_stop_the_learner(
     tmp_path: Path, drawn_stream: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("ops.train.reporting.PUBLISH_S", 0.3)
+    monkeypatch.setattr("ops.train.listeners.PUBLISH_S", 0.3)
     with caplog.at_level(logging.WARNING):
         summary = run(drawn_stream, tmp_path / "run", config_of("snapshot.url=redis://127.0.0.1:1/0"))
     assert summary.status == FINISHED
@@ -290,7 +290,7 @@ def test_waiting_for_a_stream_can_be_stopped(tmp_path: Path) -> None:
 
 
 def test_an_open_stream_is_waited_on_and_then_learned_as_if_it_had_been_there(
-    tmp_path: Path, whole_run: tuple[Path, Summary]
+    tmp_path: Path, whole_run: tuple[Path, RunSummary]
 ) -> None:
     place = write_stream(tmp_path / "open", 130, seal=False)
 
@@ -317,12 +317,12 @@ def test_an_open_stream_is_waited_on_and_then_learned_as_if_it_had_been_there(
 class GrowOnce(StopRequest):
     """Adds one record while the run waits, and asks it to end once that is seen in its lag."""
 
-    def __init__(self, place: str, watched: list[Followers]) -> None:
+    def __init__(self, place: str, watched: list[RunReporter]) -> None:
         super().__init__()
         self._place, self._watched, self._lag = place, watched, -1
         self._deadline = time.monotonic() + 20
 
-    def asked(self) -> bool:
+    def requested(self) -> bool:
         status = self._watched[-1].live.status() if self._watched else {}
         if status.get("state") == "waiting" and self._lag < 0:
             self._lag = status["lag"]
@@ -332,16 +332,16 @@ class GrowOnce(StopRequest):
                 writer.write(Record(payload=payload, sha256=digest, media_type="image/jpeg"), 999)
         elif 0 <= self._lag < status.get("lag", 0):
             self.ask()
-        return super().asked() or time.monotonic() > self._deadline
+        return super().requested() or time.monotonic() > self._deadline
 
 
 def test_records_that_arrive_while_the_run_waits_show_in_its_lag(
-    tmp_path: Path, watched: list[Followers]
+    tmp_path: Path, watched: list[RunReporter]
 ) -> None:
     place = write_stream(tmp_path / "open", 130, seal=False)
     stop = GrowOnce(place, watched)
     run(place, tmp_path / "run", config_of("window=8"), stop=stop)
-    assert super(GrowOnce, stop).asked()
+    assert super(GrowOnce, stop).requested()
     lag = watched[-1].metrics.registry.get_sample_value("swavstream_stream_lag_records")
     assert lag == watched[-1].live.status()["lag"]
 
@@ -428,14 +428,14 @@ def test_a_port_in_use_is_refused_before_anything_is_learned(tmp_path: Path, dra
     port = address["url"].rstrip("/").rpartition(":")[2]
     with urllib.request.urlopen(f"{address['url']}healthz", timeout=10) as answer:
         assert answer.status == 200
-    standing = look(first)
+    standing = read_status(first)
     assert standing.status == "running"
     assert standing.url == address["url"]
     with pytest.raises(PortInUse, match=f"port {port} .*server.port"):
         run(drawn_stream, tmp_path / "second", config_of(f"server.port={port}"))
     stop.ask()
     learner.join(30)
-    assert look(first).status == STOPPED
+    assert read_status(first).status == STOPPED
 
 
 def test_a_run_from_before_there_was_an_order_goes_on_shard_by_shard(

@@ -22,10 +22,10 @@ def terminal() -> Iterator[None]:
 )
 def test_a_signal_becomes_a_request_with_its_exit_code(number: int, code: int) -> None:
     with StopRequest() as stop:
-        assert not stop.asked()
+        assert not stop.requested()
         os.kill(os.getpid(), number)
         assert stop.wait(5)
-    assert stop.asked()
+    assert stop.requested()
     assert stop.exit_code == code
 
 
@@ -36,7 +36,7 @@ def test_a_warning_of_a_scheduler_asks_for_a_save_and_nothing_else(number: int) 
         os.kill(os.getpid(), number)
         assert stop.take_save()
         assert not stop.take_save(), "once"
-        assert not stop.asked()
+        assert not stop.requested()
     assert stop.exit_code == 0
 
 
@@ -45,7 +45,7 @@ def test_a_warning_asks_for_the_end_where_that_is_set() -> None:
         stop.warned_by(usr1="save", usr2="end")
         os.kill(os.getpid(), signal.SIGUSR1)
         assert stop.take_save()
-        assert not stop.asked()
+        assert not stop.requested()
         os.kill(os.getpid(), signal.SIGUSR2)
         assert stop.wait(5)
     assert stop.exit_code == 143
@@ -72,7 +72,7 @@ def test_a_closed_terminal_is_ignored_where_it_was_ignored_before() -> None:
 def test_asking_without_a_signal_is_a_good_end() -> None:
     stop = StopRequest()
     stop.ask()
-    assert stop.asked()
+    assert stop.requested()
     assert stop.exit_code == 0
 
 

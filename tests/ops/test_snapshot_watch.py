@@ -25,6 +25,7 @@ from ops.snapshots.publisher import Publisher
 from ops.snapshots.reader import LoadedSnapshot
 from ops.snapshots.redis_client import connect
 from ops.snapshots.store import SnapshotStore
+from ops.snapshots.types import SnapshotTaken
 from ops.snapshots.watch import SnapshotWatch, watch_run
 from tests.ops import synthetic
 from tests.ops.redis_servers import wait_for
@@ -46,7 +47,7 @@ class Run:
     def publish(self, number: int, *, verdict: str = "healthy") -> None:
         before = self.publisher.version
         shot = synthetic.snapshot(number, verdict=verdict)
-        self.publisher.publish(shot, samples=100 * number, updates=number)
+        self.publisher.publish(SnapshotTaken(shot, 100 * number, number))
         wait_for(lambda: self.publisher.version > before)
 
     def watch(self, which: str = "stable", *, poll_s: float = NEVER_S) -> SnapshotWatch:
@@ -213,7 +214,7 @@ def test_a_first_snapshot_can_be_waited_for(embedded: EmbeddedRedis, tmp_path: P
     with pytest.raises(SnapshotNotFound, match="'stable'"), watch_run(tmp_path):
         pass
     one = Run(tmp_path, embedded.url, record.uuid)
-    one.publisher.publish(synthetic.snapshot(1), samples=100, updates=1)
+    one.publisher.publish(SnapshotTaken(synthetic.snapshot(1), 100, 1))
     with watch_run(tmp_path, wait_s=10) as watch:
         assert watch.current.info.version == 1
     assert one.publisher.close()

@@ -20,7 +20,8 @@ from ops.snapshots.encoder_files import EncoderFiles
 from ops.snapshots.reader import load_snapshot, load_tensors
 from ops.snapshots.redis_client import connect
 from ops.snapshots.store import SnapshotStore, warnings_of
-from ops.snapshots.writer import EpochLost, Published, SnapshotWriter
+from ops.snapshots.types import PublishResult
+from ops.snapshots.writer import EpochLost, SnapshotWriter
 from tests.ops import synthetic
 
 
@@ -63,7 +64,7 @@ class Learner:
         self.version = max(self.version, last)
         return self.epoch
 
-    def publish(self, shot: Snapshot, samples: int) -> Published:
+    def publish(self, shot: Snapshot, samples: int) -> PublishResult:
         rows, dim = shot.tensors["prototypes"].shape
         done = self.writer.publish(
             owner=self.name,
@@ -118,7 +119,7 @@ def test_each_snapshot_names_the_one_before_as_its_parent(store: SnapshotStore, 
 def test_equal_bytes_that_another_learner_published_meanwhile_do_not_expire(
     store: SnapshotStore, learner: Learner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shot, other, upload = synthetic.snapshot(), Learner(store, "two"), learner.writer._scripts["upload"]
+    shot, other, upload = synthetic.snapshot(), Learner(store, "two"), learner.writer.scripts["upload"]
 
     def late(**more: Any) -> Any:
         """The other one publishes between the question whether the blob is there and its upload."""
@@ -126,7 +127,7 @@ def test_equal_bytes_that_another_learner_published_meanwhile_do_not_expire(
         other.publish(shot, 640)
         return upload(**more)
 
-    monkeypatch.setitem(learner.writer._scripts, "upload", late)
+    monkeypatch.setitem(learner.writer.scripts, "upload", late)
     with pytest.raises(StaleEpoch):
         learner.publish(shot, 640)
     blob = store.key(f"blob:{store.show('head').blob_sha256}")
@@ -134,7 +135,7 @@ def test_equal_bytes_that_another_learner_published_meanwhile_do_not_expire(
 
 
 def test_a_blob_that_no_snapshot_names_expires(store: SnapshotStore, learner: Learner) -> None:
-    upload = learner.writer._scripts["upload"]
+    upload = learner.writer.scripts["upload"]
     keys = [store.key("blob:x"), store.key("refs")]
     for _ in range(2):
         upload(keys=keys, args=[b"bytes", "x", 60])
@@ -145,7 +146,7 @@ def test_a_blob_that_no_snapshot_names_expires(store: SnapshotStore, learner: Le
 def test_an_unhealthy_snapshot_moves_head_but_not_stable(store: SnapshotStore, learner: Learner) -> None:
     learner.publish(synthetic.snapshot(1), 100)
     done = learner.publish(synthetic.snapshot(2, verdict="unhealthy"), 200)
-    assert not done.stable
+    assert done.result == "unhealthy"
     assert store.aliases() == {"head": 2, "stable": 1}
 
 
@@ -154,7 +155,7 @@ def test_publishing_again_after_a_lost_answer_changes_nothing(store: SnapshotSto
     learner.publish(shot, 100)
     events = store.events()
     done = learner.publish(shot, 100)
-    assert (done.version, done.repeated) == (1, True)
+    assert (done.version, done.result) == (1, "repeated")
     assert len(store.versions()) == 1
     assert store.events() == events
 

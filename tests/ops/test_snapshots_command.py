@@ -14,6 +14,7 @@ from ops.snapshots.encoder_files import EncoderFiles
 from ops.snapshots.publisher import Publisher
 from ops.snapshots.redis_client import connect
 from ops.snapshots.store import SnapshotStore
+from ops.snapshots.types import SnapshotTaken
 from tests.ops import synthetic
 
 
@@ -27,9 +28,8 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         publisher = Publisher(SnapshotStore(client, record.uuid), EncoderFiles(folder), config_hash="abc")
         publisher.start()
         for number, verdict in ((1, "healthy"), (2, "healthy"), (3, "unhealthy")):
-            publisher.publish(
-                synthetic.snapshot(number, verdict=verdict), samples=1000 * number, updates=number
-            )
+            shot = synthetic.snapshot(number, verdict=verdict)
+            publisher.publish(SnapshotTaken(shot, 1000 * number, number))
             while publisher.version < number:
                 pass
         assert publisher.close()

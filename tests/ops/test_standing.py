@@ -10,7 +10,7 @@ from ops.live_page.state import LiveView
 from ops.monitoring.metrics import Metrics
 from ops.rundir.files import RunRecord, write_json, write_run
 from ops.rundir.lock import RunLock, read_holder
-from ops.rundir.status import WORST_LANES, lag_lines, look
+from ops.rundir.status import WORST_LANES, lag_lines, read_status
 
 
 def lane(number: int, behind: int) -> dict[str, float | int | None]:
@@ -43,7 +43,7 @@ def test_a_live_page_is_believed_only_when_it_is_of_the_learner_at_work(tmp_path
                 "of another machine": {"host": "elsewhere"},
             }
             write_json(tmp_path / "server.json", {**here, **told.get(kind, {})})
-            standing = look(tmp_path)
+            standing = read_status(tmp_path)
         finally:
             server.close()
     assert standing.status == "running"

@@ -8,7 +8,8 @@ import pytest
 
 from ops.distributed.world import Rows, World
 from ops.errors import RankFailed, RankLost, Starved
-from ops.train.sync import Patience, Row, State, Steps, Stop, Waiting, decided
+from ops.train.events import Waiting
+from ops.train.sync import Patience, Row, State, Steps, StopVote, decided
 from stream.config import ReplayConfig
 from stream.loader.loader import Readiness
 from stream.loader.replay import ReplayLoader
@@ -21,20 +22,20 @@ AT_ONCE = Patience(warn_s=0.0, fail_s=0.0)
 class Two(World):
     """The first of two ranks. Whenever it is ready, the other one says the same, but for the next change."""
 
-    ranks = 2
+    world_size = 2
 
     def __init__(
         self, *changes: dict[str, Any], told: Any = None, reasons: dict[str, int] | None = None
     ) -> None:
         self._changes, self._told, self._reasons = list(changes), told, reasons
 
-    def rows(self, row: Sequence[int]) -> Callable[[], Rows]:
+    def all_gather_ints(self, row: Sequence[int]) -> Callable[[], Rows]:
         own = Row.of_wire(list(row))
         change = self._changes.pop(0) if self._changes and own.state is State.READY else {}
         rows = [list(row), replace(own, **change).wire()]
         return lambda: rows
 
-    def gather(self, value: Any) -> list[Any]:
+    def all_gather_objects(self, value: Any) -> list[Any]:
         """Reasons of what is skipped are gathered too, at many steps."""
         if isinstance(value, list):
             return [value, value]
@@ -47,12 +48,12 @@ def steps_of(
 ) -> Steps:
     loader = ReplayLoader(
         SPEC, replay=ReplayConfig(), cursor=begin(SPEC), crops=KINDS, config=CONFIG, workers=0,
-        ranks=world.ranks, rank=0,
+        ranks=world.world_size, rank=0,
     )  # fmt: skip
     while loader.ready(60.0) is Readiness.WAITING:  # so that the turns of a test are those it is about
         pass
     kept: list[Waiting] = [] if waits is None else waits
-    given: dict[str, Any] = {"stop": lambda: Stop.NO, "warn": print, "on_wait": kept.append} | more
+    given: dict[str, Any] = {"stop": lambda: StopVote.NO, "warn": print, "on_wait": kept.append} | more
     return Steps(loader, world, patience=patience, **given)
 
 
@@ -69,7 +70,7 @@ def test_a_rank_that_is_not_ready_is_waited_for() -> None:
 class Ends(Two):
     """Two ranks: a lane of the other one has ended."""
 
-    def rows(self, row: Sequence[int]) -> Callable[[], Rows]:
+    def all_gather_ints(self, row: Sequence[int]) -> Callable[[], Rows]:
         other = replace(Row.of_wire(list(row)), state=State.PASS_ENDED)
         return lambda: [list(row), other.wire()]
 
@@ -92,10 +93,10 @@ def test_the_account_of_a_batch_is_that_of_all_ranks() -> None:
 
 
 def test_a_stop_asked_of_any_rank_ends_all() -> None:
-    steps = steps_of(Two({}, {}, {"stop": Stop.TERMINATE}))
+    steps = steps_of(Two({}, {}, {"stop": StopVote.TERMINATE}))
     with steps.loader:
         assert len(list(steps)) == 2
-    assert steps.stop is Stop.TERMINATE
+    assert steps.stop is StopVote.TERMINATE
 
 
 def test_what_keeps_another_rank_from_going_on_is_told() -> None:
@@ -110,7 +111,15 @@ def test_what_keeps_another_rank_from_going_on_is_told() -> None:
 
 def row(state: State, starving: int = 0) -> Row:
     return Row(
-        turn=1, state=state, stop=Stop.NO, starving=starving, lag=0, restarts=0, rebuilding=0, name=0, tell=0
+        turn=1,
+        state=state,
+        stop=StopVote.NO,
+        starving=starving,
+        lag=0,
+        restarts=0,
+        rebuilding=0,
+        name=0,
+        tell=0,
     )
 
 

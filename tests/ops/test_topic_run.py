@@ -13,7 +13,7 @@ from kafka import TopicPartition
 from ops.config.schema import RunConfig
 from ops.errors import ConfigError, RunMismatch
 from ops.rundir.files import newest_saved, read_run
-from ops.rundir.status import look
+from ops.rundir.status import read_status
 from ops.rundir.summary import FINISHED, STOPPED
 from ops.train.data import reading_mode, source_spec
 from ops.train.signals import StopRequest
@@ -195,11 +195,11 @@ def test_status_and_metrics_tell_the_lag_of_each_lane(
     seen: list[str] = []
 
     class Watching(small_runs.StopAfter):
-        def asked(self) -> bool:
-            done = super().asked()
+        def requested(self) -> bool:
+            done = super().requested()
             if done and not seen:
-                seen.append(look(run_dir).told())
-                seen.append(json.dumps(look(run_dir).live["lanes"]))
+                seen.append(read_status(run_dir).render())
+                seen.append(json.dumps(read_status(run_dir).live["lanes"]))
             return done
 
     config = config_of("server.port=0", "window=1")
