@@ -203,7 +203,7 @@ def test_a_run_directory_that_cannot_be_read_for_a_while_is_one_warning_and_the_
         raise OSError(errno.ESTALE, "Stale file handle")
 
     stream, run_dir = write_stream(tmp_path / "stream", seal=False), tmp_path / "run"
-    monkeypatch.setattr(f"ops.registration.{name}", away)
+    monkeypatch.setattr(f"ops.rundir.stream_registration.{name}", away)
     with caplog.at_level(logging.WARNING):
         summary = run(stream, run_dir, config_of(), stop=StopAfter(run_dir, 4))
     assert summary.status == STOPPED
