@@ -88,7 +88,7 @@ def _sections(kind: type, prefix: str) -> Iterator[tuple[str, str, list[tuple[st
 
 def _default(field: "dataclasses.Field[Any]") -> str:
     if field.name == "crops":
-        return "the paper's"
+        return ", ".join(f"{crop.count} x {crop.size}" for crop in field.default)
     if field.default is not dataclasses.MISSING:
         value = field.default
     elif field.default_factory is not dataclasses.MISSING:
@@ -149,7 +149,7 @@ def tree(package: str) -> str:
     rows += [(f"{folder.name}/", _folder_line(folder)) for folder in folders(root)]
     width = max(len(name) for name, _ in rows) + 2
     lines = [line for name, text in rows for line in _wrapped(name.ljust(width), text)]
-    return "\n".join(["", "```text", *lines, "```", ""])
+    return "\n".join(["", "```text", *lines, "```", "", ""])
 
 
 def layers(package: str) -> str:
@@ -158,7 +158,7 @@ def layers(package: str) -> str:
 
     lines = LAYERS.get(package, [])
     text = lines or ["(no layers inside this package are fixed)"]
-    return "\n".join(["", "```text", *text, "```", ""])
+    return "\n".join(["", "```text", *text, "```", "", ""])
 
 
 def folder_tree() -> str:
@@ -169,7 +169,7 @@ def folder_tree() -> str:
         rows += [(f"  {one.name}/", first_sentence(one / "__init__.py")) for one in folders(ROOT / package)]
     width = max(len(name) for name, _ in rows) + 2
     lines = [line for name, text in rows for line in _wrapped(name.ljust(width), text)]
-    return "\n".join(["", "```text", *lines, "```", ""])
+    return "\n".join(["", "```text", *lines, "```", "", ""])
 
 
 def _wrapped(name: str, text: str) -> list[str]:
