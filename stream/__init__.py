@@ -1,1 +1,1 @@
-"""What travels, and how it is written and read exactly once: records, lanes, shards, Kafka topics, batches."""
+"""What travels, and how it is written and read exactly once: records, lanes, shards, topics, batches."""
