@@ -30,6 +30,56 @@ class Backbone:
     """F."""
     parameters: int
     """Weights and biases without any classifier."""
+    stride: int
+    """Pixels of the image for each pixel of the last map, in each direction."""
+
+
+class StridedConv2d(nn.Conv2d):
+    """A convolution with a stride, whose gradient is right on maps of one pixel too.
+
+    There the padding is all that the taps around the middle one meet: they add nothing, and their gradient is
+    zero. oneDNN's kernel for bfloat16 on CPUs with AMX does not write some of those zeros: what lay in that
+    memory became the gradient, up to infinity (torch 2.14; 6 of 10 first updates of a resnet18 on crops of 16
+    pixels or with such crops). So the middle tap is computed alone, in every precision and on every device.
+    """
+
+    def __init__(self, like: nn.Conv2d) -> None:
+        super().__init__(
+            like.in_channels,
+            like.out_channels,
+            _pair(like.kernel_size),
+            _pair(like.stride),
+            _pair(like.padding),
+            groups=like.groups,
+            bias=like.bias is not None,
+            device="meta",  # nothing is drawn
+        )
+        self.weight, self.bias = like.weight, like.bias
+
+    def forward(self, input: Tensor) -> Tensor:  # the name is torch's
+        """[B, C, h, w] -> [B, C', h', w']."""
+        if input.shape[-2:] != (1, 1):
+            return super().forward(input)
+        y, x = _pair(self.padding)
+        middle = self.weight[:, :, y : y + 1, x : x + 1]
+        return nn.functional.conv2d(input, middle, self.bias, groups=self.groups)
+
+
+def _pair(values: str | tuple[int, ...]) -> tuple[int, int]:
+    if isinstance(values, str) or len(values) != 2:
+        raise AssertionError("the encoders give a number for each direction")
+    return values[0], values[1]
+
+
+def _guard_strides(net: nn.Module) -> None:
+    """Give every padded convolution with a stride the gradient that `StridedConv2d` has."""
+    for parent in list(net.modules()):
+        for name, child in parent.named_children():
+            if type(child) is nn.Conv2d and max(child.stride) > 1:
+                kernel, padding = _pair(child.kernel_size), _pair(child.padding)
+                # Then a map of one pixel gives one pixel, and its tap is the middle one.
+                if max(padding) > 0 and kernel == (2 * padding[0] + 1, 2 * padding[1] + 1):
+                    setattr(parent, name, StridedConv2d(child))
 
 
 class Convnet(nn.Module):
@@ -153,8 +203,16 @@ _ROWS: tuple[tuple[str, Callable[[], nn.Module], int, int], ...] = (
     ("resnet18-cifar", _small((2, 2, 2, 2), 64, "3x3"), 512, 11_168_832),
 )
 
+_SMALL_STRIDES = {
+    "resnet8": 8,  # stem 2, two stages that halve
+    "resnet14": 8,
+    "resnet18-cifar": 8,  # three stages that halve
+}
+
 BACKBONES: dict[str, Backbone] = {
-    name: Backbone(build=build, width=width, parameters=parameters)
+    name: Backbone(
+        build=build, width=width, parameters=parameters, stride=_SMALL_STRIDES.get(name.split("-w")[0], 32)
+    )
     for name, build, width, parameters in _ROWS
 }
 """Every encoder that `model.backbone` may name."""
@@ -176,6 +234,7 @@ def build_backbone(name: str, *, activation_checkpointing: bool = False) -> nn.M
         hint = f"did you mean {near[0]}? " if near else ""
         raise ValueError(f"model.backbone {name!r} is not known; {hint}Known are {', '.join(BACKBONES)}")
     net = BACKBONES[name].build()
+    _guard_strides(net)
     if activation_checkpointing:
         trunk = net.trunk_output if isinstance(net, RegNet) else net
         for stage, module in list(trunk.named_children()):

@@ -251,10 +251,10 @@ class _Normalise(torch.autograd.Function):
 
 
 def _take(x: Tensor, rows: Tensor | None) -> Tensor:
-    """Some rows, in the memory order of convolution in NHWC where there are maps; None = all."""
+    """Some rows, in the memory order that they had, which decides how torch sums over them; None = all."""
     if rows is None:
         return x
-    if x.dim() == 2:
+    if x.dim() == 2 or x.is_contiguous():
         return x.index_select(0, rows)
     return x.permute(0, 2, 3, 1).index_select(0, rows).permute(0, 3, 1, 2)
 

@@ -24,7 +24,8 @@ class ModelConfig:
     activation_checkpointing: bool = False
     """Recompute each stage in backward instead of keeping its activations."""
     channels_last: bool = True
-    """Keep images and convolution weights in NHWC memory order."""
+    """Keep images and convolution weights in NHWC memory order, but for float32 on a CPU, where NCHW is
+    more exact (`learner.network.memory_order` has the figures); false = never."""
     bn_groups: int = 0
     """Groups of lanes (lane modulo groups) that share batch-norm statistics; 0 or 1 = the whole global batch.
     A multiple of the ranks needs no communication, fewer groups are summed over neighbouring ranks each;

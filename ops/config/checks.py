@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
+from learner.backbone import BACKBONES
 from ops.config.memory import Memory
 from ops.config.schema import RunConfig
 from stream.lanes import owners_of
@@ -31,7 +32,8 @@ def advice(config: RunConfig) -> list[str]:
         enough = enough_queue(largest, config.batch)
         found.append(
             f"batch + queue is {pool}, fewer than the {largest} prototypes: a balanced code cannot reach "
-            f"all of them in one step; raise swav.queue_samples to {enough} or more"
+            f"all of them in one step; lower swav.prototypes (in short runs), or raise swav.queue_samples to "
+            f"{enough} or more"
         )
     epsilon, rounds = config.swav.epsilon, config.swav.sinkhorn_iterations
     if epsilon < SHARP and rounds < ROUNDS_WHEN_SHARP:
@@ -151,7 +153,7 @@ def warnings(
         stream: what would be read; None = not known yet.
     """
     found = [*refusals(config, ranks), *_of_ranks(config, ranks), *advice(config)]
-    found += [*_of_rate(config, base), *_of_groups(config, ranks)]
+    found += [*_of_rate(config, base), *_of_groups(config, ranks), *_of_crops(config)]
     if memory is not None:
         found += _of_memory(config, machine, memory, ranks)
     if stream is not None:
@@ -201,6 +203,17 @@ def _of_groups(config: RunConfig, ranks: int) -> Iterator[str]:
             f"statistics in every pass, between {most} neighbouring ranks, which is slow where those are on "
             "several machines"
         )
+
+
+def _of_crops(config: RunConfig) -> Iterator[str]:
+    stride = BACKBONES[config.model.backbone].stride
+    for number, kind in enumerate(config.crops):
+        if kind.size < stride:
+            yield (
+                f"crops.{number}.size = {kind.size} is less than the stride of {config.model.backbone}, "
+                f"{stride} pixels: its last maps are one pixel that sees mostly padding; use larger crops, "
+                "or an encoder for small images"
+            )
 
 
 def _of_memory(config: RunConfig, machine: Machine, memory: Memory, ranks: int) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 from torchvision import models
 from torchvision.models.resnet import Bottleneck
 
@@ -34,12 +35,73 @@ SMALL = [name for name in BACKBONES if name.startswith(("resnet8", "resnet14")) 
 
 
 @pytest.mark.parametrize("name", BACKBONES)
-def test_parameters_and_width_are_what_the_table_says(name: str) -> None:
+def test_parameters_width_and_stride_are_what_the_table_says(name: str) -> None:
+    maps: list[tuple[int, ...]] = []
+    side = 32 if name in SMALL else 224
     with torch.device("meta"):
         net = build_backbone(name)
-        images = torch.empty(2, 3, 32 if name in SMALL else 224, 32 if name in SMALL else 224)
+        images = torch.empty(2, 3, side, side)
+    pool = net.get_submodule("avgpool")
+    pool.register_forward_hook(lambda _, inputs, __: maps.append(tuple(inputs[0].shape[-2:])))
     assert sum(parameter.numel() for parameter in net.parameters()) == BACKBONES[name].parameters
     assert net(images).shape == (2, BACKBONES[name].width)
+    assert maps == [(side // BACKBONES[name].stride, side // BACKBONES[name].stride)]
+
+
+def strided(name: str) -> list[tuple[str, nn.Conv2d]]:
+    """Convolutions that have a stride and padding."""
+    found = []
+    for key, module in build_backbone(name).named_modules():
+        if isinstance(module, nn.Conv2d) and max(module.stride) > 1 and module.kernel_size[0] in {3, 7}:
+            found.append((key, module))
+    return found
+
+
+@pytest.mark.parametrize("name", ["resnet18", "regnet_y_400mf", "resnet8-w32"])
+def test_taps_that_meet_padding_only_have_no_gradient(name: str) -> None:
+    """In bfloat16 on a CPU with AMX they had what was left in memory there, which is filled here."""
+    assert strided(name)
+    for key, conv in strided(name):
+        x = torch.randn(16, conv.in_channels, 1, 1)
+        middle = conv.padding[0]
+        for attempt in range(4):
+            left = [torch.full((size,), 2.0 ** (60 + attempt)) for size in (2**12, 2**14, 2**16, 2**18)]
+            del left
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                y = conv(x)
+            (gradient,) = torch.autograd.grad(y.float().square().sum(), [conv.weight])
+            assert bool(gradient[:, :, middle, middle].any()), key
+            gradient[:, :, middle, middle] = 0
+            assert not bool(gradient.any()), key
+
+
+@pytest.mark.parametrize("name", ["resnet18", "regnet_y_400mf"])
+def test_on_one_pixel_the_middle_tap_alone_is_the_whole_convolution(name: str) -> None:
+    for _, conv in strided(name):
+        conv.double()
+        x = torch.randn(3, conv.in_channels, 1, 1, dtype=torch.float64, requires_grad=True)
+        ours = conv(x)
+        theirs = nn.functional.conv2d(
+            x, conv.weight, conv.bias, conv.stride, conv.padding, groups=conv.groups
+        )
+        torch.testing.assert_close(ours, theirs)
+        for one, other in zip(
+            torch.autograd.grad(ours.square().sum(), [x, conv.weight]),
+            torch.autograd.grad(theirs.square().sum(), [x, conv.weight]),
+            strict=True,
+        ):
+            torch.testing.assert_close(one, other)
+
+
+def test_first_weights_and_all_that_is_drawn_after_them_are_those_of_torchvision() -> None:
+    ends = []
+    for build in (build_backbone, lambda _: BACKBONES["resnet18"].build()):
+        torch.manual_seed(0)
+        net = build("resnet18")
+        ends.append((net.state_dict(), torch.rand(3)))
+    assert ends[0][0].keys() == ends[1][0].keys()
+    assert all(torch.equal(ends[0][0][key], ends[1][0][key]) for key in ends[0][0])
+    assert torch.equal(ends[0][1], ends[1][1])
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

@@ -147,6 +147,21 @@ def test_a_mean_far_from_zero_does_not_swallow_the_variance_in_float32() -> None
     torch.testing.assert_close(layer(x).double(), expected, rtol=0, atol=2e-3)
 
 
+def test_rows_of_a_group_keep_their_memory_order_and_with_it_the_exact_sums_of_float32() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, dy = (torch.randn(32, 4, 64, 64, generator=generator, dtype=torch.float64) for _ in range(2))
+    found = []
+    for dtype in (torch.float64, torch.float32):
+        lots = Lots(groups=2)
+        layer = GroupBatchNorm(nn.BatchNorm2d(4).to(dtype), lots)
+        at = x.detach().to(dtype, copy=True).requires_grad_()
+        lots.begin(torch.arange(32) % 2)
+        layer(at).backward(dy.to(dtype))
+        assert at.grad is not None
+        found.append(at.grad)
+    assert float((found[1] - found[0]).norm() / found[0].norm()) < 3e-7
+
+
 def test_half_precision_rows_have_float32_statistics() -> None:
     lots = Lots()
     layer = GroupBatchNorm(nn.BatchNorm2d(3), lots)

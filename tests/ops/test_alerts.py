@@ -192,7 +192,7 @@ def test_what_divides_by_nothing_is_recorded_as_0(tmp_path: Path) -> None:
 
 def test_panels_show_0_and_not_nan_where_nothing_happens(tmp_path: Path) -> None:
     of = 'job="swavstream",instance="learner"'
-    still = {}
+    still: dict[str, str] = {}
     for name in ("step_duration_seconds", "publish_duration_seconds", "checkpoint_duration_seconds"):
         still |= {f"{PREFIX}{name}_{part}{{{of}}}": "5x{n}" for part in ("sum", "count")}
         still |= {f'{PREFIX}{name}_bucket{{{of},le="{le}"}}': "5x{n}" for le in ("1", "+Inf")}

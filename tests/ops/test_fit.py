@@ -5,13 +5,16 @@ from pathlib import Path
 
 import pytest
 
+from learner.backbone import BACKBONES
 from ops.cli.main import run as command
 from ops.config import recipes
-from ops.config.checks import Machine, Stream
+from ops.config.checks import Machine, Stream, warnings
 from ops.config.load import build, load_values
 from ops.config.recipe_report import resolve
+from ops.errors import ConfigError
 from tests.ops.small_runs import write_stream
 
+SMALLEST_CROP = 8
 LARGE = Machine(host_bytes=2**50, device_bytes=(2**45,))
 CIFAR = Stream(records=50_000, shards=50, sealed=True)
 
@@ -51,6 +54,22 @@ def test_a_recipe_as_it_is_fits_a_machine_that_is_large_enough(name: str) -> Non
 )
 def test_settings_that_do_not_go_together_are_warned_of(settings: list[str], ranks: int, says: str) -> None:
     assert says in said("cifar10-onepass", *settings, ranks=ranks)
+
+
+@pytest.mark.parametrize("backbone", [name for name, row in BACKBONES.items() if row.stride > SMALLEST_CROP])
+def test_a_crop_smaller_than_the_stride_of_an_encoder_is_warned_of(backbone: str) -> None:
+    stride = BACKBONES[backbone].stride
+    config = build(
+        recipes.load("smoke").values,
+        [f"crops.0.size={stride}", f"crops.1.size={stride - 1}", f"model.backbone={backbone}"],
+    )
+    (found,) = warnings(config, base=config, machine=LARGE, ranks=1, memory=None, stream=None)
+    assert f"crops.1.size = {stride - 1} is less than the stride of {backbone}, {stride} pixels" in found
+
+
+def test_no_other_encoder_has_a_stride_that_a_crop_can_be_smaller_than() -> None:
+    with pytest.raises(ConfigError, match="size must be >= 8"):
+        build(recipes.load("smoke").values, [f"crops.1.size={SMALLEST_CROP - 1}"])
 
 
 def test_the_rate_of_lars_goes_with_the_batch_and_one_that_was_set_is_believed() -> None:

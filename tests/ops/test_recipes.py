@@ -113,6 +113,14 @@ def test_a_recipe_that_nobody_has_measured_says_so_and_claims_no_result(name: st
     assert about.published == ""
 
 
+def test_cifar100_has_what_was_measured_on_cifar10_and_no_queue() -> None:
+    """One batch of 256 in a queue for 512 prototypes narrowed the features from its first use on."""
+    config = recipes.load("cifar100-onepass").config
+    assert config == recipes.load("cifar10-onepass").config
+    assert config.swav.queue_samples == 0
+    assert config.batch >= max(config.swav.prototypes)
+
+
 def test_frozen_prototypes_and_their_number_are_one_line_each() -> None:
     changed = build(recipes.load("smoke").values, ["swav.prototypes=77", "swav.freeze_samples=1e12"])
     assert changed.swav.prototypes == (77,)

@@ -4,10 +4,10 @@ import socket
 from pathlib import Path
 
 import pytest
-from ops.live import LiveView
-from ops.metrics import Metrics
-from ops.server import Server
 
+from ops.live_page.server import Server
+from ops.live_page.state import LiveView
+from ops.monitoring.metrics import Metrics
 from ops.rundir.files import RunRecord, write_json, write_run
 from ops.rundir.lock import RunLock, read_holder
 from ops.rundir.status import WORST_LANES, lag_lines, look
