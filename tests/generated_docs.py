@@ -21,7 +21,7 @@ from ingest.config import IngestConfig
 from ingest.prepare import REASONS
 from ops.cli.main import COMMANDS, cli
 from ops.config import recipes
-from ops.config.schema import RunConfig, is_identity
+from ops.config.schema import PAPER_CROPS, RunConfig, is_identity
 from ops.monitoring.catalog import METRICS, PREFIX
 
 ROOT = Path(__file__).parents[1]
@@ -88,7 +88,7 @@ def _sections(kind: type, prefix: str) -> Iterator[tuple[str, str, list[tuple[st
 
 def _default(field: "dataclasses.Field[Any]") -> str:
     if field.name == "crops":
-        return ", ".join(f"{crop.count} x {crop.size}" for crop in field.default)
+        return ", ".join(f"{crop.count} x {crop.size}" for crop in PAPER_CROPS)
     if field.default is not dataclasses.MISSING:
         value = field.default
     elif field.default_factory is not dataclasses.MISSING:
