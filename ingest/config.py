@@ -30,6 +30,14 @@ class IngestConfig:
     """Images whose longer side is more than this many times the shorter one are skipped; >= 1."""
     keep_duplicates: bool = False
     """Whether content that the stream already has is written again; knowing it takes 16 bytes a record."""
+    shuffle: bool = False
+    """Whether new files are taken in a random order instead of that of their names; archives stay whole."""
+    seed: int = 0
+    """Of the random order; 0 .. 2^63 - 1."""
+    digests: bool = True
+    """Whether a tar that is indexed where it is (--reference) is read once for the digests of its images.
+
+    Without them `stream verify` cannot check its content, and equal images in it are not told."""
     label_from: str = ""
     """parent: the name of the folder that an image lies in is its label_name. Empty: .cls and .json only."""
     workers: int = -1
@@ -61,6 +69,8 @@ class IngestConfig:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
         if not self.max_aspect >= 1.0:
             raise ValueError(f"max_aspect must be >= 1, got {self.max_aspect}")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed must be in 0 .. 2^63 - 1, got {self.seed}")
         if self.label_from not in LABELS_FROM:
             raise ValueError(f"label_from must be empty or `parent`, got {self.label_from!r}")
         if self.workers < -1:

@@ -4,6 +4,7 @@ IngestError
     SourceNotFound      nothing is at the address of a source
     SourceEmpty         no image and no archive is in it
     SourceUnreadable    a directory that cannot be listed, or an address that cannot be a source
+    SourceChanged       files came where a source without a list of what was taken does not look
     SourceBusy          another ingest of the same source into the same stream is at work
     DestinationFull     no room is left where the stream is written
     DestinationFailed   the stream cannot be written for another reason
@@ -27,6 +28,10 @@ class SourceEmpty(IngestError):
 
 class SourceUnreadable(IngestError):
     """A directory that cannot be listed, or an address that cannot be a source."""
+
+
+class SourceChanged(IngestError):
+    """Files came, or changed, where a source without a list of what was taken does not look any more."""
 
 
 class SourceBusy(IngestError):

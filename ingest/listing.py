@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from ingest.archives import first_bytes, open_bytes
+from ingest.archive_bytes import first_block, first_bytes
 from ingest.errors import SourceNotFound, SourceUnreadable
-from ingest.headers import BLOCK, parse_header
-from ingest.names import is_hidden
-from stream.file_types import HEAD_BYTES, FileKind, kind_by_name, kind_of
+from stream.file_types import HEAD_BYTES, ZIP_MAGIC, FileKind, kind_by_name, kind_of
+from stream.storage import LocalBytes
+from stream.tar import BLOCK_BYTES, compression_of, parse_header
+from stream.tar_samples import is_hidden
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +40,7 @@ def looked_at(unit: Unit) -> Unit:
     kind, detail = FileKind.IMAGE, ""
     try:
         if Path(unit.path).is_file():  # a pipe or a device would block; what it is, is said when it is read
-            with Path(unit.path).open("rb") as file:
-                kind = kind_of(Path(unit.path).name, *first_bytes(file, HEAD_BYTES))
+            kind = kind_of(Path(unit.path).name, *first_bytes(Path(unit.path), HEAD_BYTES))
     except OSError as error:
         return replace(unit, unsure=False, loss="unreadable", detail=error.strerror or "")
     loss = "unsupported_name" if kind is FileKind.UNSUPPORTED else ""
@@ -175,6 +175,12 @@ def _listed(folder: str, above: tuple[tuple[int, int], ...]) -> _Listed | str:
     return _Listed(iter(visible), frozenset(entry.name for entry in visible), (*above, here))
 
 
+def not_listed(folder: str) -> str:
+    """Why a folder cannot be listed; empty when it can."""
+    listed = _listed(folder, ())
+    return listed if isinstance(listed, str) else ""
+
+
 def _is_folder(entry: "os.DirEntry[str]") -> bool:
     try:
         return entry.is_dir()
@@ -194,9 +200,12 @@ def _check_archive(path: str) -> None:
     """An explicit file of an unknown name must look like a tar inside."""
     try:
         if Path(path).is_file():
-            with Path(path).open("rb") as file:
-                if parse_header(open_bytes(file).read(BLOCK).ljust(BLOCK, b"\0")) is not None:
+            file = LocalBytes(Path(path))
+            try:
+                if parse_header(first_block(file)) is not None:
                     return
+            finally:
+                file.close()
     except OSError as error:
         raise SourceUnreadable(f"cannot read {path}: {error.strerror}") from error
     raise SourceUnreadable(
@@ -206,12 +215,13 @@ def _check_archive(path: str) -> None:
 
 
 def is_plain_tar(path: str) -> bool:
-    """Whether a file begins like an uncompressed tar."""
+    """Whether an archive is neither compressed nor a zip, whatever is wrong with it otherwise."""
     try:
         if not Path(path).is_file():
             return False
         with Path(path).open("rb") as file:
-            return parse_header(file.read(BLOCK).ljust(BLOCK, b"\0")) is not None
+            head = file.read(BLOCK_BYTES)
+            return not compression_of(head) and not head.startswith(ZIP_MAGIC)
     except OSError:
         return False
 

@@ -3,15 +3,15 @@
     rejects/<source>.jsonl                where the stream is a folder: one file for each source, appended to
     rejects/<source>/<first line>.jsonl   in an object store, which cannot append: a file for each commit
 
-A line is a JSON object: reason (one of `ingest.prepare.REASONS`), source (as a record says it: the path, or
+A line is a JSON object: reason (one of `ingest.transcode.REASONS`), source (as a record says it: the path, or
 archive#member), detail (what was seen; may be empty) and path (absolute, of the file or its archive).
 `<source>` is a hash of the source's name.
 
 Lines are made durable before the commit that counts them, and the position in that commit says how far the
 list goes. Lines behind it are those of an ingest that was killed: they are cut off before it goes on, which
 finds the same again, and no reader shows them. So over kills, restarts and losses of power the committed list
-has exactly one line for each thing that the commits count as skipped, in their order. What tars that are
-adopted where they are (`--reference`) have skipped is counted and not listed: it was never taken one by one.
+has exactly one line for each thing that the commits count as skipped, in their order. What tars
+that are adopted where they are (`--reference`) have skipped is listed too.
 """
 
 import hashlib
@@ -23,9 +23,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from stream.errors import StreamDamaged
-from stream.local_store import LocalStore, sync_folder
 from stream.manifest import Manifest
-from stream.store import Store, explained
+from stream.storage import LocalStore, Store, explained, sync_folder
 
 FOLDER = "rejects"
 SPILL_BYTES = 1024 * 1024

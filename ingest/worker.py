@@ -10,21 +10,24 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ingest.config import IngestConfig
-from ingest.destination import Destination, Resume, ShardDestination
+from ingest.decode_pool import Prepared, Preparers, Result
 from ingest.errors import PreparersFailed, SourceEmpty, SourceNotFound, SourceUnreadable
-from ingest.prepared import Prepared, Result
-from ingest.preparers import Preparers
+from ingest.file_types import shown
+from ingest.listed import ListedFiles
 from ingest.rejects import Listed, Reject
+from ingest.shard_destination import Destination, Resume, ShardDestination
 from ingest.sources import FileSource, Found, Source, told_by_ending
+from stream.adopt import Adoption
 from stream.commits import Accounts
 from stream.errors import BadRecord, StreamSealed
 from stream.file_types import ending_of
 from stream.record import Record
-from stream.store import local_path
+from stream.storage import local_path
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +47,7 @@ class IngestReport:
     """Images, and places of archives where an image may be lost."""
     written: int
     skipped: Mapping[str, int]
-    """By reason; the reasons are `ingest.prepare.REASONS`."""
+    """By reason; the reasons are `ingest.transcode.REASONS`."""
     bytes: int
     """Encoded image bytes written."""
     shards: int
@@ -57,7 +60,7 @@ class IngestReport:
     unsupported_names: Mapping[str, int] = field(default_factory=dict)
     """Of those skipped as `unsupported_name`, how many have which ending; beyond MOST_ENDINGS: `other`."""
     labels_lost: Mapping[str, int] = field(default_factory=dict)
-    """Labels that could not be had, while their images could; by reason (`ingest.prepare.LABEL_TROUBLES`)."""
+    """Labels lost while their images were kept, by reason (`ingest.transcode.LABEL_TROUBLES`)."""
     warnings: tuple[str, ...] = ()
 
 
@@ -99,6 +102,7 @@ def run_ingest(  # noqa: PLR0913  all but three have a default
     into: Destination = destination or ShardDestination(manifest_url, source.source_id, config)
     try:
         state = _State(into.resume())
+        source = _by_list(source, into, config, state.place)
         if into.sealed:
             _check_complete(source, into, state)
             return state.report(FINISHED, into, source)
@@ -109,14 +113,12 @@ def run_ingest(  # noqa: PLR0913  all but three have a default
             into.close()  # what came before the trouble is good
             raise
         into.close()
-        if status == FINISHED and state.accounts.skipped == {"unsupported_name": state.accounts.found}:
-            raise SourceEmpty(
-                "nothing to ingest: the source holds no image by name or first bytes; there are "
-                f"{told_by_ending(state.endings)}"
-            )
-        if status == FINISHED and state.accounts.found == 0:
-            raise SourceEmpty("nothing to ingest: the archives of the source hold no image")
-        if status == FINISHED and not open_stream:
+        if isinstance(source, ListedFiles) and status == FINISHED:
+            source.finished()
+        known, busy = (source.known, source.busy) if isinstance(source, ListedFiles) else (0, 0)
+        if status == FINISHED and not known and not busy:
+            _check_not_empty(state)
+        if status == FINISHED and not open_stream and not busy:
             into.seal()
         return state.report(status, into, source)
     finally:
@@ -165,8 +167,12 @@ class _State:
     def skip(self, reason: str, found: Found) -> None:
         """Count something that is not written."""
         self.accounts += Accounts(skipped={reason: 1})
+        self.count_ending(reason, found.name)
+
+    def count_ending(self, reason: str, name: str) -> None:
+        """Count what is of no supported kind by its ending."""
         if reason == "unsupported_name":
-            ending = ending_of(found.name.rpartition("#")[2] or found.name)
+            ending = ending_of(name.rpartition("#")[2] or name)
             known = ending in self.endings or len(self.endings) < MOST_ENDINGS
             self.endings[ending if known else "other"] += 1
 
@@ -208,12 +214,15 @@ class _Ingest:
     def run(self, progress: Callable[[IngestReport], None] | None, stop: Callable[[], bool] | None) -> str:
         """Take everything behind the place; the status."""
         begun = time.monotonic() - self._state.seconds
-        if not self._reference:
-            items = self._source.items(self._state.place)
-        elif isinstance(self._source, FileSource):
-            items = self._source.items(self._state.place, whole_tars=True)
-        else:
+        items: Iterator[Found | None]
+        if isinstance(self._source, FileSource):
+            items = self._source.items(self._state.place, whole_tars=self._reference, refuse=True)
+        elif isinstance(self._source, ListedFiles):
+            items = self._source.items(self._state.place, whole_tars=self._reference)
+        elif self._reference:
             raise ValueError("only tars in files can be adopted where they are; this source has no files")
+        else:
+            items = self._source.items(self._state.place)
         with Preparers(self._config) as preparers:
             for step in preparers.run(items):
                 if step is None:
@@ -244,13 +253,22 @@ class _Ingest:
             state.labels_lost[found.loss] += 1
         elif found.tar:
             into.flush()
-            state.accounts += into.adopt(found.tar, self._position(found))
+            state.accounts += into.adopt(found.tar, partial(self._behind_tar, found))
         elif isinstance(result, BadRecord):
             self._skip(result, found)
-        elif not self._config.keep_duplicates and not into.is_new(result.sha256):
+        elif (found.again or not self._config.keep_duplicates) and not into.is_new(result.sha256):
             self._skip(BadRecord("duplicate"), found)
         else:
             self._write(found, result)
+
+    def _behind_tar(self, found: Found, adoption: Adoption) -> dict[str, Any]:
+        """The place behind a tar that is adopted, with what was lost in it."""
+        self._state.labels_lost.update(adoption.labels_lost)
+        for loss in adoption.losses:
+            name = f"{found.name}#{shown(loss.name)}"
+            self._reject(Reject(reason=loss.reason, source=name, path=found.tar))
+            self._state.count_ending(loss.reason, name)
+        return self._position(found)
 
     def _write(self, found: Found, image: Prepared) -> None:
         state, into = self._state, self._into
@@ -271,9 +289,12 @@ class _Ingest:
 
     def _skip(self, bad: BadRecord, found: Found) -> None:
         reject = Reject(reason=bad.reason, source=found.name, detail=bad.detail, path=found.file)
-        self._into.reject(reject)
+        self._reject(reject)
         self._state.skip(bad.reason, found)
         self._into.skip(bad.reason, self._position(found))
+
+    def _reject(self, reject: Reject) -> None:
+        self._into.reject(reject)
         if self._rejected is not None:
             self._rejected(reject)
 
@@ -294,12 +315,47 @@ def _record(found: Found, image: Prepared) -> Record:
     )
 
 
+def _by_list(source: Source, into: Destination, config: IngestConfig, place: Any) -> Source:
+    """The same source, by the list of what was taken where there is one."""
+    if not isinstance(source, FileSource):
+        if config.shuffle:
+            raise ValueError("shuffle is for sources of files, and this one has none")
+        return source
+    if into.taken is None:
+        if config.shuffle:
+            raise ValueError(
+                f"shuffle needs a list of what was taken, and {into.url} has no place for it: give --state "
+                "DIR, a folder that stays"
+            )
+        return source
+    if into.sealed and place is not None and "index" not in place:
+        return source  # nothing can be listed any more; what it holds is said by names
+    return ListedFiles(
+        source, into.taken, into, seed=config.seed if config.shuffle else None, read_only=into.sealed
+    )
+
+
+def _check_not_empty(state: _State) -> None:
+    """A source that has come to an end without one image is a mistake."""
+    if state.accounts.found == 0:
+        raise SourceEmpty("nothing to ingest: the archives of the source hold no image")
+    if state.accounts.skipped == {"unsupported_name": state.accounts.found}:
+        raise SourceEmpty(
+            "nothing to ingest: the source holds no image by name or first bytes; there are "
+            f"{told_by_ending(state.endings)}"
+        )
+
+
 def _check_complete(source: Source, into: Destination, state: _State) -> None:
     """A sealed stream is fine when it has all of the source."""
-    if state.place is None:
-        raise StreamSealed(f"the stream at {into.url} is sealed: write to another one")
+    none_of_it = StreamSealed(f"the stream at {into.url} is sealed: write to another one")
+    if state.place is None and not isinstance(source, ListedFiles):
+        raise none_of_it
     missing = (one for one in source.items(state.place) if one is not None and not one.label_only)
     more = next((one for one in missing if one.loss != "unsupported_name"), None)
+    known = source.known if isinstance(source, ListedFiles) else 0
+    if state.place is None and (more is not None or not known):
+        raise none_of_it
     if more is not None:
         raise StreamSealed(
             f"the stream at {into.url} is sealed, and the source has more than is in it ({more.name}): write "

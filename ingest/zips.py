@@ -10,15 +10,16 @@ import lzma
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import BinaryIO
 
-from ingest.archives import BOMB_BYTES, BOMB_RATIO, open_bytes
-from ingest.names import is_hidden
-from ingest.tars import MAX_META_BYTES, TarImage, TarLoss, read_tar
-from stream.file_types import HEAD_BYTES, FileKind, kind_by_name, kind_of
+from ingest.archive_bytes import BOMB_BYTES, BOMB_RATIO
+from ingest.tars import TarSample, read_tar
+from stream.file_types import HEAD_BYTES, ZIP_MAGIC, FileKind, kind_by_name, kind_of
+from stream.tar import MOST_META_BYTES, TarLoss
+from stream.tar_samples import is_hidden
 
-MAGIC = (b"PK\x03\x04", b"PK\x05\x06")
 _LOCKED = 0x1
 # All that zipfile raises about what it reads; RuntimeError is its word for a password.
 _DAMAGE = (
@@ -27,18 +28,20 @@ _DAMAGE = (
 )  # fmt: skip
 
 
-def read_archive(file: BinaryIO, *, max_bytes: int) -> Iterator[TarImage | TarLoss]:
-    """Images and losses of an open archive, tar or zip by its first bytes; see `read_tar`."""
-    magic = file.read(len(MAGIC[0]))
-    file.seek(0)
-    yield from (
-        read_zip(file, max_bytes=max_bytes)
-        if magic in MAGIC
-        else read_tar(open_bytes(file), max_bytes=max_bytes)
-    )
+def read_archive(
+    path: Path, *, max_bytes: int, reached: Callable[[int], None] = lambda _: None
+) -> Iterator[TarSample | TarLoss | None]:
+    """Images and losses of an archive, tar or zip by its first bytes; see `read_tar`."""
+    with path.open("rb") as file:
+        if file.read(len(ZIP_MAGIC[0])) in ZIP_MAGIC:
+            for event in read_zip(file, max_bytes=max_bytes):
+                reached(file.tell())
+                yield event
+            return
+    yield from read_tar(path, max_bytes=max_bytes, reached=reached)
 
 
-def read_zip(file: BinaryIO, *, max_bytes: int) -> Iterator[TarImage | TarLoss]:
+def read_zip(file: BinaryIO, *, max_bytes: int) -> Iterator[TarSample | TarLoss]:
     """Images and losses of one zip, in its order; the same bytes always give the same sequence.
 
     Args:
@@ -61,7 +64,7 @@ def read_zip(file: BinaryIO, *, max_bytes: int) -> Iterator[TarImage | TarLoss]:
             event = _event(pack, member, labels, max_bytes)
             if event is None:
                 continue
-            given += len(event.payload) if isinstance(event, TarImage) else 0
+            given += len(event.payload) if isinstance(event, TarSample) else 0
             if given > BOMB_BYTES and given > BOMB_RATIO * size:  # members may share their bytes
                 yield TarLoss("packed_bomb", member.filename)
                 return
@@ -70,7 +73,7 @@ def read_zip(file: BinaryIO, *, max_bytes: int) -> Iterator[TarImage | TarLoss]:
 
 def _event(
     pack: zipfile.ZipFile, member: zipfile.ZipInfo, labels: dict[str, zipfile.ZipInfo], max_bytes: int
-) -> TarImage | TarLoss | None:
+) -> TarSample | TarLoss | None:
     """What one member comes to; None for what is no image by its nature."""
     name = member.filename
     kind = kind_by_name(name)
@@ -89,7 +92,7 @@ def _event(
     if len(payload) > max_bytes:
         return TarLoss("too_many_bytes", name)
     cls, body = (_label(pack, name, ending, labels) for ending in (".cls", ".json"))
-    return TarImage(name, payload, cls, body)
+    return TarSample(name, payload, cls, body)
 
 
 def _label(pack: zipfile.ZipFile, name: str, ending: str, labels: dict[str, zipfile.ZipInfo]) -> bytes | None:
@@ -99,7 +102,7 @@ def _label(pack: zipfile.ZipFile, name: str, ending: str, labels: dict[str, zipf
         found = labels.get(f"{folder}{slash}{stem}{ending}")
         if found is not None:
             try:
-                return _content(pack, found, MAX_META_BYTES)
+                return _content(pack, found, MOST_META_BYTES)
             except _DAMAGE:
                 return b""
     return None

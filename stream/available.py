@@ -38,8 +38,7 @@ class AvailableLookahead(Lookahead):
 
     def ask(self) -> None:
         """Ask for a chunk of each lane that has records, as far as there is memory. Does not wait."""
-        if any(head.starved for head in self._heads.values()):
-            self.look()
+        self._look_for_the_starved()
         heads: list[Head] = []
         for _ in range(len(self._turns)):
             if len(heads) == len(self._free):
@@ -56,7 +55,7 @@ class AvailableLookahead(Lookahead):
             for head in group:
                 head.asked = True
                 frame, column = self._slots[head.position.lane] = self._free.popleft()
-                wanted.append(Wanted(head.position, self._pass_number, frame, column))
+                wanted.append(Wanted(head.position, self._pass_number, frame, column, head.ending))
             self._ticket += 1
             self._asked[self._ticket] = tuple(wanted)
             self._pool.submit(Question(self._ticket, tuple(wanted), accepted=self.accepted))
@@ -75,6 +74,7 @@ class AvailableLookahead(Lookahead):
             self._free.append(slot)
             if isinstance(result, Short):
                 head.needs, head.ended = result.needs, result.ended
+                head.last = result if result.ended else None
             elif isinstance(result, Failed | Spent):
                 head.failure = result
 
@@ -93,6 +93,11 @@ class AvailableLookahead(Lookahead):
     def failure(self) -> Failed | Spent | None:
         """Why a lane can give no further chunk, when the others do not fill the step."""
         return next((head.failure for head in self._heads.values() if head.failure is not None), None)
+
+    def unfilled(self) -> list[Chunk | Short | Spent]:
+        """What reading found that a pass which ends here makes no batch of."""
+        lasts = [head.last or head.failure for head in self._heads.values()]
+        return [*(chunk for chunk, _ in self._came), *(x for x in lasts if isinstance(x, Short | Spent))]
 
     def chunks(self) -> list[Chunk]:
         """The chunks of the step, in the order in which they came; those of a lane follow each other."""

@@ -9,7 +9,7 @@ from stream.commits import Commit, Seal, decode_commit
 from stream.errors import StreamDamaged
 from stream.floor import Floor, read_floor
 from stream.segments import BLOCKS, Segment, SegmentStore
-from stream.store import Store, explained
+from stream.storage import Store, explained
 
 BLOCK = BLOCKS[1]
 _KEPT_COMMITS = 1024

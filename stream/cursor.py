@@ -7,8 +7,8 @@ from typing import Any
 
 from stream.errors import StreamDamaged
 from stream.lanes import Bounds, LaneStats, Position, add_counts, owners_of
+from stream.order import SHARD
 from stream.source import Source
-from stream.window_walk import SHARD
 
 CURSOR_VERSION = 1
 
@@ -50,7 +50,8 @@ class Cursor:
     skipped: Mapping[str, int] = field(default_factory=dict)
     """Records that could not be used so far, by reason."""
     left_over: int = 0
-    """Records that ended passes left unread because a whole step could no longer be filled."""
+    """Records of ended passes that no step used because it could not be filled; unusable ones that were read
+    for that step are in `skipped`."""
     positions: tuple[Position, ...]
     """Exactly V, in lane order."""
     recent: tuple[tuple[int, int], ...] = ()

@@ -7,10 +7,9 @@ set and are merged into the arrays now and then.
 import numpy as np
 from numpy.typing import NDArray
 
-from stream.commits import is_absolute
 from stream.index import DIGEST_BYTES, read_digests
 from stream.manifest import Manifest
-from stream.store import explained
+from stream.storage import explained
 
 _MERGE_AT = 200_000
 """New digests that wait; merging sorts everything, so it must be rare."""
@@ -74,9 +73,10 @@ class DigestSet:
 
 
 def known_digests(manifest: Manifest) -> DigestSet:
-    """First 16 bytes of the SHA-256 of every image that writers put into a stream.
+    """First 16 bytes of the SHA-256 of every image that a stream has.
 
-    Adopted tars do not say theirs. Reads 16 bytes a record from the index sidecars.
+    Those of adopted tars are among them, where they were taken at adoption. Reads 16 bytes a record from the
+    index sidecars.
 
     Raises:
         StreamDamaged: an index cannot be trusted.
@@ -87,8 +87,6 @@ def known_digests(manifest: Manifest) -> DigestSet:
         if manifest.n(number) == 0:
             continue
         commit = manifest.entry(number)
-        if is_absolute(commit.uri):
-            continue
         with explained(f"cannot read {commit.index_uri} of the stream at {manifest.url}"):
             file = manifest.store.open(commit.index_uri)
             try:

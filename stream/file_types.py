@@ -47,7 +47,7 @@ _TIFF = "image/tiff"
 _CR2 = slice(8, 10)
 # Formats that the decoder reads and records have no media type for.
 _OTHER_IMAGES = (b"DDS ", b"icns", b"\x59\xa6\x6a\x95", b"\x00\x00\x02\x00\x01\x00")
-_ZIP = (b"PK\x03\x04", b"PK\x05\x06")
+ZIP_MAGIC = (b"PK\x03\x04", b"PK\x05\x06")
 
 
 class FileKind(Enum):
@@ -92,7 +92,7 @@ def kind_of(name: str, head: bytes, inflated: bytes = b"") -> FileKind:
     if b"ustar" in {head[_TAR_MAGIC], inflated[_TAR_MAGIC]}:
         return FileKind.ARCHIVE
     ending = ending_of(name)
-    if head.startswith(_ZIP):  # documents and programs are zips too, and say so by their names
+    if head.startswith(ZIP_MAGIC):  # documents and programs are zips too, and say so by their names
         nameless = not ending or ending[1:].isdigit()
         return FileKind.ARCHIVE if nameless else FileKind.UNSUPPORTED
     media_type = media_type_of(head)

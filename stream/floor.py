@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from stream.checked import decode_checked, encode_checked
 from stream.errors import StreamDamaged
-from stream.store import Store
+from stream.storage import Store
 
 FLOOR_VERSION = 1
 NAME = "pruned.json"

@@ -1,14 +1,17 @@
 """The index sidecar of a shard: where each record's members lie in the tar, and which digest its image has.
 
-    header    64 bytes, little endian: magic, records, bytes of the tar, flags (1 = adopted), CRC-32 of the
-              digests, of the rows and of the header
+    header    64 bytes, little endian: magic, records, bytes of the tar, flags (1 = adopted, 2 = with labels),
+              CRC-32 of the digests, of the rows and of the header
     digests   16 bytes a record: the first half of the SHA-256 of the image; zeros where it is not known
     rows      56 bytes a record: offset and size of the image, JSON and class members (offset 0 = there is
               none), and the extension of the image
+    labels    only where flagged, for adopted tars whose labels are not in them: 8 bytes a record (class
+              number, -1 = none; place of its name, from 1 on, 0 = none), the names as a JSON array, CRC-32
 
 Digests come first and in one piece, so that all that a stream holds is known without reading the rows.
 """
 
+import json
 import struct
 import zlib
 from collections.abc import Sequence
@@ -19,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream.errors import StreamDamaged
-from stream.local_store import LocalBytes
-from stream.store import Bytes
+from stream.storage import Bytes, LocalBytes
+from stream.tar import Member
 
 DIGEST_BYTES = 16
 NO_DIGEST = bytes(DIGEST_BYTES)
@@ -28,6 +31,8 @@ _MAGIC = b"SWAVIDX1"
 _HEADER = struct.Struct("<8sQQIIII")
 _HEADER_BYTES = 64
 _ADOPTED = 1
+_LABELLED = 2
+_LABEL = np.dtype([("label", "<i4"), ("name", "<u4")])
 _ROW = np.dtype(
     [
         ("image", "<u8"),
@@ -45,14 +50,6 @@ LONGEST_EXTENSION = 20
 LARGEST_MEMBER = 2**32 - 1
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
-    """One file in a tar: where its bytes begin (its header is the 512 bytes before), and their number."""
-
-    offset: int
-    size: int
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class IndexRow:
     """Where the members of one record lie."""
@@ -64,13 +61,26 @@ class IndexRow:
     cls: Member | None = None
     digest: bytes = NO_DIGEST
     """First 16 bytes of the image's SHA-256."""
+    label: int | None = None
+    """Class number that was given at adoption."""
+    label_name: str | None = None
+    """Name of its class, given at adoption; where neither is, the tar's own members count."""
 
 
 class ShardIndex:
     """The index of one shard, in memory: 72 bytes a record."""
 
-    def __init__(self, rows: NDArray[Any], digests: bytes, tar_bytes: int, *, adopted: bool) -> None:
+    def __init__(
+        self,
+        rows: NDArray[Any],
+        digests: bytes,
+        tar_bytes: int,
+        *,
+        adopted: bool,
+        labels: tuple[NDArray[Any], Sequence[str]] | None = None,
+    ) -> None:
         self._rows = rows
+        self._labels = labels
         self._digests = digests
         self.tar_bytes = tar_bytes
         self.adopted = adopted
@@ -82,11 +92,25 @@ class ShardIndex:
 
     def row(self, number: int) -> IndexRow:
         """Where the members of a record lie."""
-        return _row(self._rows[number], self._digests[number * DIGEST_BYTES : (number + 1) * DIGEST_BYTES])
+        label, label_name = self._label(number)
+        digest = self._digests[number * DIGEST_BYTES : (number + 1) * DIGEST_BYTES]
+        return _row(self._rows[number], digest, label=label, label_name=label_name)
+
+    @property
+    def without_digest(self) -> int:
+        """Records whose digest is not known."""
+        return _without_digest(self._digests)
+
+    def _label(self, number: int) -> tuple[int | None, str | None]:
+        if self._labels is None:
+            return None, None
+        table, names = self._labels
+        label, name = int(table[number]["label"]), int(table[number]["name"])
+        return label if label >= 0 else None, names[name - 1] if name else None
 
 
 class IndexFile:
-    """The index of one shard, left where it is: a row is read when it is asked for.
+    """The index of one shard, left where it is: a row is read when it is asked for, without its label.
 
     The checksum of all rows is not looked at then. What a row says is compared with the tar all the same: the
     header of each member, and the digest of the image.
@@ -100,6 +124,7 @@ class IndexFile:
         """
         self.tar_bytes, flags, _, _ = _header(file.read_at(0, _HEADER_BYTES), name, n)
         self.adopted = bool(flags & _ADOPTED)
+        self.labelled = bool(flags & _LABELLED)
         self.local = isinstance(file, LocalBytes)
         self._file, self._name, self._n = file, name, n
 
@@ -117,6 +142,11 @@ class IndexFile:
         rows = np.frombuffer(body, _ROW)
         _check_rows(rows, self.tar_bytes, self._name, first=number)
         return _row(rows[0], digest)
+
+    @property
+    def without_digest(self) -> int:
+        """Records whose digest is not known. Raises StreamDamaged."""
+        return _without_digest(read_digests(self._file, name=self._name, n=self._n))
 
     def close(self) -> None:
         """Let go of the file."""
@@ -140,10 +170,41 @@ def encode_index(rows: Sequence[IndexRow], *, tar_bytes: int, adopted: bool) -> 
         )
     digests = b"".join(row.digest for row in rows)
     body = table.tobytes()
-    flags = _ADOPTED if adopted else 0
+    labels = _encode_labels(rows)
+    flags = (_ADOPTED if adopted else 0) | (_LABELLED if labels else 0)
     head = _HEADER.pack(_MAGIC, len(rows), tar_bytes, flags, zlib.crc32(digests), zlib.crc32(body), 0)[:-4]
     head += struct.pack("<I", zlib.crc32(head))
-    return head.ljust(_HEADER_BYTES, b"\0") + digests + body
+    return head.ljust(_HEADER_BYTES, b"\0") + digests + body + labels
+
+
+def _encode_labels(rows: Sequence[IndexRow]) -> bytes:
+    """The section of labels; empty when no row has one."""
+    if all(row.label is None and row.label_name is None for row in rows):
+        return b""
+    table = np.zeros(len(rows), _LABEL)
+    names: dict[str, int] = {}
+    for number, row in enumerate(rows):
+        name = 0 if row.label_name is None else names.setdefault(row.label_name, len(names) + 1)
+        table[number] = (-1 if row.label is None else row.label, name)
+    body = table.tobytes() + json.dumps(list(names)).encode("ascii")
+    return body + struct.pack("<I", zlib.crc32(body))
+
+
+def _decode_labels(data: bytes, n: int, wrong: str) -> tuple[NDArray[Any], list[str]]:
+    """Labels of n records and their names. Raises StreamDamaged, with the message `wrong`."""
+    body, stated = data[:-4], data[-4:]
+    end = n * _LABEL.itemsize
+    if stated != struct.pack("<I", zlib.crc32(body)) or len(body) < end:
+        raise StreamDamaged(wrong)
+    table = np.frombuffer(body[:end], _LABEL)
+    try:
+        names = json.loads(body[end:])
+    except (ValueError, RecursionError) as error:
+        raise StreamDamaged(wrong) from error
+    sound = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    if not sound or (n and (int(table["name"].max()) > len(names) or int(table["label"].min()) < -1)):
+        raise StreamDamaged(wrong)
+    return table, names
 
 
 def decode_index(data: bytes, *, name: str, n: int) -> ShardIndex:
@@ -161,12 +222,17 @@ def decode_index(data: bytes, *, name: str, n: int) -> ShardIndex:
     tar_bytes, flags, digest_check, row_check = _header(data[:_HEADER_BYTES], name, n)
     digests_end = _HEADER_BYTES + n * DIGEST_BYTES
     digests = data[_HEADER_BYTES:digests_end]
-    body = data[digests_end:]
+    rows_end = digests_end + n * _ROW.itemsize
+    body, rest = data[digests_end:rows_end], data[rows_end:]
+    wrong_check = f"shard index {name}: it is cut short or has a wrong checksum"
     if len(body) != n * _ROW.itemsize or zlib.crc32(digests) != digest_check or zlib.crc32(body) != row_check:
-        raise StreamDamaged(f"shard index {name}: it is cut short or has a wrong checksum")
+        raise StreamDamaged(wrong_check)
+    labels = _decode_labels(rest, n, wrong_check) if flags & _LABELLED else None
+    if rest and labels is None:
+        raise StreamDamaged(wrong_check)
     rows = np.frombuffer(body, _ROW)
     _check_rows(rows, tar_bytes, name)
-    return ShardIndex(rows, digests, tar_bytes, adopted=bool(flags & _ADOPTED))
+    return ShardIndex(rows, digests, tar_bytes, adopted=bool(flags & _ADOPTED), labels=labels)
 
 
 def read_digests(file: Bytes, *, name: str, n: int) -> bytes:
@@ -178,13 +244,20 @@ def read_digests(file: Bytes, *, name: str, n: int) -> bytes:
     return digests
 
 
-def _row(row: Any, digest: bytes) -> IndexRow:
+def _without_digest(digests: bytes) -> int:
+    rows = np.frombuffer(digests, np.uint8).reshape(-1, DIGEST_BYTES)
+    return int((~rows.any(axis=1)).sum())
+
+
+def _row(row: Any, digest: bytes, *, label: int | None = None, label_name: str | None = None) -> IndexRow:
     return IndexRow(
         image=Member(int(row["image"]), int(row["image_size"])),
         extension=bytes(row["extension"]).decode("ascii", "replace"),
         json=Member(int(row["json"]), int(row["json_size"])) if row["json"] else None,
         cls=Member(int(row["cls"]), int(row["cls_size"])) if row["cls"] else None,
         digest=digest,
+        label=label,
+        label_name=label_name,
     )
 
 

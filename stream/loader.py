@@ -6,9 +6,10 @@ readers and whatever dies.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import reduce
 from types import TracebackType
 from typing import Self
 
@@ -21,11 +22,11 @@ from stream.config import CropConfig, ReaderConfig
 from stream.continuing import check_kept, check_same_stream
 from stream.cursor import Cursor
 from stream.lag import lane_lags
-from stream.lanes import BadPlace, LaneLag, LaneStats, Position, owned_lanes
+from stream.lanes import BadPlace, LaneLag, LaneStats, Position, add_counts, owned_lanes
 from stream.lookahead import Lookahead
 from stream.plan import plan_of
 from stream.pool import InlinePool, Pool, ProcessPool
-from stream.reader import Answer, Chunk, Remains, Spent
+from stream.reader import Answer, Chunk, Remains, Short, Spent
 from stream.readiness import Readiness
 from stream.slabs import Frame, FrameLayout, Slab
 from stream.source import SourceSpec
@@ -232,21 +233,43 @@ class Loader:
         self._source.refresh()  # a reader may have seen more of the stream than this process has
         return self._source.unread(self._positions(), self.cursor.pass_number)
 
-    def end_pass(self, left_over: int | None = None) -> None:
-        """Go to the start of the next pass.
+    @property
+    def unusable(self) -> dict[str, int]:
+        """Unusable records that were found for a step which the pass ends without, of this rank's lanes.
+
+        In strict mode they are a function of the stream and of the cursor: each lane is read up to its chunk
+        of that step or to its end.
+        """
+        return reduce(add_counts, map(_skipped, self._unfilled()), {})
+
+    @property
+    def unusable_places(self) -> tuple[BadPlace, ...]:
+        """Where they are."""
+        return tuple(place for part in self._unfilled() for place in part.bad)
+
+    def end_pass(self, unread: int | None = None, unusable: Mapping[str, int] | None = None) -> None:
+        """Go to the start of the next pass. What is unusable counts as skipped, the rest as left over.
 
         Args:
-            left_over: `unread` of all ranks, added up; None when there is one rank.
+            unread: `unread` of all ranks, added up; None when there is one rank.
+            unusable: `unusable` of all ranks, added up; None when there is one rank.
         """
-        if left_over is None:
-            left_over = self.unread()
+        unread = self.unread() if unread is None else unread
+        unusable = self.unusable if unusable is None else unusable
+        deadly = {*self.cursor.deadly, *(place for part in self._unfilled() for place in part.deadly)}
         self.cursor = replace(
             self.cursor,
             pass_number=self.cursor.pass_number + 1,
-            left_over=self.cursor.left_over + left_over,
+            skipped=add_counts(self.cursor.skipped, unusable),
+            left_over=self.cursor.left_over + unread - sum(unusable.values()),
             positions=self.cursor.first_positions(),
+            deadly=tuple(sorted(deadly)),
         )
         self._ahead.begin(self._positions(), self.cursor.pass_number)
+
+    def _unfilled(self) -> Sequence[Chunk | Short | Spent | Remains]:
+        """What was read for a step that the pass ends without."""
+        return self._ahead.unfilled()
 
     def _end_chunks(self, state: Readiness) -> None:
         """Go on, alone, from where a pass can fill no further chunk of some lane."""
@@ -326,3 +349,7 @@ class Loader:
             thumbs=thumbs and self._plan.thumbnail_px > 0,
             pin_memory=self._pin_memory,
         )
+
+
+def _skipped(part: Chunk | Short | Spent | Remains) -> Mapping[str, int]:
+    return part.skipped if isinstance(part, Short) else part.stats.skipped

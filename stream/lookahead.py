@@ -33,7 +33,12 @@ class Head:
     needs: int = 0
     """The next chunk is worth asking for once so many records may be read."""
     starved: bool = False
+    ending: bool = False
+    """No record comes beyond those that are there."""
     ended: bool = False
+    """No further chunk comes."""
+    last: Short | None = None
+    """What was found in the place of the chunk that a lane which has ended could not fill."""
     newest: float = 0.0
     """When the newest record of its last chunk was put on the stream; 0 = not known."""
     failure: Failed | Spent | None = None
@@ -101,8 +106,7 @@ class Lookahead:
 
     def ask(self) -> None:
         """Ask for every chunk that may be asked for now, the nearest steps first. Does not wait."""
-        if any(head.starved for head in self._heads.values()):
-            self.look()
+        self._look_for_the_starved()
         end = self._step + self._num_frames
         heads = [
             head
@@ -117,10 +121,10 @@ class Lookahead:
             while group := list(islice(same_step, self._lanes_at_once)):
                 self._submit(group)
 
-    def look(self) -> None:
-        """Look for new records, but not more often than `poll_s`. May block on I/O."""
+    def look(self, *, at_once: bool = False) -> None:
+        """Look for new records, but not more often than `poll_s` unless at once. May block on I/O."""
         now = time.monotonic()
-        if now >= self._next_look:
+        if at_once or now >= self._next_look:
             self._next_look = now + self._poll_s
             self._source.refresh()
             for head in self._heads.values():
@@ -138,6 +142,7 @@ class Lookahead:
                 head.step += 1
             elif isinstance(result, Short):
                 head.needs, head.ended = result.needs, result.ended
+                head.last = result if result.ended else None
             elif isinstance(result, Failed | Spent):
                 head.failure = result
 
@@ -159,6 +164,15 @@ class Lookahead:
             if head.failure is not None and head.step == self._step:
                 return head.failure
         return None
+
+    def unfilled(self) -> list[Chunk | Short | Spent]:
+        """What reading found for the current step, of which a pass that ends here makes no batch."""
+        here = [head for head in self._heads.values() if head.step == self._step]
+        lasts = [head.last or head.failure for head in here]
+        return [
+            *self._chunks.get(self._step, {}).values(),
+            *(x for x in lasts if isinstance(x, Short | Spent)),
+        ]
 
     def chunks(self) -> list[Chunk]:
         """The current step's chunks, in lane order."""
@@ -185,7 +199,7 @@ class Lookahead:
 
     def _submit(self, heads: Sequence[Head]) -> None:
         wanted = tuple(
-            Wanted(head.position, self._pass_number, head.step % self._num_frames, head.column)
+            Wanted(head.position, self._pass_number, head.step % self._num_frames, head.column, head.ending)
             for head in heads
         )
         for head in heads:
@@ -194,9 +208,20 @@ class Lookahead:
         self._asked[self._ticket] = wanted
         self._pool.submit(Question(self._ticket, wanted, accepted=self.accepted))
 
+    def _look_for_the_starved(self) -> None:
+        """Look for records that lanes wait for.
+
+        At once when the pass can end here: a lane may only seem to wait because this process has not seen the
+        end of the stream yet, and what its last records are worth is still to be asked.
+        """
+        if any(head.starved for head in self._heads.values()):
+            self.look(at_once=self.ended())
+
     def _available(self, head: Head) -> bool:
+        """Whether asking for the lane's next chunk is worth it: to fill it, or to see what the last holds."""
         outlook = outlook_from(self._source, head.position, self._pass_number)
         enough = outlook.available >= max(head.needs, self._chunk)
-        head.ended = outlook.ended and not enough
         head.starved = not outlook.ended and not enough
-        return enough
+        head.ending = outlook.ended and not enough
+        head.ended = head.ending and outlook.available == 0
+        return enough or (head.ending and not head.ended)

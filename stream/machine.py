@@ -1,4 +1,4 @@
-"""What this process may use of the machine: processor cores, memory, /dev/shm.
+"""What this process may use of the machine: processor cores and memory.
 
 A scheduler or a container gives a process a part of a machine: by a set of cores (affinity), or by control
 groups that bound processor time and memory. Groups are nested, and a process has the least of what its group
@@ -12,7 +12,6 @@ from pathlib import Path
 
 _UNLIMITED_V1 = 2**60
 """Version 1 writes "no limit" as the largest whole number of pages."""
-_SHARED_MEMORY = "dev/shm"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,21 +58,6 @@ def free_memory(root: Path = Path("/")) -> int | None:
     known = [] if available is None else [available * 1024]
     known += [left for group in _groups(root, "memory") if (left := _memory_left(group)) is not None]
     return max(0, min(known)) if known else None
-
-
-def free_shared_memory(root: Path = Path("/")) -> int | None:
-    """Bytes that still fit into /dev/shm, whose files also count as memory; None where there is none.
-
-    Args:
-        root: where dev, proc and sys/fs/cgroup lie.
-    """
-    try:
-        state = os.statvfs(root / _SHARED_MEMORY)
-    except OSError:
-        return None
-    free = state.f_bavail * state.f_frsize
-    memory_left = free_memory(root)
-    return free if memory_left is None else min(free, memory_left)
 
 
 def _groups(root: Path, controller: str) -> Iterator[_Group]:

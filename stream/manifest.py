@@ -25,7 +25,7 @@ from stream.commit_log import BLOCK, CommitLog, commit_name
 from stream.commits import Accounts, Commit, NewCommit, encode_commit, encode_seal
 from stream.errors import StreamDamaged, StreamError, StreamNotFound, StreamSealed
 from stream.segments import BLOCKS, SourceSum, segment_name
-from stream.store import Store, explained, open_store
+from stream.storage import Store, explained, open_store
 
 MANIFEST_VERSION = 1
 _HEAD = "stream.json"

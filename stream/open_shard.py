@@ -18,13 +18,12 @@ import webdataset
 
 from stream.commits import Commit, NewCommit
 from stream.errors import StreamError, StreamSealed
-from stream.index import DIGEST_BYTES, IndexRow, Member, encode_index
-from stream.local_store import PART, LocalStore
+from stream.index import DIGEST_BYTES, IndexRow, encode_index
 from stream.manifest import Manifest
 from stream.orphans import TEMPORARY, temporary_folder
 from stream.record import Record, encode_sample
-from stream.store import explained
-from stream.tars import BLOCK_BYTES
+from stream.storage import PART, LocalStore, explained
+from stream.tar import BLOCK_BYTES, Member
 
 
 class OpenShard:

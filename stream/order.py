@@ -35,6 +35,9 @@ from typing import Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+WINDOW, SHARD = "window", "shard"
+ORDERS = (WINDOW, SHARD)
+
 WINDOW_TAG: Final = 1
 RECORD_TAG: Final = 2
 LANE_TAG: Final = 3

@@ -8,9 +8,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from stream.local_store import PART, LocalStore
 from stream.manifest import Manifest
-from stream.store import Store
+from stream.storage import PART, LocalStore, Store
 
 OLD_S = 3600.0
 """A younger unfinished file is left alone, whoever wrote it: seconds."""
@@ -18,7 +17,7 @@ TEMPORARY = "swavstream-"
 """Begins the names of shards that wait for their upload in the machine's temporary folder."""
 _CLOCK_SLACK_S = 86_400.0
 """By how much clocks of machines that share a file system may differ."""
-_FOLDERS = ("shards", "index", "commits", "segments", "readers", ".")
+_FOLDERS = ("shards", "index", "commits", "segments", "readers", "taken", ".")
 
 _log = logging.getLogger(__name__)
 

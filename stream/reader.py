@@ -6,8 +6,8 @@ samples that were read before: recall.py.)
 """
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from stream.errors import BadRecord, StreamError, StreamMismatch
@@ -44,6 +44,12 @@ class Short:
     """The question is worth asking again once so many records of the lane may be read."""
     ended: bool
     """It never will: no further record comes."""
+    skipped: Mapping[str, int] = field(default_factory=dict)
+    """Of a lane that has ended: its unusable records from the position on, by reason."""
+    bad: tuple[BadPlace, ...] = ()
+    """Where they are."""
+    deadly: tuple[Place, ...] = ()
+    """As of a `Chunk`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +58,8 @@ class Spent:
 
     stats: LaneStats
     bad: tuple[BadPlace, ...]
+    deadly: tuple[Place, ...] = ()
+    """As of a `Chunk`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,10 +109,16 @@ class Wanted:
     pass_number: int
     frame: int
     column: int
+    ended: bool = False
+    """The asker knows that the lane ends before a chunk is full; which of its records are bad is asked."""
 
     def result(self, source: Source, plan: ReadPlan, frames: Sequence[Frame]) -> Result:
         """The chunk, or why it cannot be had."""
-        return read_chunk(source, self.position, self.pass_number, plan, frames[self.frame], self.column)
+        found = read_chunk(
+            source, self.position, self.pass_number, plan, frames[self.frame], self.column, ended=self.ended
+        )
+        # This process may not see the end yet, although it has just looked: asking again would not help.
+        return replace(found, ended=True) if self.ended and isinstance(found, Short) else found
 
     def __str__(self) -> str:
         position = self.position
@@ -153,11 +167,19 @@ def answer(source: Source, plan: ReadPlan, frames: Sequence[Frame], question: Qu
 
 
 def read_chunk(
-    source: Source, position: Position, pass_number: int, plan: ReadPlan, frame: Frame, column: int
+    source: Source,
+    position: Position,
+    pass_number: int,
+    plan: ReadPlan,
+    frame: Frame,
+    column: int,
+    *,
+    ended: bool = False,
 ) -> Chunk | Short | Spent:
     """Read on from a position until a chunk of good samples is laid out.
 
-    A function of its arguments and of what is committed. Unusable records are skipped and counted.
+    A function of its arguments and of what is committed. Unusable records are skipped and counted, also those
+    of a lane that ends before the chunk is full.
 
     Args:
         source: the stream.
@@ -166,6 +188,7 @@ def read_chunk(
         plan: how records become samples.
         frame: memory that the samples go to.
         column: of the frame, where the chunk's first sample goes.
+        ended: another process has seen the end of the lane.
 
     Returns:
         A Chunk; or Short or Spent, and then these columns of the frame hold no sample.
@@ -174,11 +197,11 @@ def read_chunk(
         StreamError: what the source raises.
     """
     outlook = outlook_from(source, position, pass_number)
-    if outlook.available < plan.chunk and not outlook.ended:
+    if not outlook.ended and (ended or outlook.available < plan.chunk):
         source.refresh()
         outlook = source.outlook(position, pass_number)
-    if outlook.available < plan.chunk:
-        return Short(position.lane, plan.chunk, outlook.ended)
+    if outlook.available < plan.chunk and not outlook.ended:
+        return Short(position.lane, plan.chunk, ended=False)
     layout = Layout(plan=plan, frame=frame, column=column)
     clock = time.perf_counter()
     for entry, after in source.read(position, pass_number):
@@ -189,7 +212,7 @@ def read_chunk(
         except BadRecord as error:
             layout.skip(entry, position.lane, error.reason)
             if layout.spent():
-                return Spent(layout.stats(), tuple(layout.bad))
+                return Spent(layout.stats(), tuple(layout.bad), tuple(layout.deadly))
         if layout.used == plan.chunk:
             layout.finish()
             return Chunk(
@@ -200,8 +223,11 @@ def read_chunk(
                 layout.newest,
             )
         clock = time.perf_counter()
-    known = max(layout.read, outlook.available)
-    return Short(position.lane, known + plan.chunk - layout.used, outlook.ended)
+    needs = max(layout.read, outlook.available) + plan.chunk - layout.used
+    if not outlook.ended:
+        return Short(position.lane, needs, ended=False)
+    skipped = layout.stats().skipped
+    return Short(position.lane, needs, True, skipped, tuple(layout.bad), tuple(layout.deadly))
 
 
 def outlook_from(source: Source, position: Position, pass_number: int) -> Outlook:

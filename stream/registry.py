@@ -1,9 +1,10 @@
 """Who reads a stream: each run leaves a small file in it, so that pruning knows what must stay.
 
-    readers/<run>.json    version, run, where, first, begin, used, waiting, seen
+    readers/<run>.json    version, run, where, folder, first, begin, used, waiting, seen
 
 A run writes its own file and nobody else's; a run that is over, or is forgotten by hand, has none. The file
-says from which commit on the oldest checkpoint that the run still keeps would have to read.
+says from which commit on the oldest checkpoint that the run still keeps would have to read. A copy of a run
+directory has the uuid of its original and an entry of its own: <run>-<number of the directory>.json.
 """
 
 import re
@@ -12,7 +13,7 @@ from dataclasses import asdict, dataclass
 
 from stream.checked import decode_checked, encode_checked
 from stream.errors import StreamDamaged
-from stream.store import Store, explained
+from stream.storage import Store, explained
 
 READER_VERSION = 1
 FOLDER = "readers"
@@ -25,9 +26,11 @@ class Registered:
     """A run that reads a stream."""
 
     run: str
-    """uuid of the run: letters, digits, - and _."""
+    """uuid of the run, of a copy with the number of its directory: letters, digits, - and _."""
     where: str = ""
-    """Host and run directory, for people."""
+    """Host and run directory."""
+    folder: int = 0
+    """Number (inode) of the run directory, which a move on one file system keeps; 0 = not known."""
     first: int = 0
     """Commits from this one on must stay."""
     begin: int = 0
@@ -44,7 +47,7 @@ class Registered:
             raise ValueError(
                 f"a run's name is letters, digits, - and _, at most 64 of them; got {self.run!r}"
             )
-        for name in ("first", "begin", "used"):
+        for name in ("folder", "first", "begin", "used"):
             if not 0 <= getattr(self, name) <= _LARGEST:
                 raise ValueError(f"{name} of run {self.run} must be in 0..2^62, got {getattr(self, name)}")
 
@@ -62,6 +65,13 @@ def forget_reader(store: Store, run: str) -> bool:
         if there:  # a read-only mount refuses to remove even what is not there
             store.delete(_name(run))
     return there
+
+
+def read_reader(store: Store, run: str) -> Registered | None:
+    """One entry; None when there is none. Raises StreamDamaged, StreamError."""
+    with explained(f"cannot read who reads the stream at {store.url}"):
+        data = store.read_many([_name(run)]).get(_name(run)) if store.exists(_name(run)) else None
+    return None if data is None else decode_reader(data, name=run)
 
 
 def read_readers(store: Store) -> list[Registered]:
@@ -98,6 +108,7 @@ def decode_reader(data: bytes, *, name: str) -> Registered:
         reader = Registered(
             run=str(body["run"]),
             where=str(body["where"]),
+            folder=_whole(body.get("folder", 0)),
             first=_whole(body["first"]),
             begin=_whole(body["begin"]),
             used=_whole(body["used"]),

@@ -193,9 +193,9 @@ class ReplayLoader(TailLoader):
             self._replays.clear()  # if nobody wanted them; readers have been waited for
         return began
 
-    def end_pass(self, left_over: int | None = None) -> None:
+    def end_pass(self, unread: int | None = None, unusable: Mapping[str, int] | None = None) -> None:
         """As `Loader.end_pass`; the window goes on over it."""
-        super().end_pass(left_over)
+        super().end_pass(unread, unusable)
         self._replays.clear()  # if nobody wanted them; readers have been waited for
         self.cursor = with_pass_ended(self.cursor)
 

@@ -43,7 +43,7 @@ class Rest:
             except BadRecord as error:
                 account.skip(entry, position.lane, error.reason)
                 if account.spent():
-                    return Spent(account.stats(), tuple(account.bad))
+                    return Spent(account.stats(), tuple(account.bad), tuple(account.deadly))
             else:
                 samples.append((position.lane, position.seq + account.used, entry.unit, entry.index))
                 account.used += 1

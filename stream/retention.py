@@ -20,10 +20,9 @@ from stream.commits import Commit, is_absolute
 from stream.config import RetentionConfig
 from stream.errors import StreamDamaged, StreamError
 from stream.floor import Floor, write_floor
-from stream.local_store import LocalStore
 from stream.manifest import Manifest
 from stream.registry import FOLDER, Registered, forget_reader, read_readers, seen_ago
-from stream.store import explained
+from stream.storage import LocalStore, explained
 
 _NOTED_EVERY = 1000
 """Tars between two notes of how far removing has come."""

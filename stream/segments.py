@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from stream.commits import MOST_RECORDS, Accounts, Commit, decode_accounts
 from stream.errors import StreamDamaged
-from stream.store import Bytes, Store
+from stream.storage import Bytes, Store
 
 BLOCKS = {1: 256, 2: 65_536}
 """Commits of a segment, by level."""

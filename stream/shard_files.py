@@ -14,13 +14,12 @@ from dataclasses import replace
 
 from stream.commits import Commit, is_absolute
 from stream.errors import BadRecord, StreamDamaged, StreamPruned
-from stream.index import NO_DIGEST, ROW_BYTES, IndexFile, IndexRow, Member, ShardIndex, decode_index
-from stream.local_store import LocalBytes
+from stream.index import NO_DIGEST, ROW_BYTES, IndexFile, IndexRow, ShardIndex, decode_index
 from stream.manifest import Manifest
 from stream.record import Record, decode_label, decode_sample
 from stream.source import Entry
-from stream.store import Bytes, explained, open_bytes
-from stream.tars import BLOCK_BYTES, parse_header
+from stream.storage import Bytes, LocalBytes, explained, open_bytes
+from stream.tar import BLOCK_BYTES, Member, parse_header
 
 REASONS = ("truncated", "index_mismatch", "checksum", "too_large", "empty")
 """Why a record of a shard may be of no use: the tar ends inside it; its header is not what the index says;
@@ -102,6 +101,10 @@ class ShardFiles:
             return tar.label(rows.row(index))
         return None
 
+    def without_digest(self, number: int) -> int:
+        """Records of a commit whose digest is not known. Raises as `entry`."""
+        return self._index(number).without_digest
+
     def close(self) -> None:
         """Let go of all files and indexes."""
         for kept in (self._tars, self._index_files):
@@ -137,12 +140,15 @@ class ShardFiles:
             # To push out another index would only make that one be read again, for one record.
             file = self._file(uri)
             try:
-                self._index_files[number] = IndexFile(file, name=uri, n=commit.n)
+                index_file = IndexFile(file, name=uri, n=commit.n)
             except StreamDamaged:
                 file.close()
                 raise
-            _keep_newest(self._index_files)
-            return self._index_files
+            if not index_file.labelled:  # labels are only read with the whole index
+                self._index_files[number] = index_file
+                _keep_newest(self._index_files)
+                return self._index_files
+            index_file.close()
         index = decode_index(self._manifest.store.read(uri), name=uri, n=commit.n)
         self._indexes[number] = index
         self._index_bytes += index.nbytes
@@ -195,11 +201,13 @@ class _Tar:
             found.get(row.cls, (_UNREADABLE, ""))[0] if row.cls else None,
         )
         if adopted:
-            return _adopted(record, f"{self.uri}#{_CONTROL.sub('?', name)}", verify=verify)
+            return _adopted(record, row, f"{self.uri}#{_printable(name)}", verify=verify)
         return _checked(record, row.digest) if verify else record
 
     def label(self, row: IndexRow) -> int | str | None:
         """The label of one record. Raises BadRecord."""
+        if row.label is not None or row.label_name is not None:
+            return row.label if row.label is not None else row.label_name
         texts = [member for member in (row.json, row.cls) if member and member.size <= _LARGEST_TEXT]
         found = self._read_members(texts) if texts else {}
         return decode_label(
@@ -250,9 +258,21 @@ def _checked(record: Record, digest: bytes) -> Record:
     return record if record.sha256 else replace(record, sha256=found)
 
 
-def _adopted(record: Record, source: str, *, verify: bool) -> Record:
+def _adopted(record: Record, row: IndexRow, source: str, *, verify: bool) -> Record:
     """A record of a foreign tar, whose JSON may state the digest of a download that was resized later."""
-    stated = record.sha256
-    if stated and verify and hashlib.sha256(record.payload).hexdigest() != stated:
-        stated = ""
-    return replace(record, sha256=stated if verify else "", source=record.source or source)
+    sha256 = ""
+    if verify and (record.sha256 or row.digest != NO_DIGEST):
+        own = hashlib.sha256(record.payload)
+        if row.digest not in (NO_DIGEST, own.digest()[: len(row.digest)]):
+            raise BadRecord("checksum", f"the image is not the one that was adopted: found {own.hexdigest()}")
+        known = row.digest != NO_DIGEST or record.sha256 == own.hexdigest()
+        sha256 = own.hexdigest() if known else ""
+    record = replace(record, sha256=sha256, source=record.source or source)
+    if row.label is None and row.label_name is None:
+        return record
+    return replace(record, label=row.label, label_name=row.label_name, bad_label=False)
+
+
+def _printable(name: str) -> str:
+    """A name of a tar as provenance: no control characters, no bytes that are no text."""
+    return _CONTROL.sub("?", name.encode("utf-8", "replace").decode("utf-8"))

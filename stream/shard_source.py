@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from stream.errors import StreamMismatch, StreamPruned
 from stream.lanes import Bounds, Position
 from stream.manifest import Manifest
-from stream.order import LARGEST_SEED, lane_total
+from stream.order import LARGEST_SEED, ORDERS, SHARD, WINDOW, lane_total
 from stream.shard_files import ShardFiles
 from stream.source import Entry, Outlook
-from stream.window_walk import ORDERS, SHARD, WINDOW, Place, ShardWalk, Walk, Window, WindowWalk
+from stream.window_walk import Place, ShardWalk, Walk, Window, WindowWalk
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -12,7 +12,7 @@ from stream.config import CropConfig, ReaderConfig
 from stream.cursor import Cursor
 from stream.lanes import LaneStats
 from stream.loader import Loader
-from stream.reader import Answer, Failed, Question, Recalled, Remains, Result, Sample, Spent
+from stream.reader import Answer, Chunk, Failed, Question, Recalled, Remains, Result, Sample, Short, Spent
 from stream.readiness import Readiness
 from stream.recall import Recall
 from stream.rest import Rest
@@ -138,7 +138,6 @@ class TailLoader(Loader):
         assert self._tail is not None
         tail, lanes = self._tail, self.cursor.lanes
         if len(found) < lanes:
-            self._tail = None
             return False
         tail.own = [(lane, some) for lane, some in dealt(found, lanes) if lane in self._lanes]
         for column in range(0, len(tail.own), _SAMPLES_OF_A_QUESTION):
@@ -174,6 +173,14 @@ class TailLoader(Loader):
         self._tail = None
         self._ahead.begin(self._positions(), self.cursor.pass_number)
         return batch
+
+    def end_pass(self, unread: int | None = None, unusable: Mapping[str, int] | None = None) -> None:
+        """As `Loader.end_pass`."""
+        super().end_pass(unread, unusable)
+        self._tail = None
+
+    def _unfilled(self) -> Sequence[Chunk | Short | Spent | Remains]:
+        return super()._unfilled() if self._tail is None else self._tail.parts()
 
     def _end_chunks(self, state: Readiness) -> None:
         going_on = False

@@ -20,8 +20,6 @@ from typing import NamedTuple, Protocol
 from stream.manifest import Manifest
 from stream.order import Order, lane_order, lane_total, record_order, slice_bounds, window_order
 
-WINDOW, SHARD = "window", "shard"
-ORDERS = (WINDOW, SHARD)
 _KEPT_WINDOWS = 4
 """Windows of each lane whose visits to slices are kept in memory."""
 _KEPT_ORDERS = 2

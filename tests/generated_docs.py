@@ -18,7 +18,7 @@ from typing import Any, get_type_hints
 import click
 
 from ingest.config import IngestConfig
-from ingest.prepare import REASONS
+from ingest.transcode import REASONS
 from ops.cli.main import COMMANDS, cli
 from ops.config import recipes
 from ops.config.schema import PAPER_CROPS, RunConfig, is_identity

@@ -241,7 +241,7 @@ def prune(place: Path) -> None:
 
 def killed_at_change(change: int, work: Callable[[], Any]) -> None:
     """Do the work; this process is killed before or after one change of a local store."""
-    from stream.local_store import LocalStore
+    from stream.storage import LocalStore
 
     left = iter(range(change, -(10**9), -1))
 

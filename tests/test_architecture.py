@@ -17,7 +17,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 # Lower layers first; what stands in one line does not import each other.
 LAYERS: dict[str, list[str]] = {
     "ops": [
-        "errors",
+        "durations errors",
         "config",
         "distributed rundir",
         "snapshots",

@@ -2,14 +2,15 @@
 
 import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from ops.durations import duration
+
 if TYPE_CHECKING:
     from ingest.config import IngestConfig
-    from ingest.topic_destination import TopicDestination
+    from ingest.kafka_destination import TopicDestination
     from ingest.worker import IngestReport
 
 NOTE = b"\nstopping: what is open is being committed (Ctrl-C once more ends at once)\n"
@@ -22,6 +23,11 @@ NOTE = b"\nstopping: what is open is being committed (Ctrl-C once more ends at o
 @click.option("--reference", is_flag=True, help="Index plain tars where they are; copy no image of theirs.")
 @click.option(
     "--label-from", type=click.Choice(["parent"]), help="Take the folder of an image as its label_name."
+)
+@click.option("--shuffle", is_flag=True, help="Take new files in a random order; archives stay whole.")
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, help="Of that random order.")
+@click.option(
+    "--no-digests", is_flag=True, help="With --reference: do not read the images for their digests."
 )
 @click.option("--keep-duplicates", is_flag=True, help="Also write content that the stream has already.")
 @click.option("--keep-hours", type=float, help="Prune shards that are older than so many hours.")
@@ -37,6 +43,11 @@ NOTE = b"\nstopping: what is open is being committed (Ctrl-C once more ends at o
 @click.option("--create-topic", is_flag=True, help="Make the Kafka topic when it is not there.")
 @click.option("--partitions", type=click.IntRange(min=1), help="Partitions of a topic that is made.")
 @click.option(
+    "--state", metavar="DIR", default="",
+    help="Folder for the lists of what was taken and what was rejected, where DEST is a topic; the same one "
+    "for every start.",
+)  # fmt: skip
+@click.option(
     "--metrics-port", type=click.IntRange(0, 65_535), metavar="PORT",
     help="Serve metrics for Prometheus on 127.0.0.1 while it runs; 0 takes a free port and prints it.",
 )  # fmt: skip
@@ -49,10 +60,6 @@ NOTE = b"\nstopping: what is open is being committed (Ctrl-C once more ends at o
     help="Change a setting (short_side, quality, reencode, min_side, workers, ...); may be repeated.",
 )
 @click.option(
-    "--state", type=click.Path(path_type=Path), metavar="DIR",
-    help="Folder for the list of rejected files where DEST is a topic; elsewhere it lies in DEST/rejects.",
-)  # fmt: skip
-@click.option(
     "-v", "--verbose", is_flag=True, help="Name each file that is rejected, on stderr, as it comes."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the accounts as one JSON object.")
@@ -62,6 +69,9 @@ def command(
     open_stream: bool,
     reference: bool,
     label_from: str | None,
+    shuffle: bool,
+    seed: int,
+    no_digests: bool,
     keep_duplicates: bool,
     keep_hours: float | None,
     keep_bytes: int | None,
@@ -69,10 +79,10 @@ def command(
     exclude: tuple[str, ...],
     create_topic: bool,
     partitions: int | None,
+    state: str,
     metrics_port: int | None,
     name: str,
     assignments: tuple[str, ...],
-    state: Path | None,
     verbose: bool,
     as_json: bool,
 ) -> int:
@@ -85,14 +95,22 @@ def command(
     DEST is a folder or any fsspec URL, made when it is not there, and sealed at the end, unless --open; or it
     is kafka://HOST:PORT/TOPIC, which is made with --create-topic --partitions N and stays open.
 
-    Killed or stopped, the same command goes on where it was; finished, it does nothing. A second ingest of
-    the same source is refused while the first is at work. What cannot be used is skipped and counted by its
-    reason: found = written + skipped. Each such file is listed with its reason in DEST/rejects, a line of
-    JSON for each (for a topic with --state DIR), and -v names it as it comes.
+    Killed or stopped, the same command goes on where it was; finished, it takes what is new since, whatever
+    its name. A file is taken once, by path, size and time, whichever spelling led to it: the list of what was
+    taken lies beside the shards, for a topic in --state DIR. A file that changed is taken again, and what the
+    stream has of it by content is skipped as a duplicate. A second ingest of the same source is refused while
+    the first is at work.
+
+    What cannot be used is skipped and counted by its reason: found = written + skipped. Each such file is
+    listed with its reason in DEST/rejects, a line of JSON for each (for a topic in --state DIR), and -v names
+    it as it comes.
 
     Images above 384 pixels on the shorter side are made smaller; sound small JPEGs stay as they are, byte for
     byte. Labels for evaluation come from .cls or .json beside the image, or with --label-from parent from its
-    folder.
+    folder. Each image of a sample in a tar (7.left.jpg, 7.right.jpg) is a record of its own.
+
+    With --reference plain tars stay where they are. Each is read once for digests of its images, so that
+    `stream verify --deep` sees what changed and no image is taken twice; --no-digests leaves that out.
 
     An endless stream is kept small by --keep-hours or --keep-bytes: old shards leave, but never one that a
     registered run still needs. With --max-ahead the ingest waits for the slowest of these runs.
@@ -111,8 +129,11 @@ def command(
     all starts.
     """  # noqa: D301  click reads the escape as "do not rewrap"
     from ops.train.signals import StopRequest
+    from stream.secrets import check_no_password
     from stream.topic_address import is_topic
 
+    if not is_topic(dest):  # a topic's address is checked before it is shown
+        check_no_password(dest)
     if create_topic != (partitions is not None):
         raise click.UsageError(
             "--create-topic and --partitions go together: a partition is a lane of a learner"
@@ -121,15 +142,19 @@ def command(
         raise click.UsageError(
             "--reference leaves images in their tars, and a topic holds the images: leave it out"
         )
-    if state is not None and not is_topic(dest):
-        raise click.UsageError(f"--state is for topics: the list of rejected files lies in {dest}/rejects")
+    if state and not is_topic(dest):
+        raise click.UsageError(
+            "--state is for kafka://HOST:PORT/TOPIC: what was taken is listed beside a stream of shards, in "
+            f"{dest.rstrip('/')}/taken, and what was rejected lies in {dest.rstrip('/')}/rejects"
+        )
     if partitions is not None and not is_topic(dest):
         raise click.UsageError(f"--create-topic is for kafka://HOST:PORT/TOPIC, and DEST is {dest}")
     with StopRequest(NOTE, on_warning="end") as asked:
-        from ingest.forking import begin_imports
+        from ingest.decode_pool import begin_imports
 
         limits = {"keep_hours": keep_hours, "keep_bytes": keep_bytes, "max_ahead": max_ahead}
-        config = _config(assignments, label_from, keep_duplicates, limits)
+        flags = {"keep_duplicates": keep_duplicates, "shuffle": shuffle, "seed": seed}
+        config = _config(assignments, label_from, flags, limits, digests=not no_digests)
         if config.workers:
             begin_imports()  # while this process has imports of its own: the first image comes sooner
 
@@ -164,28 +189,25 @@ def command(
 
 
 def _topic(
-    dest: str, source_id: str, config: "IngestConfig", partitions: int | None, state: Path | None
+    dest: str, source_id: str, config: "IngestConfig", partitions: int | None, state: str
 ) -> "TopicDestination | None":
     """The topic that an address names, made when that is asked for; None when it names shards."""
     from stream.topic_address import is_topic
 
     if not is_topic(dest):
         return None
-    from ingest.topic_destination import TopicDestination
+    from ingest.kafka_destination import TopicDestination
 
-    rejects = None
-    if state is not None:
-        from ingest.rejects import state_list
-
-        rejects = state_list(state, dest, source_id)
-    return TopicDestination(dest, source_id, config, create_partitions=partitions or 0, rejects=rejects)
+    return TopicDestination(dest, source_id, config, create_partitions=partitions or 0, state=state)
 
 
 def _config(
     assignments: tuple[str, ...],
     label_from: str | None,
-    keep_duplicates: bool,
+    flags: dict[str, int],
     limits: dict[str, float | None],
+    *,
+    digests: bool,
 ) -> "IngestConfig":
     from ingest.config import IngestConfig
     from ops.config import binding
@@ -195,8 +217,9 @@ def _config(
         binding.assign(values, assignment)
     if label_from is not None:
         values["label_from"] = label_from
-    if keep_duplicates:
-        values["keep_duplicates"] = True
+    values.update({name: flag for name, flag in flags.items() if flag})
+    if not digests:
+        values["digests"] = False
     for name, limit in limits.items():
         if limit is not None:
             binding.assign(values, f"retention.{name}={limit}")
@@ -213,7 +236,7 @@ def _told(report: "IngestReport", dest: str) -> str:
         f"{report.status}: {report.found:,} found = {report.written:,} written + {total:,} skipped"
         + (f" ({skipped})" if skipped else ""),
         f"  {'' if is_topic(dest) else f'{report.shards:,} shards, '}{report.bytes / 1e6:,.1f} MB of images, "
-        f"{report.seconds:,.1f} s",
+        f"{duration(report.seconds)}",
         f"  {dest} is {'sealed' if report.sealed else 'open'}",
     ]
     if lost:

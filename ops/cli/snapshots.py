@@ -61,8 +61,9 @@ def ask(
     from ops.errors import RedisUnavailable
     from ops.rundir.files import read_run
     from ops.snapshots.embedded_redis import open_redis
-    from ops.snapshots.redis_client import redis_url, safe_url, said
+    from ops.snapshots.redis_client import redis_url, said
     from ops.snapshots.store import SnapshotStore
+    from stream.secrets import safe_url
 
     record = read_run(run_dir)
     place = redis_url(url or record.config.get("snapshot", {}).get("url", ""))

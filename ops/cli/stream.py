@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ops.durations import duration
 from ops.errors import EXIT_AGAIN
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def show(stream: str, as_json: bool) -> None:
     for reader in readers:
         click.echo(
             f"  run     {reader['run']}: {reader['unread']:,} records unread, needs commits from "
-            f"{reader['first']} on, seen {reader['seen_seconds_ago']:,.0f} s ago ({reader['where']})"
+            f"{reader['first']} on, seen {duration(reader['seen_seconds_ago'])} ago ({reader['where']})"
         )
 
 
@@ -153,7 +154,7 @@ def prune(
 
         click.echo(
             f"  more would go, but run {done.held_by.run} ({done.held_by.where}, seen "
-            f"{seen_ago(done.held_by):,.0f} s ago) needs commits from {done.held_by.first} on"
+            f"{duration(seen_ago(done.held_by))} ago) needs commits from {done.held_by.first} on"
         )
 
 
@@ -167,7 +168,8 @@ def verify(stream: str, deep: bool, as_json: bool) -> int:
     With --deep every image is decoded too, as in learning, which shows damage that was there before an image
     came into the stream or into a tar that was adopted.
 
-    Exit code 78, and a line for each damage, when it is not.
+    Exit code 78, and a line for each damage, when it is not. Records of tars adopted without digests are read
+    with --deep, and counted as not checked.
 
     \b
     Examples:
@@ -180,7 +182,11 @@ def verify(stream: str, deep: bool, as_json: bool) -> int:
     from stream.verify import Damage, Looked
     from stream.verify import verify as look
 
+    unchecked = 0
+
     def show_progress(looked: Looked) -> None:
+        nonlocal unchecked
+        unchecked = looked.unchecked
         if line.due(looked.commits):
             line.say(f"{looked.commits:,} of {looked.of:,} commits  {looked.bytes / 1e6:,.0f} MB read")
 
@@ -201,12 +207,18 @@ def verify(stream: str, deep: bool, as_json: bool) -> int:
             "commits": commits,
             "records": records,
             "deep": deep,
+            "unchecked": unchecked,
             "damages": [asdict(damage) for damage in damages],
         }
         click.echo(json.dumps(body))
     else:
         for damage in damages:
             click.echo(f"{damage.name}: {damage.what}")
+        if unchecked:
+            click.echo(
+                f"content not checked: {unchecked:,} records of tars that were adopted without digests "
+                "(by an earlier version, or with --no-digests)"
+            )
         found = "no damage" if not damages else f"{len(damages):,} damage{'s' if len(damages) > 1 else ''}"
         click.echo(f"{stream}: {commits:,} commits, {records:,} records, {found}")
     return EXIT_AGAIN if damages else 0
@@ -215,12 +227,13 @@ def verify(stream: str, deep: bool, as_json: bool) -> int:
 def _shards(stream: str) -> "Manifest":
     """The manifest of a stream of shards."""
     from stream.manifest import Manifest
+    from stream.secrets import safe_url
     from stream.topic_address import is_topic
 
     if is_topic(stream):
         raise click.UsageError(
-            f"{stream} is a Kafka topic, and this command is for streams of shards: look at a topic with "
-            "Kafka's own tools, and at a run over it with `swavstream status RUN`"
+            f"{safe_url(stream)} is a Kafka topic, and this command is for streams of shards: look at a "
+            "topic with Kafka's own tools, and at a run over it with `swavstream status RUN`"
         )
     return Manifest.open(stream)
 

@@ -10,8 +10,8 @@ from itertools import islice
 from ops.config.schema import RunConfig
 from stream.errors import StreamMismatch
 from stream.lanes import Position
-from stream.local_store import LocalStore
 from stream.shard_source import ShardSource, ShardSpec
+from stream.storage import LocalStore
 
 _TRIED = 64
 """Records without a label after which no more are looked at."""

@@ -11,6 +11,7 @@ from ops.config.mixing import Mixing, look_at_batch
 from ops.config.schema import RunConfig
 from ops.errors import ConfigError
 from stream.manifest import Manifest
+from stream.secrets import safe_url
 from stream.topic_address import is_topic
 
 
@@ -135,8 +136,8 @@ def look(stream: str) -> Stream:
     """What a stream holds now."""
     if is_topic(stream):
         raise ConfigError(
-            f"{stream} is a Kafka topic: --stream looks at streams of shards. For a topic set lanes to its "
-            "number of partitions; `learn` checks the rest"
+            f"{safe_url(stream)} is a Kafka topic: --stream looks at streams of shards. For a topic set "
+            "lanes to its number of partitions; `learn` checks the rest"
         )
     manifest = Manifest.open(stream)
     shards = sum(manifest.entry(number).n > 0 for number in range(manifest.floor.first, len(manifest)))

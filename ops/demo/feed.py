@@ -20,9 +20,8 @@ from typing import Any, Self
 from PIL import Image
 
 from ingest.config import IngestConfig
-from ingest.destination import ShardDestination
-from ingest.labels import Labels
-from ingest.sources import Found, Position, Source, open_source
+from ingest.shard_destination import ShardDestination
+from ingest.sources import Found, Labels, Position, Source, open_source
 from ingest.worker import FINISHED, IngestReport, run_ingest
 from ops.demo.drawings.pictures import KINDS, draw
 from ops.rundir.files import read_json, write_json

@@ -22,8 +22,8 @@ from ops.live_page.exemplars import OFFERS, Exemplars
 from stream.errors import BadRecord
 from stream.lanes import Position
 from stream.manifest import Manifest
+from stream.order import SHARD
 from stream.shard_source import ShardSpec
-from stream.window_walk import SHARD
 
 FRESH_FROM = 1 << 40
 """Number of the first picture used here; the stream begins at 0 and never gets so far."""

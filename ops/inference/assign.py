@@ -14,8 +14,8 @@ from ops.inference.load_model import Network
 from stream.errors import BadRecord
 from stream.lanes import Position
 from stream.manifest import Manifest
+from stream.order import SHARD
 from stream.shard_source import ShardSpec
-from stream.window_walk import SHARD
 
 MAX_BYTES = 64 * 1024 * 1024
 """Encoded images with more bytes are not read."""
@@ -86,7 +86,7 @@ def is_stream(source: str) -> bool:
 
 def _of_files(source: str) -> Iterator[tuple[str, bytes | BadRecord]]:
     for found in open_source(source, max_bytes=MAX_BYTES).items():
-        if not found.label_only:
+        if found is not None and not found.label_only:
             yield found.name, _payload(found)
 
 

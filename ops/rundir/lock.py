@@ -17,6 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from ops.durations import duration
 from ops.errors import RunLocked
 from ops.rundir.files import FIRST_WEIGHTS, aside_of, restore_first_weights, settle_first_weights, write_whole
 
@@ -141,8 +142,8 @@ class RunLock:
     def _refusal(self, holder: Holder | None) -> str:
         age = max(time.time() - _last_seen(self.path), 0.0)
         return (
-            f"run directory {self.path.parent} is in use by {holder or 'another process'}, seen {age:.0f} s "
-            "ago: stop that one first, or give --run another directory"
+            f"run directory {self.path.parent} is in use by {holder or 'another process'}, seen "
+            f"{duration(age)} ago: stop that one first, or give --run another directory"
         )
 
     def __enter__(self) -> Self:

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ops.durations import duration
 from ops.rundir.files import newest_saved, read_json, read_lines, read_run
 from ops.rundir.lock import Holder, holder_of
 from ops.rundir.summary import read_summary
@@ -83,7 +84,7 @@ def lag_lines(lanes: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _age(seconds: float | None) -> str:
-    return "" if seconds is None else f" ({seconds:,.0f} s)"
+    return "" if seconds is None else f" ({duration(seconds)})"
 
 
 def look(run_dir: Path) -> Standing:

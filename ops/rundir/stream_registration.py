@@ -12,10 +12,10 @@ from pathlib import Path
 
 from ops.rundir.checkpoint import CURSOR, name_of, numbers
 from stream.cursor import Cursor
-from stream.errors import StreamError
+from stream.errors import StreamDamaged, StreamError
 from stream.manifest import Manifest
-from stream.registry import Registered, forget_reader, write_reader
-from stream.store import open_store
+from stream.registry import Registered, forget_reader, read_reader, write_reader
+from stream.storage import Store, open_store
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +52,38 @@ def kept_cursors(run_dir: Path) -> list[Cursor]:
     return found
 
 
-def leave(stream: str, run: str) -> None:
+def entry_name(store: Store, run: str, run_dir: Path) -> str:
+    """Name of a run's entry in the register: its uuid, unless a copy of the run directory has that one.
+
+    An entry is of this directory when it names the same host and path, or the same directory: one that was
+    moved. An entry that names no directory was written by an older program and counts as this run's.
+
+    Raises:
+        StreamError: the register cannot be read.
+    """
+    folder = _folder(run_dir)
+    try:
+        entry = read_reader(store, run)
+    except StreamDamaged:
+        return run  # it is written again
+    if entry is None or not entry.folder or entry.folder == folder or entry.where == _where(run_dir):
+        return run
+    return f"{run}-{folder:x}"
+
+
+def _where(run_dir: Path) -> str:
+    return f"{socket.gethostname()}:{run_dir.absolute()}"
+
+
+def _folder(run_dir: Path) -> int:
+    """Number of the directory; 0 when it cannot be looked at."""
+    try:
+        return run_dir.stat().st_ino % 2**62
+    except OSError:
+        return 0
+
+
+def leave(stream: str, run: str, run_dir: Path) -> None:
     """Take a run out of the register of a stream that it reads no more; where that fails it is a warning.
 
     May block on the store.
@@ -60,7 +91,8 @@ def leave(stream: str, run: str) -> None:
     if stream.startswith(_TOPIC):
         return
     try:
-        forget_reader(open_store(stream), run)
+        store = open_store(stream)
+        forget_reader(store, entry_name(store, run, run_dir))
     except (StreamError, ValueError) as error:
         logger.warning(
             "the stream at %s still keeps its shards for this run, which needs them no more: %s; "
@@ -90,7 +122,8 @@ class Registration:
             passes: over the stream.
         """
         self._stream, self._run, self._run_dir, self._passes = stream, run, run_dir, passes
-        self._where = f"{socket.gethostname()}:{run_dir.absolute()}"
+        self._name = ""
+        """Of the entry, once the register was looked at."""
         self._manifest: Manifest | None = None
         self._first = self._begin = self._used = 0
         self._waiting = self._finished = self._warned = False
@@ -149,8 +182,9 @@ class Registration:
     def _write(self) -> None:
         try:
             manifest = self._manifest = self._manifest or Manifest.open(self._stream)
+            self._name = self._name or entry_name(manifest.store, self._run, self._run_dir)
             if self._finished:
-                forget_reader(manifest.store, self._run)
+                forget_reader(manifest.store, self._name)
                 return
             if self._look:
                 self._look = False
@@ -158,8 +192,9 @@ class Registration:
             write_reader(
                 manifest.store,
                 Registered(
-                    run=self._run,
-                    where=self._where,
+                    run=self._name,
+                    where=_where(self._run_dir),
+                    folder=_folder(self._run_dir),
                     first=self._first,
                     begin=self._begin,
                     used=self._used,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ops.config.schema import RunConfig
+from ops.durations import duration
 from ops.rundir.files import read_json
 from stream.cursor import Cursor
 
@@ -84,14 +85,26 @@ class Summary:
         """Plain values."""
         return asdict(self)
 
+    def why_nothing(self) -> str:
+        """Why no record was used; of a run without samples."""
+        if self.skipped and not self.left_over:
+            return "none of the records can be used"
+        if self.skipped:
+            return 'the records that can be used do not fill one batch (lower `batch`, or set tail = "train")'
+        if self.left_over:
+            return 'the records do not fill one batch (lower `batch`, or set tail = "train")'
+        return "there were no records"
+
     def told(self) -> str:
         """A few lines for people."""
         skipped = ", ".join(f"{count:,} {reason}" for reason, count in self.skipped_by_reason.items())
         lines = [
-            f"{self.status}: {self.samples:,} samples in {self.steps:,} steps, {self.seconds:,.0f} s",
+            f"{self.status}: {self.samples:,} samples in {self.steps:,} steps, {duration(self.seconds)}",
             f"  records    {self.samples:,} used + {self.skipped:,} skipped"
             f"{f' ({skipped})' if skipped else ''} + {self.left_over:,} left over",
         ]
+        if not self.samples:
+            lines.append(f"  nothing was learned: {self.why_nothing()}")
         if self.loss is not None and self.loss_over_ln_k is not None:
             lines.append(f"  loss       {self.loss:.4f} ({self.loss_over_ln_k:.4f} of ln K)")
         if self.usage_perplexity is not None:

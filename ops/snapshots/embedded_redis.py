@@ -41,7 +41,8 @@ import redis
 
 from ops.errors import RedisUnavailable
 from ops.rundir.lock import Holder, holder_of, read_holder
-from ops.snapshots.redis_client import connect, redis_url, safe_url
+from ops.snapshots.redis_client import connect, redis_url
+from stream.secrets import safe_url
 from stream.socket_folder import SOCKET_PATH_BYTES, NoSocketFolder, socket_folder
 
 MAXMEMORY = "2gb"
@@ -134,6 +135,9 @@ def write_private(path: Path, text: str) -> None:
 
 logger = logging.getLogger(__name__)
 
+_WITHOUT_WARNINGS = ("/bin/sh", "-c", """trap '' USR1 USR2; exec "$0" "$@\"""")
+"""Runs a command that ignores the signals by which schedulers warn a job: they go to all its processes, and a
+server would end of them. What is ignored stays so in the program that is executed."""
 DATA = "appendonlydir"
 """Folder of the data, as the server calls it."""
 START_S = 30.0
@@ -370,7 +374,7 @@ class EmbeddedRedis:
         # alone, which still has its last snapshot to publish.
         with _held(self.folder / "server.lock") as lock:
             subprocess.run(  # noqa: S603  the package's own program with our settings file
-                [str(program), str(self.folder / "server.conf")],
+                [*_WITHOUT_WARNINGS, str(program), str(self.folder / "server.conf")],
                 cwd=self.folder,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,

@@ -28,6 +28,7 @@ from redis.retry import Retry
 from redis.sentinel import Sentinel
 
 from ops.errors import RedisUnavailable
+from stream.secrets import is_torn, safe_url
 
 URL_VARIABLE = "SWAVSTREAM_REDIS_URL"
 CA_VARIABLE = "SWAVSTREAM_REDIS_CA"
@@ -52,31 +53,6 @@ def redis_url(configured: str = "") -> str:
     return configured or os.environ.get(URL_VARIABLE, "")
 
 
-def safe_url(url: str) -> str:
-    """The URL without user, password and options, fit for a message."""
-    if "://" not in url:  # none, but it may hold a password all the same
-        return url.rpartition("@")[2].partition("?")[0]
-    if _is_torn(url):
-        return "..."
-    try:
-        parts = urlsplit(url)
-    except ValueError:  # as for a bracket that is never closed
-        return "..."
-    place = parts.netloc.rpartition("@")[2]
-    return f"{parts.scheme}://{place}{parts.path}"
-
-
-def _is_torn(url: str) -> bool:
-    """Whether a password was typed in as it is, and its / ? or # ends the address before the @ does.
-
-    Then what looks like host, path or options is a part of the password.
-    """
-    rest = url.partition("://")[2]
-    end = min((rest.index(sign) for sign in "/?#" if sign in rest), default=len(rest))
-    login = rest[:end].rpartition("@")[0]
-    return "@" in rest[end:] or "@" in login
-
-
 def connect(url: str) -> redis.Redis:
     """A client for a Redis URL, see the module's text; nothing is sent yet.
 
@@ -87,7 +63,7 @@ def connect(url: str) -> redis.Redis:
         RedisUnavailable: not a Redis URL, or a CA file that is not there. The message does not show the whole
             URL, since it may hold a password.
     """
-    if _is_torn(url) and not url.startswith("unix:"):
+    if is_torn(url) and not url.startswith("unix:"):
         raise RedisUnavailable(
             "the Redis URL has an @, /, ? or # in its user or password: write them as %40, %2F, %3F and %23, "
             f"or give them in {USER_VARIABLE} and {PASSWORD_VARIABLE} or {FILE_VARIABLE}, as they are"

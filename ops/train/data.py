@@ -12,11 +12,24 @@ from stream.loader import AVAILABLE, STRICT
 from stream.replay_loader import ReplayLoader
 from stream.shard_source import ShardSource, ShardSpec
 from stream.source import Source, SourceSpec
+from stream.storage import local_path
 from stream.tail import trainable
 from stream.topic_address import is_topic, read_address
 from stream.topic_follower import TopicFollower
 from stream.topic_spec import OPEN, TopicSpec
 from stream.topic_until import check
+
+
+def check_address(stream: str) -> None:
+    """Refuse what is no address of a stream, or holds a password, before it is shown or written anywhere.
+
+    Raises:
+        ValueError: what is wrong with it.
+    """
+    if is_topic(stream):
+        read_address(stream)
+    else:
+        local_path(stream)
 
 
 def source_spec(

@@ -10,7 +10,7 @@ The step that is being done: its updates, what its batch and its replays cost, a
 import logging
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from learner.augment import Views
@@ -30,7 +30,7 @@ from ops.train.sync import Patience, Steps, Stop, Waiting
 from stream.batch import Batch
 from stream.cursor import Cursor, joined
 from stream.errors import TooManyBadRecords
-from stream.lanes import LaneStats
+from stream.lanes import BadPlace, LaneStats
 from stream.replay_loader import ReplayLoader
 from stream.source import SourceSpec
 from stream.topic_follower import TopicFollower
@@ -349,6 +349,7 @@ class Run:
             warn=keeper.warn if keeper is not None else lambda _text: None,
             save_asked=self.stop.take_save,
             on_save=self._save_now,
+            on_unusable=self._unusable,
         )
 
     def _wait(self, waiting: Waiting) -> None:
@@ -400,6 +401,14 @@ class Run:
         if self._carrier is not None and self._steps is not None:
             lanes = self._steps.loader.lanes  # those of the batch may be others, in a tail
             self._carrier.used([p for p in batch.cursor.positions if p.lane in lanes], batch.bad)
+
+    def _unusable(self, stats: LaneStats, places: Sequence[BadPlace]) -> None:
+        """A pass has ended, and so many records of its last, unfilled step could not be used."""
+        assert self._steps is not None
+        if self._carrier is not None:
+            self._carrier.used((), places)
+        if self._keeper is not None:
+            self._keeper.followers.left_out(stats, skipped=self._steps.loader.cursor.skipped)
 
     def _go_back(self, error: NonFinite) -> None:
         """An update was refused, and its step with it: once more from the checkpoint, then the policy.

@@ -24,9 +24,9 @@ from ops.rundir.summary import Progress, Summary
 from ops.train import init_weights
 from stream.cursor import Cursor
 from stream.lanes import owners_of
+from stream.order import SHARD
 from stream.source import Source
 from stream.topic_address import is_topic
-from stream.window_walk import SHARD
 
 logger = logging.getLogger(__name__)
 
@@ -115,7 +115,7 @@ def bind(
                 before.stream,
                 stream,
             )
-            leave(before.stream, record.uuid)
+            leave(before.stream, record.uuid, run_dir)
         write_run(run_dir, bound)
         return bound
     if dict(record.source) != dict(source):

@@ -32,7 +32,7 @@ from ops.rundir.stream_registration import leave
 from ops.rundir.summary import FINISHED, STOPPED, Progress, Summary, read_summary, summarise
 from ops.snapshots.redis_client import connect, redis_url
 from ops.train import init_weights
-from ops.train.data import follower_of, pinned, reading_mode, sealed_samples, source_spec
+from ops.train.data import check_address, follower_of, pinned, reading_mode, sealed_samples, source_spec
 from ops.train.loop import Run
 from ops.train.progress import ProgressLine
 from ops.train.reporting import Followers, Keeper
@@ -107,6 +107,7 @@ def begin(
 def _open_run(stack: contextlib.ExitStack, asked: Asked, *, stop: StopRequest, out: TextIO | None) -> Began:
     """Take the run directory, find where the run stands and that its stream is there."""
     stream, run_dir, config = asked.stream, asked.run_dir, asked.config
+    check_address(stream)
     # Before signals become requests: taking the lock may wait for the heartbeat of another host.
     claim = stack.enter_context(RunClaim(run_dir))
     stack.enter_context(stop)
@@ -114,7 +115,7 @@ def _open_run(stack: contextlib.ExitStack, asked: Asked, *, stop: StopRequest, o
     config = as_begun(record, config)
     ended = _finished(run_dir, record, stream, config)
     if ended is not None:
-        leave(stream, record.uuid)  # in case the stream could not be told when the run ended
+        leave(stream, record.uuid, run_dir)  # in case the stream could not be told when the run ended
         return ended, None
     check_device(config, launched())
     _check_redis(config)

@@ -12,13 +12,14 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import reduce
 from typing import Any, NoReturn
 
 from ops.distributed.world import Rows, World
 from ops.errors import EXIT_FAILED, RankFailed, RankLost, Starved, exit_code_of
 from stream.batch import Batch
 from stream.errors import StreamError
-from stream.lanes import LaneLag, LaneStats, add_counts
+from stream.lanes import BadPlace, LaneLag, LaneStats, add_counts
 from stream.loader import TURN_S
 from stream.readiness import Readiness
 from stream.replay_loader import ReplayLoader
@@ -135,9 +136,11 @@ class Steps:
         warn: told which lanes hold the others up.
         save_asked: whether this rank was asked to save since it was last called.
         on_save: called on all ranks between the same two steps once any of them was asked to.
+        on_unusable: told the unusable records of a step that a pass ended without: the account of all ranks,
+            and the places of this rank's.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  what a run knows only when it is wired
         self,
         loader: ReplayLoader,
         world: World,
@@ -148,6 +151,7 @@ class Steps:
         warn: Callable[[str], None],
         save_asked: Callable[[], bool] = lambda: False,
         on_save: Callable[[], None] = lambda: None,
+        on_unusable: Callable[[LaneStats, Sequence[BadPlace]], None] = lambda _stats, _places: None,
     ) -> None:
         self.loader = loader
         self.stop = Stop.NO
@@ -160,6 +164,7 @@ class Steps:
         """Reader processes replaced so far, of all ranks."""
         self._world, self._asked, self._on_wait, self._warn = world, stop, on_wait, warn
         self._save_asked, self._on_save, self._saving = save_asked, on_save, False
+        self._on_unusable = on_unusable
         self._patience = patience
         self._turn = 0
         self.error: StreamError | OSError | None = None
@@ -168,7 +173,7 @@ class Steps:
         self._lag_here, self._next_lag, self._tell = 0, 0.0, 0
         self._waits_since = 0.0
         self._named_at = 0.0
-        self._left_over = 0
+        self._unread = 0
 
     def __iter__(self) -> Iterator[Batch]:
         while not self.loader.finished:
@@ -319,19 +324,32 @@ class Steps:
             own = self.loader.unread_by_lane()
         except (StreamError, OSError) as error:
             self.error = error
-        told = self._world.gather([list(own.items()), self._told()])
-        if any(failed for _, failed in told):
-            self._raise([failed for _, failed in told])
-        unread = {lane: records for rows, _ in told for lane, records in rows}
-        self._left_over = sum(unread.values())
+        told = self._world.gather([list(own.items()), self.loader.unusable, self._told()])
+        if any(failed for _, _, failed in told):
+            self._raise([failed for _, _, failed in told])
+        unread = {lane: records for rows, _, _ in told for lane, records in rows}
+        self._unread = sum(unread.values())
+        places = self.loader.unusable_places
         if not self.loader.begin_tail(unread):
-            self.loader.end_pass(self._left_over)
+            self._end_pass([unusable for _, unusable, _ in told], places)
 
     def _deal_tail(self) -> None:
         """All ranks know which of the samples that remain are good: deal them, or go to the next pass."""
-        told = self._world.gather(self.loader.tail_found)
-        if not self.loader.deal_tail([(*sample,) for found in told for sample in found]):
-            self.loader.end_pass(self._left_over)
+        told = self._world.gather([self.loader.tail_found, self.loader.unusable])
+        if not self.loader.deal_tail([(*sample,) for found, _ in told for sample in found]):
+            self._end_pass([unusable for _, unusable in told], self.loader.unusable_places)
+
+    def _end_pass(self, unusable: Sequence[dict[str, int]], places: Sequence[BadPlace]) -> None:
+        """Go to the next pass; what could not be used of the last step of this one is told.
+
+        Args:
+            unusable: counts by reason of each rank.
+            places: of this rank.
+        """
+        skipped: dict[str, int] = reduce(add_counts, unusable, {})
+        self.loader.end_pass(self._unread, skipped)
+        if skipped:
+            self._on_unusable(LaneStats(read=sum(skipped.values()), skipped=skipped), places)
 
     def _told(self) -> list[Any] | None:
         """Why this rank cannot go on, for the others, and with which exit code."""

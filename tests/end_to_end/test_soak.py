@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from ingest.topic_destination import TopicDestination
+from ingest.kafka_destination import TopicDestination
 from stream.config import TopicWriterConfig
 from stream.lanes import Position
 from tests.end_to_end.test_kills import driven

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -221,11 +222,35 @@ def test_a_folder_for_the_list_is_for_topics(tmp_path: Path, capsys: Output) -> 
 def test_warnings_go_to_standard_error(tmp_path: Path, capsys: Output) -> None:
     root = folder_of(tmp_path / "in", 5, 2)
     told(capsys, root, tmp_path / "out", "--open")
-    folder_of(root, 0, 1)
+    (root / "000005.jpg").write_bytes(encoded(9, width=50))
     assert run(["ingest", str(root), str(tmp_path / "out"), "--open", "--json", "--set", "workers=0"]) == 0
     out, err = capsys.readouterr()
-    assert json.loads(out)["written"] == 2
+    assert json.loads(out)["written"] == 3
     assert "Warning: " in err
+
+
+def test_a_growing_folder_is_taken_whatever_the_names_in_a_random_order_of_the_seed(
+    tmp_path: Path, capsys: Output
+) -> None:
+    root, orders = tmp_path / "in", []
+    for out, seed in (("a", 3), ("b", 3), ("c", 4)):
+        shutil.rmtree(root, ignore_errors=True)
+        for first in (50, 0):
+            folder_of(root, first, 20)
+            _, report = told(
+                capsys, root, tmp_path / out, "--open", "--shuffle", "--seed", str(seed), "--keep-duplicates"
+            )
+        assert (report["found"], report["written"], report["warnings"]) == (40, 40, [])
+        orders.append([record.source for record in stored(tmp_path / out)])
+    assert orders[0] == orders[1] != orders[2]
+    assert all(sorted(order[:20]) != order[:20] and "000050" in str(order[:20]) for order in orders)
+
+
+def test_state_is_for_topics_only(tmp_path: Path, capsys: Output) -> None:
+    root = folder_of(tmp_path / "in", 0, 1)
+    assert run(["ingest", str(root), str(tmp_path / "out"), "--state", str(tmp_path / "state")]) != 0
+    assert "is listed beside a stream of shards" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("command", ["ingest", "seal"])

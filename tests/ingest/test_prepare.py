@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from ingest.config import IngestConfig
-from ingest.prepare import prepare
-from ingest.prepared import Prepared
+from ingest.decode_pool import Prepared
+from ingest.transcode import prepare
 from stream.errors import BadRecord
 from tests.ingest.made import encoded, pixels
 

@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 from ingest.config import IngestConfig
+from ingest.decode_pool import Prepared, Preparers, Result, count_of
 from ingest.errors import PreparersFailed
-from ingest.prepared import Prepared, Result
-from ingest.preparers import Preparers, count_of
 from ingest.sources import Found
 from stream.errors import BadRecord
 from tests.ingest.made import encoded
@@ -167,7 +166,7 @@ def test_memory_of_a_process_is_limited() -> None:
 
 
 def test_many_failures_in_a_row_end_the_ingest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ingest.preparers.FAILED_IN_A_ROW", 2)
+    monkeypatch.setattr("ingest.decode_pool.FAILED_IN_A_ROW", 2)
     os.mkfifo(tmp_path / "hangs.jpg")
     hanging = [Found(name="hangs", position={}, path=str(tmp_path / "hangs.jpg"))] * 3
     with pytest.raises(PreparersFailed, match="2 images in a row"):

@@ -4,13 +4,16 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from ingest import listed
 from stream.manifest import Manifest
 from stream.orphans import sweep_orphans
+from stream.taken import TakenList
 from tests.ingest.made import add_up, encoded, folder_of, ingest, labelled, settings, stored, write_tar
 from tests.ingest.warm import ERROR_TOLD, Warm
 
@@ -164,3 +167,80 @@ def descendants(pid: int) -> list[int]:
         level = [one for one, parent in parents.items() if parent in level]
         found += level
     return found
+
+
+def dying(root: Path, out: Path, after: int, **fields: Any) -> int:
+    """A life of an ingest that kills itself before or after a segment of the list, or a commit, is made."""
+    child = os.fork()
+    if child == 0:
+        left = [after]
+
+        def point() -> None:
+            left[0] -= 1
+            if left[0] < 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        def with_points(made: Callable[..., Any]) -> Callable[..., Any]:
+            def call(*args: Any, **options: Any) -> Any:
+                point()
+                answer = made(*args, **options)
+                point()
+                return answer
+
+            return call
+
+        TakenList.append = with_points(TakenList.append)  # type: ignore[method-assign]
+        Manifest.commit = with_points(Manifest.commit)  # type: ignore[method-assign]
+        code = 1
+        try:
+            ingest(root, out, settings(per_shard=3, **fields), open_stream=True)
+            code = 0
+        finally:
+            os._exit(code)
+    _, status = os.waitpid(child, 0)
+    return os.waitstatus_to_exitcode(status)
+
+
+@pytest.mark.parametrize("options", [{}, {"shuffle": True}, {"keep_duplicates": True}])
+def test_killed_between_the_list_and_the_commits_it_takes_every_image_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, bool]
+) -> None:
+    monkeypatch.setattr(listed, "FIRST_CLAIM", 4)
+    root, out = tmp_path / "in", tmp_path / "out"
+    folder_of(root, 100, 14)
+    write_tar(root / "000105.tar", labelled(60, 7))
+    ingest(root, tmp_path / "whole", settings(per_shard=3, **options))
+    kills = 0
+    while dying(root, out, kills % 5, **options) != 0:
+        kills += 1
+        assert kills < 100
+    assert kills >= 8
+    assert [(r.source, r.payload) for r in stored(out)] == [
+        (r.source, r.payload) for r in stored(tmp_path / "whole")
+    ]
+    seeds = {*range(100, 114), *range(60, 67)}
+    for number in range(6):  # it grows at both ends, and in the middle, between the lives
+        seeds |= {number, 90 - number, 200 + number}
+        for seed in (number, 90 - number, 200 + number):
+            folder_of(root, seed, 1)
+        dying(root, out, number, **options)
+    write_tar(root / "000105.tar", labelled(67, 2), "a")
+    for after in range(4):
+        assert dying(root, out, after, **options) == -signal.SIGKILL
+    assert dying(root, out, 10**9, **options) == 0
+    assert Counter(record.payload for record in stored(out)) == Counter(
+        encoded(seed) for seed in seeds | {67, 68}
+    )
+
+
+def test_two_processes_with_files_in_common_take_each_of_them_once(tmp_path: Path, warm: Warm) -> None:
+    root, out = folder_of(tmp_path / "in", 0, 150), tmp_path / "out"
+    write_tar(root / "000070.tar", labelled(200, 40))
+    (tmp_path / "link").symlink_to(root)
+    pids = [warm.start(source, out, per_shard=9, open_stream=True) for source in (root, tmp_path / "link")]
+    assert [warm.wait(pid) for pid in pids] == [0, 0]
+    for source in (root, tmp_path / "link"):
+        ingest(source, out, open_stream=True)
+    assert Counter(record.payload for record in stored(out)) == Counter(
+        encoded(seed) for seed in [*range(150), *range(200, 240)]
+    )

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from ingest.destination import ShardDestination
 from ingest.rejects import FileList, Listed, Reject, StoreList, lists_of, read_rejects
+from ingest.shard_destination import ShardDestination
 from ingest.sources import open_source
 from ingest.worker import IngestReport, run_ingest
 from stream.errors import StreamDamaged
 from stream.manifest import Manifest
-from stream.store import open_store
+from stream.storage import open_store
 from tests.ingest.made import encoded, folder_of, ingest, labelled, settings, write_tar
 
 
@@ -233,3 +233,21 @@ def test_undecodable_names_and_much_text_come_back(
     lines = [json.loads(line) for line in data.splitlines()]
     assert [Reject(**line) for line in lines] == rejects
     assert again.listed == Listed(lines=20, bytes=len(data))
+
+
+def test_copied_and_adopted_tars_list_the_same_with_names_that_say_nothing(tmp_path: Path) -> None:
+    tar = write_tar(
+        tmp_path / "a.tar",
+        [
+            ("1.jpg", encoded(1)), ("2", encoded(2)), ("3.jpg?w=3", encoded(3)), ("4.mp4", b"?"),
+            ("5.jpg", b""), ("6.jpg", encoded(1)), ("7.cls", b"1"),
+        ],
+    )  # fmt: skip
+    expected = [("unsupported_name", "4.mp4"), ("empty", "5.jpg"), ("duplicate", "6.jpg"), ("no_image", "7")]
+    for reference in (True, False):
+        out = tmp_path / f"out-{reference}"
+        report = ingest(tar, out, reference=reference)
+        assert (report.found, report.written, report.unsupported_names) == (7, 3, {".mp4": 1})
+        rejects = list(read_rejects(Manifest.open(str(out))))
+        assert [(one.reason, one.source.removeprefix(f"{tar}#")) for one in rejects] == expected
+        assert {one.path for one in rejects} == {str(tar)}

@@ -9,14 +9,19 @@ from pathlib import Path
 import pytest
 
 from ingest.errors import SourceEmpty, SourceNotFound, SourceUnreadable
-from ingest.sources import Found, open_source
+from ingest.sources import FileSource, Found, Position, open_source
 from tests.ingest.made import encoded, folder_of, labelled, write_tar
 
 NOBODY = 65534
 
 
+def of(source: FileSource, after: Position | None = None, *, whole_tars: bool = False) -> list[Found]:
+    """Everything behind a position."""
+    return [item for item in source.items(after, whole_tars=whole_tars) if item is not None]
+
+
 def found(*specs: Path | str, **options: str) -> list[Found]:
-    return list(open_source([str(spec) for spec in specs], **options).items())  # type: ignore[arg-type]
+    return of(open_source([str(spec) for spec in specs], **options))  # type: ignore[arg-type]
 
 
 def names(items: list[Found], root: Path) -> list[str]:
@@ -53,25 +58,25 @@ def test_a_folder_gives_its_images_and_those_of_its_tars_in_the_order_of_names(t
 
 def test_from_every_position_exactly_the_rest_comes(tmp_path: Path) -> None:
     source = open_source(str(mixed(tmp_path)))
-    everything = list(source.items())
+    everything = of(source)
     for number, item in enumerate(everything):
         position = json.loads(json.dumps(item.position))
-        assert list(source.items(position)) == everything[number + 1 :]
+        assert of(source, position) == everything[number + 1 :]
         assert source.warnings() == []
 
 
 def test_positions_hold_for_a_reference_too(tmp_path: Path) -> None:
     source = open_source(str(mixed(tmp_path)))
-    everything = list(source.items(whole_tars=True))
+    everything = of(source, whole_tars=True)
     assert [item.tar for item in everything if item.tar] == [str(tmp_path / "c.tar")]
     for number, item in enumerate(everything):
-        assert list(source.items(item.position, whole_tars=True)) == everything[number + 1 :]
+        assert of(source, item.position, whole_tars=True) == everything[number + 1 :]
 
 
 def test_a_tar_that_was_begun_image_by_image_is_not_adopted_whole(tmp_path: Path) -> None:
     source = open_source(str(write_tar(tmp_path / "t.tar", labelled(0, 4))))
-    second = list(source.items())[1]
-    assert [item.tar for item in source.items(second.position, whole_tars=True)] == ["", ""]
+    second = of(source)[1]
+    assert [item.tar for item in of(source, second.position, whole_tars=True)] == ["", ""]
 
 
 def test_several_sources_come_one_after_the_other(tmp_path: Path) -> None:
@@ -120,11 +125,11 @@ def test_names_that_are_no_text_are_printable_and_their_positions_hold(tmp_path:
     Path(os.fsdecode(raw)).write_bytes(encoded(0))
     folder_of(tmp_path, 1, 1)
     source = open_source(str(tmp_path))
-    first, second = source.items()
+    first, second = of(source)
     assert all(item.name.isprintable() for item in (first, second))
     assert Path(second.path).read_bytes() == encoded(0)
-    assert list(source.items(json.loads(json.dumps(first.position)))) == [second]
-    assert list(source.items(json.loads(json.dumps(second.position)))) == []
+    assert of(source, json.loads(json.dumps(first.position))) == [second]
+    assert of(source, json.loads(json.dumps(second.position))) == []
 
 
 def test_evil_member_names_are_escaped(tmp_path: Path) -> None:
@@ -342,10 +347,10 @@ def test_patterns_leave_out_by_name_or_by_path(
 
 def test_files_added_before_the_place_are_not_taken_and_that_is_said(tmp_path: Path) -> None:
     source = open_source(str(folder_of(tmp_path, 10, 3)))
-    last = list(source.items())[-1]
+    last = of(source)[-1]
     folder_of(tmp_path, 5, 2)
     folder_of(tmp_path, 20, 2)
-    assert names(list(source.items(last.position)), tmp_path) == ["000020.jpg", "000021.jpg"]
+    assert names(of(source, last.position), tmp_path) == ["000020.jpg", "000021.jpg"]
     (warning,) = source.warnings()
     assert "4 files stand before" in warning
     assert "then it was 2" in warning
@@ -353,9 +358,9 @@ def test_files_added_before_the_place_are_not_taken_and_that_is_said(tmp_path: P
 
 def test_a_last_file_that_was_replaced_is_said(tmp_path: Path) -> None:
     source = open_source(str(folder_of(tmp_path, 0, 3)))
-    last = list(source.items())[-1]
+    last = of(source)[-1]
     Path(last.path).write_bytes(b"another")
-    assert list(source.items(last.position)) == []
+    assert of(source, last.position) == []
     assert "another size" in source.warnings()[0]
 
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from ingest.rejects import state_list
+from ingest.errors import SourceChanged, SourceUnreadable
+from ingest.kafka_destination import TopicDestination
 from ingest.sources import open_source
-from ingest.topic_destination import TopicDestination
 from ingest.worker import IngestReport, run_ingest
 from stream.config import KafkaConfig, TopicWriterConfig
 from stream.errors import StreamError, StreamNotFound
@@ -28,10 +28,12 @@ def topic(broker: Broker, partitions: int = 3, **options: Any) -> str:
     return make_topic.made(broker, partitions, **options)
 
 
-def ingest(source: Path, url: str, *, stop_after: int = 10**9, **fields: Any) -> IngestReport:
+def ingest(
+    source: Path, url: str, *, stop_after: int = 10**9, state: Path | str = "", name: str = "", **fields: Any
+) -> IngestReport:
     config = made.settings(**fields)
-    found = open_source(str(source))
-    destination = TopicDestination(url, found.source_id, config)
+    found = open_source(str(source), name=name)
+    destination = TopicDestination(url, found.source_id, config, state=str(state))
     calls = iter(range(stop_after))
     return run_ingest(found, url, config, destination=destination, stop=lambda: next(calls, None) is None)
 
@@ -132,10 +134,10 @@ def test_records_behind_a_hole_are_not_sent_again(kafka: Broker, tmp_path: Path)
     assert sorted(payload for _, _, payload in stored(url)) == sorted(p for _, _, p in stored(full))
 
 
-def killed(broker: Broker, tmp_path: Path, *, images: int, kills: int) -> None:
+def killed(broker: Broker, tmp_path: Path, *, images: int, kills: int, state: str = "") -> None:
     folder, url = mixed(tmp_path / "in", images), topic(broker, 4)
     done = subprocess.run(
-        [sys.executable, "-P", "-m", "tests.ingest.send_and_die", str(folder), url, str(kills), "3"],
+        [sys.executable, "-P", "-m", "tests.ingest.send_and_die", str(folder), url, str(kills), "3", state],
         capture_output=True, text=True, check=True, timeout=280,
     )  # fmt: skip
     report = json.loads(done.stdout.splitlines()[-1])
@@ -150,6 +152,12 @@ def killed(broker: Broker, tmp_path: Path, *, images: int, kills: int) -> None:
 
 def test_an_ingest_that_is_killed_four_times_loses_and_repeats_nothing(kafka: Broker, tmp_path: Path) -> None:
     killed(kafka, tmp_path, images=600, kills=4)
+
+
+def test_an_ingest_by_the_list_that_is_killed_loses_and_repeats_nothing(
+    kafka: Broker, tmp_path: Path
+) -> None:
+    killed(kafka, tmp_path, images=400, kills=4, state=str(tmp_path / "state"))
 
 
 @pytest.mark.slow
@@ -234,14 +242,13 @@ def test_what_is_rejected_is_listed_once_over_kills_where_a_folder_is_given(
     kafka: Broker, tmp_path: Path
 ) -> None:
     folder, url = made.folder_of(tmp_path / "in", 0, 30), topic(kafka)
-    for number in range(0, 30, 4):
+    for number in range(1, 30, 4):  # the last one is behind the last record
         (folder / f"{number:06d}x.jpg").write_bytes(b"")
     source, config = open_source(str(folder)), made.settings()
     state = tmp_path / "state"
 
     def run(stop: Callable[[], bool] | None) -> IngestReport:
-        rejects = state_list(state, url, source.source_id)
-        destination = TopicDestination(url, source.source_id, config, rejects=rejects)
+        destination = TopicDestination(url, source.source_id, config, state=str(state))
         return run_ingest(source, url, config, destination=destination, stop=stop)
 
     def after(steps: int) -> Callable[[], bool]:
@@ -259,9 +266,9 @@ def test_what_is_rejected_is_listed_once_over_kills_where_a_folder_is_given(
             run(after(steps))
     assert run(None).skipped == {"empty": 8}
     assert run(None).skipped == {"empty": 8}
-    (path,) = state.iterdir()
+    (path,) = state.glob("rejects-*.jsonl")
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    assert [line["source"] for line in lines] == [f"{folder}/{number:06d}x.jpg" for number in range(0, 30, 4)]
+    assert [line["source"] for line in lines] == [f"{folder}/{number:06d}x.jpg" for number in range(1, 30, 4)]
 
 
 def test_without_a_folder_it_is_said_that_nothing_is_listed(
@@ -272,3 +279,46 @@ def test_without_a_folder_it_is_said_that_nothing_is_listed(
         (folder / name).write_bytes(b"")
     ingest(folder, url)
     assert caplog.text.count("--state DIR makes one") == 1
+
+
+@pytest.mark.parametrize("begun_without", [False, True])
+def test_with_a_list_new_files_are_sent_whatever_their_names(
+    kafka: Broker, tmp_path: Path, begun_without: bool
+) -> None:
+    folder, url, state = made.folder_of(tmp_path / "in", 20, 20), topic(kafka), tmp_path / "state"
+    ingest(folder, url, stop_after=8, state="" if begun_without else state)
+    made.folder_of(folder, 10, 10)
+    if begun_without:
+        with pytest.raises(SourceChanged, match="give --state DIR"):
+            ingest(folder, url)
+    report = ingest(folder, url, state=state)
+    assert (report.written, len(report.warnings)) == (30, int(begun_without))
+    made.folder_of(folder, 0, 10)
+    assert ingest(folder, url, state=state).written == 40
+    assert sorted(p for _, _, p in stored(url)) == sorted(made.encoded(seed) for seed in range(40))
+    with pytest.raises(SourceUnreadable, match="the same --state DIR"):
+        ingest(folder, url)
+    other = topic(kafka)
+    assert ingest(folder, other, state=state).written == 40, "another topic has none of it"
+
+
+def test_what_another_name_has_sent_to_a_topic_is_known_by_the_list(kafka: Broker, tmp_path: Path) -> None:
+    folder, url, state = made.folder_of(tmp_path / "in", 0, 20), topic(kafka), tmp_path / "state"
+    sent = ingest(folder, url, state=state, name="one", stop_after=6).written
+    assert 0 < sent < 20
+    assert ingest(folder, url, state=state, name="two").written == 20 - sent
+    made.folder_of(folder, 50, 2)
+    assert ingest(folder, url, state=state, name="three").written == 2
+    assert ingest(folder, url, state=state, name="one").written == sent
+    assert len(stored(url)) == len(set(stored(url))) == 22
+
+
+def test_shuffled_files_need_the_list(kafka: Broker, tmp_path: Path) -> None:
+    folder, url = made.folder_of(tmp_path / "in", 0, 30), topic(kafka, 1)
+    with pytest.raises(ValueError, match="give --state DIR"):
+        ingest(folder, url, shuffle=True)
+    while ingest(folder, url, shuffle=True, stop_after=9, state=tmp_path / "state").status == "stopped":
+        pass
+    sent = [source for _, source, _ in stored(url)]
+    made.ingest(folder, tmp_path / "shards", made.settings(shuffle=True))
+    assert sent == [record.source for record in made.stored(tmp_path / "shards")]

@@ -12,10 +12,10 @@ from dataclasses import replace
 
 import pytest
 
-from ingest import topic_lease
+from ingest import kafka_lease
 from ingest.errors import SourceBusy
-from ingest.topic_destination import TopicDestination
-from ingest.topic_lease import TopicLease
+from ingest.kafka_destination import TopicDestination
+from ingest.kafka_lease import TopicLease
 from stream.config import KafkaConfig
 from stream.topic_address import read_address
 from tests.ingest import made
@@ -54,7 +54,7 @@ def test_a_second_ingest_of_a_source_is_refused_while_the_first_one_is_at_work(
     kafka: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url = make_topic.made(kafka, 2)
-    monkeypatch.setattr(topic_lease, "GONE_S", 600.0)
+    monkeypatch.setattr(kafka_lease, "GONE_S", 600.0)
     with other_process(url) as process:
         with pytest.raises(SourceBusy, match=rf"pictures.* process {process.pid} on .* --name"):
             lease(url).take()
@@ -66,7 +66,7 @@ def test_a_second_ingest_of_a_source_is_refused_while_the_first_one_is_at_work(
         began = time.monotonic()
         after = lease(url)
         after.take()  # and a killed one keeps nobody out
-        assert time.monotonic() - began < topic_lease.GONE_S / 4
+        assert time.monotonic() - began < kafka_lease.GONE_S / 4
         after.release()
 
 
@@ -74,7 +74,7 @@ def test_who_ends_in_order_lets_the_next_one_begin_at_once(
     kafka: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url = make_topic.made(kafka, 1)
-    monkeypatch.setattr(topic_lease, "GONE_S", 600.0)
+    monkeypatch.setattr(kafka_lease, "GONE_S", 600.0)
     for _ in range(2):
         one = lease(url)
         one.take()
@@ -86,8 +86,8 @@ def test_one_that_was_killed_on_another_machine_is_waited_for_and_then_followed(
     kafka: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url = make_topic.made(kafka, 1)
-    monkeypatch.setattr(topic_lease, "GONE_S", 3.0)
-    monkeypatch.setattr(topic_lease, "_place", lambda: "elsewhere/1")
+    monkeypatch.setattr(kafka_lease, "GONE_S", 3.0)
+    monkeypatch.setattr(kafka_lease, "_place", lambda: "elsewhere/1")
     with other_process(url) as process:
         process.kill()
         process.wait()
@@ -101,7 +101,7 @@ def test_one_that_was_killed_on_another_machine_is_waited_for_and_then_followed(
 def test_one_that_was_not_heard_of_for_too_long_stops_before_it_sends_more(
     kafka: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(topic_lease, "BEAT_S", 0.2)
+    monkeypatch.setattr(kafka_lease, "BEAT_S", 0.2)
     url = make_topic.made(kafka, 1)
     destination = TopicDestination(url, "pictures", made.settings())
     destination.resume()
@@ -134,10 +134,10 @@ def test_a_frozen_ingest_that_wakes_up_finds_that_another_one_took_over(
 ) -> None:
     """The one that went on keeps the lease."""
     url = make_topic.made(kafka, 1)
-    monkeypatch.setattr(topic_lease, "GONE_S", 3.0)
+    monkeypatch.setattr(kafka_lease, "GONE_S", 3.0)
     with other_process(url) as process:
         os.kill(process.pid, signal.SIGSTOP)
-        monkeypatch.setattr(topic_lease, "BEAT_S", 0.1)  # of those in this process
+        monkeypatch.setattr(kafka_lease, "BEAT_S", 0.1)  # of those in this process
         one = lease(url)
         one.take()
         os.kill(process.pid, signal.SIGCONT)

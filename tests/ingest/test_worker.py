@@ -4,9 +4,10 @@ from pathlib import Path
 import pytest
 
 from ingest.errors import SourceBusy, SourceEmpty, SourceNotFound
-from ingest.prepare import LABEL_TROUBLES, REASONS
 from ingest.sources import FileSource, open_source
+from ingest.transcode import LABEL_TROUBLES, REASONS
 from ingest.worker import MOST_ENDINGS, IngestReport, run_ingest
+from stream.digests import known_digests
 from stream.errors import StreamSealed
 from stream.manifest import Manifest
 from tests.ingest.made import (
@@ -63,11 +64,12 @@ def test_a_bad_label_leaves_the_image_in_and_is_counted(tmp_path: Path) -> None:
         ("2.jpg", encoded(2)),
         ("3.jpg", encoded(3)),
         ("2.cls", b"2"),
+        ("1.cls", b"1"),
     ]
     report = ingest(write_tar(tmp_path / "t.tar", members), tmp_path / "out")
     assert (report.found, report.written) == (3, 3)
     assert report.labels_lost == {"bad_label": 1, "label_apart": 1}
-    assert [record.cls for record in stored(tmp_path / "out")] == [None, None, None]
+    assert [record.cls for record in stored(tmp_path / "out")] == [None, b"2", None]
     assert report.labels_lost.keys() == LABEL_TROUBLES.keys()
 
 
@@ -268,6 +270,32 @@ def test_plain_tars_are_adopted_where_they_are_and_gzipped_ones_copied(tmp_path:
     assert ingest(root, tmp_path / "out", reference=True) == report
 
 
+def test_a_referenced_tar_is_not_taken_again_by_another_source(tmp_path: Path) -> None:
+    root = tmp_path / "in"
+    root.mkdir()
+    one = write_tar(root / "a.tar", labelled(0, 6))
+    two = write_tar(root / "b.tar", labelled(6, 4))
+    first = ingest([str(one), str(two)], tmp_path / "out", reference=True, open_stream=True)
+    assert (first.written, first.skipped) == (10, {})
+    write_tar(root / "c.tar", labelled(8, 4))  # two of its images are new
+    for number, (reference, new) in enumerate(((True, 2), (False, 0)), 1):
+        for tar in root.iterdir():  # as if they were written anew: the list of what was taken knows them not
+            os.utime(tar, (number, number))
+        report = ingest(
+            f"{root}/*.tar", tmp_path / "out", reference=reference, open_stream=True, name=str(new)
+        )
+        assert (report.written, report.skipped) == (new, {"duplicate": 14 - new})
+
+
+def test_digests_are_left_out_where_asked(tmp_path: Path) -> None:
+    tar = write_tar(tmp_path / "a.tar", labelled(0, 6))
+    ingest(tar, tmp_path / "out", settings(digests=False), reference=True)
+    manifest = Manifest.open(str(tmp_path / "out"))
+    assert len(known_digests(manifest)) == 0
+    ingest(tar, tmp_path / "with", reference=True)
+    assert len(known_digests(Manifest.open(str(tmp_path / "with")))) == 6
+
+
 def test_an_interrupted_reference_adopts_no_tar_twice(tmp_path: Path) -> None:
     root = tmp_path / "in"
     root.mkdir()
@@ -286,11 +314,13 @@ def test_a_second_ingest_of_the_same_source_is_refused_while_the_first_runs(tmp_
     def meanwhile() -> bool:
         with pytest.raises(SourceBusy, match="another ingest of the same source"):
             ingest(root, tmp_path / "out")
-        refused.append(ingest(root, tmp_path / "out", name="other", open_stream=True).written)
+        other = ingest(root, tmp_path / "out", name="other")
+        refused.append((other.written, other.sealed))
+        assert "3 files are left to another ingest that is at work" in other.warnings[0]
         return True
 
     ingest(root, tmp_path / "out", stop=meanwhile)
-    assert refused == [3]
+    assert refused == [(0, False)], "it neither takes the files of the other, nor seals the stream under it"
     assert ingest(root, tmp_path / "out").status == "finished"
 
 

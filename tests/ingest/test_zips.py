@@ -8,17 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from ingest import archives
-from ingest.tars import TarImage, TarLoss
+from ingest import archive_bytes
+from ingest.tars import TarSample
 from ingest.zips import read_archive
+from stream.tar import TarLoss
 from tests.ingest.made import Members, encoded, labelled, write_tar
 
 PACKERS: dict[str, Callable[[bytes], bytes]] = {"bz2": bz2.compress, "xz": lzma.compress}
 
 
-def read(path: Path, max_bytes: int = 1 << 20) -> list[TarImage | TarLoss]:
-    with path.open("rb") as file:
-        return list(read_archive(file, max_bytes=max_bytes))
+def read(path: Path, max_bytes: int = 1 << 20) -> list[TarSample | TarLoss]:
+    return [one for one in read_archive(path, max_bytes=max_bytes) if one is not None]
 
 
 def losses(path: Path, max_bytes: int = 1 << 20) -> list[tuple[str, str]]:
@@ -26,7 +26,7 @@ def losses(path: Path, max_bytes: int = 1 << 20) -> list[tuple[str, str]]:
 
 
 def images(path: Path) -> list[tuple[str, bytes, bytes | None]]:
-    return [(one.name, one.payload, one.cls) for one in read(path) if isinstance(one, TarImage)]
+    return [(one.name, one.payload, one.cls) for one in read(path) if isinstance(one, TarSample)]
 
 
 def write_zip(path: Path, members: Members, method: int = zipfile.ZIP_DEFLATED) -> Path:
@@ -87,7 +87,7 @@ def test_a_cut_or_damaged_stream_is_said_and_what_came_before_is_given(tmp_path:
 
 @pytest.mark.parametrize("kind", PACKERS)
 def test_what_grows_beyond_reason_is_left(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(archives, "BOMB_BYTES", 1 << 20)
+    monkeypatch.setattr(archive_bytes, "BOMB_BYTES", 1 << 20)
     path = tmp_path / "x"
     plain = write_tar(tmp_path / "t", [("a.jpg", encoded(0)), ("zeros.jpg", bytes(8 << 20))]).read_bytes()
     path.write_bytes(PACKERS[kind](plain))

@@ -15,8 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, cast
 
+from ingest.decode_pool import DECODERS
 from ingest.errors import IngestError
-from ingest.forking import DECODERS
 from ingest.sources import open_source
 from ingest.worker import run_ingest
 from tests.ingest.made import settings

@@ -15,7 +15,8 @@ import redis
 
 from ops.errors import RedisUnavailable
 from ops.snapshots.embedded_redis import EmbeddedRedis, command_line, open_redis
-from ops.snapshots.redis_client import connect, redis_url, safe_url
+from ops.snapshots.redis_client import connect, redis_url
+from stream.secrets import safe_url
 from stream.socket_folder import socket_folder
 
 
@@ -43,6 +44,14 @@ def leave_server(run_dir: Path) -> int:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr
     return int(done.stdout)
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2])
+def test_the_server_outlives_the_warning_signals_of_a_scheduler(tmp_path: Path, number: int) -> None:
+    with EmbeddedRedis(tmp_path) as embedded:
+        before = server_pid(embedded.url)
+        os.kill(before, number)
+        assert server_pid(embedded.url) == before
 
 
 def test_data_outlive_the_server(tmp_path: Path) -> None:

@@ -184,6 +184,39 @@ def test_a_finished_run_that_the_stream_still_knows_is_taken_out_when_it_is_aske
     assert readers(stream) == []
 
 
+def test_a_copy_of_a_run_has_an_entry_of_its_own_and_leaves_that_of_the_original(tmp_path: Path) -> None:
+    stream, run_dir, copy = write_stream(tmp_path / "stream", seal=False), tmp_path / "run", tmp_path / "copy"
+    config = config_of("end_samples=96", "checkpoint.every_samples=32")
+    assert run(stream, run_dir, config, stop=StopAfter(run_dir, 1)).status == STOPPED
+    (original,) = read_readers(Manifest.open(stream).store)
+    shutil.copytree(run_dir, copy)
+    assert run(stream, copy, config, stop=StopAfter(copy, 1)).status == STOPPED
+    first, second = sorted(read_readers(Manifest.open(stream).store), key=lambda entry: len(entry.run))
+    assert first == original
+    assert second.run.startswith(original.run + "-")
+    assert second.where.endswith(f":{copy}")
+    assert run(stream, copy, config).status == FINISHED
+    assert read_readers(Manifest.open(stream).store) == [original]
+    assert run(stream, copy, config).status == FINISHED  # what leaves a finished run's entry behind again
+    assert read_readers(Manifest.open(stream).store) == [original]
+    assert run(stream, run_dir, config).status == FINISHED
+    assert readers(stream) == []
+
+
+def test_a_run_directory_that_was_moved_keeps_its_entry(tmp_path: Path) -> None:
+    stream, run_dir, moved = (
+        write_stream(tmp_path / "stream", seal=False),
+        tmp_path / "run",
+        tmp_path / "moved",
+    )
+    config = config_of("end_samples=96", "checkpoint.every_samples=32")
+    assert run(stream, run_dir, config, stop=StopAfter(run_dir, 1)).status == STOPPED
+    run_dir.rename(moved)
+    assert run(stream, moved, config, stop=StopAfter(moved, 2)).status == STOPPED
+    (entry,) = read_readers(Manifest.open(stream).store)
+    assert (entry.run, entry.where.endswith(f":{moved}")) == (read_run(moved).uuid, True)
+
+
 def test_a_finished_run_is_summed_up_where_its_stream_is_away(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -203,7 +236,7 @@ def test_a_run_directory_that_cannot_be_read_for_a_while_is_one_warning_and_the_
         raise OSError(errno.ESTALE, "Stale file handle")
 
     stream, run_dir = write_stream(tmp_path / "stream", seal=False), tmp_path / "run"
-    monkeypatch.setattr(f"ops.registration.{name}", away)
+    monkeypatch.setattr(f"ops.rundir.stream_registration.{name}", away)
     with caplog.at_level(logging.WARNING):
         summary = run(stream, run_dir, config_of(), stop=StopAfter(run_dir, 4))
     assert summary.status == STOPPED

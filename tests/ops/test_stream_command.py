@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from ops.cli.main import run
-from stream.adopt import adopt_tar
+from stream.adopt import AdoptOptions, adopt_tar
 from stream.commit_log import commit_name
 from stream.floor import Floor, write_floor
+from stream.index import decode_index
 from stream.manifest import Manifest
 from stream.registry import Registered, write_reader
 from stream.segments import BLOCKS, segment_name
@@ -191,6 +192,28 @@ def test_an_image_that_was_half_when_it_was_written_is_seen_by_decoding_all(
     adopt_tar(manifest, str(tmp_path / "one" / one.entry(0).uri), source_id="tars")
     out = told(capsys, "stream", "verify", str(tmp_path / "two"), "--deep")[1]
     assert "2 of 5 records cannot be used: 0 truncated, 3 truncated" in out
+
+
+@pytest.mark.parametrize("digests", [True, False])
+def test_an_image_that_changed_is_told_or_said_to_be_unchecked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], digests: bool
+) -> None:
+    one = make_stream(str(tmp_path / "one"), (5,), image=encoded)
+    tar = tmp_path / "one" / one.entry(0).uri
+    manifest = Manifest.open(str(tmp_path / "two"), create=True)
+    adopt_tar(manifest, str(tar), source_id="tars", options=AdoptOptions(digests=digests))
+    row = decode_index(manifest.store.read(manifest.entry(0).index_uri), name="x", n=5).row(2)
+    data = bytearray(tar.read_bytes())
+    data[data.index(b"\xff\xdb", row.image.offset) + 40] ^= 2  # a quantization table: it still decodes
+    tar.write_bytes(data)
+    assert damages(capsys, tmp_path / "two") == []
+    assert damages(capsys, tmp_path / "two", "--deep") == ([f"commit 0, {tar}"] if digests else [])
+    code = run(["stream", "verify", str(tmp_path / "two"), "--deep"])
+    told = capsys.readouterr().out
+    assert (code, "1 of 5 records cannot be used: 2 checksum" in told) == (
+        (78, True) if digests else (0, False)
+    )
+    assert ("content not checked: 5 records" in told) == (not digests)
 
 
 def test_a_commit_that_is_damaged_is_the_damage_of_the_manifest(

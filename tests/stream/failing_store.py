@@ -5,7 +5,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from stream.store import Bytes, Store
+from stream.storage import Bytes, Store
 
 
 class FailingStore:

@@ -1,6 +1,7 @@
 """The index sidecar and the set of known digests."""
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,9 @@ from hypothesis import strategies as st
 
 from stream.digests import DigestSet, known_digests
 from stream.errors import StreamDamaged
-from stream.index import NO_DIGEST, IndexRow, Member, decode_index, encode_index, read_digests
-from stream.store import open_store
+from stream.index import NO_DIGEST, IndexRow, decode_index, encode_index, read_digests
+from stream.storage import open_store
+from stream.tar import Member
 from tests.stream.make_shards import image_bytes, make_stream
 
 TAR_BYTES = 10**9
@@ -23,6 +25,8 @@ ROWS = st.lists(
         json=st.none() | MEMBERS,
         cls=st.none() | MEMBERS,
         digest=st.binary(min_size=16, max_size=16),
+        label=st.none() | st.integers(0, 2**31 - 1),
+        label_name=st.none() | st.text(max_size=5),
     ),
     max_size=5,
 )
@@ -48,9 +52,10 @@ def test_digests_are_read_without_the_rows(tmp_path: Path, rows: list[IndexRow])
 ONE = IndexRow(image=Member(1024, 100), extension="jpg", json=Member(512, 10), digest=b"d" * 16)
 
 
-@given(data=st.data())
-def test_every_damage_of_an_index_is_noticed(data: st.DataObject) -> None:
-    whole = encode_index([ONE] * 3, tar_bytes=TAR_BYTES, adopted=False)
+@given(data=st.data(), labelled=st.booleans())
+def test_every_damage_of_an_index_is_noticed(data: st.DataObject, labelled: bool) -> None:
+    one = replace(ONE, label=3, label_name="cat") if labelled else ONE
+    whole = encode_index([one] * 3, tar_bytes=TAR_BYTES, adopted=False)
     damage = data.draw(st.sampled_from(["flip", "cut", "more", "noise"]))
     if damage == "flip":
         bad = bytearray(whole)
@@ -83,6 +88,18 @@ def test_a_member_outside_the_tar_is_damage(member: Member) -> None:
     data = encode_index(rows, tar_bytes=TAR_BYTES, adopted=True)
     with pytest.raises(StreamDamaged, match="record 1 lies outside"):
         decode_index(data, name="x", n=2)
+
+
+def test_an_index_without_labels_is_as_it_always_was() -> None:
+    data = encode_index([ONE, ONE], tar_bytes=TAR_BYTES, adopted=True)
+    assert len(data) == 64 + 2 * (16 + 56)
+    assert data[24:28] == b"\1\0\0\0"
+
+
+def test_records_without_digest_are_counted() -> None:
+    rows = [ONE, replace(ONE, digest=NO_DIGEST), ONE]
+    data = encode_index(rows, tar_bytes=TAR_BYTES, adopted=True)
+    assert decode_index(data, name="x", n=3).without_digest == 1
 
 
 def test_an_index_of_another_shard_is_damage() -> None:

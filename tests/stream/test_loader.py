@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,8 @@ from stream.config import CropConfig, ReaderConfig
 from stream.cursor import Cursor, start_cursor
 from stream.errors import StreamError, StreamMismatch, TooManyBadRecords
 from stream.lanes import LaneStats, Position
-from stream.loader import Loader
+from stream.loader import AVAILABLE, STRICT, Loader
+from stream.reader import Short, Wanted
 from tests.stream.fake_source import FakeSpec, grow
 
 KINDS = (
@@ -135,6 +137,53 @@ def test_a_stream_too_small_for_one_step_is_left_over() -> None:
     with Loader(small, cursor=begin(small), crops=KINDS, config=CONFIG, workers=0, passes=2) as loader:
         assert list(loader) == []
         assert loader.cursor.left_over == 34
+
+
+def unfilled(spec: FakeSpec, **options: Any) -> Cursor:
+    """The cursor behind all passes."""
+    given: dict[str, Any] = {"crops": KINDS, "config": CONFIG, "workers": 0, **options}
+    with Loader(spec, cursor=begin(spec), **given) as loader:
+        deque(loader, maxlen=0)
+        return loader.cursor
+
+
+@pytest.mark.parametrize("mode", [STRICT, AVAILABLE])
+def test_a_stream_of_which_nothing_can_be_used_is_skipped_by_reason(mode: str) -> None:
+    end = unfilled(FakeSpec(lanes=6, records=20, first_bad=0), passes=2, mode=mode)
+    assert (end.samples, end.left_over) == (0, 0)
+    assert dict(end.skipped) == {"bad_checksum": 10, "empty": 10, "not_an_image": 10, "truncated": 10}
+
+
+@pytest.mark.parametrize("mode", [STRICT, AVAILABLE])
+def test_the_unusable_records_of_a_step_that_is_never_filled_are_skipped(mode: str) -> None:
+    # Record n is of lane n mod 6: three full chunks; then one lane of four, one of two records, some bad.
+    spec = FakeSpec(lanes=6, records=18 + 8, broken=(19, 20, 25))
+    end = unfilled(spec, passes=2, mode=mode)
+    assert (end.samples, dict(end.skipped), end.left_over) == (36, {"not_an_image": 2 * 3}, 2 * 5)
+
+
+def test_lanes_that_have_their_chunk_of_the_unfilled_step_count_what_they_met() -> None:
+    # Seven records a lane, in order. Lane 1 has two bad ones and no second chunk; lane 2 has one, and met it.
+    end = unfilled(FakeSpec(lanes=3, records=21, block=1, broken=(13, 16, 11)))
+    assert (end.samples, dict(end.skipped), end.left_over) == (9, {"not_an_image": 3}, 9)
+
+
+def test_the_end_of_a_stream_that_another_process_has_seen_is_asked_about_once(tmp_path: Path) -> None:
+    growth = tmp_path / "growth.json"
+    grow(growth, 8)
+    source = FakeSpec(lanes=2, growth=str(growth), block=4, first_bad=0).open()
+    wanted = Wanted(Position(lane=0), 0, frame=0, column=0, ended=True)
+    with Loader(
+        FakeSpec(lanes=2), cursor=begin(FakeSpec(lanes=2)), crops=KINDS, config=CONFIG, workers=0
+    ) as one:
+        plan, frames = one._plan, one._frames
+        short = wanted.result(source, plan, frames)
+        assert isinstance(short, Short)
+        assert (short.ended, dict(short.skipped)) == (True, {})
+        grow(growth, 8, sealed=True)
+        short = wanted.result(source, plan, frames)
+    assert isinstance(short, Short)
+    assert (short.ended, sum(short.skipped.values())) == (True, 4)
 
 
 def test_a_batch_keeps_its_memory() -> None:

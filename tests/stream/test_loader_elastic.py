@@ -3,13 +3,14 @@
 import random
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import reduce
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stream.batch import Batch
 from stream.cursor import joined
-from stream.lanes import LaneStats
+from stream.lanes import LaneStats, add_counts
 from stream.loader import Loader
 from stream.pool import Pool
 from stream.reader import Answer, Question, answer
@@ -67,10 +68,13 @@ def agree(loaders: Sequence[Loader]) -> list[Batch] | None:
     """One step of some ranks; None when all have gone to the next pass or to the end."""
     while True:
         states = [loader.ready(0.0) for loader in loaders]
+        if Readiness.WAITING in states:
+            continue
         if Readiness.PASS_ENDED in states:
-            left_over = sum(loader.unread() for loader in loaders)
+            unread = sum(loader.unread() for loader in loaders)
+            unusable = reduce(add_counts, [loader.unusable for loader in loaders])
             for loader in loaders:
-                loader.end_pass(left_over)
+                loader.end_pass(unread, unusable)
         elif Readiness.FINISHED in states:
             return None
         elif all(state is Readiness.READY for state in states):

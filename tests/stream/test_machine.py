@@ -149,16 +149,6 @@ def test_what_cannot_be_read_bounds_nothing(tmp_path: Path) -> None:
     assert machine.free_memory(root) == 8 * GIB
 
 
-def test_shared_memory_is_bounded_by_its_file_system_and_by_memory(tmp_path: Path) -> None:
-    root = tree(tmp_path, own="0::/", mounts="", files={})
-    assert machine.free_shared_memory(root) is None
-    (root / "dev/shm").mkdir(parents=True)
-    state = os.statvfs(root / "dev/shm")
-    assert machine.free_shared_memory(root) <= min(state.f_blocks * state.f_frsize, 8 * GIB)  # type: ignore[operator]
-    (root / "proc/meminfo").write_text("MemAvailable: 1 kB\n")
-    assert machine.free_shared_memory(root) == 1024
-
-
 def test_of_this_machine_it_has_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     assert 1 <= machine.cores() <= (os.cpu_count() or 1)

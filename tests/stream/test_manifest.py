@@ -17,7 +17,7 @@ from stream.commits import Accounts, Commit, NewCommit, encode_commit
 from stream.errors import StreamDamaged, StreamError, StreamNotFound, StreamSealed
 from stream.manifest import Manifest
 from stream.segments import BLOCKS, SourceSum, assemble_segment, segment_name
-from stream.store import open_store
+from stream.storage import open_store
 from tests.stream.failing_store import FailingStore
 from tests.stream.make_shards import files_below, forget_memory, memory_url
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ingest.config import IngestConfig
-from ingest.prepare import prepare
+from ingest.transcode import prepare
 from stream.decode import REASONS, decode_image
 from stream.errors import BadRecord
 from tests.stream.tiffs import (

@@ -147,7 +147,11 @@ def test_a_lane_that_ends_before_the_chunk_is_full_says_so_and_consumes_nothing(
     assert read_chunk(source, Position(lane=0), 0, PLAN, new_frame(), 0) == Short(0, 4, ended=True)
     enough_but_bad = FakeSpec(lanes=1, records=7, bad_every=2).open()
     short = read_chunk(enough_but_bad, Position(lane=0), 0, replace(PLAN, chunk=5), new_frame(), 0)
-    assert short == Short(0, 8, ended=True)
+    assert isinstance(short, Short)
+    assert (short.lane, short.needs, short.ended) == (0, 8, True)
+    # Every second of the seven records is bad.
+    assert dict(short.skipped) == {"bad_checksum": 2, "empty": 1}
+    assert sorted(place.index for place in short.bad) == [1, 3, 5]
 
 
 def test_a_lane_that_may_grow_says_how_many_records_it_needs(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import os
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from stream.config import ReplayConfig
 from stream.cursor import Cursor, joined, start_cursor
 from stream.decode import decode_image
 from stream.errors import StreamDamaged, StreamMismatch
-from stream.lanes import LaneStats
+from stream.lanes import LaneStats, add_counts
 from stream.loader import Loader
 from stream.manifest import Manifest
 from stream.pool import ProcessPool
@@ -278,9 +279,10 @@ def agreed(loaders: Sequence[ReplayLoader]) -> list[Step] | None:
     while True:
         states = [loader.ready(0.0) for loader in loaders]
         if Readiness.PASS_ENDED in states and Readiness.WAITING not in states:
-            left_over = sum(loader.unread() for loader in loaders)
+            unread = sum(loader.unread() for loader in loaders)
+            unusable = reduce(add_counts, [loader.unusable for loader in loaders])
             for loader in loaders:
-                loader.end_pass(left_over)
+                loader.end_pass(unread, unusable)
         elif Readiness.FINISHED in states:
             return None
         elif all(state is Readiness.READY for state in states):

@@ -10,7 +10,7 @@ import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 
-from stream.remote_store import TRIES, RemoteStore
+from stream.storage import TRIES, RemoteStore
 
 REFUSALS = {409: "ConditionalRequestConflict", 501: "NotImplemented", 403: "AccessDenied"}
 
@@ -84,7 +84,7 @@ def front(moto_port: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Fron
         "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.server_port}",
     }.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr("stream.remote_store.time.sleep", lambda _: None)
+    monkeypatch.setattr("stream.storage.time.sleep", lambda _: None)
     yield Own
     server.shutdown()
     server.server_close()

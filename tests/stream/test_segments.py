@@ -13,7 +13,7 @@ from stream.checked import encode_checked
 from stream.commits import Accounts, Commit, NewCommit, Seal, decode_commit, encode_commit, encode_seal
 from stream.errors import StreamDamaged
 from stream.segments import BLOCKS, Segment, SegmentStore, SourceSum, encode_segment, segment_name
-from stream.store import open_store
+from stream.storage import open_store
 from tests.damages import other_than
 
 ACCOUNTS = st.builds(

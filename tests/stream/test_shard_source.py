@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from stream.errors import StreamDamaged, StreamMismatch, StreamNotFound
 from stream.lanes import Position
 from stream.manifest import Manifest
+from stream.order import ORDERS
 from stream.shard_source import ShardSource, ShardSpec
 from stream.source import Entry, Outlook
-from stream.window_walk import ORDERS
 from tests.stream.make_shards import (
     append_shards,
     forget_memory,

@@ -22,12 +22,11 @@ from stream.config import ShardConfig
 from stream.errors import StreamError, StreamSealed
 from stream.index import decode_index
 from stream.lanes import Position
-from stream.local_store import LocalStore
 from stream.manifest import Manifest
 from stream.orphans import sweep_orphans
 from stream.record import Record, decode_sample
 from stream.shards import ShardWriter
-from stream.store import open_store
+from stream.storage import LocalStore, open_store
 from tests.stream.failing_store import FailingStore
 from tests.stream.make_shards import (
     append_shards,

@@ -8,9 +8,16 @@ from pathlib import Path
 import pytest
 
 from stream.errors import StreamError
-from stream.local_store import LocalStore, link_new
-from stream.remote_store import RemoteStore
-from stream.store import Store, explained, local_path, open_bytes, open_store
+from stream.storage import (
+    LocalStore,
+    RemoteStore,
+    Store,
+    explained,
+    link_new,
+    local_path,
+    open_bytes,
+    open_store,
+)
 from tests.stream.make_shards import files_below, forget_memory, memory_url
 
 
@@ -169,7 +176,7 @@ def test_a_passing_failure_of_a_remote_store_is_waited_out(monkeypatch: pytest.M
 
     waits: list[float] = []
     monkeypatch.setattr(system, "cat_file", sometimes)
-    monkeypatch.setattr("stream.remote_store.time.sleep", waits.append)
+    monkeypatch.setattr("stream.storage.time.sleep", waits.append)
     assert store.read("a/x") == b"1"
     assert waits == [0.2, 0.4]
     forget_memory()

@@ -7,20 +7,25 @@ goes on in the source where all before were acknowledged, and sends only what is
 import contextlib
 import hashlib
 import logging
+import os
 from collections import Counter, deque
+from collections.abc import Callable
 from typing import Any
 
 from kafka import TopicPartition, errors
 from kafka.structs import OffsetAndMetadata
 
 from ingest.config import IngestConfig
-from ingest.destination import Resume
-from ingest.rejects import Listed, Reject, RejectList
-from ingest.topic_history import Stamp, TopicHistory
-from ingest.topic_lease import GROUP_S, TopicLease
+from ingest.kafka_history import Stamp, TopicHistory
+from ingest.kafka_lease import GROUP_S, TopicLease
+from ingest.rejects import Listed, Reject, RejectList, state_list
+from ingest.shard_destination import Resume, explained, is_locked, lock_source
+from stream.adopt import Adoption
 from stream.commits import Accounts
 from stream.digests import DigestSet
 from stream.record import Record
+from stream.storage import LocalStore, local_path
+from stream.taken import TakenList
 from stream.topic_address import read_address
 from stream.topic_client import create_topic, look_at, open_admin, patiently
 from stream.topic_fetch import TopicFetcher
@@ -44,28 +49,35 @@ class TopicDestination:
         source_id: identity of the source.
         config: of the ingest.
         create_partitions: make the topic with so many partitions when it is not there; 0 = it must be.
-        rejects: where what is not written is listed. It is exact over kills of this process; after a loss of
-            power its last lines may be missing, which the next start tells.
+        state: folder for the list of what was taken and for that of what was rejected; empty = there are
+            none, and a source is refused that has more files before its place than it had. The list of what
+            was rejected is exact over kills of this process; after a loss of power its last lines may be
+            missing, which the next start tells.
 
     Raises, from every method: StreamError; StreamNotFound when there is no topic. SourceBusy from `resume`,
     and from `write` and `tick` when this process was not heard of for so long that another one took over.
     """
 
     def __init__(
-        self,
-        url: str,
-        source_id: str,
-        config: IngestConfig,
-        *,
-        create_partitions: int = 0,
-        rejects: RejectList | None = None,
+        self, url: str, source_id: str, config: IngestConfig, *, create_partitions: int = 0, state: str = ""
     ) -> None:
         self._address, self._config = read_address(url), config
-        self._ingest = hashlib.sha256(source_id.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+        self._ingest = _ingest_id(source_id)
         if create_partitions:
             create_topic(self._address, config.kafka, config.topic, partitions=create_partitions)
         self._facts = look_at(self._address, config.kafka)
         self._check_limit()
+        self._list: TakenList | None = None
+        self._rejects: RejectList | None = None
+        self._lock = -1
+        if state:
+            # Of this very topic: another one, also one made anew under its name, has none of these images.
+            folder = local_path(state)
+            if folder is None:
+                raise ValueError(f"--state must be a folder of this machine, got {state}")
+            self._list = TakenList(LocalStore(folder / f"{self._address.topic}-{self._facts.uuid}"))
+            self._rejects = state_list(folder, self.url, source_id)
+            self._lock = lock_source(self._list.store, source_id)
         self._fetcher = TopicFetcher(self._address, config.kafka)
         self._lease = TopicLease(self._address, config.kafka, self._ingest, source_id)
         self._history: TopicHistory | None = None
@@ -77,7 +89,6 @@ class TopicDestination:
         self._taken: set[int] = set()
         self._unsafe: deque[tuple[int, int]] = deque()
         self._seen_safe = 0
-        self._rejects = rejects
         self._told_of_list = False
 
     @property
@@ -108,7 +119,7 @@ class TopicDestination:
     def resume(self) -> Resume:
         """See Destination."""
         self._lease.take()
-        self._history = TopicHistory(self._fetcher, self._facts.partitions, self._ingest, self._floor())
+        self._history = self._history_of(self._ingest)
         past = self._history.past()
         self._begin = self._number = past.next
         self._there = Counter(past.beyond.values())
@@ -118,6 +129,25 @@ class TopicDestination:
             return Resume()
         self._accounts = past.last.accounts
         return Resume(position=past.last.position, accounts=past.last.accounts)
+
+    @property
+    def taken(self) -> TakenList | None:
+        """See Destination: in the folder of `state`."""
+        return self._list
+
+    def place_of(self, source_id: str) -> Any:
+        """See Destination: read back from the topic."""
+        last = self._history_of(_ingest_id(source_id)).past().last
+        position = last.position if last is not None else None
+        return position.get("source") if isinstance(position, dict) else None
+
+    def at_work(self, source_id: str) -> bool:
+        """See Destination: on this machine, by its lock."""
+        return self._list is not None and is_locked(self._list.store, source_id)
+
+    def explained(self) -> contextlib.AbstractContextManager[None]:
+        """See Destination."""
+        return explained(f"the list of what was taken for {self.url}")
 
     def is_new(self, sha256: str) -> bool:
         """See Destination. Known is what this ingest has sent; a restart reads its records back for that."""
@@ -186,7 +216,7 @@ class TopicDestination:
             self._writer.flush()
             self._settle()
 
-    def adopt(self, tar: str, position: Any) -> Accounts:
+    def adopt(self, tar: str, position: Callable[[Adoption], Any]) -> Accounts:
         """See Destination: a topic holds records, not places of tars."""
         raise ValueError(
             f"tars cannot be adopted by reference into a topic ({self.url}): leave out --reference"
@@ -220,6 +250,9 @@ class TopicDestination:
             writer.close()
         self._lease.release()
         self._fetcher.close()
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
 
     def _resume_rejects(self, position: Any) -> None:
         if self._rejects is None:
@@ -258,14 +291,17 @@ class TopicDestination:
                 self._address.topic, f"{limit:,}", f"{largest:,}",
             )  # fmt: skip
 
-    def _floor(self) -> dict[int, int]:
+    def _history_of(self, ingest: str) -> TopicHistory:
+        return TopicHistory(self._fetcher, self._facts.partitions, ingest, self._floor(ingest))
+
+    def _floor(self, ingest: str) -> dict[int, int]:
         """Offset in each partition below which nothing of this ingest lies.
 
         Where an ingest begins is noted as the offsets of a group of its own, so that nobody has to look
         through a topic for what was never sent. Brokers forget such a group after some days: then the whole
         topic is looked through.
         """
-        group = f"swavstream-ingest-{self._ingest}"
+        group = f"swavstream-ingest-{ingest}"
         partitions = range(self._facts.partitions)
         starts, ends = self._all(self._fetcher.starts), self._all(self._fetcher.ends)
         with contextlib.closing(open_admin(self._address, self._config.kafka)) as admin:
@@ -280,7 +316,7 @@ class TopicDestination:
             }
             if noted:
                 return {p: max(starts[p], min(noted.get(p, starts[p]), ends[p])) for p in partitions}
-            history = TopicHistory(self._fetcher, self._facts.partitions, self._ingest, starts)
+            history = TopicHistory(self._fetcher, self._facts.partitions, ingest, starts)
             size = sum(ends[p] - starts[p] for p in partitions)
             if size > LONG_LOOK:
                 logger.warning(
@@ -306,3 +342,8 @@ class TopicDestination:
         while (found := ask(range(self._facts.partitions))) is None:
             pass
         return dict(found)
+
+
+def _ingest_id(source_id: str) -> str:
+    """What records say of the ingest that sent them."""
+    return hashlib.sha256(source_id.encode("utf-8", "surrogateescape")).hexdigest()[:32]

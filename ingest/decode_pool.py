@@ -3,26 +3,76 @@
 An image from outside can hang a decoder, exhaust the memory or crash the process; none of that may stop an
 ingest or cost another image. A process that dies or hangs is replaced. The image that it was at is given up
 with a reason; after a death only if it happens again, since it may have been killed for another's sake.
+
+What becomes of one image. Imports no decoder: who only handles results does without.
+
+The process that those who prepare images are forked from; it imports the decoders once.
+
+This module imports nothing heavy, and no decoder comes into the process that only hands out the work: that
+would take seconds and memory.
 """
 
 import contextlib
+import importlib
 import multiprocessing
 import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import ForkServerProcess
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from types import TracebackType
 from typing import Self
 
 from ingest.config import IngestConfig
 from ingest.errors import PreparersFailed
-from ingest.forking import attempt, context, serve
-from ingest.prepared import Prepared, Result
 from ingest.sources import Found
 from stream.errors import BadRecord
+from stream.fork_server import fork_server
 from stream.machine import cores
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """An image as it is stored."""
+
+    payload: bytes
+    sha256: str
+    """Hex digest of `payload`."""
+    media_type: str
+    width: int
+    """Pixels, upright."""
+    height: int
+
+
+Result = Prepared | BadRecord
+
+
+DECODERS = "ingest.decode_worker"
+
+
+def context() -> ForkServerContext:
+    """Where to start processes: not forked from this one, whose threads might hold locks."""
+    return fork_server([DECODERS])
+
+
+def begin_imports() -> None:
+    """Start that process now, so that it imports while this one does other things. Does not wait."""
+    context()
+    forkserver.ensure_running()
+
+
+def serve(connection: Connection, config: IngestConfig) -> None:
+    """What a process does, see `ingest.decode_worker.serve`."""
+    importlib.import_module(DECODERS).serve(connection, config)
+
+
+def attempt(found: Found, config: IngestConfig) -> Result:
+    """Prepare one image in this process, see `ingest.decode_worker.attempt`."""
+    result: Result = importlib.import_module(DECODERS).attempt(found, config)
+    return result
+
 
 BATCH_IMAGES = 32
 """Images sent to a process at once."""

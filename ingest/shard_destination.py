@@ -1,4 +1,7 @@
-"""Where records go: a stream of shards; topic_destination.py has the Kafka topic."""
+"""Where records go: a stream of shards; topic_destination.py has the Kafka topic.
+
+Exact duplicates: content that a stream has already, whoever wrote it and whenever.
+"""
 
 import contextlib
 import errno
@@ -6,22 +9,66 @@ import fcntl
 import hashlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from ingest.config import IngestConfig
-from ingest.dedup import Duplicates
 from ingest.errors import DestinationFailed, DestinationFull, SourceBusy
 from ingest.rejects import Listed, Reject, open_list
-from stream.adopt import adopt_tar
+from ingest.sources import labels_of, parent_of
+from stream.adopt import AdoptedTars, Adoption, AdoptOptions, Label, commit_tar, index_tar
 from stream.commits import Accounts
+from stream.digests import DigestSet, known_digests
 from stream.errors import StreamError, StreamSealed
-from stream.local_store import LocalStore
+from stream.index import read_digests
 from stream.manifest import Manifest
 from stream.record import Record
 from stream.retention import Retention
 from stream.shards import ShardWriter
+from stream.storage import LocalStore, Store, explained
+from stream.taken import TakenList
+from stream.tar_samples import TarImage
+
+
+class Duplicates:
+    """What the stream has, by the digest of the stored bytes; one per ingest, not thread-safe.
+
+    Shards that other writers commit meanwhile are taken in by `catch_up`. Two writers that bring the same
+    image within one shard's time both write it: neither can know.
+    """
+
+    def __init__(self, manifest: Manifest, *, source_id: str) -> None:
+        """Read the digests of everything that is committed: 16 bytes a record."""
+        self._manifest = manifest
+        self._source_id = source_id
+        self._known: DigestSet = known_digests(manifest)
+        self._seen_commits = len(manifest)
+
+    def add(self, sha256: str) -> bool:
+        """Whether this content is new; it is known from now on."""
+        digest = bytes.fromhex(sha256)
+        if digest in self._known:
+            return False
+        self._known.add(digest)
+        return True
+
+    def catch_up(self) -> None:
+        """Take in what others committed since; reads their index sidecars. Raises StreamError."""
+        manifest = self._manifest
+        for number in range(self._seen_commits, len(manifest)):
+            commit = manifest.entry(number)
+            if commit.n == 0 or commit.source_id == self._source_id:
+                continue
+            with explained(f"cannot read {commit.index_uri} of the stream at {manifest.url}"):
+                file = manifest.store.open(commit.index_uri)
+                try:
+                    self._known.add_many(read_digests(file, name=commit.index_uri, n=commit.n))
+                finally:
+                    file.close()
+        self._seen_commits = len(manifest)
+
 
 logger = logging.getLogger(__name__)
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -69,6 +116,23 @@ class Destination(Protocol):
         """Whether nothing can be written any more."""
         ...
 
+    @property
+    def taken(self) -> TakenList | None:
+        """The list of what was taken from sources; None where there is no place for it."""
+        ...
+
+    def place_of(self, source_id: str) -> Any:
+        """The position of a source after what is safe; None when there is none."""
+        ...
+
+    def at_work(self, source_id: str) -> bool:
+        """Whether another process ingests this source now, as far as this can be seen."""
+        ...
+
+    def explained(self) -> contextlib.AbstractContextManager[None]:
+        """Turns what a file system refuses into an error that says what to do."""
+        ...
+
     def is_new(self, sha256: str) -> bool:
         """Whether this content is not there yet; from now on it counts as there."""
         ...
@@ -98,8 +162,14 @@ class Destination(Protocol):
         """Make safe what is open."""
         ...
 
-    def adopt(self, tar: str, position: Any) -> Accounts:
-        """Take over a tar where it is; what became of its images. Only after `flush`."""
+    def adopt(self, tar: str, position: Callable[[Adoption], Any]) -> Accounts:
+        """Take over a tar where it is; what became of its images. Only after `flush`.
+
+        Args:
+            tar: its absolute path.
+            position: gives the place in the source after it, from what was found in it; called before it is
+                committed, and may `reject`.
+        """
         ...
 
     def tick(self) -> None:
@@ -137,11 +207,13 @@ class ShardDestination:
         self._writer: ShardWriter | None = None
         self._duplicates: Duplicates | None = None
         self._adopted = 0
-        with self._explained():
+        with self.explained():
             self._manifest = Manifest.open(url, create=True)
+        self._adopted_tars = AdoptedTars(self._manifest)
         self._retention = Retention(self._manifest, config.retention)
         self._rejects = open_list(self._manifest.store, source_id)
-        self._lock = self._locked()
+        self._taken = TakenList(self._manifest.store)
+        self._lock = lock_source(self._manifest.store, source_id)
 
     @property
     def url(self) -> str:
@@ -165,7 +237,7 @@ class ShardDestination:
 
     def resume(self) -> Resume:
         """See Destination."""
-        with self._explained():
+        with self.explained():
             self._manifest.refresh()
             last = self._manifest.last_of(self._source_id)
             if not self._manifest.sealed:  # nothing is written then, and readers cut the list themselves
@@ -178,16 +250,32 @@ class ShardDestination:
                 ended_in_shard=last.n > 0,
             )
 
+    @property
+    def taken(self) -> TakenList:
+        """See Destination: beside the shards."""
+        return self._taken
+
+    def place_of(self, source_id: str) -> Any:
+        """See Destination."""
+        with self.explained():
+            last = self._manifest.last_of(source_id)
+        position = last.source_position if last is not None else None
+        return position.get("source") if isinstance(position, dict) else None
+
+    def at_work(self, source_id: str) -> bool:
+        """See Destination: in a local folder, by its lock."""
+        return is_locked(self._manifest.store, source_id)
+
     def is_new(self, sha256: str) -> bool:
         """See Destination."""
         if self._duplicates is None:
-            with self._explained():
+            with self.explained():
                 self._duplicates = Duplicates(self._manifest, source_id=self._source_id)
         return self._duplicates.add(sha256)
 
     def write(self, record: Record, position: Any) -> None:
         """See Destination."""
-        with self._explained():
+        with self.explained():
             writer = self._open_writer()
             before = writer.shards
             writer.write(record, position)
@@ -197,12 +285,12 @@ class ShardDestination:
 
     def skip(self, reason: str, position: Any) -> None:
         """See Destination."""
-        with self._explained():
+        with self.explained():
             self._open_writer().skip(reason, position)
 
     def reject(self, reject: Reject) -> None:
         """See Destination."""
-        with self._explained():
+        with self.explained():
             self._rejects.add(reject)
 
     @property
@@ -213,28 +301,44 @@ class ShardDestination:
     def flush(self) -> None:
         """See Destination."""
         if self._writer is not None:
-            with self._explained():
+            with self.explained():
                 self._writer.flush()
 
-    def adopt(self, tar: str, position: Any) -> Accounts:
+    def adopt(self, tar: str, position: Callable[[Adoption], Any]) -> Accounts:
         """See Destination."""
-        with self._explained():
+        config = self._config
+        options = AdoptOptions(
+            max_bytes=config.max_bytes,
+            digests=config.digests,
+            label=self._label,
+            keep_labels=config.label_from == "parent",
+            is_new=None if config.keep_duplicates or not config.digests else self.is_new,
+        )
+        with self.explained():
+            adoption = index_tar(self._manifest, tar, options, self._adopted_tars)
+            place = position(adoption)
             self._rejects.flush()
-            commit = adopt_tar(self._manifest, tar, source_id=self._source_id, source_position=position)
+            commit = commit_tar(self._manifest, adoption, source_id=self._source_id, source_position=place)
             self._adopted += commit.n > 0
             self._retention.tick()
+            if self._duplicates is not None:
+                self._duplicates.catch_up()
             return commit.accounts
+
+    def _label(self, image: TarImage) -> Label:
+        labels = labels_of(image.cls, image.json, parent_of(image.name), self._config.label_from)
+        return labels.label, labels.label_name, labels.bad
 
     def tick(self) -> None:
         """See Destination."""
-        with self._explained():
+        with self.explained():
             if self._writer is not None:
                 self._writer.tick()
             self._retention.tick()
 
     def held_up(self) -> str:
         """See Destination; a run that is too far behind holds an ingest up."""
-        with self._explained():
+        with self.explained():
             ahead = self._retention.ahead_of()
         if ahead is None:
             return ""
@@ -243,14 +347,14 @@ class ShardDestination:
 
     def seal(self) -> None:
         """See Destination."""
-        with self._explained():
+        with self.explained():
             self._manifest.seal()
 
     def close(self) -> None:
         """See Destination."""
         try:
             if self._writer is not None:
-                with self._explained():
+                with self.explained():
                     self._writer.close()
             self._retention.tick(last=True)
         finally:
@@ -282,44 +386,79 @@ class ShardDestination:
                 "without them", f"{missing:,}", self.url,
             )  # fmt: skip
 
-    def _locked(self) -> int:
-        """Keep a second ingest of this source out, where the file system can; locks die with a process."""
-        store = self._manifest.store
-        if not isinstance(store, LocalStore):
-            return -1
-        name = hashlib.sha256(self._source_id.encode("utf-8", "surrogateescape")).hexdigest()[:16]
-        path = store.path(f"locks/{name}.lock")
-        try:
-            path.parent.mkdir(exist_ok=True)
-            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        except OSError:  # for example a read-only stream, whose finished ingest may be asked for its accounts
-            return -1
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            os.close(handle)
-            raise SourceBusy(
-                f"another ingest of the same source ({self._source_id}) writes to {self.url}: wait for it, "
-                "or give this one a name of its own"
-            ) from error
-        except OSError:
-            os.close(handle)
-            return -1
-        return handle
+    def explained(self) -> contextlib.AbstractContextManager[None]:
+        """See Destination."""
+        return destination_errors(f"the stream at {self.url}")
 
-    @contextlib.contextmanager
-    def _explained(self) -> Iterator[None]:
-        try:
-            yield
-        except StreamSealed:
-            raise
-        except (StreamError, OSError) as error:
-            cause = error if isinstance(error, OSError) else error.__cause__
-            if isinstance(cause, OSError) and cause.errno in _FULL:
-                raise DestinationFull(
-                    f"no room is left for the stream at {self.url} ({cause.strerror}): make room and run the "
-                    "same command again; it goes on where it was"
-                ) from error
-            if isinstance(error, OSError):
-                raise DestinationFailed(f"cannot write the stream at {self.url}: {error}") from error
-            raise
+
+@contextlib.contextmanager
+def destination_errors(place: str) -> Iterator[None]:
+    """Say what to do when there is no room, or another trouble, at a place that is written."""
+    try:
+        yield
+    except StreamSealed:
+        raise
+    except (StreamError, OSError) as error:
+        cause = error if isinstance(error, OSError) else error.__cause__
+        if isinstance(cause, OSError) and cause.errno in _FULL:
+            raise DestinationFull(
+                f"no room is left for {place} ({cause.strerror}): make room and run the same command "
+                "again; it goes on where it was"
+            ) from error
+        if isinstance(error, OSError):
+            raise DestinationFailed(f"cannot write {place}: {error}") from error
+        raise
+
+
+def lock_source(store: Store, source_id: str) -> int:
+    """Keep a second ingest of a source out, where the file system can; locks die with a process.
+
+    Returns:
+        The file to close for letting go; -1 where there is no lock.
+
+    Raises:
+        SourceBusy: another one is at work.
+    """
+    if not isinstance(store, LocalStore):
+        return -1
+    path = _lock_path(store, source_id)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    except OSError:  # for example a read-only stream, whose finished ingest may be asked for its accounts
+        return -1
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(handle)
+        raise SourceBusy(
+            f"another ingest of the same source ({source_id}) writes to {store.url}: wait for it"
+        ) from error
+    except OSError:
+        os.close(handle)
+        return -1
+    return handle
+
+
+def is_locked(store: Store, source_id: str) -> bool:
+    """Whether another process has the lock of a source; False where there are no locks."""
+    if not isinstance(store, LocalStore):
+        return False
+    try:
+        handle = os.open(_lock_path(store, source_id), os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(handle)
+    return False
+
+
+def _lock_path(store: LocalStore, source_id: str) -> Path:
+    name = hashlib.sha256(source_id.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+    return store.path(f"locks/{name}.lock")

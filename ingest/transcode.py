@@ -9,66 +9,116 @@ without metadata:
 - PNG passes when it is tiny (`lossless_px`), opaque, not interlaced and not animated. Tiny images of other
   lossless formats become such a PNG: at that size the blocks of a JPEG would be seen, and decoding is cheap.
   Large ones become JPEG, which decodes several times faster.
+
+What the chunks of a PNG say; Pillow decodes over wrong checksums and unfinished data.
 """
 
 import hashlib
 import io
+import zlib
 from collections.abc import Mapping
 
 from PIL import Image
 from torch import Tensor
 
 from ingest.config import IngestConfig
-from ingest.pngs import check_png, is_plain_png
-from ingest.prepared import Prepared
+from ingest.decode_pool import Prepared
 from stream.decode import REASONS as DECODE_REASONS
 from stream.decode import decode_image
 from stream.errors import BadRecord
 from stream.jpeg import BASELINE, END_OF_IMAGE, START_OF_FRAME, segments
 from stream.orientation import orientation_of
+from stream.png_chunks import chunks
 from stream.record import UNKNOWN_TYPE, media_type_of
+from stream.tar import LABEL_REASONS, TAR_REASONS
+
+_PIECE = 1024 * 1024
+
+
+def check_png(payload: bytes, *, max_bytes: int) -> None:
+    """Refuse a PNG whose pixels cannot be trusted.
+
+    Args:
+        payload: a PNG.
+        max_bytes: pixel data may inflate to this; more is refused.
+
+    Raises:
+        BadRecord: `undecodable` for a wrong checksum or broken compressed pixels, `truncated` when these end
+            too soon, `too_large`. A missing end chunk is no reason: all pixels are there.
+    """
+    inflater = zlib.decompressobj()
+    inflated = 0
+    for kind, body, checksum in chunks(payload):
+        if kind not in {b"IHDR", b"PLTE", b"IDAT"}:
+            continue
+        if zlib.crc32(kind + body) != checksum:
+            raise BadRecord("undecodable", f"chunk {kind.decode()} has a wrong checksum")
+        if kind == b"IDAT":
+            inflated += _inflated(inflater, body, max_bytes - inflated)
+    if not inflater.eof:
+        raise BadRecord("truncated", "the compressed pixels have no end")
+
+
+def _inflated(inflater: "zlib._Decompress", data: bytes, most: int) -> int:
+    """How many bytes come out of `data`; they are not kept."""
+    count = 0
+    try:
+        while not inflater.eof and (piece := inflater.decompress(data, _PIECE)):
+            count += len(piece)
+            if count > most:
+                raise BadRecord("too_large", "the pixels inflate beyond the limit")
+            data = inflater.unconsumed_tail
+    except zlib.error as error:
+        raise BadRecord("undecodable", f"compressed pixels: {error}") from error
+    return count
+
+
+def is_plain_png(payload: bytes) -> bool:
+    """Whether a PNG is of 8 bits or less a value, opaque, not interlaced, not animated, and whole."""
+    kinds = []
+    for kind, body, checksum in chunks(payload):
+        if kind == b"IHDR" and (len(body) != 13 or body[8] > 8 or body[9] not in {0, 2, 3} or body[12]):
+            return False
+        if zlib.crc32(kind + body) != checksum or _is_broken_text(kind, body):
+            return False  # other readers refuse such a file
+        kinds.append(kind)
+    whole = bool(kinds) and kinds[-1] == b"IEND" and payload[-8:-4] == b"IEND"
+    return whole and not {b"tRNS", b"acTL", b"eXIf"} & set(kinds)
+
+
+def _is_broken_text(kind: bytes, body: bytes) -> bool:
+    """Whether a compressed text or profile is none, or inflates beyond reason."""
+    if kind not in {b"iCCP", b"zTXt"}:
+        return False
+    method, packed = body.partition(b"\0")[2][:1], body.partition(b"\0")[2][1:]
+    inflater = zlib.decompressobj()
+    try:
+        inflater.decompress(packed, _PIECE)
+    except zlib.error:
+        return True
+    return method != b"\0" or not inflater.eof
+
 
 REASONS: Mapping[str, str] = {
     **DECODE_REASONS,
     # of an image
     "too_small": "the shorter side is below `min_side`",
     "too_elongated": "the longer side is more than `max_aspect` times the shorter one",
-    "too_many_bytes": "the file is larger than `max_bytes`",
     "decode_timeout": "decoding took longer than `timeout_s`",
     "decoder_crashed": "the decoder brought its process down",
     "duplicate": "the stream has the same content already",
     "above_topic_limit": "the record is larger than `max.message.bytes` of the Kafka topic",
     # of a file
-    "unsupported_name": "neither its name nor its first bytes are those of an image or archive that is read",
     "unreadable": "the file cannot be read",
     "unreadable_folder": "the folder cannot be listed; what is in it is not known",
-    "not_a_file": "a folder, pipe or device under the name of an image",
-    "link": "a link inside an archive",
-    # of an archive
-    "no_image": "a label without its image",
-    "not_an_archive": "no tar and no zip in a file that is named like one",
-    "archive_cut": "the archive ends inside a member",
-    "archive_damaged": "a stretch in which no header can be read",
-    "archive_hole": "zeros among the members; what stood there, if anything, is gone",
-    "archive_size": "a header that claims more bytes than follow",
-    "gzip_damaged": "compressed data that cannot be right, or something else after its end",
-    "gzip_bomb": "compressed data that grows beyond reason",
-    "packed_damaged": "as gzip_damaged, of bzip2 or xz",
-    "packed_bomb": "as gzip_bomb, of bzip2, xz or zip",
     "zip_damaged": "a zip, or a member of one, that cannot be read",
     "encrypted": "a member of a zip that is locked by a password",
-    # of an archive that is indexed where it is
-    "duplicate_key": "the same member again",
-    "extra_image": "a second image under one key",
-    "damaged_tar": "a stretch in which no header can be read",
-    "after_end": "something stands behind the end of the archive",
+    # of an archive, and of what is in it
+    **TAR_REASONS,
 }
 """Why something that was found is not written. Names are part of the interface; each is counted."""
 
-LABEL_TROUBLES: Mapping[str, str] = {
-    "bad_label": "the image has a label that is none, or none where one was asked for",
-    "label_apart": "a label that stands apart from its image in the archive",
-}
+LABEL_TROUBLES: Mapping[str, str] = LABEL_REASONS
 """What costs a label, but not the image."""
 
 LOSSY = frozenset({"image/jpeg", "image/webp", "image/avif", "image/jp2", "image/heic", "image/jxl"})

@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 
 from ingest.config import IngestConfig
-from ingest.prepare import prepare
-from ingest.prepared import Result
+from ingest.decode_pool import Result
 from ingest.sources import Found
+from ingest.transcode import prepare
 from stream.errors import BadRecord
 
 
