@@ -29,7 +29,7 @@ from ingest.config import IngestConfig
 from ingest.errors import PreparersFailed
 from ingest.sources import Found
 from stream.errors import BadRecord
-from stream.fork_server import fork_server
+from stream.loader.fork_server import fork_server
 from stream.machine import cores
 
 

@@ -20,16 +20,16 @@ from ingest.kafka_history import Stamp, TopicHistory
 from ingest.kafka_lease import GROUP_S, TopicLease
 from ingest.rejects import Listed, Reject, RejectList, state_list
 from ingest.shard_destination import Resume, explained, is_locked, lock_source
-from stream.adopt import Adoption
-from stream.commits import Accounts
-from stream.digests import DigestSet
+from stream.kafka_topic.address import read_address
+from stream.kafka_topic.client import create_topic, look_at, open_admin, patiently
+from stream.kafka_topic.fetch import TopicFetcher
+from stream.kafka_topic.writer import TopicWriter
 from stream.record import Record
+from stream.shards.adopt import Adoption
+from stream.shards.commits import Accounts
+from stream.shards.digests import DigestSet
+from stream.shards.taken import TakenList
 from stream.storage import LocalStore, local_path
-from stream.taken import TakenList
-from stream.topic_address import read_address
-from stream.topic_client import create_topic, look_at, open_admin, patiently
-from stream.topic_fetch import TopicFetcher
-from stream.topic_writer import TopicWriter
 
 logger = logging.getLogger(__name__)
 

@@ -12,11 +12,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from stream.commits import Accounts
 from stream.errors import StreamDamaged, StreamError
-from stream.topic_fetch import Gone, TopicFetcher
-from stream.topic_kept import Message
-from stream.topic_record import Headers
+from stream.kafka_topic.fetch import Gone, Message, TopicFetcher
+from stream.kafka_topic.message import Headers
+from stream.shards.commits import Accounts
 
 INGEST, NUMBER, STATE = "ingest-id", "ingest-seq", "ingest-state"
 FIRST_LOOK = 32

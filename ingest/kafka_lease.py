@@ -22,8 +22,8 @@ from kafka.structs import OffsetAndMetadata
 from ingest.errors import SourceBusy
 from stream.config import KafkaConfig
 from stream.errors import StreamError
-from stream.topic_address import TopicAddress
-from stream.topic_client import explained, open_admin, patiently
+from stream.kafka_topic.address import TopicAddress
+from stream.kafka_topic.client import explained, open_admin, patiently
 
 logger = logging.getLogger(__name__)
 

@@ -30,7 +30,7 @@ from ingest.listing import Unit, absolute, looked_at, not_listed
 from ingest.sources import WHOLE, FileSource, Found, Position, read_place
 from stream.errors import StreamDamaged, StreamError
 from stream.file_types import kind_by_name
-from stream.taken import (
+from stream.shards.taken import (
     BEGUN,
     CHANGED,
     KEY_BYTES,

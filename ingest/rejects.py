@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from stream.errors import StreamDamaged
-from stream.manifest import Manifest
+from stream.shards.manifest import Manifest
 from stream.storage import LocalStore, Store, explained, sync_folder
 
 FOLDER = "rejects"

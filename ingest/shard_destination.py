@@ -18,17 +18,17 @@ from ingest.config import IngestConfig
 from ingest.errors import DestinationFailed, DestinationFull, SourceBusy
 from ingest.rejects import Listed, Reject, open_list
 from ingest.sources import labels_of, parent_of
-from stream.adopt import AdoptedTars, Adoption, AdoptOptions, Label, commit_tar, index_tar
-from stream.commits import Accounts
-from stream.digests import DigestSet, known_digests
 from stream.errors import StreamError, StreamSealed
-from stream.index import read_digests
-from stream.manifest import Manifest
 from stream.record import Record
-from stream.retention import Retention
-from stream.shards import ShardWriter
+from stream.shards.adopt import AdoptedTars, Adoption, AdoptOptions, Label, commit_tar, index_tar
+from stream.shards.commits import Accounts
+from stream.shards.digests import DigestSet, known_digests
+from stream.shards.index import read_digests
+from stream.shards.manifest import Manifest
+from stream.shards.retention import Retention
+from stream.shards.taken import TakenList
+from stream.shards.writer import ShardWriter
 from stream.storage import LocalStore, Store, explained
-from stream.taken import TakenList
 from stream.tar_samples import TarImage
 
 

@@ -23,12 +23,12 @@ from torch import Tensor
 
 from ingest.config import IngestConfig
 from ingest.decode_pool import Prepared
-from stream.decode import REASONS as DECODE_REASONS
-from stream.decode import decode_image
 from stream.errors import BadRecord
-from stream.jpeg import BASELINE, END_OF_IMAGE, START_OF_FRAME, segments
-from stream.orientation import orientation_of
-from stream.png_chunks import chunks
+from stream.images.decode import REASONS as DECODE_REASONS
+from stream.images.decode import decode_image
+from stream.images.jpeg import BASELINE, END_OF_IMAGE, START_OF_FRAME, segments
+from stream.images.orientation import orientation_of
+from stream.images.png_chunks import chunks
 from stream.record import UNKNOWN_TYPE, media_type_of
 from stream.tar import LABEL_REASONS, TAR_REASONS
 

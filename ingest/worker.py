@@ -22,11 +22,11 @@ from ingest.listed import ListedFiles
 from ingest.rejects import Listed, Reject
 from ingest.shard_destination import Destination, Resume, ShardDestination
 from ingest.sources import FileSource, Found, Source, told_by_ending
-from stream.adopt import Adoption
-from stream.commits import Accounts
 from stream.errors import BadRecord, StreamSealed
 from stream.file_types import ending_of
 from stream.record import Record
+from stream.shards.adopt import Adoption
+from stream.shards.commits import Accounts
 from stream.storage import local_path
 
 logger = logging.getLogger(__name__)

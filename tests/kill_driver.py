@@ -233,8 +233,8 @@ def ingests(driver: Driver, kills: int) -> None:
 def prune(place: Path) -> None:
     """As far as who reads allows."""
     from stream.config import RetentionConfig
-    from stream.manifest import Manifest
-    from stream.retention import prune as prune_stream
+    from stream.shards.manifest import Manifest
+    from stream.shards.retention import prune as prune_stream
 
     prune_stream(Manifest.open(str(place)), RetentionConfig(keep_hours=1e-9))
 
@@ -301,8 +301,8 @@ def differences(one: Path, other: Path) -> list[str]:
 def contents(place: Path) -> tuple[list[bytes], Any, bool, list[Any]]:
     """Digests of all records in their order, the accounts, whether there is an end, and what was rejected."""
     from ingest.rejects import read_rejects
-    from stream.index import decode_index
-    from stream.manifest import Manifest
+    from stream.shards.index import decode_index
+    from stream.shards.manifest import Manifest
 
     manifest = Manifest.open(str(place))
     digests: list[bytes] = []
@@ -317,8 +317,8 @@ def contents(place: Path) -> tuple[list[bytes], Any, bool, list[Any]]:
 
 
 def damages(place: Path) -> list[str]:
-    from stream.manifest import Manifest
-    from stream.verify import verify
+    from stream.shards.manifest import Manifest
+    from stream.shards.verify import verify
 
     found = verify(Manifest.open(str(place)), deep=True)
     return [f"{place.name}: {damage.name}: {damage.what}" for damage in found]

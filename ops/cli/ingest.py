@@ -129,8 +129,8 @@ def command(
     all starts.
     """  # noqa: D301  click reads the escape as "do not rewrap"
     from ops.train.signals import StopRequest
+    from stream.kafka_topic.address import is_topic
     from stream.secrets import check_no_password
-    from stream.topic_address import is_topic
 
     if not is_topic(dest):  # a topic's address is checked before it is shown
         check_no_password(dest)
@@ -192,7 +192,7 @@ def _topic(
     dest: str, source_id: str, config: "IngestConfig", partitions: int | None, state: str
 ) -> "TopicDestination | None":
     """The topic that an address names, made when that is asked for; None when it names shards."""
-    from stream.topic_address import is_topic
+    from stream.kafka_topic.address import is_topic
 
     if not is_topic(dest):
         return None
@@ -227,7 +227,7 @@ def _config(
 
 
 def _told(report: "IngestReport", dest: str) -> str:
-    from stream.topic_address import is_topic
+    from stream.kafka_topic.address import is_topic
 
     skipped = ", ".join(f"{count:,} {reason}" for reason, count in report.skipped.items())
     lost = ", ".join(f"{count:,} {reason}" for reason, count in report.labels_lost.items())

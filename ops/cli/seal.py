@@ -22,7 +22,7 @@ def command(stream: str, as_json: bool) -> None:
 
     --json prints records, commits and sealed.
     """  # noqa: D301  click reads the escape as "do not rewrap"
-    from stream.manifest import Manifest
+    from stream.shards.manifest import Manifest
 
     manifest = Manifest.open(stream)
     manifest.seal()

@@ -11,8 +11,8 @@ from ops.durations import duration
 from ops.errors import EXIT_AGAIN
 
 if TYPE_CHECKING:
-    from stream.manifest import Manifest
-    from stream.registry import Registered
+    from stream.shards.manifest import Manifest
+    from stream.shards.readers import Registered
 
 # A run that was seen so lately is taken for a live one: entries are renewed every ten seconds at least.
 LIVE_S = 60.0
@@ -42,8 +42,8 @@ def show(stream: str, as_json: bool) -> None:
         swavstream stream show STREAM/ --json
     """  # noqa: D301
     from ingest.rejects import FOLDER, lists_of
-    from stream.commits import Accounts
-    from stream.registry import read_readers
+    from stream.shards.commits import Accounts
+    from stream.shards.readers import read_readers
 
     manifest = _shards(stream)
     first, size = manifest.floor.first, len(manifest)
@@ -133,8 +133,8 @@ def prune(
             "--dry-run shows what would go while every registered run is kept: leave --forget out"
         )
     from stream.config import RetentionConfig
-    from stream.retention import forget as forget_run
-    from stream.retention import prune as prune_stream
+    from stream.shards.retention import forget as forget_run
+    from stream.shards.retention import prune as prune_stream
 
     limits = RetentionConfig(keep_hours=keep_hours, keep_bytes=keep_bytes)
     manifest = _shards(stream)
@@ -150,7 +150,7 @@ def prune(
         f"{done.shards:,} shards, {done.bytes:,} bytes; kept from commit {done.first} on"
     )
     if done.held_by is not None:
-        from stream.registry import seen_ago
+        from stream.shards.readers import seen_ago
 
         click.echo(
             f"  more would go, but run {done.held_by.run} ({done.held_by.where}, seen "
@@ -179,8 +179,8 @@ def verify(stream: str, deep: bool, as_json: bool) -> int:
     from ops.inference.images import decoders_silenced
     from ops.train.progress import ProgressLine
     from stream.errors import StreamDamaged
-    from stream.verify import Damage, Looked
-    from stream.verify import verify as look
+    from stream.shards.verify import Damage, Looked
+    from stream.shards.verify import verify as look
 
     unchecked = 0
 
@@ -226,9 +226,9 @@ def verify(stream: str, deep: bool, as_json: bool) -> int:
 
 def _shards(stream: str) -> "Manifest":
     """The manifest of a stream of shards."""
-    from stream.manifest import Manifest
+    from stream.kafka_topic.address import is_topic
     from stream.secrets import safe_url
-    from stream.topic_address import is_topic
+    from stream.shards.manifest import Manifest
 
     if is_topic(stream):
         raise click.UsageError(
@@ -239,8 +239,8 @@ def _shards(stream: str) -> "Manifest":
 
 
 def _reader(manifest: "Manifest", reader: "Registered") -> dict[str, Any]:
-    from stream.registry import seen_ago
-    from stream.retention import unread_by
+    from stream.shards.readers import seen_ago
+    from stream.shards.retention import unread_by
 
     return {
         **asdict(reader),

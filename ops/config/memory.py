@@ -16,7 +16,7 @@ from torchvision.models.regnet import RegNet
 
 from learner.model import SwavModel
 from ops.config.schema import RunConfig
-from stream.slabs import FrameLayout
+from stream.loader.shared_memory import FrameLayout
 
 TRACED = 2
 """Samples that the network is traced with: batch norm wants more than one, and all sizes grow in step."""

@@ -10,7 +10,7 @@ from itertools import islice
 from ops.config.schema import RunConfig
 from stream.errors import StreamMismatch
 from stream.lanes import Position
-from stream.shard_source import ShardSource, ShardSpec
+from stream.shards.source import ShardSource, ShardSpec
 from stream.storage import LocalStore
 
 _TRIED = 64

@@ -10,9 +10,9 @@ from ops.config.memory import Memory, memory_of
 from ops.config.mixing import Mixing, look_at_batch
 from ops.config.schema import RunConfig
 from ops.errors import ConfigError
-from stream.manifest import Manifest
+from stream.kafka_topic.address import is_topic
 from stream.secrets import safe_url
-from stream.topic_address import is_topic
+from stream.shards.manifest import Manifest
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -21,9 +21,9 @@ from ops.inference.load_model import Network
 from ops.live_page.exemplars import OFFERS, Exemplars
 from stream.errors import BadRecord
 from stream.lanes import Position
-from stream.manifest import Manifest
 from stream.order import SHARD
-from stream.shard_source import ShardSpec
+from stream.shards.manifest import Manifest
+from stream.shards.source import ShardSpec
 
 FRESH_FROM = 1 << 40
 """Number of the first picture used here; the stream begins at 0 and never gets so far."""

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from ops.inference.images import resized, see
 from stream.lanes import Position
-from stream.manifest import Manifest
 from stream.order import SHARD
 from stream.record import Record, sha256_of
-from stream.shard_source import ShardSpec
+from stream.shards.manifest import Manifest
+from stream.shards.source import ShardSpec
 
 RAW_SIDE = 32
 """Largest side at which raw pixels are compared: more pixels make that baseline dearer, hardly better."""

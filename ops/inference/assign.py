@@ -13,9 +13,9 @@ from ops.inference.images import see
 from ops.inference.load_model import Network
 from stream.errors import BadRecord
 from stream.lanes import Position
-from stream.manifest import Manifest
 from stream.order import SHARD
-from stream.shard_source import ShardSpec
+from stream.shards.manifest import Manifest
+from stream.shards.source import ShardSpec
 
 MAX_BYTES = 64 * 1024 * 1024
 """Encoded images with more bytes are not read."""

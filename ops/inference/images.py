@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from stream.decode import decode_image
 from stream.errors import BadRecord
+from stream.images.decode import decode_image
 
 # B images of a piece   S side of a view in pixels
 

@@ -13,14 +13,14 @@ from pathlib import Path
 from ops.rundir.checkpoint import CURSOR, name_of, numbers
 from stream.cursor import Cursor
 from stream.errors import StreamDamaged, StreamError
-from stream.manifest import Manifest
-from stream.registry import Registered, forget_reader, read_reader, write_reader
+from stream.shards.manifest import Manifest
+from stream.shards.readers import Registered, forget_reader, read_reader, write_reader
 from stream.storage import Store, open_store
 
 logger = logging.getLogger(__name__)
 
 BEAT_S = 10.0
-"""Longest time between two notes of a run that lives: see stream/retention.py."""
+"""Longest time between two notes of a run that lives: see stream/shards/retention.py."""
 _NEWS_S = 2.0
 """Shortest time between two notes."""
 _TOPIC = "kafka://"

@@ -8,16 +8,15 @@ from ops.errors import ConfigError, RunMismatch
 from ops.rundir.files import RunRecord
 from stream.config import NONE
 from stream.cursor import Cursor
-from stream.loader import AVAILABLE, STRICT
-from stream.replay_loader import ReplayLoader
-from stream.shard_source import ShardSource, ShardSpec
+from stream.kafka_topic.address import check, is_topic, read_address
+from stream.kafka_topic.dead_letters import TopicFollower
+from stream.kafka_topic.spec import OPEN, TopicSpec
+from stream.loader.loader import AVAILABLE, STRICT
+from stream.loader.replay import ReplayLoader
+from stream.loader.tail import trainable
+from stream.shards.source import ShardSource, ShardSpec
 from stream.source import Source, SourceSpec
 from stream.storage import local_path
-from stream.tail import trainable
-from stream.topic_address import is_topic, read_address
-from stream.topic_follower import TopicFollower
-from stream.topic_spec import OPEN, TopicSpec
-from stream.topic_until import check
 
 
 def check_address(stream: str) -> None:

@@ -27,13 +27,13 @@ from ops.train.reporting import Keeper, Pace
 from ops.train.resume import Opened, checkpoint_for_all, restore
 from ops.train.signals import StopRequest
 from ops.train.sync import Patience, Steps, Stop, Waiting
-from stream.batch import Batch
 from stream.cursor import Cursor, joined
 from stream.errors import TooManyBadRecords
+from stream.kafka_topic.dead_letters import TopicFollower
 from stream.lanes import BadPlace, LaneStats
-from stream.replay_loader import ReplayLoader
+from stream.loader.batch import Batch
+from stream.loader.replay import ReplayLoader
 from stream.source import SourceSpec
-from stream.topic_follower import TopicFollower
 
 
 class StepAtHand:

@@ -13,9 +13,9 @@ from ops.distributed.world import World
 from ops.errors import NotFinite
 from ops.rundir.files import append_line, read_lines
 from ops.rundir.tensor_file import save_tensors
-from stream.batch import Batch
 from stream.cursor import Cursor
 from stream.lanes import LaneStats, add_counts
+from stream.loader.batch import Batch
 
 logger = logging.getLogger(__name__)
 

@@ -42,9 +42,9 @@ from ops.snapshots.types import PublishResult
 from ops.train.progress import ProgressLine
 from ops.train.resume import Opened, write_changes
 from ops.train.sync import Waiting
-from stream.batch import Batch
 from stream.cursor import Cursor
 from stream.lanes import LaneLag, LaneStats
+from stream.loader.batch import Batch
 
 
 @dataclass(kw_only=True, slots=True)

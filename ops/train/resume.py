@@ -23,10 +23,10 @@ from ops.rundir.stream_registration import leave
 from ops.rundir.summary import Progress, Summary
 from ops.train import init_weights
 from stream.cursor import Cursor
+from stream.kafka_topic.address import is_topic
 from stream.lanes import owners_of
 from stream.order import SHARD
 from stream.source import Source
-from stream.topic_address import is_topic
 
 logger = logging.getLogger(__name__)
 

@@ -51,7 +51,7 @@ from ops.train.resume import (
 from ops.train.signals import StopRequest
 from stream.cursor import Cursor, start_cursor
 from stream.errors import StreamError, StreamNotFound
-from stream.shard_source import ShardSource
+from stream.shards.source import ShardSource
 from stream.source import Source, SourceSpec
 
 # Seconds between two looks for a stream that does not exist yet.

@@ -17,12 +17,11 @@ from typing import Any, NoReturn
 
 from ops.distributed.world import Rows, World
 from ops.errors import EXIT_FAILED, RankFailed, RankLost, Starved, exit_code_of
-from stream.batch import Batch
 from stream.errors import StreamError
 from stream.lanes import BadPlace, LaneLag, LaneStats, add_counts
-from stream.loader import TURN_S
-from stream.readiness import Readiness
-from stream.replay_loader import ReplayLoader
+from stream.loader.batch import Batch
+from stream.loader.loader import TURN_S, Readiness
+from stream.loader.replay import ReplayLoader
 
 
 class State(enum.IntEnum):

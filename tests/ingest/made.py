@@ -16,7 +16,7 @@ from ingest.config import IngestConfig
 from ingest.sources import open_source
 from ingest.worker import IngestReport, run_ingest
 from stream.config import ShardConfig
-from stream.manifest import Manifest
+from stream.shards.manifest import Manifest
 
 Members = Iterable[tuple[str, bytes]]
 

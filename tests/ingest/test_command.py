@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from ops.cli.main import run
-from stream.manifest import Manifest
+from stream.shards.manifest import Manifest
 from tests.ingest.made import encoded, folder_of, labelled, stored, write_tar
 
 Output = pytest.CaptureFixture[str]

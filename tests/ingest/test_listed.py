@@ -17,11 +17,11 @@ from ingest.shard_destination import ShardDestination
 from ingest.sources import open_source
 from ingest.worker import IngestReport, run_ingest
 from stream.errors import StreamDamaged, StreamSealed
-from stream.manifest import Manifest
 from stream.record import Record
+from stream.shards.manifest import Manifest
+from stream.shards.taken import TakenList
+from stream.shards.verify import verify
 from stream.storage import LocalStore
-from stream.taken import TakenList
-from stream.verify import verify
 from tests.ingest.made import (
     add_up,
     encoded,

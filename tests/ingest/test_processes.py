@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from ingest import listed
-from stream.manifest import Manifest
-from stream.orphans import sweep_orphans
-from stream.taken import TakenList
+from stream.shards.manifest import Manifest
+from stream.shards.orphans import sweep_orphans
+from stream.shards.taken import TakenList
 from tests.ingest.made import add_up, encoded, folder_of, ingest, labelled, settings, stored, write_tar
 from tests.ingest.warm import ERROR_TOLD, Warm
 

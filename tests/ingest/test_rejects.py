@@ -13,7 +13,7 @@ from ingest.shard_destination import ShardDestination
 from ingest.sources import open_source
 from ingest.worker import IngestReport, run_ingest
 from stream.errors import StreamDamaged
-from stream.manifest import Manifest
+from stream.shards.manifest import Manifest
 from stream.storage import open_store
 from tests.ingest.made import encoded, folder_of, ingest, labelled, settings, write_tar
 

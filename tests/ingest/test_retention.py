@@ -8,8 +8,8 @@ import pytest
 from ingest.sources import open_source
 from ingest.worker import IngestReport, run_ingest
 from stream.config import RetentionConfig
-from stream.manifest import Manifest
-from stream.registry import Registered, write_reader
+from stream.shards.manifest import Manifest
+from stream.shards.readers import Registered, write_reader
 from tests.ingest.made import folder_of, settings
 
 IMAGES, PER_SHARD = 40, 5
@@ -45,7 +45,7 @@ def test_an_ingest_waits_for_the_slowest_run_and_says_so(
     config = settings(per_shard=PER_SHARD, retention=RetentionConfig(max_ahead=10))
     monkeypatch.setattr("ingest.worker.PROGRESS_S", 0.0)
     monkeypatch.setattr("ingest.worker.HELD_UP_S", 0.0)
-    monkeypatch.setattr("stream.retention._LOOK_S", 0.0)
+    monkeypatch.setattr("stream.shards.retention._LOOK_S", 0.0)
     report = run_ingest(open_source((str(source),)), str(tmp_path / "out"), config, progress=reading)
     assert (report.status, report.written, report.sealed) == ("finished", IMAGES, True)
     assert reading.most_ahead <= 10 + PER_SHARD

@@ -17,8 +17,8 @@ from ingest.sources import open_source
 from ingest.worker import IngestReport, run_ingest
 from stream.config import KafkaConfig, TopicWriterConfig
 from stream.errors import StreamError, StreamNotFound
-from stream.topic_address import read_address
-from stream.topic_record import decode_message
+from stream.kafka_topic.address import read_address
+from stream.kafka_topic.message import decode_message
 from tests.ingest import made
 from tests.kafka_broker import Broker
 from tests.stream import make_topic

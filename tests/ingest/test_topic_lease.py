@@ -17,7 +17,7 @@ from ingest.errors import SourceBusy
 from ingest.kafka_destination import TopicDestination
 from ingest.kafka_lease import TopicLease
 from stream.config import KafkaConfig
-from stream.topic_address import read_address
+from stream.kafka_topic.address import read_address
 from tests.ingest import made
 from tests.kafka_broker import Broker
 from tests.stream import make_topic

@@ -7,9 +7,9 @@ from ingest.errors import SourceBusy, SourceEmpty, SourceNotFound
 from ingest.sources import FileSource, open_source
 from ingest.transcode import LABEL_TROUBLES, REASONS
 from ingest.worker import MOST_ENDINGS, IngestReport, run_ingest
-from stream.digests import known_digests
 from stream.errors import StreamSealed
-from stream.manifest import Manifest
+from stream.shards.digests import known_digests
+from stream.shards.manifest import Manifest
 from tests.ingest.made import (
     Stored,
     add_up,

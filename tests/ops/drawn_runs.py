@@ -16,9 +16,9 @@ from ops.rundir.files import RunRecord, write_run
 from stream.config import ShardConfig
 from stream.cursor import Cursor
 from stream.lanes import Position
-from stream.manifest import Manifest
 from stream.record import Record, sha256_of
-from stream.shards import ShardWriter
+from stream.shards.manifest import Manifest
+from stream.shards.writer import ShardWriter
 
 
 def drawn(number: int, *, seed: int = 0, size: int = 32) -> Record:

@@ -20,9 +20,9 @@ from ops.snapshots.store import SnapshotStore
 from ops.snapshots.writer import SnapshotWriter
 from ops.train.signals import StopRequest
 from stream.config import ShardConfig
-from stream.manifest import Manifest
 from stream.record import Record
-from stream.shards import ShardWriter
+from stream.shards.manifest import Manifest
+from stream.shards.writer import ShardWriter
 from tests.learner.small_run import spoiled
 
 HEALTHY_AFTER = 30

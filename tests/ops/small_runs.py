@@ -25,9 +25,9 @@ from ops.snapshots.store import SnapshotStore
 from ops.train.signals import StopRequest
 from ops.train.start import learn
 from stream.config import ShardConfig
-from stream.manifest import Manifest
 from stream.record import Record
-from stream.shards import ShardWriter
+from stream.shards.manifest import Manifest
+from stream.shards.writer import ShardWriter
 
 RECORDS = 331
 SETTINGS = (

@@ -39,7 +39,7 @@ def _answers(network: load_model.Network, source: str | Path) -> list[Assignment
 def test_the_answer_is_the_largest_raw_score_and_its_lead(network: load_model.Network, folder: Path) -> None:
     answers = _answers(network, folder)
     assert [Path(answer.name).name for answer in answers] == [f"{number:02}.jpg" for number in range(12)]
-    from stream.decode import decode_image
+    from stream.images.decode import decode_image
 
     payloads = [encoded(0, number, 48)[0] for number in range(12)]
     views = torch.stack([centre_view(decode_image(one, max_pixels=10**6), 32) for one in payloads])

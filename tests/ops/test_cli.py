@@ -18,7 +18,7 @@ from ops.cli.main import COMMANDS, cli, run
 from ops.errors import CheckpointDamaged, ConfigError, OpsError, RunLocked, exit_code_of
 from ops.rundir.files import read_json, read_lines
 from stream.errors import StreamDamaged, StreamError, StreamMismatch, StreamPruned, TooManyBadRecords
-from stream.manifest import Manifest
+from stream.shards.manifest import Manifest
 from tests.ops.small_runs import write_stream
 
 HEAVY = {"torch", "numpy", "webdataset", "redis", "PIL", "safetensors", "prometheus_client", "kafka"}

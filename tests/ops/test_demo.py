@@ -32,8 +32,8 @@ from ops.rundir.summary import Summary
 from ops.snapshots.embedded_redis import EmbeddedRedis, command_line
 from ops.snapshots.redis_client import connect
 from ops.train.signals import StopRequest
-from stream.manifest import Manifest
-from stream.shard_source import ShardSpec
+from stream.shards.manifest import Manifest
+from stream.shards.source import ShardSpec
 from tests.ops.drawn_runs import drawn, write_stream
 
 PROGRAM = [sys.executable, "-c", "from ops.cli.main import main; main()", "demo"]

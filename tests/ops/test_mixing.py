@@ -12,9 +12,9 @@ from ops.config.load import build
 from ops.config.mixing import look_at_batch
 from stream.config import ShardConfig
 from stream.lanes import Position
-from stream.manifest import Manifest
-from stream.shard_source import ShardSpec
-from stream.shards import ShardWriter
+from stream.shards.manifest import Manifest
+from stream.shards.source import ShardSpec
+from stream.shards.writer import ShardWriter
 from tests.stream.make_shards import image_record
 
 CLASSES, OF_CLASS, SHARD = 20, 30, 50

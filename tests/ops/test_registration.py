@@ -21,9 +21,9 @@ from stream.config import RetentionConfig
 from stream.cursor import Cursor, WindowStart
 from stream.errors import StreamPruned
 from stream.lanes import Position
-from stream.manifest import Manifest
-from stream.registry import Registered, read_readers, write_reader
-from stream.retention import forget, prune
+from stream.shards.manifest import Manifest
+from stream.shards.readers import Registered, read_readers, write_reader
+from stream.shards.retention import forget, prune
 from tests.ops.small_runs import RECORDS, StopAfter, bits, config_of, killed, run, write_stream
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -14,7 +14,7 @@ from ops.rundir.checkpoint import load_newest
 from ops.rundir.files import read_lines
 from ops.rundir.summary import FINISHED, STOPPED, Summary
 from stream.errors import StreamDamaged
-from stream.shard_source import ShardSource
+from stream.shards.source import ShardSource
 from stream.source import Entry
 from tests.ops.small_runs import STEPS, StopAfter, bits, config_of, killed, run
 

@@ -21,7 +21,7 @@ from ops.rundir.summary import FINISHED, STOPPED, Summary, read_summary
 from ops.snapshots.embedded_redis import open_redis
 from ops.snapshots.store import SnapshotStore
 from ops.train.reporting import Followers, Pace
-from stream.batch import Batch
+from stream.loader.batch import Batch
 from tests.ops.small_runs import (
     RECORDS,
     STEPS,

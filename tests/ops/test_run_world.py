@@ -26,14 +26,13 @@ from ops.rundir.summary import FINISHED, STOPPED, Summary
 from ops.train.data import source_spec
 from ops.train.reporting import Followers
 from ops.train.signals import StopRequest
-from stream.adopt import adopt_tar
 from stream.config import ShardConfig
 from stream.errors import StreamError, StreamMismatch, StreamNotFound, TooManyBadRecords
-from stream.loader import Loader
-from stream.manifest import Manifest
-from stream.readiness import Readiness
+from stream.loader.loader import Loader, Readiness
 from stream.record import Record
-from stream.shards import ShardWriter
+from stream.shards.adopt import adopt_tar
+from stream.shards.manifest import Manifest
+from stream.shards.writer import ShardWriter
 from tests.ops.small_runs import StopAfter, bits, config_of, full_disk, killed, run, write_stream
 
 pytestmark = pytest.mark.usefixtures("one_thread")

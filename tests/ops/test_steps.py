@@ -10,8 +10,8 @@ from ops.distributed.world import Rows, World
 from ops.errors import RankFailed, RankLost, Starved
 from ops.train.sync import Patience, Row, State, Steps, Stop, Waiting, decided
 from stream.config import ReplayConfig
-from stream.readiness import Readiness
-from stream.replay_loader import ReplayLoader
+from stream.loader.loader import Readiness
+from stream.loader.replay import ReplayLoader
 from tests.stream.test_loader import CONFIG, KINDS, SPEC, begin
 
 NEVER = Patience(warn_s=10**6, fail_s=10**6)

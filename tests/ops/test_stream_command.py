@@ -7,13 +7,12 @@ from pathlib import Path
 import pytest
 
 from ops.cli.main import run
-from stream.adopt import AdoptOptions, adopt_tar
-from stream.commit_log import commit_name
-from stream.floor import Floor, write_floor
-from stream.index import decode_index
-from stream.manifest import Manifest
-from stream.registry import Registered, write_reader
-from stream.segments import BLOCKS, segment_name
+from stream.shards.adopt import AdoptOptions, adopt_tar
+from stream.shards.index import decode_index
+from stream.shards.low_watermark import Floor, write_floor
+from stream.shards.manifest import Manifest, commit_name
+from stream.shards.readers import Registered, write_reader
+from stream.shards.segments import BLOCKS, segment_name
 from tests.ingest.made import encoded, folder_of, ingest
 from tests.stream.fake_source import picture
 from tests.stream.make_shards import append_shards, make_stream

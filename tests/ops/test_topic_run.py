@@ -19,8 +19,8 @@ from ops.train.data import reading_mode, source_spec
 from ops.train.signals import StopRequest
 from stream.cursor import Cursor
 from stream.errors import StreamMismatch, TooManyBadRecords
-from stream.topic_address import read_address
-from stream.topic_spec import TopicSpec
+from stream.kafka_topic.address import read_address
+from stream.kafka_topic.spec import TopicSpec
 from tests.kafka_broker import Broker
 from tests.ops import small_runs
 from tests.ops.forked_ranks import start, traced

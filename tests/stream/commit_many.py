@@ -2,8 +2,8 @@
 
 import sys
 
-from stream.commits import Accounts, NewCommit
-from stream.manifest import Manifest
+from stream.shards.commits import Accounts, NewCommit
+from stream.shards.manifest import Manifest
 
 
 def main(url: str, source: str, count: int) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from stream.decode import decode_image
 from stream.errors import BadRecord
+from stream.images.decode import decode_image
 
 MORE_BYTES = 2 * 2**30
 

@@ -7,8 +7,8 @@ from types import FrameType
 
 from stream.config import CropConfig, ReaderConfig
 from stream.cursor import start_cursor
-from stream.loader import Loader
-from stream.pool import ProcessPool
+from stream.loader.loader import Loader
+from stream.loader.pool import ProcessPool
 from tests.stream.fake_source import FakeSpec
 
 SPEC = FakeSpec(lanes=4, records=120, bad_every=7)

@@ -9,10 +9,10 @@ import fsspec
 
 from stream.config import ShardConfig
 from stream.lanes import Position
-from stream.manifest import Manifest
 from stream.record import Record, sha256_of
-from stream.shard_source import ShardSource, ShardSpec
-from stream.shards import ShardWriter
+from stream.shards.manifest import Manifest
+from stream.shards.source import ShardSource, ShardSpec
+from stream.shards.writer import ShardWriter
 
 
 def image_bytes(number: int, size: int = 40) -> bytes:

@@ -9,11 +9,11 @@ from typing import Any
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition, errors
 
 from stream.config import KafkaConfig, TopicWriterConfig
+from stream.kafka_topic.address import read_address
+from stream.kafka_topic.client import create_topic
+from stream.kafka_topic.message import encode_message
+from stream.kafka_topic.spec import TopicSpec
 from stream.record import Record, media_type_of
-from stream.topic_address import read_address
-from stream.topic_client import create_topic
-from stream.topic_record import encode_message
-from stream.topic_spec import TopicSpec
 from tests.kafka_broker import Broker
 from tests.stream.fake_source import picture
 

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stream.adopt import AdoptOptions, adopt_tar
-from stream.commits import Commit
 from stream.errors import StreamError, StreamSealed
 from stream.lanes import Position
-from stream.manifest import Manifest
 from stream.record import Record, sha256_of
+from stream.shards.adopt import AdoptOptions, adopt_tar
+from stream.shards.commits import Commit
+from stream.shards.manifest import Manifest
 from stream.source import Entry
 from stream.storage import open_store
 from stream.tar import DIGEST, SKIP, StoredTar, TarFile, TarLoss, open_tar, parse_header, walk_tar

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchvision.transforms import RandomResizedCrop
 
 from stream.config import CropConfig
-from stream.crops import (
+from stream.images.crops import (
     FLOATS_PER_VIEW,
     UNIFORMS_PER_VIEW,
     crop_box,
@@ -23,7 +23,7 @@ from stream.crops import (
     thumbnail,
     uniforms,
 )
-from stream.decode import decode_image
+from stream.images.decode import decode_image
 from tests.oracles import torchvision_crops
 from tests.stream.test_decode import members
 

@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from stream.decode import REASONS, decode_image
 from stream.errors import BadRecord
-from stream.jpeg import jpeg_frame
+from stream.images.decode import REASONS, decode_image
+from stream.images.jpeg import jpeg_frame
 from tests.stream.decode_all import verdict
 
 LIMIT = 50_000_000

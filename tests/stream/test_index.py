@@ -8,9 +8,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from stream.digests import DigestSet, known_digests
 from stream.errors import StreamDamaged
-from stream.index import NO_DIGEST, IndexRow, decode_index, encode_index, read_digests
+from stream.shards.digests import DigestSet, known_digests
+from stream.shards.index import NO_DIGEST, IndexRow, decode_index, encode_index, read_digests
 from stream.storage import open_store
 from stream.tar import Member
 from tests.stream.make_shards import image_bytes, make_stream
@@ -127,7 +127,7 @@ def test_a_digest_set_answers_like_a_set(
 
 
 def test_a_digest_set_merges_what_it_was_given_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stream.digests._MERGE_AT", 10)
+    monkeypatch.setattr("stream.shards.digests._MERGE_AT", 10)
     known = DigestSet()
     digests = [hashlib.sha256(bytes([number])).digest() for number in range(95)]
     for digest in digests:

@@ -12,9 +12,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from stream.decode import decode_image
 from stream.errors import BadRecord
-from stream.jpeg import END_OF_IMAGE, START_OF_SCAN, bare_jpeg, segments
+from stream.images.decode import decode_image
+from stream.images.jpeg import END_OF_IMAGE, START_OF_SCAN, bare_jpeg, segments
 from tests.stream.test_decode import members
 
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {

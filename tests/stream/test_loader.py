@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from stream.batch import Batch
 from stream.config import CropConfig, ReaderConfig
 from stream.cursor import Cursor, start_cursor
 from stream.errors import StreamError, StreamMismatch, TooManyBadRecords
 from stream.lanes import LaneStats, Position
-from stream.loader import AVAILABLE, STRICT, Loader
-from stream.reader import Short, Wanted
+from stream.loader.batch import Batch
+from stream.loader.loader import AVAILABLE, STRICT, Loader
+from stream.loader.tasks import Short, Wanted
 from tests.stream.fake_source import FakeSpec, grow
 
 KINDS = (

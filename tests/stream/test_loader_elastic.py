@@ -8,13 +8,12 @@ from functools import reduce
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stream.batch import Batch
 from stream.cursor import joined
 from stream.lanes import LaneStats, add_counts
-from stream.loader import Loader
-from stream.pool import Pool
-from stream.reader import Answer, Question, answer
-from stream.readiness import Readiness
+from stream.loader.batch import Batch
+from stream.loader.loader import Loader, Readiness
+from stream.loader.pool import Pool
+from stream.loader.tasks import Answer, Question, answer
 from stream.source import SourceSpec
 from tests.stream.test_loader import CONFIG, KINDS, SPEC, begin, load
 

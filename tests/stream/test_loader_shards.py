@@ -9,17 +9,17 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from stream.adopt import adopt_tar
-from stream.batch import Batch
 from stream.config import ShardConfig
 from stream.cursor import Cursor, start_cursor
 from stream.lanes import Position
-from stream.loader import Loader
-from stream.manifest import Manifest
-from stream.reader import Chunk, read_chunk
+from stream.loader.batch import Batch
+from stream.loader.loader import Loader
+from stream.loader.tasks import Chunk, read_chunk
 from stream.record import Record
-from stream.shard_source import ShardSpec
-from stream.shards import ShardWriter
+from stream.shards.adopt import adopt_tar
+from stream.shards.manifest import Manifest
+from stream.shards.source import ShardSpec
+from stream.shards.writer import ShardWriter
 from tests.stream.fake_source import picture
 from tests.stream.make_shards import make_stream
 from tests.stream.test_loader import CONFIG, KINDS, content

@@ -12,11 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stream.commit_log import commit_name
-from stream.commits import Accounts, Commit, NewCommit, encode_commit
 from stream.errors import StreamDamaged, StreamError, StreamNotFound, StreamSealed
-from stream.manifest import Manifest
-from stream.segments import BLOCKS, SourceSum, assemble_segment, segment_name
+from stream.shards.commits import Accounts, Commit, NewCommit, encode_commit
+from stream.shards.manifest import Manifest, commit_name
+from stream.shards.segments import BLOCKS, SourceSum, assemble_segment, segment_name
 from stream.storage import open_store
 from tests.stream.failing_store import FailingStore
 from tests.stream.make_shards import files_below, forget_memory, memory_url

@@ -10,8 +10,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from stream.decode import decode_image
-from stream.metadata import without_metadata
+from stream.images.decode import decode_image
+from stream.images.metadata import without_metadata
 from tests.stream.test_decode import drawing, encode
 from tests.stream.test_orientation import EXIF, XMP, block, jpeg, png, webp
 

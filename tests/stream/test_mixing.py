@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from stream.commits import NewCommit
 from stream.lanes import Position
-from stream.manifest import Manifest
-from stream.shard_source import ShardSpec
+from stream.shards.commits import NewCommit
+from stream.shards.manifest import Manifest
+from stream.shards.source import ShardSpec
 from tests.stream.make_shards import forget_memory, memory_url
 
 SHARDS, RECORDS, CLASSES = 1281, 1000, 1000

@@ -8,9 +8,9 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from stream.decode import decode_image
-from stream.exif import orientation_of_block
-from stream.orientation import orientation_of, upright
+from stream.images.decode import decode_image
+from stream.images.exif import orientation_of_block
+from stream.images.orientation import orientation_of, upright
 from tests.stream.test_decode import drawing, encode
 
 TIFF_ORDERS = {"II": "<", "MM": ">"}

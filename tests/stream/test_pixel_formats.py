@@ -14,8 +14,8 @@ from PIL import Image
 
 from ingest.config import IngestConfig
 from ingest.transcode import prepare
-from stream.decode import REASONS, decode_image
 from stream.errors import BadRecord
+from stream.images.decode import REASONS, decode_image
 from tests.stream.tiffs import (
     BLACK_IS_0,
     CMYK,

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from stream.batch import Batch
 from stream.errors import WorkerFailed
-from stream.marks import Mark
-from stream.pool import MOST_DEATHS_OF_ONE_QUESTION, _Reader
-from stream.reader import Question
+from stream.loader.batch import Batch
+from stream.loader.plan import Mark
+from stream.loader.pool import MOST_DEATHS_OF_ONE_QUESTION, _Reader
+from stream.loader.tasks import Question
 from tests.stream.fake_source import FakeSpec, grow
 from tests.stream.load_and_leave import PooledLoader
 from tests.stream.test_loader import CONFIG, KINDS, SPEC, begin, growing, load, same, until_error
@@ -91,7 +91,7 @@ def test_a_reader_that_hangs_is_replaced(tmp_path: Path, monkeypatch: pytest.Mon
     spec = replace(SPEC, kill_at=70, kill_while=str(trap), kill_with=signal.SIGSTOP)
     with pooled(spec) as loader:
         got = [next(loader)]
-        monkeypatch.setattr("stream.pool.SILENCE_S", 1.5)
+        monkeypatch.setattr("stream.loader.pool.SILENCE_S", 1.5)
         got += loader
         assert equal(got, load(SPEC))
         assert loader.worker_restarts >= 1
@@ -184,7 +184,7 @@ def test_what_is_known_of_deadly_records_does_not_depend_on_looking_ahead() -> N
 
 
 def test_when_too_many_records_kill_it_is_not_the_records(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stream.pool.MOST_DEADLY", 1)
+    monkeypatch.setattr("stream.loader.pool.MOST_DEADLY", 1)
     with pooled(spoiled(SPEC, 33, 70)) as loader:
         _, message = until_error(loader, WorkerFailed)
     assert "record that crashes its decoder" in message

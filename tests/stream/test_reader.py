@@ -10,14 +10,14 @@ import pytest
 import torch
 from PIL import Image
 
-from stream import crops
 from stream.config import CropConfig
-from stream.decode import decode_image
 from stream.errors import StreamError
+from stream.images import crops
+from stream.images.decode import decode_image
 from stream.lanes import Position
-from stream.plan import ReadPlan
-from stream.reader import Chunk, Short, Spent, read_chunk
-from stream.slabs import Frame, FrameLayout, Slab
+from stream.loader.plan import ReadPlan
+from stream.loader.shared_memory import Frame, FrameLayout, Slab
+from stream.loader.tasks import Chunk, Short, Spent, read_chunk
 from tests.stream.fake_source import FakeSource, FakeSpec, grow, picture
 
 KINDS = (

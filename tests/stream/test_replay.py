@@ -12,20 +12,18 @@ import numpy as np
 import pytest
 import torch
 
-from stream import crops
-from stream.batch import Batch
 from stream.config import ReplayConfig
 from stream.cursor import Cursor, joined, start_cursor
-from stream.decode import decode_image
 from stream.errors import StreamDamaged, StreamMismatch
+from stream.images import crops
+from stream.images.decode import decode_image
 from stream.lanes import LaneStats, add_counts
-from stream.loader import Loader
-from stream.manifest import Manifest
-from stream.pool import ProcessPool
-from stream.readiness import Readiness
-from stream.replay import choose
-from stream.replay_loader import ReplayLoader
-from stream.shard_source import ShardSpec
+from stream.loader.batch import Batch
+from stream.loader.loader import Loader, Readiness
+from stream.loader.pool import ProcessPool
+from stream.loader.replay import ReplayLoader, choose
+from stream.shards.manifest import Manifest
+from stream.shards.source import ShardSpec
 from stream.source import Entry
 from tests.stream.fake_source import FakeSource, FakeSpec, picture
 from tests.stream.test_loader import CHUNK, CONFIG, KINDS, SPEC, begin, load, records

@@ -11,19 +11,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stream.adopt import adopt_tar
 from stream.config import CropConfig, ReaderConfig, RetentionConfig
 from stream.cursor import start_cursor
-from stream.digests import known_digests
 from stream.errors import StreamDamaged, StreamError, StreamPruned
-from stream.floor import NAME, Floor, decode_floor, encode_floor
 from stream.lanes import Position
-from stream.loader import Loader
-from stream.manifest import Manifest
+from stream.loader.loader import Loader
 from stream.record import sha256_of
-from stream.registry import Registered, decode_reader, encode_reader, read_readers, write_reader
-from stream.retention import Retention, forget, past_limits, prune, unread_by
-from stream.shard_source import ShardSpec
+from stream.shards.adopt import adopt_tar
+from stream.shards.digests import known_digests
+from stream.shards.low_watermark import NAME, Floor, decode_floor, encode_floor
+from stream.shards.manifest import Manifest
+from stream.shards.readers import Registered, decode_reader, encode_reader, read_readers, write_reader
+from stream.shards.retention import Retention, forget, past_limits, prune, unread_by
+from stream.shards.source import ShardSpec
 from tests.stream.failing_store import FailingStore
 from tests.stream.make_shards import (
     append_shards,

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from ops.cli.main import run
-from stream.manifest import Manifest
 from stream.secrets import check_no_password
+from stream.shards.manifest import Manifest
 from stream.storage import open_bytes, open_store
 
 SECRETS = [

@@ -9,10 +9,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from stream.checked import encode_checked
-from stream.commits import Accounts, Commit, NewCommit, Seal, decode_commit, encode_commit, encode_seal
 from stream.errors import StreamDamaged
-from stream.segments import BLOCKS, Segment, SegmentStore, SourceSum, encode_segment, segment_name
+from stream.shards.commits import (
+    Accounts,
+    Commit,
+    NewCommit,
+    Seal,
+    decode_commit,
+    encode_checked,
+    encode_commit,
+    encode_seal,
+)
+from stream.shards.segments import BLOCKS, Segment, SegmentStore, SourceSum, encode_segment, segment_name
 from stream.storage import open_store
 from tests.damages import other_than
 

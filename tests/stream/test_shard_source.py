@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from stream.errors import StreamDamaged, StreamMismatch, StreamNotFound
 from stream.lanes import Position
-from stream.manifest import Manifest
 from stream.order import ORDERS
-from stream.shard_source import ShardSource, ShardSpec
+from stream.shards.manifest import Manifest
+from stream.shards.source import ShardSource, ShardSpec
 from stream.source import Entry, Outlook
 from tests.stream.make_shards import (
     append_shards,
@@ -361,7 +361,7 @@ def test_a_shard_that_is_gone_is_named(tmp_path: Path) -> None:
 def test_a_damaged_row_is_named_when_rows_are_read_one_by_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stream.shard_files._INDEX_BYTES", 1)
+    monkeypatch.setattr("stream.shards.files._INDEX_BYTES", 1)
     manifest = make_stream(str(tmp_path), [3, 3])
     whole = (tmp_path / manifest.entry(0).index_uri).read_bytes()
     for number in range(2):
@@ -402,8 +402,8 @@ def test_files_are_let_go_of_and_opened_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, order: str, index_bytes: int
 ) -> None:
     """Also when no index fits into memory, or two of eight."""
-    monkeypatch.setattr("stream.shard_files._OPEN_SHARDS", 2)
-    monkeypatch.setattr("stream.shard_files._INDEX_BYTES", index_bytes)
+    monkeypatch.setattr("stream.shards.files._OPEN_SHARDS", 2)
+    monkeypatch.setattr("stream.shards.files._INDEX_BYTES", index_bytes)
     make_stream(str(tmp_path), [6] * 8)
     before = len(list(Path("/proc/self/fd").iterdir()))
     source = open_source(str(tmp_path), lanes=3, window=8, order=order)

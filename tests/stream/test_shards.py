@@ -17,15 +17,15 @@ from typing import Any
 import pytest
 from webdataset import tariterators
 
-from stream.commits import Accounts
 from stream.config import ShardConfig
 from stream.errors import StreamError, StreamSealed
-from stream.index import decode_index
 from stream.lanes import Position
-from stream.manifest import Manifest
-from stream.orphans import sweep_orphans
 from stream.record import Record, decode_sample
-from stream.shards import ShardWriter
+from stream.shards.commits import Accounts
+from stream.shards.index import decode_index
+from stream.shards.manifest import Manifest
+from stream.shards.orphans import sweep_orphans
+from stream.shards.writer import ShardWriter
 from stream.storage import LocalStore, open_store
 from tests.stream.failing_store import FailingStore
 from tests.stream.make_shards import (

@@ -14,20 +14,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stream import crops
-from stream.batch import Batch
 from stream.config import ReaderConfig, ReplayConfig
 from stream.cursor import Cursor, joined, start_cursor
-from stream.decode import decode_image
 from stream.errors import TooManyBadRecords
+from stream.images import crops
+from stream.images.decode import decode_image
 from stream.lanes import LaneStats, add_counts, owned_lanes
-from stream.loader import AVAILABLE
-from stream.manifest import Manifest
-from stream.readiness import Readiness
-from stream.replay_loader import ReplayLoader
-from stream.shard_source import ShardSpec
+from stream.loader.batch import Batch
+from stream.loader.loader import AVAILABLE, Readiness
+from stream.loader.replay import ReplayLoader
+from stream.loader.tail import dealt, quotas, trainable
+from stream.shards.manifest import Manifest
+from stream.shards.source import ShardSpec
 from stream.source import SourceSpec
-from stream.tail import dealt, quotas, trainable
 from tests.stream.fake_source import FakeSpec, picture
 from tests.stream.test_loader import CHUNK, CONFIG, KINDS, begin, load, records, same
 from tests.stream.test_loader_elastic import ScrambledLoader, samples

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from stream.errors import StreamDamaged, StreamError
+from stream.shards.taken import KeySet, PathSet, Segment, TakenFile, TakenList, key_of, keys_from
 from stream.storage import LocalStore, Store, open_store
-from stream.taken import KeySet, PathSet, Segment, TakenFile, TakenList, key_of, keys_from
 
 
 def files(first: int, count: int) -> list[TakenFile]:
@@ -127,7 +127,7 @@ def test_equal_keys_and_empty_sets_are_no_trouble() -> None:
 def test_a_million_files_cost_some_tens_of_bytes_each_in_memory() -> None:
     code = (
         "import resource, numpy as np\n"
-        "from stream.taken import KeySet, PathSet, keys_from\n"
+        "from stream.shards.taken import KeySet, PathSet, keys_from\n"
         "def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024\n"
         "known, paths = KeySet(), PathSet()\n"
         "before = peak()\n"

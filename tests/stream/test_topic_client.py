@@ -6,9 +6,9 @@ import pytest
 
 from stream.config import KafkaConfig, TopicWriterConfig
 from stream.errors import StreamError, StreamNotFound
-from stream.topic_address import TopicAddress, is_topic, read_address
-from stream.topic_client import PASSWORD_VARIABLE, Secret, client_options, create_topic, look_at
-from stream.topic_spec import TopicSpec
+from stream.kafka_topic.address import TopicAddress, is_topic, read_address
+from stream.kafka_topic.client import PASSWORD_VARIABLE, Secret, client_options, create_topic, look_at
+from stream.kafka_topic.spec import TopicSpec
 from tests.kafka_broker import Broker
 from tests.stream.make_topic import made
 
@@ -84,7 +84,7 @@ def test_a_specification_holds_no_secret(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # the library leaves a socket
 def test_brokers_that_are_not_there_are_an_error_that_names_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stream.topic_client.BOOTSTRAP_MS", 300)
+    monkeypatch.setattr("stream.kafka_topic.client.BOOTSTRAP_MS", 300)
     with pytest.raises(StreamError, match=r"127\.0\.0\.1:9, topic 't'"):
         look_at(read_address("kafka://127.0.0.1:9/t"), KafkaConfig())
     gc.collect()

@@ -12,11 +12,11 @@ from kafka.admin import ConfigResource, ConfigResourceType
 from stream.config import KafkaConfig
 from stream.cursor import Cursor
 from stream.errors import StreamDamaged, StreamMismatch
+from stream.kafka_topic.address import read_address
+from stream.kafka_topic.blocks import proof_of
+from stream.kafka_topic.fetch import Message
+from stream.kafka_topic.message import encode_message
 from stream.lanes import Position
-from stream.topic_address import read_address
-from stream.topic_kept import Message
-from stream.topic_proof import proof_of
-from stream.topic_record import encode_message
 from tests.kafka_broker import Broker
 from tests.stream.make_topic import (
     admin,
@@ -206,7 +206,7 @@ def test_a_proof_is_of_the_content_and_its_place_and_not_of_when_it_was_sent() -
 def test_a_topic_that_is_made_anew_while_it_is_read_is_noticed(
     kafka: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stream.topic_client.METADATA_MS", 100)
+    monkeypatch.setattr("stream.kafka_topic.client.METADATA_MS", 100)
     url = filled(kafka, 1, 8)
     source = spec_of(url, 1, until="").open()
     source.refresh()

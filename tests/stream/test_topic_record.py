@@ -4,8 +4,8 @@ from dataclasses import replace
 import pytest
 
 from stream.errors import BadRecord
+from stream.kafka_topic.message import Headers, decode_message, encode_message
 from stream.record import Record
-from stream.topic_record import Headers, decode_message, encode_message
 from tests.stream.make_topic import record_of
 
 

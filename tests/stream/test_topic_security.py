@@ -9,10 +9,10 @@ import pytest
 
 from stream.config import KafkaConfig, TopicWriterConfig
 from stream.errors import StreamError
-from stream.topic_address import TopicAddress, read_address
-from stream.topic_client import KEY_PASSWORD_VARIABLE, PASSWORD_VARIABLE, look_at
-from stream.topic_spec import TopicSpec
-from stream.topic_writer import TopicWriter
+from stream.kafka_topic.address import TopicAddress, read_address
+from stream.kafka_topic.client import KEY_PASSWORD_VARIABLE, PASSWORD_VARIABLE, look_at
+from stream.kafka_topic.spec import TopicSpec
+from stream.kafka_topic.writer import TopicWriter
 from tests.kafka_broker import KEY_PASSWORD, PASSWORD, SCRAM, SCRAM_PASSWORD, USER, Broker
 from tests.stream.make_topic import made, messages, record_of
 
@@ -55,7 +55,7 @@ def refusal(address: TopicAddress, config: KafkaConfig, monkeypatch: pytest.Monk
     """What is said to who is not let in; on a busy machine the broker may not get to it at first."""
     told = ""
     for wait_ms in (2_000, 10_000, 30_000):
-        monkeypatch.setattr("stream.topic_client.BOOTSTRAP_MS", wait_ms)
+        monkeypatch.setattr("stream.kafka_topic.client.BOOTSTRAP_MS", wait_ms)
         with pytest.raises(StreamError) as caught:
             look_at(address, config)
         told = str(caught.value)

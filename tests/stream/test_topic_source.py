@@ -9,21 +9,20 @@ from typing import Any
 import pytest
 from kafka import KafkaConsumer, TopicPartition
 
-from stream.batch import Batch
 from stream.config import KafkaConfig, ReaderConfig, ReplayConfig, TopicWriterConfig
 from stream.cursor import Cursor, joined, start_cursor
 from stream.errors import StreamDamaged, StreamError, StreamMismatch
+from stream.kafka_topic.address import read_address
+from stream.kafka_topic.client import look_at
+from stream.kafka_topic.message import encode_message
+from stream.kafka_topic.spec import TopicSpec
+from stream.kafka_topic.writer import TopicWriter
 from stream.lanes import Position
-from stream.loader import AVAILABLE, STRICT, Loader
+from stream.loader.batch import Batch
+from stream.loader.loader import AVAILABLE, STRICT, Loader, Readiness
+from stream.loader.replay import ReplayLoader
 from stream.order import record_order
-from stream.readiness import Readiness
-from stream.replay_loader import ReplayLoader
 from stream.source import Source
-from stream.topic_address import read_address
-from stream.topic_client import look_at
-from stream.topic_record import encode_message
-from stream.topic_spec import TopicSpec
-from stream.topic_writer import TopicWriter
 from tests.kafka_broker import Broker
 from tests.stream.make_topic import (
     admin,
@@ -215,7 +214,7 @@ def test_partitions_are_the_lanes_and_another_number_is_refused(sixty: str) -> N
 def test_partitions_that_are_added_later_are_named_and_not_read(
     kafka: Broker, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stream.topic_client.METADATA_MS", 100)
+    monkeypatch.setattr("stream.kafka_topic.client.METADATA_MS", 100)
     url = filled(kafka, 2, 8)
     spec, cursor = begin(spec_of(url, 2))
     source = spec.open()
@@ -480,7 +479,7 @@ def test_lag_is_told_by_lane_in_records_and_seconds(kafka: Broker) -> None:
 def test_brokers_that_stay_away_are_an_error_after_the_patience_that_was_set(
     kafka: Broker, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stream.topic_fetch.LOOK_MS", 300)
+    monkeypatch.setattr("stream.kafka_topic.fetch.LOOK_MS", 300)
     url = filled(kafka, 1, 8)
     source = spec_of(url, 1, kafka=KafkaConfig(patience_s=1.0)).open()
     with kafka.frozen(), caplog.at_level(logging.WARNING), pytest.raises(StreamError, match="up"):  # noqa: PT012

@@ -12,8 +12,8 @@ import sys
 import time
 
 from stream.config import ShardConfig
-from stream.manifest import Manifest
-from stream.shards import ShardWriter
+from stream.shards.manifest import Manifest
+from stream.shards.writer import ShardWriter
 from tests.stream.make_shards import image_record
 
 IMAGES = 300

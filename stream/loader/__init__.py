@@ -1,0 +1,1 @@
+"""Batches from lanes: reader processes, chunks, tails and replay."""

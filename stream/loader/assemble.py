@@ -1,0 +1,143 @@
+"""Samples while they are laid out in a frame, with the account of what reading them cost and met."""
+
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from stream.errors import BadRecord
+from stream.images import crops
+from stream.images.decode import decode_image
+from stream.lanes import BadPlace, LaneStats
+from stream.loader.plan import Place, ReadPlan
+from stream.loader.shared_memory import KEY_BYTES, Frame
+from stream.record import Record
+from stream.source import Entry
+
+BAD_PLACES = 10_000
+"""So many places of unusable records are remembered of a chunk; the budget is spent before."""
+KILLS_DECODER = "kills_decoder"
+"""Reason of a record in whose decoder one reader after the other died."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Account:
+    """What reading meets, as it goes on."""
+
+    plan: ReadPlan
+    read: int = 0
+    used: int = 0
+    num_bytes: int = 0
+    read_s: float = 0.0
+    decode_s: float = 0.0
+    crop_s: float = 0.0
+    newest: float = 0.0
+    """When the newest of the records was put on the stream, seconds since 1970; 0 = not known."""
+    skipped: dict[str, int] = field(default_factory=dict)
+    bad: list[BadPlace] = field(default_factory=list)
+    deadly: list[Place] = field(default_factory=list)
+
+    def met(self, entry: Entry) -> None:
+        """Count an entry that was read."""
+        self.read += entry.count
+        self.newest = max(self.newest, entry.time)
+        self.num_bytes += entry.size
+
+    def image(self, entry: Entry) -> tuple[Record, Tensor]:
+        """Decode a record.
+
+        Raises:
+            BadRecord: it cannot be used.
+        """
+        record, plan = entry.record, self.plan
+        if record is None:
+            raise BadRecord(entry.reason)
+        if (entry.unit, entry.index) in plan.deadly:
+            raise BadRecord(KILLS_DECODER)
+        start = time.perf_counter()
+        if plan.mark is not None:
+            plan.mark.set(entry.unit, entry.index)
+        try:
+            return record, decode_image(record.payload, max_pixels=plan.max_pixels)
+        finally:
+            if plan.mark is not None:
+                plan.mark.clear()
+            self.decode_s += time.perf_counter() - start
+
+    def skip(self, entry: Entry, lane: int, reason: str) -> None:
+        """Count a record that cannot be used."""
+        self.skipped[reason] = self.skipped.get(reason, 0) + entry.count
+        if reason == KILLS_DECODER:
+            self.deadly.append((entry.unit, entry.index))
+        if len(self.bad) < BAD_PLACES:
+            self.bad.append(BadPlace(lane, entry.unit, entry.index, reason))
+
+    def spent(self) -> bool:
+        """Whether so many records were unusable that the step which they are read for is over the budget."""
+        bad = max(0, self.stats().seen - self.used - self.plan.accepted)
+        # The other chunks of this step can only add good records up to a whole batch.
+        return self.plan.over_budget(bad + self.plan.batch, bad)
+
+    def stats(self) -> LaneStats:
+        """The account so far."""
+        return LaneStats(
+            read=self.read,
+            used=self.used,
+            skipped=dict(sorted(self.skipped.items())),
+            bytes=self.num_bytes,
+            read_s=self.read_s,
+            decode_s=self.decode_s,
+            crop_s=self.crop_s,
+        )
+
+
+@dataclass(slots=True, kw_only=True)
+class Layout(Account):
+    """Samples while they are laid out, with the account of what was met."""
+
+    frame: Frame
+    column: int
+    """Of the frame, where the first sample goes."""
+    floats: list[NDArray[np.float64]] = field(default_factory=list)
+    seqs: list[int] = field(default_factory=list)
+    refs: list[tuple[int, int]] = field(default_factory=list)
+    keys: list[bytes] = field(default_factory=list)
+
+    def add(self, entry: Entry, *, lane: int, seq: int, draw: int = 0) -> None:
+        """Decode one record and cut its views into the next column; the thumbnail only at its first draw.
+
+        Raises:
+            BadRecord: it cannot be used; the column is still free.
+        """
+        plan, column = self.plan, self.column + self.used
+        record, image = self.image(entry)
+        decoded = time.perf_counter()
+        views = crops.num_views(plan.crops)
+        floats = crops.draw(plan.seed, lane, seq, draw, views * crops.FLOATS_PER_VIEW)
+        floats = floats.reshape(views, crops.FLOATS_PER_VIEW)
+        crops.multi_crop_into(image, plan.crops, floats, self.frame.crops, column)
+        if plan.thumbnail_px and draw == 0:
+            self.frame.thumbs[column] = crops.thumbnail(image, plan.thumbnail_px)
+        self.floats.append(floats)
+        self.seqs.append(seq)
+        self.refs.append((entry.unit, entry.index))
+        self.keys.append(_key(record))
+        self.used += 1
+        self.crop_s += time.perf_counter() - decoded
+
+    def finish(self) -> None:
+        """Write what is cheaper to write for all samples at once."""
+        columns = slice(self.column, self.column + self.used)
+        uniforms = crops.uniforms(np.stack(self.floats, axis=1))
+        self.frame.uniforms[:, columns] = torch.from_numpy(uniforms)
+        self.frame.seq_B[columns] = torch.tensor(self.seqs, dtype=torch.int64)
+        self.frame.refs_B2[columns] = torch.tensor(self.refs, dtype=torch.int64)
+        keys = torch.frombuffer(bytearray(b"".join(self.keys)), dtype=torch.uint8)
+        self.frame.keys[columns] = keys.view(self.used, KEY_BYTES)
+
+
+def _key(record: Record) -> bytes:
+    return record.sha256.encode("ascii", "replace")[:KEY_BYTES].ljust(KEY_BYTES, b"\0")

@@ -1,0 +1,183 @@
+"""Memory in which reader processes lay out whole batches, shared without names.
+
+A frame is the memory of one batch in work, laid out as the learner gets it; a slab is some frames. The memory
+behind a slab is anonymous (memfd on Linux, else a file that is unlinked at once), so it is gone with the last
+process that maps it, however that process ends, and the size of /dev/shm does not matter.
+"""
+
+import mmap
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from multiprocessing import reduction
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stream.config import CropConfig
+from stream.errors import StreamError
+from stream.images.crops import UNIFORMS_PER_VIEW, num_views
+from stream.machine import free_memory
+
+KEY_BYTES = 64
+"""Length of a hex SHA-256."""
+_ALIGNMENT = 64
+_SHARE_OF_FREE_MEMORY = 0.9
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """Memory of one batch; B columns, one a sample."""
+
+    crops: tuple[Tensor, ...]
+    """For each kind [count, B, 3, S, S] uint8."""
+    uniforms: Tensor
+    """[n_views, B, UNIFORMS_PER_VIEW] float32."""
+    thumbs: Tensor
+    """[B, 3, T, T] uint8; T may be 0."""
+    seq_B: Tensor
+    """[B] int64."""
+    refs_B2: Tensor
+    """[B, 2] int64."""
+    keys: Tensor
+    """[B, KEY_BYTES] uint8, ASCII; zeros where a record states no digest."""
+
+    def first(self, columns: int) -> "Frame":
+        """The first columns of it, in the same memory."""
+        return Frame(
+            crops=tuple(kind[:, :columns] for kind in self.crops),
+            uniforms=self.uniforms[:, :columns],
+            thumbs=self.thumbs[:columns],
+            seq_B=self.seq_B[:columns],
+            refs_B2=self.refs_B2[:columns],
+            keys=self.keys[:columns],
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FrameLayout:
+    """Shapes of a frame."""
+
+    crops: tuple[CropConfig, ...]
+    thumbnail_px: int
+    columns: int
+    """B, samples of one batch of this rank."""
+
+    def shapes(self) -> list[tuple[tuple[int, ...], torch.dtype]]:
+        """Shape and type of each tensor of a frame, in the order of `Frame`."""
+        columns, px = self.columns, self.thumbnail_px
+        crops = [((c.count, columns, 3, c.size, c.size), torch.uint8) for c in self.crops]
+        return [
+            *crops,
+            ((num_views(self.crops), columns, UNIFORMS_PER_VIEW), torch.float32),
+            ((columns, 3, px, px), torch.uint8),
+            ((columns,), torch.int64),
+            ((columns, 2), torch.int64),
+            ((columns, KEY_BYTES), torch.uint8),
+        ]
+
+    def num_bytes(self) -> int:
+        """Size of one frame, a multiple of the alignment."""
+        return sum(_aligned(_bytes_of(shape, dtype)) for shape, dtype in self.shapes())
+
+    def frame(self, memory: mmap.mmap, offset: int) -> Frame:
+        """The frame that begins at `offset` of some writable memory."""
+        tensors = []
+        for shape, dtype in self.shapes():
+            size = _bytes_of(shape, dtype)
+            if size:
+                flat = torch.frombuffer(memory, dtype=torch.uint8, count=size, offset=offset)
+                tensors.append(flat.view(dtype).view(shape))
+            else:
+                tensors.append(torch.empty(shape, dtype=dtype))
+            offset += _aligned(size)
+        kinds = len(self.crops)
+        return Frame(tuple(tensors[:kinds]), *tensors[kinds:])
+
+
+def _bytes_of(shape: Sequence[int], dtype: torch.dtype) -> int:
+    size = dtype.itemsize
+    for side in shape:
+        size *= side
+    return size
+
+
+def _aligned(size: int) -> int:
+    return -(-size // _ALIGNMENT) * _ALIGNMENT
+
+
+class Slab:
+    """Frames in memory that can be handed to a reader process when it is started.
+
+    Args:
+        layout: of each frame.
+        num_frames: >= 1.
+
+    Raises:
+        StreamError: there is not so much memory.
+    """
+
+    def __init__(self, layout: FrameLayout, num_frames: int) -> None:
+        self.layout = layout
+        self.num_frames = num_frames
+        self._fd = _allocate(layout.num_bytes() * num_frames, layout, num_frames)
+        self.frames = self._map()
+
+    def _map(self) -> tuple[Frame, ...]:
+        # The tensors keep the mapping alive; it goes when the last of them does.
+        size = self.layout.num_bytes()
+        memory = mmap.mmap(self._fd, size * self.num_frames)
+        return tuple(self.layout.frame(memory, number * size) for number in range(self.num_frames))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Only while a process is being started: the descriptor itself is passed on.
+        return _received, (self.layout, self.num_frames, reduction.DupFd(self._fd))
+
+    def close(self) -> None:
+        """Let go of the memory; frames that are still referred to stay valid. May be called twice."""
+        self.frames = ()
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def _received(layout: FrameLayout, num_frames: int, descriptor: Any) -> Slab:
+    slab = Slab.__new__(Slab)
+    slab.layout, slab.num_frames = layout, num_frames
+    slab._fd = descriptor.detach()
+    slab.frames = slab._map()
+    return slab
+
+
+def _allocate(size: int, layout: FrameLayout, num_frames: int) -> int:
+    """Descriptor of `size` bytes of memory that is reserved now: a page that is missing later is a SIGBUS."""
+    want = (
+        f"{size / 2**20:.0f} MiB of shared memory for {num_frames} batches of {layout.columns} samples; "
+        "lower reader.prefetch, the batch or the crops, or replay.updates"
+    )
+    free = free_memory()
+    if free is not None and size > free * _SHARE_OF_FREE_MEMORY:
+        raise StreamError(f"only {free / 2**20:.0f} MiB of memory are free, reading needs {want}")
+    fd = anonymous()
+    try:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(fd, 0, size)
+        else:
+            os.ftruncate(fd, size)
+    except OSError as error:
+        os.close(fd)
+        raise StreamError(f"cannot reserve {want} ({error.strerror})") from error
+    return fd
+
+
+def anonymous() -> int:
+    """Descriptor of memory without a name, empty yet."""
+    if hasattr(os, "memfd_create"):
+        try:
+            return os.memfd_create("swavstream-slab")
+        except OSError:
+            pass  # forbidden in some sandboxes: the file serves as well
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())

@@ -1,0 +1,1 @@
+"""WebDataset shards and the manifest that commits them."""
