@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # Test files that run at once; many wait for servers and processes more than they compute.
 TEST_WORKERS ?= 3
 
-.PHONY: install demo test soak bench lint types format clean
+.PHONY: install demo test docs soak bench lint types format clean
 install: $(STAMP)
 
 $(STAMP): pyproject.toml
@@ -27,6 +27,10 @@ types: install
 
 test: lint types
 	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile
+
+# Writes the tables, trees and help texts of the documentation from the code; a test compares them.
+docs: install
+	$(BIN)/python -m tests.generated_docs
 
 # The long forms: kills of runs, readers, ingests, prunes and producers, a topic there and back, every planted fault.
 # SWAVSTREAM_SOAK_S=3600 kills at random for an hour more, SWAVSTREAM_SOAK_RECORDS=1000000 fills a larger topic.

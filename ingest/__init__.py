@@ -1,1 +1,1 @@
-"""The workers that bring the outside world onto the road."""
+"""Workers that bring images into a stream: sources, decoding, destinations."""

@@ -1,1 +1,1 @@
-"""SwAV as the paper has it: from crops to codes, loss, update and health."""
+"""SwAV as in the paper: from crops to codes, loss, update and health."""

@@ -1,1 +1,1 @@
-"""Running it: command line, configuration, wiring, checkpoints, snapshots, metrics, evaluation."""
+"""Running it: command line, configuration, runs, checkpoints, snapshots, metrics, evaluation."""

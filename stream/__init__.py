@@ -1,1 +1,1 @@
-"""The road: what travels, where it travels, and how it is written and read back exactly once."""
+"""What travels, and how it is written and read exactly once: records, lanes, shards, topics, batches."""

@@ -1,11 +1,11 @@
 """For programs that use the prototypes of a run: open, verify, watch, swap.
 
-    from ops.snapshot_watch import watch_run
+    from ops.snapshots.watch import watch_run
 
-    with watch_run("RUN/", "stable") as watch:         # loaded, and every digest checked
-        shot = watch.current                           # swapped in the background whenever `stable` moves
+    with watch_run("RUN/", "stable") as watch:  # loaded, and every digest checked
+        shot = watch.current  # swapped in the background whenever `stable` moves
         print(f"version {shot.info.version}: prototypes {tuple(shot.tensors['prototypes'].shape)}")
-        newer = watch.wait(timeout_s=2)                # None when nothing came
+        newer = watch.wait(timeout_s=2)  # None when nothing came
         print(f"now version {(newer or shot).info.version}")
         print(f"confirmed {watch.age_s:.0f} s ago, {watch.error or 'Redis answers'}")
 

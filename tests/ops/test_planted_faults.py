@@ -83,7 +83,6 @@ def begin(fault: Fault | None, watched: Watched, folder: Path, monkeypatch: pyte
     Learner.plant, Learner.run_dir, Learner.stop = staticmethod(plant), run_dir, stop
     Learner.after = fault.after if fault else HEALTHY_AFTER
     monkeypatch.setattr("ops.train.resume.Learner", Learner)
-    monkeypatch.setattr("ops.doctor.world.START_S", SCALE.start_s)
     hurried = functools.partial(start_publisher, retry_s=(0.1, 0.3))
     monkeypatch.setattr("ops.train.listeners.start_publisher", hurried)
     monkeypatch.setattr("ops.train.listeners.PUBLISH_S", 1.0)

@@ -196,17 +196,17 @@ def test_the_node_of_a_cluster_that_holds_the_run_is_named_by_the_others(
         assert publishing(there.url).published(1).result == "ok"
 
 
-# As README gives it.
+# As the documentation gives it.
 LEAST_RIGHTS = (
     "-@all +@connection +@read +@write +@scripting +@transaction +@pubsub -@dangerous "
     "resetkeys ~{swavstream:* resetchannels &{swavstream:*"
 )
 
 
-def test_the_least_rights_of_the_readme_suffice_for_publishing_and_for_operators(
+def test_the_least_rights_of_the_documentation_suffice_for_publishing_and_for_operators(
     server: Server, publishing: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert LEAST_RIGHTS in (Path(__file__).parents[2] / "README.md").read_text()
+    assert LEAST_RIGHTS in (Path(__file__).parents[2] / "ops/docs/snapshots.md").read_text()
     with server.client() as admin:
         admin.execute_command("ACL", "SETUSER", "swavstream", "on", ">pass/word", *LEAST_RIGHTS.split())
         admin.set("of-others", "kept")

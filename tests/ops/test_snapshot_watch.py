@@ -228,7 +228,7 @@ def test_a_redis_that_is_away_at_the_start_is_one_clear_error(tmp_path: Path) ->
 
 
 def example() -> str:
-    """The lines of the module's text, which are those of README."""
+    """The lines of the module's text, which are those of ops/docs/snapshots.md."""
     assert snapshots_watch.__doc__ is not None
     found = re.search(r"\n\n((?:    .*\n|\n)+)\n", snapshots_watch.__doc__)
     assert found is not None
