@@ -1,13 +1,32 @@
-"""Fixtures that every test may use."""
+"""Fixtures that every test may use, and what holds for every test."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.kafka_broker import kafka, kafka_of_session  # noqa: F401  fixtures
+from tests.left_processes import Started
 
 DATA_VARIABLE = "SWAVSTREAM_TEST_DATA"
+
+# How long an example takes says how busy the machine is.
+settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("suite")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_process_is_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The last test fails when a process of any test is left; a process that is left is named, and killed."""
+    if not Path("/proc/self/environ").exists():
+        yield
+        return
+    started = Started(tmp_path_factory.mktemp("forked") / "pids")
+    yield
+    if left := started.end():
+        pytest.fail("left by the tests: " + "; ".join(map(str, left)))
 
 
 @pytest.fixture
