@@ -47,7 +47,7 @@ def test_the_most_typical_images_stay_best_first() -> None:
     assert scores_of(exemplars, 1) == [0.9]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.tuples(st.integers(0, 3), st.floats(0.01, 1)), min_size=1, max_size=40), st.integers(1, 7))
 def test_order_and_size_of_batches_do_not_matter(pairs: list[tuple[int, float]], size: int) -> None:
     pictures = synthetic.thumbs(len(pairs))
