@@ -33,6 +33,7 @@ from tests.ops.small_runs import (
     run,
     write_stream,
 )  # fmt: skip
+from tests.waiting import LIMIT_S
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -273,14 +274,14 @@ def test_a_disk_slower_than_checkpoints_are_apart_does_not_hold_learning_up(
     real, run_dir = safetensors.torch.save_file, tmp_path / "run"
     done: list[int] = []
 
-    def slow(*arguments: Any) -> None:
-        deadline = time.monotonic() + 30
+    def slow(*arguments: Any, **more: Any) -> None:
+        deadline = time.monotonic() + LIMIT_S
         while (steps := len(list(read_lines(run_dir / "history.jsonl")))) < STEPS:
             if time.monotonic() > deadline:
                 break
             time.sleep(0.01)
         done.append(steps)
-        real(*arguments)
+        real(*arguments, **more)
 
     monkeypatch.setattr("ops.rundir.checkpoint_writer.safetensors.torch.save_file", slow)
     summary = run(drawn_stream, run_dir, config_of())
