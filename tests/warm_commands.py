@@ -13,6 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from tests.waiting import LIMIT_S
+
 HEAVY = (
     "torch",
     "torchvision",
@@ -53,7 +55,7 @@ class WarmCommands:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._program.communicate(timeout=60)
+        self._program.communicate(timeout=LIMIT_S)
 
 
 def _run(arguments: list[str], told: Path) -> int:

@@ -13,8 +13,9 @@ from ops.train.reporting import Followers
 from ops.train.signals import StopRequest
 from tests.ops import synthetic
 from tests.ops.drawn_runs import tiny_config
-from tests.ops.redis_servers import Server, wait_for
+from tests.ops.redis_servers import Server
 from tests.ops.small_runs import config_of, run, write_stream
+from tests.waiting import wait_for
 
 
 @pytest.mark.parametrize("error", [RedisUnavailable("the server is busy"), OSError(28, "no room is left")])

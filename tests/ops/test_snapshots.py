@@ -22,6 +22,7 @@ from ops.snapshots.redis_client import connect
 from ops.snapshots.store import SnapshotStore, warnings_of
 from ops.snapshots.writer import EpochLost, Published, SnapshotWriter
 from tests.ops import synthetic
+from tests.waiting import LIMIT_S
 
 
 @pytest.fixture(scope="module")
@@ -254,9 +255,9 @@ def test_a_resume_that_repeats_an_old_snapshot_gets_a_higher_number(
 def test_every_publish_is_announced(client: redis.Redis, store: SnapshotStore, learner: Learner) -> None:
     with client.pubsub(ignore_subscribe_messages=True) as heard:  # type: ignore[no-untyped-call]
         heard.subscribe(store.key("notify"))
-        heard.get_message(timeout=5)
+        heard.get_message(timeout=LIMIT_S)
         learner.publish(synthetic.snapshot(), 100)
-        message = heard.get_message(timeout=5)
+        message = heard.get_message(timeout=LIMIT_S)
     assert message is not None
     assert message["data"] == b"1"
 
