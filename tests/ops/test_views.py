@@ -75,7 +75,7 @@ def test_pictures_are_seen_in_their_order_with_bad_ones_named() -> None:
         found += list(seen.views_B3SS)
         bad |= {name: error.reason for name, error in zip(seen.names, seen.errors, strict=True) if error}
     assert names == list(range(1100))
-    assert bad == {5: "undecodable", 1000: "unreadable"}
+    assert bad == {5: "truncated", 1000: "unreadable"}
     good = [image for number, image in enumerate(images) if number not in bad]
     assert torch.equal(torch.stack(found), torch.stack(good))
 
