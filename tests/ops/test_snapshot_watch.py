@@ -139,9 +139,8 @@ def test_a_damaged_snapshot_is_not_taken_and_the_next_good_one_is(
 
 
 def test_the_last_good_one_stays_while_redis_is_away_and_says_how_old_it_is(
-    embedded: EmbeddedRedis, run: Run, opened: list[SnapshotWatch], monkeypatch: pytest.MonkeyPatch
+    embedded: EmbeddedRedis, run: Run, opened: list[SnapshotWatch]
 ) -> None:
-    monkeypatch.setattr(snapshots_watch, "RETRY_S", 0.1)
     watch = run.watch(poll_s=0.1).open()
     opened.append(watch)
     os.kill(int(run.store.client.info("server")["process_id"]), signal.SIGKILL)
