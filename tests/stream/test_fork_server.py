@@ -19,7 +19,7 @@ import pathlib, sys
 from multiprocessing import forkserver
 from stream import socket_folder
 socket_folder.parents = lambda: (pathlib.Path(sys.argv[1]),)
-from stream.fork_server import fork_server
+from stream.loader.fork_server import fork_server
 fork_server([])
 forkserver.ensure_running()
 print("started", flush=True)

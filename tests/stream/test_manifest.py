@@ -432,7 +432,7 @@ def test_a_stream_of_many_shards_opens_at_once(tmp_path: Path) -> None:
 MILLION = """
 import json, pathlib, sys, time
 from stream.lanes import Position
-from stream.shard_source import ShardSpec
+from stream.shards.source import ShardSpec
 
 def largest():
     lines = pathlib.Path("/proc/self/status").read_text().splitlines()
