@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# Test files that run at once; many wait for servers and processes more than they compute.
+# Test files that run at once; many wait for servers and processes more than they compute. The longest come first.
 TEST_WORKERS ?= 3
 
 .PHONY: install demo test docs soak bench lint types format clean
@@ -26,7 +26,7 @@ types: install
 	$(BIN)/mypy
 
 test: lint types
-	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 
 # Writes the tables, trees and help texts of the documentation from the code; a test compares them.
 docs: install

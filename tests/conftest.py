@@ -1,13 +1,48 @@
-"""Fixtures that every test may use."""
+"""Fixtures that every test may use, and what holds for every test."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.kafka_broker import kafka, kafka_of_session  # noqa: F401  fixtures
+from tests.left_processes import Started
 
 DATA_VARIABLE = "SWAVSTREAM_TEST_DATA"
+
+LONGEST = (
+    "end_to_end/test_kills.py", "end_to_end/test_main_road.py", "ingest/test_topic_destination.py",
+    "ops/test_launch.py", "ops/test_demo.py", "ops/test_planted_faults.py", "learner/test_ranks.py",
+    "ops/test_run_world.py", "ops/test_run_ranks.py", "ops/test_evaluate.py", "ops/test_estimate.py",
+    "ops/test_topic_run.py", "learner/test_learner_state.py", "ingest/test_processes.py",
+    "stream/test_topic_source.py", "stream/test_replay.py", "stream/test_tail.py",
+)  # fmt: skip
+"""Files that are begun first where files are shared out: none of them is left for one worker at the end."""
+
+# How long an example takes says how busy the machine is.
+settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("suite")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files of `LONGEST` come first, in that order; see `make test`."""
+    root = Path(__file__).parent
+    place = {root / name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path, len(LONGEST)))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_process_is_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The last test fails when a process of any test is left; a process that is left is named, and killed."""
+    if not Path("/proc/self/environ").exists():
+        yield
+        return
+    started = Started(tmp_path_factory.mktemp("forked") / "pids")
+    yield
+    if left := started.end():
+        pytest.fail("left by the tests: " + "; ".join(map(str, left)))
 
 
 @pytest.fixture

@@ -18,13 +18,15 @@ import signal
 import socket
 import subprocess
 import tempfile
-import time
 import uuid
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.ports import free_port
+from tests.waiting import LIMIT_S, freeze, wait_for
 
 VERSION = "4.3.1"
 VARIABLE = "SWAVSTREAM_TEST_KAFKA"
@@ -126,11 +128,7 @@ class Broker:
     @classmethod
     def prepared(cls, folder: Path, libs: Path) -> "Broker":
         """A node that is ready to be started."""
-        with contextlib.ExitStack() as stack:  # all at once, so that they differ
-            sockets = [stack.enter_context(socket.socket()) for _ in LISTENERS]
-            for one in sockets:
-                one.bind(("127.0.0.1", 0))
-            ports = {name: one.getsockname()[1] for name, one in zip(LISTENERS, sockets, strict=True)}
+        ports = {name: free_port() for name in LISTENERS}
         _certify(folder, "key.pem", "ca.pem", "-nodes")
         _certify(folder, "client.key", "client.pem", "-passout", f"pass:{KEY_PASSWORD}")
         (folder / "server.pem").write_text((folder / "key.pem").read_text() + (folder / "ca.pem").read_text())
@@ -164,14 +162,17 @@ class Broker:
         with (self.folder / "broker.log").open("ab") as log:
             command = ["java", *JVM, "-cp", f"{self._libs}/*", "kafka.Kafka", "server.properties"]
             self._process = subprocess.Popen(command, cwd=self.folder, stdout=log, stderr=log)
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline and self._process.poll() is None:
-            host, _, port = self.server.partition(":")
-            with contextlib.suppress(OSError), socket.create_connection((host, int(port)), 1):
-                return
-            time.sleep(0.1)
-        tail = (self.folder / "broker.log").read_text()[-2000:]
-        raise RuntimeError(f"the Kafka broker does not start: {tail}")
+        wait_for(self._answers_or_ended, "the Kafka broker")
+        if self._process.poll() is not None:
+            tail = (self.folder / "broker.log").read_text()[-2000:]
+            raise RuntimeError(f"the Kafka broker does not start: {tail}")
+
+    def _answers_or_ended(self) -> bool:
+        assert self._process is not None
+        host, _, port = self.server.partition(":")
+        with contextlib.suppress(OSError), socket.create_connection((host, int(port)), LIMIT_S):
+            return True
+        return self._process.poll() is not None
 
     def stop(self, *, kill: bool = False) -> None:
         """End it, orderly or not; what it was given stays in its folder."""
@@ -179,7 +180,7 @@ class Broker:
         if self._process is not None:
             self._process.send_signal(signal.SIGKILL if kill else signal.SIGTERM)
             try:
-                self._process.wait(30)
+                self._process.wait(LIMIT_S)
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
@@ -196,7 +197,7 @@ class Broker:
         self.own()
         assert self._process is not None
         self.disturbed = True
-        self._process.send_signal(signal.SIGSTOP)
+        freeze(self._process.pid)
         try:
             yield
         finally:

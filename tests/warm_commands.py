@@ -1,6 +1,7 @@
 """Many commands without paying for the imports of each: a program that has imported them forks one for each.
 
-Requests come on stdin, one JSON list of arguments a line; the answer is a JSON list of exit code and output.
+Requests come on stdin, a line of JSON each: whether stdout and stderr go to files of their own, and the
+arguments. The answer is a JSON list of exit code, stdout and stderr.
 """
 
 import importlib
@@ -12,6 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+
+from tests.waiting import LIMIT_S
 
 HEAVY = (
     "torch",
@@ -42,28 +45,35 @@ class WarmCommands:
         return self
 
     def __call__(self, arguments: Sequence[str]) -> tuple[int, str]:
-        """Exit code, and what was written to stdout and stderr."""
+        """Exit code, and what was written to stdout and stderr, as it came."""
+        code, told, _ = self._ask(arguments, apart=False)
+        return code, told
+
+    def apart(self, arguments: Sequence[str]) -> tuple[int, str, str]:
+        """Exit code, what was written to stdout, and what to stderr."""
+        return self._ask(arguments, apart=True)
+
+    def _ask(self, arguments: Sequence[str], *, apart: bool) -> tuple[int, str, str]:
         assert self._program.stdin is not None
         assert self._program.stdout is not None
-        self._program.stdin.write(json.dumps(list(arguments)) + "\n")
+        self._program.stdin.write(json.dumps([apart, list(arguments)]) + "\n")
         self._program.stdin.flush()
-        code, told = json.loads(self._program.stdout.readline())
-        return code, told
+        code, told, errors = json.loads(self._program.stdout.readline())
+        return code, told, errors
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._program.communicate(timeout=60)
+        self._program.communicate(timeout=LIMIT_S)
 
 
-def _run(arguments: list[str], told: Path) -> int:
+def _run(arguments: list[str], told: Path, errors: Path) -> int:
     child = os.fork()
     if child == 0:
         import ops.cli.main
 
-        out = os.open(told, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        for number in (1, 2):
-            os.dup2(out, number)
+        for number, path in ((1, told), (2, errors)):
+            os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
         code = ops.cli.main.run(arguments)
         sys.stdout.flush()
         sys.stderr.flush()
@@ -75,10 +85,15 @@ def _run(arguments: list[str], told: Path) -> int:
 def _main() -> None:
     modules: list[Any] = [importlib.import_module(name) for name in HEAVY]
     modules[0].set_num_threads(1)
-    told = Path("output.txt")
     for line in sys.stdin:
-        code = _run(json.loads(line), told)
-        sys.stdout.write(json.dumps([code, told.read_text(errors="replace")]) + "\n")
+        apart, arguments = json.loads(line)
+        told = Path("output.txt")
+        errors = Path("errors.txt") if apart else told
+        for path in (told, errors):
+            path.write_bytes(b"")
+        code = _run(arguments, told, errors)
+        texts = [path.read_text(errors="replace") for path in (told, errors)]
+        sys.stdout.write(json.dumps([code, *texts]) + "\n")
         sys.stdout.flush()
 
 

@@ -1,24 +1,20 @@
-"""Whether settings fit a machine and a stream: a sentence for each thing that is allowed but will not do.
+"""Whether settings go together, and whether they fit a machine and a stream: a sentence for each fault.
 
-Nothing is opened or taken; what is judged is handed in.
-
-What is allowed of a run's settings, but probably not meant. Nothing heavy is imported.
-
-Settings that no run can have together on so many ranks. Nothing heavy is imported.
+`refusals` tells what no run can have, `advice` what is allowed but probably not meant, `warnings` what will
+not do here. Nothing is opened or taken; what is judged is handed in. Nothing heavy is imported.
 """
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-
-from learner.backbone import BACKBONES
-from ops.config.memory import Memory
-from ops.config.run_length import run_samples
 from ops.config.schema import RunConfig
 from stream.lanes import owners_of
 from stream.machine import memory
+
+if TYPE_CHECKING:
+    from ops.config.memory import Memory
 
 SHARP, ROUNDS_WHEN_SHARP = 0.03, 10
 """Below this epsilon Sinkhorn converges slowly; the published run nearest to it (0.03) made 10 rounds."""
@@ -107,6 +103,8 @@ class Machine:
     @classmethod
     def this(cls) -> "Machine":
         """The machine that this program runs on."""
+        import torch  # noqa: PLC0415  heavy, and `advice` is wanted without it
+
         devices = [
             torch.cuda.get_device_properties(number).total_memory
             for number in range(torch.cuda.device_count())
@@ -134,7 +132,7 @@ def warnings(
     base: RunConfig,
     machine: Machine,
     ranks: int,
-    memory: Memory | None,
+    memory: "Memory | None",
     stream: Stream | None,
 ) -> list[str]:
     """What does not fit, a sentence each; the order is that in which one would mend it.
@@ -201,6 +199,8 @@ def _of_groups(config: RunConfig, ranks: int) -> Iterator[str]:
 
 
 def _of_crops(config: RunConfig) -> Iterator[str]:
+    from learner.backbone import BACKBONES  # noqa: PLC0415  heavy, and `advice` is wanted without it
+
     stride = BACKBONES[config.model.backbone].stride
     for number, kind in enumerate(config.crops):
         if kind.size < stride:
@@ -211,7 +211,7 @@ def _of_crops(config: RunConfig) -> Iterator[str]:
             )
 
 
-def _of_memory(config: RunConfig, machine: Machine, memory: Memory, ranks: int) -> Iterator[str]:
+def _of_memory(config: RunConfig, machine: Machine, memory: "Memory", ranks: int) -> Iterator[str]:
     cuda = uses_cuda(config, machine)
     here = ranks if not cuda else min(ranks, max(1, len(machine.device_bytes)))
     host = here * (memory.host if cuda else memory.host + memory.device)
@@ -237,6 +237,8 @@ def _of_stream(config: RunConfig, stream: Stream) -> Iterator[str]:
         if config.passes > 1:
             yield f"the stream is open: the first of {config.passes} passes ends only when it is sealed"
         return
+    from ops.config.run_length import run_samples  # noqa: PLC0415  heavy, and `advice` is wanted without it
+
     samples = run_samples(config, stream.records)
     if samples == 0:
         yield (

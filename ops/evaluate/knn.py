@@ -16,8 +16,8 @@ TEMPERATURE = 0.07
 NEIGHBOURS = (20, 200)
 """The two numbers of neighbours that are always reported."""
 
-_QUERY_ROWS = 2048
-_BANK_ROWS = 4096
+QUERY_ROWS = 2048
+BANK_ROWS = 4096
 _TINY = 1e-12
 
 
@@ -31,6 +31,8 @@ class NearestNeighbours:
         k: how many neighbours to keep; >= 1.
         images_M: [M] int64, a number >= 0 for the image of each query: rows of the bank with the same number
             have no vote on it. None when no query can be in the bank.
+        query_rows: queries that are compared at once; bounds the memory, and changes no answer.
+        bank_rows: rows of the bank that are collected before they are compared, likewise.
 
     Raises:
         ValueError: no queries, or no neighbours.
@@ -38,7 +40,15 @@ class NearestNeighbours:
     Source: Wu et al. 2018, arXiv:1805.01978, section 3.4.
     """
 
-    def __init__(self, queries_MF: Tensor, *, k: int, images_M: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        queries_MF: Tensor,
+        *,
+        k: int,
+        images_M: Tensor | None = None,
+        query_rows: int = QUERY_ROWS,
+        bank_rows: int = BANK_ROWS,
+    ) -> None:
         if len(queries_MF) == 0:
             raise ValueError("nearest neighbours need at least one query, got none")
         if k < 1:
@@ -46,6 +56,7 @@ class NearestNeighbours:
         self._queries_MF = _unit(queries_MF)
         self._k = k
         self._images_M = images_M
+        self._query_rows, self._bank_rows = query_rows, bank_rows
         self._cosines_Mk = torch.empty(len(queries_MF), 0)
         self._labels_Mk = torch.empty(len(queries_MF), 0, dtype=torch.int64)
         self._waiting: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -63,7 +74,7 @@ class NearestNeighbours:
             images_N = torch.full_like(labels_N, -1)
         # Small pieces are compared together: sorting out the best costs the same for one row as for many.
         self._waiting.append((bank_NF, labels_N, images_N))
-        if sum(len(labels_N) for _, labels_N, _ in self._waiting) >= _BANK_ROWS:
+        if sum(len(labels_N) for _, labels_N, _ in self._waiting) >= self._bank_rows:
             self._compare()
 
     def vote(self, k: int) -> Tensor:
@@ -84,8 +95,8 @@ class NearestNeighbours:
         labels_Mk = self._labels_Mk[:, :k]
         classes = int(self._labels_Mk.max()) + 1
         winners: list[Tensor] = []
-        for start in range(0, len(weights_Mk), _QUERY_ROWS):
-            rows = slice(start, start + _QUERY_ROWS)
+        for start in range(0, len(weights_Mk), self._query_rows):
+            rows = slice(start, start + self._query_rows)
             votes_MC = torch.zeros(len(weights_Mk[rows]), classes, dtype=torch.float64)
             votes_MC.scatter_add_(1, labels_Mk[rows], weights_Mk[rows])
             most_M, winner_M = votes_MC.max(dim=1)
@@ -112,8 +123,8 @@ class NearestNeighbours:
         self._waiting.clear()
         cosines: list[Tensor] = []
         labels: list[Tensor] = []
-        for start in range(0, len(self._queries_MF), _QUERY_ROWS):
-            rows = slice(start, start + _QUERY_ROWS)
+        for start in range(0, len(self._queries_MF), self._query_rows):
+            rows = slice(start, start + self._query_rows)
             found_MN = self._queries_MF[rows] @ bank_FN
             if self._images_M is not None and bool((images_N >= 0).any()):
                 # A cosine of -inf weighs nothing, and stands behind all others.

@@ -27,7 +27,7 @@ Name = TypeVar("Name")
 
 _MARGIN = 7 / 8
 _PIECE_PIXELS = 1 << 21
-_PIECE_BYTES = 64 * 1024 * 1024
+PIECE_BYTES = 64 * 1024 * 1024
 _THREADS = 2
 
 
@@ -74,7 +74,11 @@ class Seen(Generic[Name]):
 
 
 def see(
-    items: Iterable[tuple[Name, bytes | BadRecord]], *, size: int, max_pixels: int
+    items: Iterable[tuple[Name, bytes | BadRecord]],
+    *,
+    size: int,
+    max_pixels: int,
+    piece_bytes: int = PIECE_BYTES,
 ) -> Iterator[Seen[Name]]:
     """Decode images and cut their centre views, one piece ahead of whoever reads.
 
@@ -83,10 +87,10 @@ def see(
             thread, at most two pieces ahead.
         size: S, pixels.
         max_pixels: larger images become errors.
+        piece_bytes: encoded images that are held at once; the image that reaches it ends a piece.
 
     Returns:
-        Pieces of at most 512 items, fewer when views are large, or encoded images: a piece ends with the
-        image that brings it to 64 MB.
+        Pieces of at most 512 items, fewer when views are large, or encoded images.
     """
 
     def look(payload: bytes) -> Tensor:
@@ -96,7 +100,7 @@ def see(
     waiting: deque[tuple[list[Name], list[Future[Tensor] | BadRecord]]] = deque()
     # Decoding and resizing let other threads run, so two threads keep two processors busy.
     with ThreadPoolExecutor(_THREADS) as pool:
-        for piece in _pieces(items, rows):
+        for piece in _pieces(items, rows, piece_bytes):
             answers: list[Future[Tensor] | BadRecord] = [
                 payload if isinstance(payload, BadRecord) else pool.submit(look, payload)
                 for _, payload in piece
@@ -109,7 +113,7 @@ def see(
 
 
 def _pieces(
-    items: Iterable[tuple[Name, bytes | BadRecord]], rows: int
+    items: Iterable[tuple[Name, bytes | BadRecord]], rows: int, piece_bytes: int
 ) -> Iterator[list[tuple[Name, bytes | BadRecord]]]:
     """Items in lists of at most `rows`, and of few bytes: two lists are held at once."""
     piece: list[tuple[Name, bytes | BadRecord]] = []
@@ -117,7 +121,7 @@ def _pieces(
     for item in items:
         piece.append(item)
         size += 0 if isinstance(item[1], BadRecord) else len(item[1])
-        if len(piece) == rows or size >= _PIECE_BYTES:
+        if len(piece) == rows or size >= piece_bytes:
             yield piece
             piece, size = [], 0
     if piece:

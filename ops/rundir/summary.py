@@ -4,12 +4,14 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ops.config.schema import RunConfig
 from ops.durations import duration
 from ops.rundir.files import read_json
-from stream.cursor import Cursor
+
+if TYPE_CHECKING:
+    from stream.cursor import Cursor
 
 FINISHED, STOPPED = "finished", "stopped"
 # The loss of a summary is the mean over so many last updates: one batch alone is noise.
@@ -120,7 +122,7 @@ def summarise(
     *,
     status: str,
     run_dir: Path,
-    cursor: Cursor,
+    cursor: "Cursor",
     progress: Progress,
     seconds: float,
     config: RunConfig,

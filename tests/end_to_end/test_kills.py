@@ -45,7 +45,6 @@ def test_runs_that_are_not_the_same_are_told_apart(tmp_path: Path) -> None:
     assert not any(name.startswith("cursor") for name in found)
 
 
-@pytest.mark.timeout(600)
 def test_a_run_killed_at_any_moment_ends_with_the_same_bits(tmp_path: Path) -> None:
     result = driven(tmp_path, 4, 3, 1, 1, 2, 2, 1)
     assert result["differences"] == []

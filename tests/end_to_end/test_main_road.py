@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from webdataset import tariterators
 
 from ops.demo.drawings.pictures import KINDS
 from ops.demo.feed import encoded
+from tests.waiting import LIMIT_S
+from tests.warm_commands import WarmCommands
 
 PROGRAM = [sys.executable, "-c", "from ops.cli.main import main; main()"]
 FIRST, SECOND, TEST, BAD = 300, 220, 120, 5
@@ -25,16 +28,6 @@ SETTINGS = [
     "--recipe", "smoke", "--set", "server.port=0", "--set", "snapshot.every_samples=128",
     "--set", "swav.prototypes=24", "--set", "reader.poll_s=0.1",
 ]  # fmt: skip
-
-
-def swavstream(*arguments: str | Path, code: int = 0) -> str:
-    """Run one command to its end; what it printed."""
-    done = subprocess.run(
-        [*PROGRAM, *map(str, arguments)], capture_output=True, text=True, env=_environment(), timeout=280,
-        check=False,
-    )  # fmt: skip
-    assert done.returncode == code, done.stderr
-    return done.stdout
 
 
 def _environment() -> dict[str, str]:
@@ -53,7 +46,7 @@ def _interrupted(stream: Path, run_dir: Path) -> tuple[int, dict[str, Any]]:
         [*PROGRAM, "learn", str(stream), "--run", str(run_dir), *SETTINGS, "--json"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=_environment(), start_new_session=True,
     )  # fmt: skip
-    watchdog = threading.Timer(200, child.kill)
+    watchdog = threading.Timer(LIMIT_S, child.kill)
     watchdog.start()
     history = run_dir / "history.jsonl"
     try:
@@ -80,10 +73,27 @@ class Road:
     ingested: list[dict[str, Any]]
     stopped: dict[str, Any]
     finished: dict[str, Any]
+    commands: WarmCommands
+
+    def swavstream(self, *arguments: str | Path) -> str:
+        """Run one command to its end; what it printed."""
+        return _told(self.commands, *arguments)
+
+
+def _told(commands: WarmCommands, *arguments: str | Path) -> str:
+    code, out, errors = commands.apart([str(argument) for argument in arguments])
+    assert code == 0, errors
+    return out
 
 
 @pytest.fixture(scope="module")
-def road(tmp_path_factory: pytest.TempPathFactory) -> Road:
+def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WarmCommands]:
+    with WarmCommands(tmp_path_factory.mktemp("commands")) as run:
+        yield run
+
+
+@pytest.fixture(scope="module")
+def road(tmp_path_factory: pytest.TempPathFactory, commands: WarmCommands) -> Road:
     work = tmp_path_factory.mktemp("road")
     first, second, other, stream, test, run_dir = (
         work / name for name in ("first", "second", "other", "stream", "test", "run")
@@ -97,13 +107,13 @@ def road(tmp_path_factory: pytest.TempPathFactory) -> Road:
     for number in range(BAD):
         (first / KINDS[0] / f"bad-{number}.jpg").write_bytes(b"no image %d" % number)
     ingest = ("--label-from", "parent", "--json", "--set", "shard.max_records=100", "--set", "workers=1")
-    told = [_last_json(swavstream("ingest", first, stream, "--open", *ingest))]
-    told.append(_last_json(swavstream("ingest", first, stream, "--open", *ingest)))
+    told = [_last_json(_told(commands, "ingest", first, stream, "--open", *ingest))]
+    told.append(_last_json(_told(commands, "ingest", first, stream, "--open", *ingest)))
     _, stopped = _interrupted(stream, run_dir)
-    told.append(_last_json(swavstream("ingest", second, stream, *ingest)))
-    swavstream("ingest", other, test, *ingest)
-    finished = _last_json(swavstream("learn", stream, "--run", run_dir, *SETTINGS, "--json"))
-    return Road(first, stream, test, run_dir, told, stopped, finished)
+    told.append(_last_json(_told(commands, "ingest", second, stream, *ingest)))
+    _told(commands, "ingest", other, test, *ingest)
+    finished = _last_json(_told(commands, "learn", stream, "--run", run_dir, *SETTINGS, "--json"))
+    return Road(first, stream, test, run_dir, told, stopped, finished, commands)
 
 
 def test_every_file_is_accounted_for_and_a_second_ingest_adds_nothing(road: Road) -> None:
@@ -140,27 +150,28 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(road: Road) -> None:
 
 
 def test_an_interrupted_run_ends_with_the_same_bits_as_one_that_was_not(road: Road, tmp_path: Path) -> None:
-    straight = _last_json(swavstream("learn", road.stream, "--run", tmp_path / "run", *SETTINGS, "--json"))
+    arguments = ("learn", road.stream, "--run", tmp_path / "run", *SETTINGS, "--json")
+    straight = _last_json(road.swavstream(*arguments))
     assert straight["snapshot"]["digest"] == road.finished["snapshot"]["digest"]
     assert straight["loss"] == road.finished["loss"]
 
 
 def test_a_finished_run_does_nothing_and_says_the_same(road: Road) -> None:
-    assert _last_json(swavstream("learn", road.stream, "--run", road.run, "--json")) == road.finished
+    assert _last_json(road.swavstream("learn", road.stream, "--run", road.run, "--json")) == road.finished
 
 
 def test_the_newest_snapshot_is_that_of_the_end(road: Road) -> None:
-    shown = json.loads(swavstream("snapshots", "show", road.run, "--json"))
+    shown = json.loads(road.swavstream("snapshots", "show", road.run, "--json"))
     assert shown["version"] == road.finished["snapshot"]["version"]
     assert shown["digest"] == road.finished["snapshot"]["digest"]
     assert (shown["samples"], shown["prototypes"]) == (road.finished["samples"], 24)
-    listed = swavstream("snapshots", "list", road.run)
+    listed = road.swavstream("snapshots", "list", road.run)
     assert shown["digest"][:12] in listed
 
 
 def test_features_are_evaluated_beside_raw_pixels_and_the_untrained_network(road: Road) -> None:
     report = json.loads(
-        swavstream("evaluate", "knn", road.run, "--train", road.stream, "--test", road.test, "--json")
+        road.swavstream("evaluate", "knn", road.run, "--train", road.stream, "--test", road.test, "--json")
     )
     assert (report["bank"], report["queries"]) == (FIRST + SECOND, TEST)
     assert report["samples"] == road.finished["samples"]
@@ -170,7 +181,7 @@ def test_features_are_evaluated_beside_raw_pixels_and_the_untrained_network(road
 
 def test_every_image_of_a_folder_gets_its_prototype(road: Road) -> None:
     answers = [
-        json.loads(line) for line in swavstream("assign", road.run, road.folder, "--json").splitlines()
+        json.loads(line) for line in road.swavstream("assign", road.run, road.folder, "--json").splitlines()
     ]
     assert len(answers) == FIRST + BAD
     good = [answer for answer in answers if "prototype" in answer]
@@ -184,5 +195,5 @@ def test_a_checkpoint_that_is_damaged_is_passed_over(road: Road, tmp_path: Path)
     shutil.copytree(road.run, run_dir, ignore=shutil.ignore_patterns("redis*", "*.sock"))
     newest = run_dir / "checkpoints" / Path(road.finished["checkpoint"]).name
     (newest / "learner.safetensors").write_bytes(b"damaged")
-    answers = swavstream("assign", run_dir, road.folder / KINDS[1], "--json").splitlines()
+    answers = road.swavstream("assign", run_dir, road.folder / KINDS[1], "--json").splitlines()
     assert len(answers) == len(list((road.folder / KINDS[1]).iterdir()))

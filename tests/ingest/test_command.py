@@ -4,7 +4,6 @@ import shutil
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import pytest
 from ops.cli.main import run
 from stream.shards.manifest import Manifest
 from tests.ingest.made import encoded, folder_of, labelled, stored, write_tar
+from tests.waiting import wait_for
 
 Output = pytest.CaptureFixture[str]
 
@@ -135,9 +135,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(
 
 def when_committed(stream: Path, act: Callable[[], None]) -> threading.Thread:
     def watch() -> None:
-        until = time.monotonic() + 60
-        while not list(stream.glob("commits/*.json")) and time.monotonic() < until:
-            time.sleep(0.002)
+        wait_for(lambda: list(stream.glob("commits/*.json")), "the first commit")
         act()
 
     thread = threading.Thread(target=watch)

@@ -16,8 +16,7 @@ from stream.shards.orphans import sweep_orphans
 from stream.shards.taken import TakenList
 from tests.ingest.made import add_up, encoded, folder_of, ingest, labelled, settings, stored, write_tar
 from tests.ingest.warm import ERROR_TOLD, Warm
-
-WAIT_S = 60.0
+from tests.waiting import wait_for
 
 
 @pytest.fixture(scope="module")
@@ -39,9 +38,7 @@ def alive(pid: int) -> bool:
 
 
 def wait_for_commits(stream: Path, count: int, pid: int) -> None:
-    until = time.monotonic() + WAIT_S
     while alive(pid) and commits(stream) < count:
-        assert time.monotonic() < until, f"only {commits(stream)} commits in {WAIT_S} s"
         time.sleep(0.001)
 
 
@@ -144,10 +141,7 @@ def test_processes_of_a_killed_ingest_end_too(tmp_path: Path, warm: Warm) -> Non
     assert len(children) >= 3  # the fork server of its own, and two that decode
     os.kill(pid, signal.SIGKILL)
     assert warm.wait(pid) == -signal.SIGKILL
-    until = time.monotonic() + WAIT_S
-    while any(alive(child) for child in children):
-        assert time.monotonic() < until
-        time.sleep(0.05)
+    wait_for(lambda: not any(alive(child) for child in children), "the end of its processes")
     assert ingest(root, out, settings(per_shard=2)).written == 150
     assert len(stored(out)) == 150
 

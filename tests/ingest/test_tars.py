@@ -296,7 +296,7 @@ def test_a_gzip_bomb_is_given_up(tmp_path: Path) -> None:
     assert data.position < 300 * 1024 * 1024
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     cuts=st.lists(st.tuples(st.integers(0, 30_000), st.binary(min_size=1, max_size=600)), max_size=4),
     end=st.integers(0, 30_000),
@@ -316,7 +316,7 @@ def test_no_damage_raises_hangs_or_invents_more_images_than_there_were(
     assert len(images(path)) <= 8
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(content=st.binary(max_size=4000))
 def test_any_bytes_are_read_without_an_exception(
     tmp_path_factory: pytest.TempPathFactory, content: bytes

@@ -170,13 +170,19 @@ def test_an_ingest_that_is_killed_twenty_times_loses_and_repeats_nothing(
 def test_the_broker_may_be_restarted_while_records_are_sent(kafka: Broker, tmp_path: Path) -> None:
     kafka.own()
     folder, url = made.folder_of(tmp_path / "in", 0, 200), topic(kafka)
-    restart = threading.Timer(0.2, kafka.restart)
+    restart = threading.Thread(target=kafka.restart)
     config = made.settings(topic=TopicWriterConfig(batch_bytes=4000, linger_s=0.0, budget_bytes=20_000))
     source = open_source(str(folder))
     destination = TopicDestination(url, source.source_id, config)
-    restart.start()
-    pause = threading.Event()
-    report = run_ingest(source, url, config, destination=destination, stop=lambda: pause.wait(0.005))
+    looks = iter(range(10**9))
+
+    def in_the_middle() -> bool:
+        if next(looks) == 20:  # images, of 200
+            restart.start()
+        time.sleep(0.005)
+        return False
+
+    report = run_ingest(source, url, config, destination=destination, stop=in_the_middle)
     restart.join()
     assert report.written == len(stored(url)) == len(set(stored(url))) == 200
 

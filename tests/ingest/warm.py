@@ -20,6 +20,7 @@ from ingest.errors import IngestError
 from ingest.sources import open_source
 from ingest.worker import run_ingest
 from tests.ingest.made import settings
+from tests.waiting import LIMIT_S
 
 ERROR_TOLD = 7
 
@@ -99,7 +100,7 @@ class Warm:
     ) -> None:
         for pipe in (self._process.stdin, self._process.stdout):
             cast("Any", pipe).close()
-        self._process.wait(30)
+        self._process.wait(LIMIT_S)
 
     def _ask(self, what: str, argument: Any) -> int:
         assert self._process.stdin is not None

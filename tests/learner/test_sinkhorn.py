@@ -43,7 +43,7 @@ def test_codes_equal_the_float64_log_domain_oracle(
     samples=st.integers(1, 30),
     prototypes=st.integers(2, 40),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_float64_codes_equal_the_oracle_for_any_size_and_epsilon(
     seed: int, epsilon: float, iterations: int, samples: int, prototypes: int
 ) -> None:

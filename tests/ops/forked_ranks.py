@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import signal
-import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -20,9 +19,8 @@ from ops.config.schema import RunConfig
 from ops.errors import RankFailed
 from ops.train.signals import StopRequest
 from tests.ops.small_runs import run
-
-LIMIT_S = 120.0
-"""A test that waits longer has a deadlock."""
+from tests.ports import free_port
+from tests.waiting import LIMIT_S, wait_for
 
 Trace = dict[int, tuple[float, list[str]]]
 """Number of the update -> loss, and the samples of its global batch with every byte of their views."""
@@ -61,9 +59,7 @@ class Ranks:
 
     def await_update(self, number: int) -> None:
         """Return once the first rank has begun this update."""
-        deadline = time.monotonic() + LIMIT_S
-        while number not in traced(self.folder) and time.monotonic() < deadline:
-            time.sleep(0.02)
+        wait_for(lambda: number in traced(self.folder), f"update {number}")
 
 
 def start(
@@ -88,9 +84,7 @@ def start(
     number = len(list(run_dir.parent.glob(f"{run_dir.name}-life-*")))
     folder = run_dir.parent / f"{run_dir.name}-life-{number}"
     folder.mkdir(parents=True)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     pids = []
     for rank in range(world):
         pid = os.fork()

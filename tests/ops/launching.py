@@ -6,7 +6,6 @@ import subprocess
 import sys
 from typing import Any
 
-LIMIT_S = 240.0
 PROGRAM = [sys.executable, "-P", "-m", "ops.cli"]
 
 

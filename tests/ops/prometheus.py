@@ -3,9 +3,7 @@
 import json
 import os
 import shutil
-import socket
 import subprocess
-import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -16,6 +14,9 @@ from typing import Any, NoReturn
 
 import pytest
 import yaml
+
+from tests.ports import free_port
+from tests.waiting import LIMIT_S, wait_for
 
 FOLDER_VARIABLE = "SWAVSTREAM_TEST_PROMETHEUS"
 REQUIRED = "prometheus" in os.environ.get("SWAVSTREAM_REQUIRE", "").split(",")
@@ -39,16 +40,12 @@ def _missing(what: str) -> NoReturn:
 def promtool(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """Run promtool; its output is the test's message."""
     return subprocess.run(
-        [program("promtool"), *map(str, arguments)], capture_output=True, text=True, timeout=120, check=False
+        [program("promtool"), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+        check=False,
     )
-
-
-def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 class Prometheus:
@@ -70,7 +67,7 @@ class Prometheus:
     def _get(self, what: str, **query: str) -> dict[str, Any]:
         address = f"{self.url}/api/v1/{what}?{urllib.parse.urlencode(query)}"
         try:
-            with urllib.request.urlopen(address, timeout=20) as answer:
+            with urllib.request.urlopen(address, timeout=LIMIT_S) as answer:
                 body = json.load(answer)
         except urllib.error.HTTPError as error:
             raise AssertionError(f"{query}: {error.read().decode()}") from error
@@ -111,16 +108,16 @@ def running(
         yield Prometheus(f"http://127.0.0.1:{port}")
     finally:
         server.terminate()
-        server.wait(20)
+        server.wait(LIMIT_S)
 
 
 def _wait_ready(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
+    def ready() -> bool:
+        assert server.poll() is None, log.read_text()
         try:
-            with urllib.request.urlopen(f"{url}/-/ready", timeout=2):
-                return
+            with urllib.request.urlopen(f"{url}/-/ready", timeout=LIMIT_S):
+                return True
         except OSError:
-            assert server.poll() is None, log.read_text()
-            time.sleep(0.05)
-    pytest.fail(f"prometheus does not come up: {log.read_text()}")
+            return False
+
+    wait_for(ready, "prometheus")

@@ -3,9 +3,7 @@
 import os
 import shutil
 import signal
-import socket
 import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
@@ -16,14 +14,10 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from ops.snapshots.embedded_redis import server_program
+from tests.ports import free_port
+from tests.waiting import wait_for
 
 REQUIRED = "redis-tls" in os.environ.get("SWAVSTREAM_REQUIRE", "").split(",")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def debian_server() -> str:
@@ -106,13 +100,6 @@ def sentinel(folder: Path, master: Server, *, quorum: int = 1) -> Server:
         watcher.settings[f"sentinel {name}"] = f"prototypes {value}"
     watcher.mode = ("--sentinel",)
     return watcher
-
-
-def wait_for(good: Callable[[], bool], timeout_s: float = 15.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not good():
-        assert time.monotonic() < deadline, "it did not come to pass in time"
-        time.sleep(0.03)
 
 
 def certificates(folder: Path) -> dict[str, Path]:

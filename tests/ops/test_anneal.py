@@ -18,8 +18,9 @@ from ops.rundir.summary import FINISHED, STOPPED
 from ops.snapshots.embedded_redis import open_redis
 from ops.snapshots.store import SnapshotStore
 from ops.train import anneal
-from tests.ops.launching import LIMIT_S, PROGRAM, started, summary_of
+from tests.ops.launching import PROGRAM, started, summary_of
 from tests.ops.small_runs import STEPS, StopAfter, bits, config_of, run, write_stream
+from tests.waiting import LIMIT_S
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -40,7 +40,7 @@ def same(one: Checkpoint, other: Checkpoint) -> bool:
 
 
 @pytest.mark.parametrize("name", FILES)
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_changed_file_of_a_checkpoint_is_refused_or_changes_nothing(
     saved: Path, tmp_path: Path, name: str, data: st.DataObject
@@ -63,7 +63,7 @@ def test_a_changed_file_of_a_checkpoint_is_refused_or_changes_nothing(
     assert same(found, load(whole)), "spaces between the values of meta.json mean nothing"
 
 
-@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_with_a_changed_newest_checkpoint_the_one_before_is_used(
     saved: Path, tmp_path: Path, data: st.DataObject

@@ -7,7 +7,6 @@ import resource
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from ops.rundir.files import read_json, read_lines
 from stream.errors import StreamDamaged, StreamError, StreamMismatch, StreamPruned, TooManyBadRecords
 from stream.shards.manifest import Manifest
 from tests.ops.small_runs import write_stream
+from tests.waiting import wait_for
 
 HEAVY = {"torch", "numpy", "webdataset", "redis", "PIL", "safetensors", "prometheus_client", "kafka"}
 SMALL = (
@@ -199,9 +199,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(
     child = os.fork()
     if child == 0:
         os._exit(run(arguments))
-    deadline = time.monotonic() + 60
-    while not list(read_lines(run_dir / "history.jsonl")) and time.monotonic() < deadline:
-        time.sleep(0.02)
+    wait_for(lambda: list(read_lines(run_dir / "history.jsonl")), "the first step")
     os.kill(child, number)
     _, status = os.waitpid(child, 0)
     assert os.waitstatus_to_exitcode(status) == code

@@ -3,7 +3,6 @@
 import json
 import re
 import threading
-import time
 import tomllib
 from collections.abc import Iterator
 from importlib import resources
@@ -32,8 +31,10 @@ from ops.monitoring.grafana import COLUMNS, Dashboard, Panel
 from ops.monitoring.metrics import IngestMetrics
 from ops.train.signals import StopRequest
 from tests.ingest.made import folder_of, settings
-from tests.ops.prometheus import Prometheus, free_port, promtool, running
+from tests.ops.prometheus import Prometheus, promtool, running
 from tests.ops.small_runs import config_of, run, write_stream
+from tests.ports import free_port
+from tests.waiting import LIMIT_S, wait_for
 
 SCHEMAS = Path(__file__).parent / "schemas"
 PANELS = [(board, panel) for board in DASHBOARDS for panel in board.panels]
@@ -141,13 +142,14 @@ def scraped(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Itera
         learner.start()
         source = open_source(str(folder_of(folder / "images", 0, 12)))
         run_ingest(source, str(folder / "brought"), settings(workers=0), progress=brought.show)
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline and not server.query(f"{PREFIX}learner_waiting == 1"):
-            time.sleep(0.2)
-        time.sleep(0.6)  # two scrapes more
+        waiting = f"{PREFIX}learner_waiting == 1"
+        # Rates need series that were scraped more than once; the last of them come with this one.
+        wait_for(
+            lambda: server.query(f"count_over_time(({waiting})[5m:200ms]) >= 4"), "the end of the stream"
+        )
         yield server
         stop.ask()
-        learner.join(30)
+        learner.join(LIMIT_S)
         brought.close()
 
 

@@ -36,6 +36,7 @@ from ops.train.signals import StopRequest
 from stream.shards.manifest import Manifest
 from stream.shards.source import ShardSpec
 from tests.ops.drawn_runs import drawn, write_stream
+from tests.waiting import LIMIT_S, wait_for
 
 PROGRAM = [sys.executable, "-c", "from ops.cli.main import main; main()", "demo"]
 
@@ -211,7 +212,7 @@ def test_ctrl_c_saves_and_still_sums_up(tmp_path: Path) -> None:
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=_environment(),
         start_new_session=True,
     )  # fmt: skip
-    watchdog = threading.Timer(200, child.kill)
+    watchdog = threading.Timer(LIMIT_S, child.kill)
     watchdog.start()
     try:
         while samples_used(run_dir / "history.jsonl") == 0:
@@ -265,7 +266,7 @@ def test_a_wrong_source_is_told_before_anything_is_removed(tmp_path: Path) -> No
     write_json(run_dir / demo_run.MARK, {})
     done = subprocess.run(
         [*PROGRAM, "--images", str(tmp_path / "nothing"), "--run", str(run_dir)],
-        capture_output=True, text=True, env=_environment(), timeout=120, check=False,
+        capture_output=True, text=True, env=_environment(), timeout=LIMIT_S, check=False,
     )  # fmt: skip
     assert done.returncode == 1
     assert "nothing is at" in done.stderr
@@ -295,18 +296,13 @@ def _feed(tmp_path: Path, **changes: Any) -> Feed:
 
 def test_the_ingest_side_waits_for_the_learner_and_seals_when_it_is_stopped(tmp_path: Path) -> None:
     with FeedProcess(_feed(tmp_path)) as feeding:
-        deadline = time.monotonic() + 60
-        while not (tmp_path / "stream" / "stream.json").exists() or len(_manifest(tmp_path)) < 2:
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        wait_for(lambda: (tmp_path / "stream" / "stream.json").exists() and len(_manifest(tmp_path)) >= 2)
         time.sleep(1.0)
         assert _manifest(tmp_path).records <= 100, "it may not run further ahead"
         (child,) = (one for one in multiprocessing.active_children() if one.name == "demo-ingest")
         assert psutil.Process(child.pid).children() == [], "a fork server of its own takes 700 MB for nothing"
         (tmp_path / "history.jsonl").write_text('{"samples": 64}\n')
-        while len(_manifest(tmp_path)) < 4:
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        wait_for(lambda: len(_manifest(tmp_path)) >= 4)
         feeding.stop()
         assert feeding.ended()
         assert not feeding.failed()
@@ -322,10 +318,7 @@ def _manifest(tmp_path: Path) -> Manifest:
 def test_an_ingest_side_that_fails_is_noticed(tmp_path: Path) -> None:
     write_stream(tmp_path / "stream", [drawn(0)])  # sealed: nothing can be written to it
     with FeedProcess(_feed(tmp_path)) as feeding:
-        deadline = time.monotonic() + 60
-        while not feeding.ended():
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        wait_for(feeding.ended)
         assert feeding.failed()
 
 
@@ -343,14 +336,11 @@ def test_an_ingest_side_whose_demo_was_killed_ends_and_seals_nothing(tmp_path: P
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, env=_environment(), timeout=60,
+        [sys.executable, "-c", program], capture_output=True, text=True, env=_environment(), timeout=LIMIT_S,
         check=False,
     )  # fmt: skip
     assert done.returncode == -signal.SIGKILL, done.stderr
-    deadline = time.monotonic() + 10
-    while command_line(int(done.stdout)):
-        assert time.monotonic() < deadline, "it goes on without its demo"
-        time.sleep(0.05)
+    wait_for(lambda: not command_line(int(done.stdout)), "the end of what has lost its demo")
     assert not _manifest(tmp_path).sealed
 
 
@@ -360,7 +350,7 @@ def test_what_is_skipped_does_not_hold_the_ingest_side_up(tmp_path: Path) -> Non
     for number in range(30):
         (pictures / f"{number:02}.jpg").write_bytes(b"no image %d" % number)
     (pictures / "99.jpg").write_bytes(drawn(0).payload)
-    over = time.monotonic() + 10
+    over = time.monotonic() + LIMIT_S
     feed = _feed(tmp_path, images=str(pictures), ahead=5, fewest_ahead=5)
     demo_feed._ingest(feed, lambda: time.monotonic() > over)
     report = json.loads((tmp_path / demo_feed.REPORT).read_text())
@@ -385,7 +375,7 @@ def test_sigterm_before_the_learner_has_begun_leaves_no_ingest_side(
 ) -> None:
     def early(*_: object, stop: StopRequest, **__: object) -> RunSummary:
         os.kill(os.getpid(), signal.SIGTERM)
-        assert stop.wait(5)
+        assert stop.wait(LIMIT_S)
         raise OpsError("stopped early")
 
     monkeypatch.setattr(demo_run, "learn", early)

@@ -112,7 +112,7 @@ def test_what_cannot_be_used_is_counted_by_reason(run_dir: Path, test: str, tmp_
     report = protocol.evaluate_knn(
         run_dir, train_url=write_stream(tmp_path / "mixed", records()), test_url=test
     )
-    assert report.skipped == {"undecodable": 4, "unlabelled": 4}
+    assert report.skipped == {"truncated": 4, "unlabelled": 4}
     assert report.bank == 32
 
 

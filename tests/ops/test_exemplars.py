@@ -47,7 +47,7 @@ def test_the_most_typical_images_stay_best_first() -> None:
     assert scores_of(exemplars, 1) == [0.9]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.tuples(st.integers(0, 3), st.floats(0.01, 1)), min_size=1, max_size=40), st.integers(1, 7))
 def test_order_and_size_of_batches_do_not_matter(pairs: list[tuple[int, float]], size: int) -> None:
     pictures = synthetic.thumbs(len(pairs))
@@ -216,12 +216,11 @@ def test_a_full_ring_costs_little_time_per_batch() -> None:
     for step in range(40):
         assigned = draw.integers(0, 256, 256)
         scores = draw.uniform(0.3, 0.8, 256).astype(np.float32)
-        began = time.perf_counter()
+        began = time.thread_time()
         exemplars.observe(assigned, scores, [""] * 256, pictures, samples=256 * step)
-        best = min(best, time.perf_counter() - began)
-    assert (
-        best < 0.03
-    )  # measured 0.005 s on a busy machine; the step of such a batch takes some tenths of a second
+        best = min(best, time.thread_time() - began)
+    # Measured 0.005 s on a busy machine; the step of such a batch takes some tenths of a second.
+    assert best < 0.03
 
 
 def test_a_contact_sheet_has_a_row_for_each_of_the_busiest() -> None:

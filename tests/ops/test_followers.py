@@ -21,8 +21,9 @@ from stream.cursor import Cursor
 from stream.loader.batch import Batch
 from tests.ops import synthetic
 from tests.ops.drawn_runs import tiny_config
-from tests.ops.redis_servers import Server, wait_for
+from tests.ops.redis_servers import Server
 from tests.ops.small_runs import config_of, run, write_stream
+from tests.waiting import wait_for
 
 
 def reporter_of(

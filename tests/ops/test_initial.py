@@ -15,6 +15,7 @@ from ops.inference import load_model
 from ops.rundir.checkpoint import load_newest
 from ops.rundir.files import FIRST_WEIGHTS, read_run
 from ops.rundir.summary import RunSummary
+from ops.snapshots.embedded_redis import EmbeddedRedis
 from tests.ops.small_runs import STEPS, StopAfter, bits, config_of, killed, run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -156,6 +157,7 @@ def test_first_weights_that_were_changed_on_disk_are_refused(
     file.write_bytes(body)
     with pytest.raises(RunMismatch, match="not what was written"):
         run(drawn_stream, run_dir, config)
+    EmbeddedRedis(run_dir).end_left_over()  # of the run that was killed
 
 
 def test_the_untrained_network_of_such_a_run_is_still_a_drawn_one(

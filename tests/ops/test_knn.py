@@ -6,6 +6,9 @@ from torch import Tensor
 from ops.evaluate import knn
 from tests.oracles import nearest
 
+ROWS = {"query_rows": 25, "bank_rows": 50}
+"""So few at once that the tests have several pieces of each."""
+
 
 def _clouds(number: int, classes: int, width: int, seed: int) -> tuple[Tensor, Tensor]:
     """Points around one centre a class, wide enough that neighbours are often of another class."""
@@ -23,7 +26,7 @@ def _pieces(bank: Tensor, labels: Tensor, size: int) -> list[tuple[Tensor, Tenso
 def _search(
     bank: Tensor, labels: Tensor, queries: Tensor, *, k: int, piece: int = 64
 ) -> knn.NearestNeighbours:
-    search = knn.NearestNeighbours(queries, k=k)
+    search = knn.NearestNeighbours(queries, k=k, **ROWS)
     for features, names in _pieces(bank, labels, piece):
         search.add(features, names)
     return search
@@ -31,11 +34,7 @@ def _search(
 
 @pytest.mark.parametrize("k", [1, 20, 200])
 @pytest.mark.parametrize("piece", [7, 100, 1000])
-def test_votes_equal_a_naive_float64_search_however_the_bank_is_cut(
-    k: int, piece: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(knn, "_BANK_ROWS", 50)
-    monkeypatch.setattr(knn, "_QUERY_ROWS", 25)
+def test_votes_equal_a_naive_float64_search_however_the_bank_is_cut(k: int, piece: int) -> None:
     bank, labels = _clouds(400, 5, 12, seed=1)
     queries, _ = _clouds(60, 5, 12, seed=2)
     expected = nearest.predict(
@@ -80,15 +79,13 @@ def test_near_neighbours_weigh_more_than_far_ones() -> None:
 
 @pytest.mark.parametrize("piece", [7, 100])
 def test_a_query_that_is_in_the_bank_has_no_vote_on_itself(
-    piece: int, monkeypatch: pytest.MonkeyPatch
+    piece: int,
 ) -> None:
-    monkeypatch.setattr(knn, "_BANK_ROWS", 50)
-    monkeypatch.setattr(knn, "_QUERY_ROWS", 25)
     bank, labels = _clouds(90, 5, 12, seed=12)
     # Row 3 is there twice, as with images that were kept as duplicates: both leave out both.
     bank, labels = torch.cat([bank, bank[3:4]]), torch.cat([labels, labels[3:4]])
     images = torch.cat([torch.arange(90), torch.tensor([3])])
-    search = knn.NearestNeighbours(bank[:60], k=20, images_M=images[:60])
+    search = knn.NearestNeighbours(bank[:60], k=20, images_M=images[:60], **ROWS)
     for start in range(0, 91, piece):
         rows = slice(start, start + piece)
         seen = torch.where(images[rows] < 60, images[rows], -1)

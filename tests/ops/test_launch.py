@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import click
@@ -14,9 +13,10 @@ import pytest
 
 from ops.distributed.environment import Nodes, nodes_of
 from ops.rundir.files import read_lines
-from tests.ops.launching import LIMIT_S, PROGRAM, started, summary_of
-from tests.ops.prometheus import free_port
+from tests.ops.launching import PROGRAM, started, summary_of
 from tests.ops.small_runs import SETTINGS, StopAfter, config_of, run
+from tests.ports import free_port
+from tests.waiting import LIMIT_S, wait_for
 
 TORCHRUN = [
     sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1",
@@ -44,6 +44,11 @@ def ranks_of(launcher: int) -> list[int]:
     return [found[rank] for rank in sorted(found)]
 
 
+def await_steps(run_dir: Path, number: int) -> None:
+    """Until the run has made so many steps."""
+    wait_for(lambda: len(list(read_lines(run_dir / "history.jsonl"))) >= number, f"step {number}")
+
+
 def test_torchrun_starts_the_ranks_of_a_run(tmp_path: Path, drawn_stream: str) -> None:
     process = started([*TORCHRUN, *command(drawn_stream, tmp_path / "run")])
     out, err = process.communicate(timeout=LIMIT_S)
@@ -61,9 +66,7 @@ def test_ranks_of_a_killed_launcher_save_end_and_say_what_happened_in_a_line(
     temporary.mkdir()
     monkeypatch.setenv("TMPDIR", str(temporary))
     process = started([*PROGRAM, *command(drawn_stream, run_dir, "--nproc=2", "--set=passes=1000")])
-    deadline = time.monotonic() + LIMIT_S
-    while len(list(read_lines(run_dir / "history.jsonl"))) < 4 and time.monotonic() < deadline:
-        time.sleep(0.1)
+    await_steps(run_dir, 4)
     process.kill()
     out, err = process.communicate(timeout=LIMIT_S)  # of the ranks, which hold its pipes
     summary = summary_of(out)
@@ -79,12 +82,10 @@ def test_a_killed_rank_ends_the_job_by_name_and_one_rank_goes_on(tmp_path: Path,
     run_dir = tmp_path / "run"
     endless = ["--set=passes=1000", "--set=checkpoint.every_samples=32"]
     process = started([*PROGRAM, *command(drawn_stream, run_dir, "--nproc=2", *endless)])
-    deadline = time.monotonic() + LIMIT_S
-    while len(list(read_lines(run_dir / "history.jsonl"))) < 4 and time.monotonic() < deadline:
-        time.sleep(0.1)
+    await_steps(run_dir, 4)
     victim = ranks_of(process.pid)[1]
     os.kill(victim, signal.SIGKILL)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 1
     assert f"rank 1 (process {victim}) was killed by SIGKILL" in err
     assert "Traceback" not in err
@@ -100,19 +101,15 @@ def test_warnings_to_the_launcher_reach_the_ranks_and_spare_the_readers(
     run_dir = tmp_path / "run"
     endless = ["--set=passes=100000", "--set=checkpoint.every_samples=1000000000", "--set=signals.usr2=end"]
     process = started([*PROGRAM, *command(drawn_stream, run_dir, "--nproc=2", "--set=workers=1", *endless)])
-    deadline = time.monotonic() + LIMIT_S
-    while len(list(read_lines(run_dir / "history.jsonl"))) < 2 and time.monotonic() < deadline:
-        time.sleep(0.1)
+    await_steps(run_dir, 2)
     for pid in descendants_of(process.pid) - {process.pid}:
         if b"valkey-server" not in Path(f"/proc/{pid}/cmdline").read_bytes():
             os.kill(pid, signal.SIGUSR1)
-    while not list((run_dir / "checkpoints").glob("ckpt-*")) and time.monotonic() < deadline:
-        time.sleep(0.1)
+    wait_for(lambda: list((run_dir / "checkpoints").glob("ckpt-*")), "a checkpoint")
     process.send_signal(signal.SIGUSR1)
-    while len(list((run_dir / "checkpoints").glob("ckpt-*"))) < 2 and time.monotonic() < deadline:
-        time.sleep(0.1)
+    wait_for(lambda: len(list((run_dir / "checkpoints").glob("ckpt-*"))) == 2, "the second one")
     process.send_signal(signal.SIGUSR2)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 143, err
     assert summary_of(out)["status"] == "stopped"
     assert "as a signal asked" in err
@@ -133,11 +130,9 @@ def descendants_of(root: int) -> set[int]:
 def test_sigterm_to_the_launcher_saves_and_ends_with_its_code(tmp_path: Path, drawn_stream: str) -> None:
     run_dir = tmp_path / "run"
     process = started([*PROGRAM, *command(drawn_stream, run_dir, "--nproc=2", "--set=passes=1000")])
-    deadline = time.monotonic() + LIMIT_S
-    while len(list(read_lines(run_dir / "history.jsonl"))) < 2 and time.monotonic() < deadline:
-        time.sleep(0.1)
+    await_steps(run_dir, 2)
     process.terminate()
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 143, err
     assert summary_of(out)["status"] == "stopped"
     assert list((run_dir / "checkpoints").glob("ckpt-*"))
@@ -168,11 +163,9 @@ def test_ctrl_c_at_one_of_the_launchers_saves_and_ends_all_of_them_soon(
 ) -> None:
     run_dir = tmp_path / "run"
     both = two_started(drawn_stream, run_dir, "--set=passes=1000")
-    deadline = time.monotonic() + LIMIT_S
-    while len(list(read_lines(run_dir / "history.jsonl"))) < 2 and time.monotonic() < deadline:
-        time.sleep(0.1)
+    await_steps(run_dir, 2)
     both[1].send_signal(signal.SIGINT)
-    told = [one.communicate(timeout=LIMIT_S / 2) for one in both]
+    told = [one.communicate(timeout=LIMIT_S) for one in both]
     assert both[1].returncode == 0, told
     assert both[0].returncode in {0, 1}, told  # 1: it lost the other one, where all had met
     assert json.loads((run_dir / "summary.json").read_text())["status"] == "stopped"
@@ -244,7 +237,7 @@ def test_a_number_of_ranks_that_the_lanes_do_not_admit_is_refused(
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="sets of cores are Linux'")
 def test_ranks_divide_the_cores_that_the_launcher_was_given() -> None:
     program = (
-        "import os, sys; from ops.distributed.launcher import launch; import ops.launch\n"
+        "import os, sys; from ops.distributed.launcher import launch\n"
         "os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); os.environ.pop('OMP_NUM_THREADS', None)\n"
         "os.cpu_count = lambda: 64\n"
         "code = launch(['recipes', 'list'], nproc=2); print(os.environ['OMP_NUM_THREADS'], code)"

@@ -8,6 +8,7 @@ import pytest
 from ops.snapshots.types import PublishResult
 from tests.ops import synthetic
 from tests.ops.live_demo import DemoRun
+from tests.waiting import LIMIT_S
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -28,7 +29,7 @@ def page(browser: "Browser", demo: DemoRun) -> "Iterator[Page]":
     opened = context.new_page()
     faults: list[str] = []
     opened.on("pageerror", lambda error: faults.append(str(error)))
-    opened.set_default_timeout(15_000)
+    opened.set_default_timeout(1000 * LIMIT_S)
     yield opened
     context.close()
     assert faults == []

@@ -21,8 +21,9 @@ from ops.monitoring.conditions import Scale
 from ops.snapshots.publisher import start_publisher
 from ops.train.signals import StopRequest
 from tests.ops.faults import FAST, FAULTS, HEALTHY_AFTER, SETTINGS, Fault, Planted, mixed, nothing
-from tests.ops.prometheus import Prometheus, free_port, running
+from tests.ops.prometheus import Prometheus, running
 from tests.ops.small_runs import config_of, run
+from tests.ports import free_port
 
 logger = logging.getLogger(__name__)
 

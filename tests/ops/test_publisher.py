@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -18,7 +19,9 @@ from ops.snapshots.reader import load_snapshot
 from ops.snapshots.redis_client import connect
 from ops.snapshots.store import SnapshotStore
 from ops.snapshots.types import PublishResult, SnapshotTaken
+from ops.snapshots.writer import SnapshotWriter
 from tests.ops import synthetic
+from tests.waiting import LIMIT_S, freeze
 
 
 @pytest.fixture
@@ -47,7 +50,7 @@ class Listener:
 
     def wait_for(self, good: Callable[[], bool]) -> None:
         with self._changed:
-            assert self._changed.wait_for(good, timeout=10), self.results
+            assert self._changed.wait_for(good, timeout=LIMIT_S), self.results
 
 
 class Run:
@@ -89,7 +92,7 @@ class Run:
         self.heard.wait_for(lambda: any(result.samples == 100 * number for result in self.heard.results))
         return self.heard.results[-1]
 
-    def close(self, timeout_s: float = 10.0) -> bool:
+    def close(self, timeout_s: float = LIMIT_S) -> bool:
         done = self.publisher.close(timeout_s)
         self.client.close()
         return done
@@ -135,29 +138,35 @@ def test_a_server_that_hangs_never_stalls_the_learner(embedded: EmbeddedRedis) -
     run = Run(embedded)
     first = run.publish_and_wait(1)
     pid = int(run.client.info("server")["process_id"])
-    os.kill(pid, signal.SIGSTOP)
+    freeze(pid)
     try:
-        began = time.monotonic()
         for number in range(2, 50):
             run.publish(number)
-        took = time.monotonic() - began
+        assert run.heard.kinds().count("error") == 0, "no answer was given up: nobody has waited for one"
     finally:
         os.kill(pid, signal.SIGCONT)
     assert run.close()
     assert first.result == "ok"
-    assert took < 1.0
     assert run.publisher.last is not None
     assert run.publisher.last.samples == 4900
 
 
-def test_every_snapshot_has_one_result_also_when_it_was_replaced_on_its_way(embedded: EmbeddedRedis) -> None:
-    run = Run(embedded)
+def test_every_snapshot_has_one_result_also_when_it_was_replaced_on_its_way(
+    embedded: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, begun, publish = Run(embedded), threading.Event(), SnapshotWriter.publish
+
+    def noted(writer: SnapshotWriter, *arguments: Any, **more: Any) -> Any:
+        begun.set()
+        return publish(writer, *arguments, **more)
+
     run.publish_and_wait(1)
     pid = int(run.client.info("server")["process_id"])
-    os.kill(pid, signal.SIGSTOP)
+    freeze(pid)
     try:
+        monkeypatch.setattr(SnapshotWriter, "publish", noted)
         run.publish(2)
-        time.sleep(0.3)  # the second is on its way now, and hangs
+        assert begun.wait(LIMIT_S)  # the second is on its way now, and hangs
         run.publish(3)
         run.publish(4)
     finally:
@@ -323,9 +332,7 @@ def test_closing_gives_up_in_time_when_no_server_comes(
     kill(embedded)
     run = Run(embedded)
     run.publish(1)
-    began = time.monotonic()
-    assert not run.close(0.5)
-    assert time.monotonic() - began < 15  # it would try for ever
+    assert not run.close(0.5)  # it would try for ever
     assert "the snapshot at 100 samples was not published" in caplog.text
     assert caplog.text.count("cannot be published now") == 1
 

@@ -20,9 +20,11 @@ from ops.snapshots.redis_client import connect
 from ops.snapshots.store import SnapshotStore, warnings_of
 from ops.snapshots.types import SnapshotTaken
 from ops.snapshots.writer import SnapshotWriter
-from tests.ops import redis_servers, synthetic
+from tests.ops import synthetic
 from tests.ops.redis_publishing import Make
-from tests.ops.redis_servers import Server, wait_for
+from tests.ops.redis_servers import Server
+from tests.ports import free_port
+from tests.waiting import freeze, wait_for
 
 SECRET = "s3cr3t-of-nobody"
 
@@ -81,7 +83,7 @@ def test_a_server_that_lost_everything_in_a_restart_gets_the_next_number_under_a
 def test_a_slow_server_holds_up_the_publisher_and_not_the_learner(server: Server, publishing: Make) -> None:
     run = publishing(server.url)
     run.published(1)
-    pause = threading.Thread(target=lambda: server.client().execute_command("DEBUG", "SLEEP", "2.0"))
+    pause = threading.Thread(target=lambda: server.client().execute_command("DEBUG", "SLEEP", "4.0"))
     pause.start()
     time.sleep(0.1)
     for number in (2, 3, 4):
@@ -94,11 +96,11 @@ def test_a_slow_server_holds_up_the_publisher_and_not_the_learner(server: Server
 def test_a_server_that_hangs_is_given_up_in_time_and_used_again(
     server: Server, publishing: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ops.snapshots.redis_client.ANSWER_S", 1.5)
+    monkeypatch.setattr("ops.snapshots.redis_client.ANSWER_S", 4.0)
     run = publishing(server.url)
     run.published(1)
     assert server.process is not None
-    server.process.send_signal(signal.SIGSTOP)
+    freeze(server.process.pid)
     run.publish(2)
     wait_for(lambda: run.failed(2))
     server.process.send_signal(signal.SIGCONT)
@@ -144,7 +146,7 @@ def test_a_server_that_hides_its_settings_still_tells_its_eviction_policy(server
 def test_all_keys_of_a_run_are_in_one_slot_of_a_cluster_which_takes_every_script(
     tmp_path: Path,
 ) -> None:
-    bus = str(redis_servers.free_port())  # else 10,000 above the port, which may be too high
+    bus = str(free_port())  # else 10,000 above the port, which may be too high
     node = Server(tmp_path / "server", cluster_enabled="yes", cluster_port=bus)
     with node, connect(node.url) as client:
         node.client().execute_command("CLUSTER", "ADDSLOTSRANGE", "0", "16383")
@@ -175,7 +177,7 @@ def test_the_node_of_a_cluster_that_holds_the_run_is_named_by_the_others(
 ) -> None:
     slot = key_slot(b"{swavstream:run-1}:x")
     nodes = [
-        Server(tmp_path / name, cluster_enabled="yes", cluster_port=str(redis_servers.free_port()))
+        Server(tmp_path / name, cluster_enabled="yes", cluster_port=str(free_port()))
         for name in ("there", "elsewhere")
     ]
     with nodes[0] as there, nodes[1] as elsewhere:
@@ -188,7 +190,7 @@ def test_the_node_of_a_cluster_that_holds_the_run_is_named_by_the_others(
             "CLUSTER", "MEET", "127.0.0.1", str(elsewhere.port), elsewhere.settings["cluster-port"]
         )
         for one in (own, other):
-            wait_for(lambda one=one: b"cluster_state:ok" in one.execute_command("CLUSTER", "INFO"), 30)  # type: ignore[misc]
+            wait_for(lambda one=one: b"cluster_state:ok" in one.execute_command("CLUSTER", "INFO"))  # type: ignore[misc]
         run = publishing(elsewhere.url)
         run.publish(1)
         wait_for(lambda: run.failed(1))

@@ -13,7 +13,9 @@ from ops.snapshots.redis_client import connect
 from ops.snapshots.store import SnapshotStore
 from tests.ops import redis_servers
 from tests.ops.redis_publishing import Make
-from tests.ops.redis_servers import Server, wait_for
+from tests.ops.redis_servers import Server
+from tests.ports import free_port
+from tests.waiting import wait_for
 
 SECRET = "s3cr3t-of-nobody"
 
@@ -111,7 +113,7 @@ def test_sentinel_names_the_new_master_after_a_failover_and_publishing_goes_on(
             wait_for(lambda: bool(replica.client().exists(run.store.key("snap:1"))))
             master.kill()
             run.publish(2)
-            wait_for(lambda: run.standing(2) is not None, 30)
+            wait_for(lambda: run.standing(2) is not None)
             found = run.standing(2)
             assert found is not None
             assert (found.version, found.epoch) == (2, first.epoch + 1)
@@ -144,7 +146,7 @@ def test_several_sentinels_of_which_one_is_down_agree_on_the_new_master(
         wait_for(lambda: bool(replica.client().exists(run.store.key("snap:1"))))
         master.kill()
         run.publish(2)
-        wait_for(lambda: run.standing(2) is not None, 60)
+        wait_for(lambda: run.standing(2) is not None)
         found = run.standing(2)
         assert found is not None
         assert (found.version, found.epoch) == (2, first.epoch + 1)
@@ -161,9 +163,7 @@ def test_sentinels_that_are_all_away_hold_up_nobody_and_are_asked_again(
 ) -> None:
     with Server(tmp_path / "a", program=redis_servers.debian_server()) as master:
         watcher = redis_servers.sentinel(tmp_path / "b", master)
-        run = publishing(
-            f"sentinel://127.0.0.1:{redis_servers.free_port()},127.0.0.1:{watcher.port}/prototypes"
-        )
+        run = publishing(f"sentinel://127.0.0.1:{free_port()},127.0.0.1:{watcher.port}/prototypes")
         run.publish(1)
         wait_for(lambda: run.failed(1))
         with watcher:

@@ -5,7 +5,6 @@ import json
 import logging
 import shutil
 import threading
-import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +24,7 @@ from stream.shards.manifest import Manifest
 from stream.shards.readers import Registered, read_readers, write_reader
 from stream.shards.retention import forget, prune
 from tests.ops.small_runs import RECORDS, StopAfter, bits, config_of, killed, run, write_stream
+from tests.waiting import LIMIT_S, wait_for
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -129,12 +129,10 @@ def test_a_run_that_waits_for_records_says_so_until_it_ends(tmp_path: Path) -> N
         target=run, args=(stream, tmp_path / "run", config_of("window=8")), kwargs={"stop": stop}
     )
     learner.start()
-    deadline = time.monotonic() + 60
-    while not any(entry.waiting for entry in readers(stream)) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_for(lambda: any(entry.waiting for entry in readers(stream)))
     assert [entry.waiting for entry in readers(stream)] == [True]
     stop.ask()
-    learner.join(60)
+    learner.join(LIMIT_S)
     assert [entry.waiting for entry in readers(stream)] == [False]
 
 

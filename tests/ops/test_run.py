@@ -33,6 +33,7 @@ from tests.ops.small_runs import (
     run,
     write_stream,
 )  # fmt: skip
+from tests.waiting import LIMIT_S
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -275,7 +276,7 @@ def test_a_disk_slower_than_checkpoints_are_apart_does_not_hold_learning_up(
     done: list[int] = []
 
     def slow(*arguments: Any, **more: Any) -> None:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + LIMIT_S
         while (steps := len(list(read_lines(run_dir / "history.jsonl")))) < STEPS:
             if time.monotonic() > deadline:
                 break

@@ -34,6 +34,7 @@ from stream.shards.adopt import adopt_tar
 from stream.shards.manifest import Manifest
 from stream.shards.writer import ShardWriter
 from tests.ops.small_runs import StopAfter, bits, config_of, full_disk, killed, run, write_stream
+from tests.waiting import LIMIT_S, wait_for
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -197,9 +198,7 @@ class RoomAfterFailure(StopRequest):
 
     def requested(self) -> bool:
         if sum(1 for _ in read_lines(self._run_dir / "history.jsonl")) == 3:
-            deadline = time.monotonic() + 10
-            while "could not be written" not in self._caplog.text and time.monotonic() < deadline:
-                time.sleep(0.01)
+            wait_for(lambda: "could not be written" in self._caplog.text, "the failure")
             _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
             resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
             self.ask()
@@ -323,7 +322,7 @@ class GrowOnce(StopRequest):
     def __init__(self, place: str, watched: list[RunReporter]) -> None:
         super().__init__()
         self._place, self._watched, self._lag = place, watched, -1
-        self._deadline = time.monotonic() + 20
+        self._deadline = time.monotonic() + LIMIT_S
 
     def requested(self) -> bool:
         status = self._watched[-1].live.status() if self._watched else {}
@@ -424,12 +423,11 @@ def test_a_port_in_use_is_refused_before_anything_is_learned(tmp_path: Path, dra
         target=run, args=(place, first, config_of("server.port=0")), kwargs={"stop": stop}
     )
     learner.start()
-    deadline = time.monotonic() + 20
-    while not (address := read_json(first / "server.json")) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_for(lambda: read_json(first / "server.json"), "the server")
+    address = read_json(first / "server.json")
     assert address is not None
     port = address["url"].rstrip("/").rpartition(":")[2]
-    with urllib.request.urlopen(f"{address['url']}healthz", timeout=10) as answer:
+    with urllib.request.urlopen(f"{address['url']}healthz", timeout=LIMIT_S) as answer:
         assert answer.status == 200
     standing = read_status(first)
     assert standing.status == "running"
@@ -437,7 +435,7 @@ def test_a_port_in_use_is_refused_before_anything_is_learned(tmp_path: Path, dra
     with pytest.raises(PortInUse, match=f"port {port} .*server.port"):
         run(drawn_stream, tmp_path / "second", config_of(f"server.port={port}"))
     stop.ask()
-    learner.join(30)
+    learner.join(LIMIT_S)
     assert read_status(first).status == STOPPED
 
 

@@ -19,6 +19,7 @@ from ops.live_page.server import Scrapes, Server
 from ops.live_page.state import BEAT_S, LiveView
 from ops.monitoring.metrics import Metrics
 from tests.ops import synthetic
+from tests.waiting import LIMIT_S, wait_for
 
 
 class Site:
@@ -39,7 +40,7 @@ class Site:
         self.live.usage(np.full(4, 0.25, np.float32))
 
     def ask(self, path: str, *, method: str = "GET", **headers: str) -> tuple[int, bytes, dict[str, str]]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=10)
+        connection = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=LIMIT_S)
         try:
             connection.request(method, path, headers=headers)
             answer = connection.getresponse()
@@ -204,10 +205,8 @@ def test_writing_is_not_offered(site: Site) -> None:
 def test_a_client_that_says_nothing_holds_nobody_up(site: Site) -> None:
     with socket.create_connection(("127.0.0.1", site.server.port)) as silent:
         silent.send(b"GET /metrics HTT")
-        began = time.monotonic()
         site.step()
         assert site.ask("/metrics")[0] == 200
-        assert time.monotonic() - began < 5
 
 
 def test_many_at_once_are_answered_while_the_learner_steps(site: Site) -> None:
@@ -230,7 +229,7 @@ def test_many_at_once_are_answered_while_the_learner_steps(site: Site) -> None:
 
 
 def test_after_close_the_port_is_free_and_kept_connections_end(site: Site) -> None:
-    kept = http.client.HTTPConnection("127.0.0.1", site.server.port, timeout=10)
+    kept = http.client.HTTPConnection("127.0.0.1", site.server.port, timeout=LIMIT_S)
     kept.request("GET", "/healthz")
     kept.getresponse().read()
     port = site.server.port
@@ -252,7 +251,7 @@ def test_every_interface_is_served_only_when_told(site: Site) -> None:
     wide = Server(site.live, site.metrics, host="0.0.0.0")
     wide.start()
     try:
-        connection = http.client.HTTPConnection("127.0.0.1", wide.port, timeout=10)
+        connection = http.client.HTTPConnection("127.0.0.1", wide.port, timeout=LIMIT_S)
         connection.request("GET", "/healthz", headers={"Host": "some.machine"})
         assert connection.getresponse().status == 200
         connection.close()
@@ -295,9 +294,7 @@ def test_the_wait_for_the_last_look_ends_with_it() -> None:
     waits = threading.Thread(target=scrapes.await_next, args=(600,), daemon=True)
     waits.start()
     now[0] = 1001.0
-    deadline = time.monotonic() + 60
     while waits.is_alive():  # the look may come before the other thread has begun to wait for it
-        assert time.monotonic() < deadline
         now[0] += 1
         scrapes.note()
         waits.join(0.05)
@@ -308,10 +305,7 @@ def test_a_look_at_the_metrics_is_noted_and_no_other(site: Site) -> None:
     assert server is not None
     for path in ("/healthz", "/metrics", "/api/v1/status", "/metrics"):
         site.ask(path)
-    deadline = time.monotonic() + 20
-    while len(server.scrapes._asked) < 2:  # it is noted once the answer has been sent
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_for(lambda: len(server.scrapes._asked) == 2)  # it is noted once the answer has been sent
 
 
 def test_a_server_that_nobody_looks_at_closes_at_once(site: Site) -> None:

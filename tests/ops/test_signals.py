@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from ops.train.signals import StopRequest
+from tests.waiting import LIMIT_S
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +25,7 @@ def test_a_signal_becomes_a_request_with_its_exit_code(number: int, code: int) -
     with StopRequest() as stop:
         assert not stop.requested()
         os.kill(os.getpid(), number)
-        assert stop.wait(5)
+        assert stop.wait(LIMIT_S)
     assert stop.requested()
     assert stop.exit_code == code
 
@@ -47,17 +48,17 @@ def test_a_warning_asks_for_the_end_where_that_is_set() -> None:
         assert stop.take_save()
         assert not stop.requested()
         os.kill(os.getpid(), signal.SIGUSR2)
-        assert stop.wait(5)
+        assert stop.wait(LIMIT_S)
     assert stop.exit_code == 143
     with StopRequest(on_warning="end") as stop:
         os.kill(os.getpid(), signal.SIGUSR1)
-        assert stop.wait(5)
+        assert stop.wait(LIMIT_S)
 
 
 def test_a_second_ctrl_c_ends_it_at_once() -> None:
     with StopRequest() as stop:
         os.kill(os.getpid(), signal.SIGINT)
-        assert stop.wait(5)
+        assert stop.wait(LIMIT_S)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
 

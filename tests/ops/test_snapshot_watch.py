@@ -7,7 +7,6 @@ import subprocess
 import sys
 import textwrap
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,7 +27,7 @@ from ops.snapshots.store import SnapshotStore
 from ops.snapshots.types import SnapshotTaken
 from ops.snapshots.watch import SnapshotWatch, watch_run
 from tests.ops import synthetic
-from tests.ops.redis_servers import wait_for
+from tests.waiting import LIMIT_S, wait_for
 
 NEVER_S = 60.0
 """A poll so rare that only a notification can have woken the watch."""
@@ -87,7 +86,7 @@ def test_a_notification_swaps_at_once(run: Run, opened: list[SnapshotWatch]) -> 
     first = watch.current
     wait_for(lambda: subscribed(run))
     run.publish(2)
-    newer = watch.wait(5)
+    newer = watch.wait(LIMIT_S)
     assert newer is watch.current
     assert newer is not None
     assert (first.info.version, newer.info.version) == (1, 2)
@@ -106,7 +105,7 @@ def test_stable_is_not_swapped_for_an_unhealthy_snapshot_but_for_a_rollback(
     run.publish(3, verdict="unhealthy")
     assert watch.wait(0.3) is None
     SnapshotNames(run.store).rollback()
-    found = watch.wait(5)
+    found = watch.wait(LIMIT_S)
     assert found is not None
     assert found.info.version == 1
 
@@ -117,7 +116,7 @@ def test_without_notifications_polling_finds_what_is_new(run: Run, opened: list[
     opened.append(watch.open())
     run.publish(2)
     run.client.hset(run.store.key("pins"), "mine", 2)  # nobody is told
-    found = watch.wait(5)
+    found = watch.wait(LIMIT_S)
     assert found is not None
     assert found.info.version == 2
 
@@ -141,21 +140,20 @@ def test_a_damaged_snapshot_is_not_taken_and_the_next_good_one_is(
 
 
 def test_the_last_good_one_stays_while_redis_is_away_and_says_how_old_it_is(
-    embedded: EmbeddedRedis, run: Run, opened: list[SnapshotWatch], monkeypatch: pytest.MonkeyPatch
+    embedded: EmbeddedRedis, run: Run, opened: list[SnapshotWatch]
 ) -> None:
-    monkeypatch.setattr(snapshots_watch, "RETRY_S", 0.1)
     watch = run.watch(poll_s=0.1).open()
     opened.append(watch)
     os.kill(int(run.store.client.info("server")["process_id"]), signal.SIGKILL)
     wait_for(lambda: "Redis does not answer" in watch.error)
-    time.sleep(0.3)
+    wait_for(lambda: watch.age_s > 0.2, "an age")
     assert watch.current.info.version == 1
-    assert watch.age_s > 0.2
     embedded.ensure()
     wait_for(lambda: watch.error == "")
-    assert watch.age_s < 5
+    since = watch.age_s
+    wait_for(lambda: watch.age_s < since, "another look")
     run.publish(2)
-    found = watch.wait(5)
+    found = watch.wait(LIMIT_S)
     assert found is not None
     assert found.info.version == 2
 
@@ -200,11 +198,9 @@ def test_what_a_callback_raises_ends_the_watch_and_is_not_taken_for_trouble_with
 
 def test_closing_ends_a_wait_and_leaves_current_usable(run: Run) -> None:
     watch = run.watch().open()
-    began = time.monotonic()
     watch.close()
     watch.close()
-    assert watch.wait(60) is None
-    assert time.monotonic() - began < 30
+    assert watch.wait(10_000) is None  # the limit of a test is far below
     assert watch.current.info.version == 1
 
 

@@ -23,6 +23,7 @@ from ops.snapshots.store import SnapshotStore, warnings_of
 from ops.snapshots.types import PublishResult
 from ops.snapshots.writer import EpochLost, SnapshotWriter
 from tests.ops import synthetic
+from tests.waiting import LIMIT_S
 
 
 @pytest.fixture(scope="module")
@@ -255,9 +256,9 @@ def test_a_resume_that_repeats_an_old_snapshot_gets_a_higher_number(
 def test_every_publish_is_announced(client: redis.Redis, store: SnapshotStore, learner: Learner) -> None:
     with client.pubsub(ignore_subscribe_messages=True) as heard:  # type: ignore[no-untyped-call]
         heard.subscribe(store.key("notify"))
-        heard.get_message(timeout=5)
+        heard.get_message(timeout=LIMIT_S)
         learner.publish(synthetic.snapshot(), 100)
-        message = heard.get_message(timeout=5)
+        message = heard.get_message(timeout=LIMIT_S)
     assert message is not None
     assert message["data"] == b"1"
 

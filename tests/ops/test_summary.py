@@ -1,10 +1,10 @@
 import pytest
 
-from ops.rundir.summary import FINISHED, Summary
+from ops.rundir.summary import FINISHED, RunSummary
 
 
-def summary(*, samples: int, skipped: dict[str, int], left_over: int) -> Summary:
-    return Summary(
+def summary(*, samples: int, skipped: dict[str, int], left_over: int) -> RunSummary:
+    return RunSummary(
         status=FINISHED,
         run="run",
         samples=samples,
@@ -34,11 +34,11 @@ def summary(*, samples: int, skipped: dict[str, int], left_over: int) -> Summary
     ],
 )
 def test_a_run_that_used_no_record_says_why(skipped: dict[str, int], left_over: int, why: str) -> None:
-    told = summary(samples=0, skipped=skipped, left_over=left_over).told()
+    told = summary(samples=0, skipped=skipped, left_over=left_over).render()
     assert f"nothing was learned: {why}" in told
 
 
 def test_a_run_that_learned_says_how_long_it_took_in_the_form_of_all_durations() -> None:
-    told = summary(samples=64, skipped={}, left_over=0).told()
+    told = summary(samples=64, skipped={}, left_over=0).render()
     assert told.splitlines()[0] == "finished: 64 samples in 0 steps, 3 h"
     assert "nothing was learned" not in told

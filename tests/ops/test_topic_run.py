@@ -124,15 +124,27 @@ def test_a_live_topic_is_read_as_records_come_until_somebody_stops(kafka: Broker
     assert cursor_of(run_dir).bounds == ((0, -1),) * LANES
 
 
+class RestartAt(small_runs.StopAfter):
+    """Has the broker restarted once the run has made so many steps, and asks for nothing."""
+
+    def __init__(self, broker: Broker, run_dir: Path, steps: int) -> None:
+        super().__init__(run_dir, steps)
+        self.restart = threading.Thread(target=broker.restart)
+
+    def requested(self) -> bool:
+        if self.restart.ident is None and super().requested():
+            self.restart.start()
+        return False
+
+
 def test_the_broker_may_be_restarted_in_the_middle_of_a_run(kafka: Broker, tmp_path: Path) -> None:
     kafka.own()
     url = filled(kafka, LANES, 320)
-    restart = threading.Timer(0.5, kafka.restart)
-    restart.start()
+    stop = RestartAt(kafka, tmp_path / "run", 2)
     summary = small_runs.run(
-        url, tmp_path / "run", config_of("kafka.fetch_bytes=1000"), until="now", stop=StopRequest()
+        url, tmp_path / "run", config_of("kafka.fetch_bytes=1000"), until="now", stop=stop
     )
-    restart.join()
+    stop.restart.join()
     assert (summary.status, summary.samples) == (FINISHED, 320)
 
 

@@ -230,7 +230,7 @@ def test_the_frame_header_is_found_behind_other_segments() -> None:
     assert jpeg_frame(b"\xff\xd8" + b"\xff" * 50) is None
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(
     name=st.sampled_from(["JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "ICO"]),
     places=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), max_size=12),

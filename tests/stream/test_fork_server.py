@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.waiting import LIMIT_S
+
 ROOT = Path(__file__).parents[2]
 # Starts the server, says so, and ends when nobody holds its input any more.
 PROGRAM = """
@@ -55,7 +57,7 @@ def started(folder: Path) -> subprocess.Popen[str]:
 
 
 def end(program: subprocess.Popen[str]) -> None:
-    program.communicate(timeout=60)
+    program.communicate(timeout=LIMIT_S)
     assert program.returncode == 0
 
 

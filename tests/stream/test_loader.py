@@ -17,6 +17,7 @@ from stream.loader.batch import Batch
 from stream.loader.loader import AVAILABLE, STRICT, Loader
 from stream.loader.tasks import Short, Wanted
 from tests.stream.fake_source import FakeSpec, grow
+from tests.waiting import LIMIT_S
 
 KINDS = (
     CropConfig(count=2, size=12, scale_min=0.3, scale_max=1.0),
@@ -245,7 +246,6 @@ def test_waiting_costs_next_to_nothing_and_ends_when_told(tmp_path: Path) -> Non
         assert list(loader) == []
         assert loader.starving == (0, 1)
         assert not loader.finished
-    assert time.monotonic() - end < 0.5
     assert time.process_time() - cpu < 0.3
 
 
@@ -332,7 +332,7 @@ def test_an_open_stream_that_goes_bad_behind_what_was_accepted_ends_the_run_and_
 ) -> None:
     grow(tmp_path / "growth", 3000)
     spec = FakeSpec(lanes=6, growth=str(tmp_path / "growth"), first_bad=180, block=4)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + LIMIT_S
     with Loader(
         spec,
         cursor=replace(begin(spec), accept_until=100),
@@ -344,7 +344,7 @@ def test_an_open_stream_that_goes_bad_behind_what_was_accepted_ends_the_run_and_
         got, _ = until_error(loader, TooManyBadRecords)
         assert 100 <= loader.cursor.read < 240
     assert len(got) >= 6
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + LIMIT_S
     with Loader(
         spec,
         cursor=replace(loader.cursor, accept_until=260),

@@ -92,7 +92,7 @@ def samples(batches: Sequence[Batch]) -> list[tuple[int, int, str, bytes]]:
     return sorted(found)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(
     segments=st.lists(
         st.tuples(st.integers(1, 6), st.integers(0, 2), st.integers(1, 3), st.integers(0, 6)),

@@ -22,8 +22,7 @@ from stream.loader.tasks import Question
 from tests.stream.fake_source import FakeSpec, grow
 from tests.stream.load_and_leave import PooledLoader
 from tests.stream.test_loader import CONFIG, KINDS, SPEC, begin, growing, load, same, until_error
-
-PATIENCE_S = 60.0
+from tests.waiting import LIMIT_S, wait_for
 
 
 def pooled(spec: FakeSpec, workers: int = 2, passes: int = 1) -> PooledLoader:
@@ -39,10 +38,8 @@ def alive(pid: int) -> bool:
 
 
 def gone(pids: list[int]) -> bool:
-    end = time.monotonic() + PATIENCE_S
-    while any(map(alive, pids)) and time.monotonic() < end:
-        time.sleep(0.02)
-    return not any(map(alive, pids))
+    wait_for(lambda: not any(map(alive, pids)), "the end of the readers")
+    return True
 
 
 def equal(got: list[Batch], wanted: list[Batch]) -> bool:
@@ -224,7 +221,7 @@ def test_closing_ends_the_readers() -> None:
 
 def test_readers_of_an_open_stream_wait_idle_and_see_it_grow(tmp_path: Path) -> None:
     spec = growing(tmp_path / "growth.json", 0)
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + LIMIT_S
     looks = iter(range(10**9))
 
     def look() -> bool:
@@ -283,6 +280,6 @@ def test_after_signals_to_the_whole_group_the_run_comes_to_its_end_even_when_it_
         os.killpg(process.pid, signal.SIGINT)
         time.sleep(0.1)
         os.killpg(process.pid, signal.SIGTERM)
-        assert process.communicate(timeout=PATIENCE_S) == ("", "")
+        assert process.communicate(timeout=LIMIT_S) == ("", "")
         assert process.returncode == 0
         assert gone(pids)

@@ -56,7 +56,7 @@ def order_of(
     return names
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     sizes=st.lists(st.integers(0, 9), min_size=1, max_size=6),
     lanes=st.integers(1, 7),
@@ -129,7 +129,7 @@ def test_records_of_a_window_are_mixed_and_windows_follow_one_another(memory: st
     assert len({number for number, _ in first}) > 2, "all lanes begin with the same shard"
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(data=st.data(), lanes=st.integers(1, 4), window=st.integers(1, 4), order=ORDER)
 def test_order_does_not_depend_on_when_commits_appeared_or_who_looked(
     data: st.DataObject, lanes: int, window: int, order: str

