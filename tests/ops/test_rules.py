@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from learner.measure import LIMITS, judge
+from learner.step_stats import LIMITS, judge
 from ops.config.binding import dotted_names
 from ops.config.schema import RunConfig
 from ops.doctor.diagnosis import CAUSES, SAID_BY, examine

@@ -16,10 +16,10 @@ from torch import Tensor
 from learner import health
 from learner.collective import Group, gather_rows
 from learner.config import HealthConfig, SwavConfig
+from learner.drift import Watched
+from learner.health import UsageWindow
 from learner.report import HealthReport
 from learner.sinkhorn import Codes, marginal_error
-from learner.usage import UsageWindow
-from learner.watch import Watched
 
 HEALTH_SAMPLES = 1024
 """Samples of the batch from which ranks, uniformity and the like are taken; bounds their cost whatever the

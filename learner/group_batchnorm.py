@@ -21,8 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from learner.collective import Deal, Group, SingleProcess, sum_together
-from learner.transfer import sent_together
+from learner.collective import Deal, Group, SingleProcess, sent_together, sum_together
 
 
 class _Seen(NamedTuple):

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from learner import health, state
+from learner import checkpoint_state, health
 from learner.augment import Views
 from learner.collective import Deal, gather_rows
 from learner.model import SwavModel, copy_all, cosines
@@ -215,7 +215,7 @@ class Watch:
         """Everything; the same on every rank, no collective."""
         tensors: dict[str, Tensor] = {}
         if self._frozen is not None:
-            tensors = state.under("frozen", self._frozen.state_dict())
+            tensors = checkpoint_state.under("frozen", self._frozen.state_dict())
             tensors["reference"] = self._reference.clone()
             if self._now:
                 tensors["now"] = torch.stack(list(self._now))
@@ -242,7 +242,7 @@ class Watch:
         self._trail.load(values["trail"])
         self._now.clear()
         self._frozen, self._reference = None, self._nothing()
-        frozen = state.below("frozen", tensors)
+        frozen = checkpoint_state.below("frozen", tensors)
         if frozen:
             self._frozen = self._network.copy()
             copy_all(self._frozen.state_dict(), frozen)

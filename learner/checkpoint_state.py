@@ -1,6 +1,10 @@
-"""Everything of the learner as named tensors and JSON values, and back."""
+"""Everything of the learner as named tensors and JSON values, and back; and the digest of weights.
+
+Equal tensors have an equal digest, on any machine and at any time.
+"""
 
 import dataclasses
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -86,3 +90,23 @@ def report_from_json(body: Mapping[str, Any] | None) -> HealthReport | None:
         name: tuple(value) if isinstance(value, list) else value for name, value in body.items()
     }
     return HealthReport(**fields)
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over the sorted (name, dtype, shape, bytes) of some tensors.
+
+    Args:
+        tensors: of any dtype and device, at most one copy of one tensor is made at a time. Memory order
+            does not matter: bytes are those of the row-major tensor, as the machine has them (little-endian
+            on all that torch supports).
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    total = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        head = f"{name}\0{str(tensor.dtype).removeprefix('torch.')}\0{','.join(map(str, tensor.shape))}\0"
+        total.update(head.encode())
+        total.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return total.hexdigest()
