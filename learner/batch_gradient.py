@@ -14,7 +14,7 @@ from learner.collective import sent
 from learner.gradients import GradientSums
 from learner.network import Network, PhaseTimer
 from learner.objectives.swav import Swav
-from learner.step_stats import Outcome
+from learner.step_stats import StepTensors
 
 
 class BatchGradient:
@@ -43,7 +43,7 @@ class BatchGradient:
         samples: int,
         usage_H: Sequence[Tensor],
         timer: PhaseTimer,
-    ) -> Outcome:
+    ) -> StepTensors:
         """Features, codes, swapped loss and its gradient, summed over parts and ranks; all ranks call it.
 
         Args:
@@ -83,7 +83,7 @@ class BatchGradient:
             else:
                 torch.autograd.backward(share)
             timer.lap("backward")
-        return Outcome(
+        return StepTensors(
             loss_H=loss_H,
             z_ABD=z_ABD,
             lane_B=lane_B,

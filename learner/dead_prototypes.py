@@ -1,4 +1,4 @@
-"""Re-seeding: a prototype that no sample comes to any more begins anew as a half of a busy one.
+"""Re-seeding: a prototype that gets no samples any more is replaced by a half of a busy one.
 
 N samples over all ranks   M prototypes to move   H heads   K prototypes   D embedding size
 """
@@ -53,11 +53,11 @@ class Reseeder:
         config: settings; `after_samples` = 0 switches it off.
         prototypes: K of each head.
         seed: of the run.
-        freeze_samples: prototypes stand still until then; nobody counts as dead for that time.
+        freeze_samples: prototypes stand still until then; none counts as dead for that time.
         twin_cosine: a new prototype is not as close as this to the one that it is split from.
         group: the ranks.
 
-    Source: Caron et al. 2018, arXiv:1807.05520, sec. 3.3 (an empty cluster begins anew beside the centroid of
+    Source: Caron et al. 2018, arXiv:1807.05520, sec. 3.3 (an empty cluster is placed beside the centroid of
         another one); after how long, and how many at once, is ours.
     """
 

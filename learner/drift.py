@@ -45,7 +45,7 @@ NOVEL_QUANTILE = 0.01
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Watched:
+class DriftReport:
     """Figures against the reference; None = cannot be told yet."""
 
     reference_samples: int | None = None
@@ -82,7 +82,7 @@ class FeatureTrail:
         self._means.extend(saved)
 
 
-class Watch:
+class DriftMonitor:
     """A frozen copy of the network from a moment when the run was well, and what it says of the stream since.
 
     Drift seen with the live encoder would be that of the training itself; a copy that stands still sees only
@@ -108,7 +108,7 @@ class Watch:
         self._stamp = 0
         self._staleness: float | None = None
 
-    def renew(self, samples: int, *, every: int) -> None:
+    def refresh_reference(self, samples: int, *, every: int) -> None:
         """The run is well: take a new reference when there is none, or when the old one is old enough.
 
         Args:
@@ -130,7 +130,7 @@ class Watch:
         samples: int,
         queue_age: int | None,
         prototypes_KD: Tensor,
-    ) -> Watched:
+    ) -> DriftReport:
         """Look at a batch.
 
         Args:
@@ -143,7 +143,7 @@ class Watch:
         if queue_age is not None:
             self._look_at_probes(views, counts, samples=samples, age=queue_age)
         if self._frozen is None:
-            return Watched(queue_staleness_cosine=self._staleness)
+            return DriftReport(queue_staleness_cosine=self._staleness)
         seen, total_D = self._seen(views, counts, self._frozen)
         if self._reports < REPORTS:
             self._reference += seen
@@ -153,7 +153,7 @@ class Watch:
         shift_K = health.prototype_shift(self._frozen.prototypes[0].detach(), prototypes_KD).cpu()
         p50, p99 = health.quantiles(shift_K, (0.5, 0.99))
         drift, new = self._compared()
-        return Watched(
+        return DriftReport(
             reference_samples=self._taken,
             batch_similarity=self._trail.similarity(total_D, int(seen[: self._groups].sum())),
             drift_psi=drift,

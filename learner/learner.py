@@ -17,7 +17,7 @@ from learner.checkpoint_state import digest
 from learner.collective import Deal, SingleProcess, counts_of_ranks
 from learner.config import LearnerConfig
 from learner.dead_prototypes import Arrivals, Reseeder
-from learner.drift import Watch
+from learner.drift import DriftMonitor
 from learner.gradients import BUCKET_BYTES, GradientSums
 from learner.health import UsageWindow, corrected_agreement, corrected_perplexity, dead_prototypes
 from learner.model import copy_all, encoder_tensors, head_tensors, load_weights, numbered
@@ -25,7 +25,7 @@ from learner.network import Network, PhaseTimer
 from learner.objectives.swav import Swav
 from learner.optim import Updater
 from learner.report import HealthReport, Snapshot, StepReport, require_finite
-from learner.step_stats import Measured, Outcome, brought_up_to_date, health_report, judge, measure
+from learner.step_stats import StepStats, StepTensors, brought_up_to_date, health_report, judge, measure
 
 
 class Learner:
@@ -89,8 +89,8 @@ class Learner:
             group=self._group,
         )
         self._health: HealthReport | None = None
-        self._measured: Measured | None = None  # the latest arriving batch, since this object was made
-        self._watch = Watch(self._network, self._deal, config.swav.prototypes[0])
+        self._measured: StepStats | None = None  # the latest arriving batch, since this object was made
+        self._watch = DriftMonitor(self._network, self._deal, config.swav.prototypes[0])
 
     def step(self, views: Views, *, accumulate: int = 1, fresh: bool = True) -> StepReport:
         """One update from one batch; with several ranks all call it together, each with its own samples.
@@ -145,7 +145,7 @@ class Learner:
         timer.lap("health")
         return self._report(measured, rate, due, timer, reseeded)
 
-    def _look(self, views: Views, outcome: Outcome, measured: Measured) -> HealthReport:
+    def _look(self, views: Views, outcome: StepTensors, measured: StepStats) -> HealthReport:
         """The dearer figures of a step; when they are good the drift of the stream is seen from here on."""
         ages = self._swav.queue.ages(self.samples) if self._swav.queue.full else None
         watched = self._watch.observe(
@@ -166,10 +166,10 @@ class Learner:
             watched=watched,
         )
         if judge(report)["verdict"] == "healthy":
-            self._watch.renew(self.samples, every=self.config.health.reference_samples)
+            self._watch.refresh_reference(self.samples, every=self.config.health.reference_samples)
         return report
 
-    def _reseed(self, outcome: Outcome, measured: Measured) -> int:
+    def _reseed(self, outcome: StepTensors, measured: StepStats) -> int:
         """Move prototypes that no arrival came to for long; returns how many."""
         self._reseeder.note(measured.assigned_HN, samples=self.samples)
         if not self._reseeder.due(samples=self.samples, batch=sum(outcome.counts)):
@@ -197,7 +197,7 @@ class Learner:
         return self.samples // interval != (self.samples - total) // interval
 
     def _report(
-        self, measured: Measured, rate: float, due: bool, timer: PhaseTimer, reseeded: int
+        self, measured: StepStats, rate: float, due: bool, timer: PhaseTimer, reseeded: int
     ) -> StepReport:
         usage = self._usage[0]
         return StepReport(

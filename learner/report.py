@@ -161,7 +161,7 @@ class StepReport:
     health: HealthReport | None
     """At the cadence of `health.interval_samples` and at the first step, else None."""
     reseeded: int = 0
-    """Prototypes that began anew after this step, over all heads."""
+    """Prototypes that were re-seeded after this step, over all heads."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -16,7 +16,7 @@ from torch import Tensor
 from learner import health
 from learner.collective import Group, gather_rows
 from learner.config import HealthConfig, SwavConfig
-from learner.drift import Watched
+from learner.drift import DriftReport
 from learner.health import UsageWindow
 from learner.report import HealthReport
 from learner.sinkhorn import Codes, marginal_error
@@ -33,7 +33,7 @@ EXTREMES = 10
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Outcome:
+class StepTensors:
     """What this rank has worked out in one step; tensors without gradient."""
 
     loss_H: Tensor
@@ -55,7 +55,7 @@ class Outcome:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Measured:
+class StepStats:
     """Figures of one step over all ranks; the first head's where a head is not named."""
 
     loss: float
@@ -76,7 +76,7 @@ class Measured:
 
 
 @torch.no_grad()
-def measure(outcome: Outcome, gradient_norm: Tensor, config: SwavConfig, group: Group) -> Measured:
+def measure(outcome: StepTensors, gradient_norm: Tensor, config: SwavConfig, group: Group) -> StepStats:
     """Add up this rank's share of every figure, sum over ranks in one collective, and divide.
 
     Everything is read back from the device at once, with what needs no sum behind it: a GPU is waited for
@@ -121,7 +121,7 @@ def measure(outcome: Outcome, gradient_norm: Tensor, config: SwavConfig, group: 
         float(marginal_error(mass.view(views, -1), wanted_K).max())
         for mass, wanted_K in zip(masses_H, wanted_H or priors_H, strict=True)
     )
-    return Measured(
+    return StepStats(
         loss=float(losses.mean()),
         loss_over_ln_k=float((losses / ln_k).mean()),
         code_entropy_nats=float(code_entropy / total),
@@ -138,15 +138,15 @@ def measure(outcome: Outcome, gradient_norm: Tensor, config: SwavConfig, group: 
 
 @torch.no_grad()
 def health_report(
-    outcome: Outcome,
-    measured: Measured,
+    outcome: StepTensors,
+    measured: StepStats,
     config: HealthConfig,
     group: Group,
     *,
     samples: int,
     usage: UsageWindow,
     queue_ages: tuple[float, int] | None,
-    watched: Watched,
+    watched: DriftReport,
 ) -> HealthReport:
     """The dearer figures; a collective, at the same step on every rank."""
     z_ABD, counts = outcome.z_ABD, outcome.counts
@@ -179,7 +179,7 @@ def health_report(
 @torch.no_grad()
 def brought_up_to_date(
     report: HealthReport,
-    measured: Measured,
+    measured: StepStats,
     config: HealthConfig,
     *,
     samples: int,
@@ -207,7 +207,7 @@ def brought_up_to_date(
 
 
 def _without_features(
-    measured: Measured,
+    measured: StepStats,
     config: HealthConfig,
     *,
     samples: int,

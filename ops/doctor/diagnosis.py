@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from ops.monitoring.conditions import SHIPPED, Scale
 from ops.monitoring.facts import Facts
 from ops.monitoring.rules import RULES, Rule
 
@@ -62,9 +63,14 @@ class Finding:
         return asdict(self)
 
 
-def examine(facts: Facts) -> list[Finding]:
-    """Everything that is wrong, in the order in which to look at it: causes before what follows from them."""
-    found = {rule.name: rule for rule in RULES if rule.evidence is not None and rule.holds(facts)}
+def examine(facts: Facts, scale: Scale = SHIPPED) -> list[Finding]:
+    """Everything that is wrong, in the order in which to look at it: causes before what follows from them.
+
+    Args:
+        facts: of the run.
+        scale: limits in time; a test may be in a hurry.
+    """
+    found = {rule.name: rule for rule in RULES if rule.evidence is not None and rule.holds(facts, scale)}
     said = {name for name, others in SAID_BY.items() if found.keys() & set(others)}
     return in_order([_finding(rule, facts) for name, rule in found.items() if name not in said])
 

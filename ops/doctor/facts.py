@@ -115,14 +115,14 @@ def _records(run_dir: Path) -> tuple[int, Mapping[str, int]]:
 
 
 def _not_finite(run_dir: Path, standing: RunStatus) -> int:
-    """Steps that were refused of late: before now, or before the end of a run that nobody works on."""
+    """Steps that were refused in the last half hour: of now, or of a run that no process works on."""
     end = time.time() if standing.status == RUNNING else standing.latest.get("time", 0.0)
     lines = read_lines(run_dir / "nonfinite.jsonl")
     return sum(1 for line in lines if line.get("time", math.inf) > end - TROUBLE_S)
 
 
 def _damaged(run_dir: Path, found: int) -> tuple[str, ...]:
-    """Checkpoints set aside of late: `found` in this life, and those that none has followed yet."""
+    """Checkpoints set aside: `found` in this session, and those that no good one has followed yet."""
     folder = run_dir / "checkpoints"
     names = sorted(path.name for path in folder.glob("damaged-*"))
     newest = max((path.name.partition("-")[2] for path in folder.glob("ckpt-*")), default="")

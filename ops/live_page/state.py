@@ -3,11 +3,8 @@
 The learner writes a few numbers under a lock after each step; requests copy them out under the same lock
 and do all their work outside of it, so that neither waits for the other for longer than a copy takes.
 
-The numbers of a step that people are shown, by name.
-
-Figures over the length of a run in a fixed number of points: the longer the run, the wider each point.
-
-What happened of late: sums over the last minutes, which the past of a long run cannot outweigh.
+Figures over the length of a run are kept in a fixed number of points: the longer the run, the wider each
+point. What happened in the last minutes is kept as sums, which the past of a long run cannot outweigh.
 """
 
 import math
@@ -164,7 +161,7 @@ class Sums:
 
 
 class Recent:
-    """The last minutes of one life of a run; whoever writes and reads holds one lock."""
+    """The last minutes of one session of a run; writers and readers hold one lock."""
 
     def __init__(self) -> None:
         self._records, self._troubles = Sums(RECORDS_S), Sums(TROUBLE_S)
@@ -414,7 +411,7 @@ class LiveView:
             )
 
     def remember(self, entry: Mapping[str, Any]) -> None:
-        """Take a point of the run's earlier life into the history: `samples`, `time` and any figures."""
+        """Take a point of an earlier session into the history: `samples`, `time` and any figures."""
         with self._lock:
             self._history.add(entry)
 
@@ -494,7 +491,7 @@ class LiveView:
             return (True, self._state) if self._last_step is not None else (False, "no step is done yet")
 
     def _rate(self) -> float:
-        """Samples a second of late; 0 while that cannot be told. The lock is held."""
+        """Samples a second over the last seconds; 0 = not known. The lock is held."""
         if len(self._marks) < 2:
             return 0.0
         (began, first), (ended, last) = self._marks[0], self._marks[-1]

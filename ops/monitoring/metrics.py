@@ -1,6 +1,6 @@
-"""What Prometheus sees of a learner: reports in, series out. The only module that knows Prometheus.
+"""What Prometheus sees of a learner and of an ingest: reports in, series out.
 
-What Prometheus sees of an ingest: its accounts as they stand, on a port of its own while it runs.
+The only module that knows the client library of Prometheus. An ingest has a port of its own while it runs.
 """
 
 import threading

@@ -1,11 +1,4 @@
-"""The first dashboard: is it alive, is it learning, is it balanced.
-
-Where the time goes, and what the optimiser does.
-
-What arrives: how much, how good, how well mixed, and whether it changes.
-
-What others get: versions, how fresh they are, and what went wrong.
-"""
+"""The four dashboards, row by row: prototype balance, training, stream and ingest, snapshots."""
 
 from ops.monitoring import rules
 from ops.monitoring.catalog import PREFIX

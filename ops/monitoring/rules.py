@@ -113,9 +113,9 @@ class Rule:
     """Runbook of a rule that is not alerted, or empty."""
     shown: Shown | None = None
 
-    def holds(self, facts: Facts) -> bool:
+    def holds(self, facts: Facts, scale: Scale = SHIPPED) -> bool:
         """Whether this is wrong with a run."""
-        found = any(all(term.holds(facts) for term in terms) for terms in self.when)
+        found = any(all(term.holds(facts, scale) for term in terms) for terms in self.when)
         return found or (self.also is not None and self.also(facts))
 
     def promql(self, scale: Scale = SHIPPED) -> str:

@@ -26,10 +26,10 @@ def edge(entries: int) -> int:
 
 
 def at_ends(run_dir: Path) -> dict[str, float | None]:
-    """Loss and agreement of a run at its start and of late: means over `edge` entries; None = not known.
+    """Loss and agreement of a run at its start and now: means over `edge` entries; None = not known.
 
     Returns:
-        `loss_over_ln_k` and `view_agreement` of late, and the same with `start_` before them.
+        `loss_over_ln_k` and `view_agreement` of the latest entries, and the same with `start_` before them.
     """
     entries = list(read_lines(run_dir / "history.jsonl"))
     count = edge(len(entries))
@@ -48,7 +48,7 @@ class History:
     """
 
     def __init__(self, path: Path, *, samples: int) -> None:
-        """Go on after `samples`: entries beyond, of a life that ended before it was saved, are dropped.
+        """Go on after `samples`: later entries, of a session that ended before it was saved, are dropped.
 
         Args:
             path: the file; made when missing.

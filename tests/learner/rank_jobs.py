@@ -7,7 +7,7 @@ import torch
 
 from learner.collective import Group, counts_of_ranks, gather_rows
 from learner.config import LearnerConfig
-from learner.drift import Watch
+from learner.drift import DriftMonitor
 from learner.gradients import GradientSums
 from learner.network import Network
 from learner.report import NonFinite
@@ -139,7 +139,7 @@ def watch(group: Group, *, config: LearnerConfig, steps: range) -> list[Any]:
     deal = deal_of(config, group)
     assert deal is not None
     network = Network(config, seed=0, device=torch.device("cpu"), precision="float64", deal=deal)
-    looking = Watch(network, deal, config.swav.prototypes[0])
+    looking = DriftMonitor(network, deal, config.swav.prototypes[0])
     found = []
     for step in steps:
         views = batch(step, ranks=group.world_size, rank=group.rank, groups=config.model.bn_groups)
@@ -151,6 +151,6 @@ def watch(group: Group, *, config: LearnerConfig, steps: range) -> list[Any]:
             queue_age=3 * sum(counts),
             prototypes_KD=network.model.prototypes[0].detach(),
         )
-        looking.renew(step * sum(counts), every=10**9)
+        looking.refresh_reference(step * sum(counts), every=10**9)
         found.append((seen.drift_psi, seen.novelty_ratio, seen.queue_staleness_cosine))
     return found

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from learner.augment import Views
 from learner.collective import Deal, SingleProcess
-from learner.drift import REPORTS, TRAIL_LEAST, FeatureTrail, Watch, Watched
+from learner.drift import REPORTS, TRAIL_LEAST, DriftMonitor, DriftReport, FeatureTrail
 from learner.network import Network
 from tests.learner.small_run import small_config
 
@@ -36,11 +36,11 @@ class Looking:
 
     def __init__(self, *, every: int = 10**9) -> None:
         self.network = network()
-        self.watch = Watch(self.network, Deal(SingleProcess()), 10)
+        self.watch = DriftMonitor(self.network, Deal(SingleProcess()), 10)
         self.every, self.samples = every, 0
 
-    def look(self, steps: range, *, dark: bool = False, queue_age: int | None = None) -> Watched:
-        found = Watched()
+    def look(self, steps: range, *, dark: bool = False, queue_age: int | None = None) -> DriftReport:
+        found = DriftReport()
         for step in steps:
             self.samples += B
             found = self.watch.observe(
@@ -50,7 +50,7 @@ class Looking:
                 queue_age=queue_age,
                 prototypes_KD=self.prototypes(),
             )
-            self.watch.renew(self.samples, every=self.every)
+            self.watch.refresh_reference(self.samples, every=self.every)
         return found
 
     def prototypes(self) -> Tensor:
@@ -60,7 +60,7 @@ class Looking:
 
 def test_nothing_is_told_before_there_is_a_reference_and_enough_to_compare() -> None:
     looking = Looking(every=0)
-    assert looking.look(range(3)) == Watched()
+    assert looking.look(range(3)) == DriftReport()
     looking = Looking()
     assert looking.look(range(REPORTS)).drift_psi is None
     assert looking.look(range(100, 100 + REPORTS)).drift_psi is not None

@@ -16,6 +16,7 @@ import pytest
 from click.testing import CliRunner
 
 from ops.cli.main import cli
+from ops.doctor import diagnosis
 from ops.monitoring import alerts
 from ops.monitoring.conditions import Scale
 from ops.snapshots.publisher import start_publisher
@@ -84,6 +85,8 @@ def begin(fault: Fault | None, watched: Watched, folder: Path, monkeypatch: pyte
     Learner.plant, Learner.run_dir, Learner.stop = staticmethod(plant), run_dir, stop
     Learner.after = fault.after if fault else HEALTHY_AFTER
     monkeypatch.setattr("ops.train.resume.Learner", Learner)
+    examined = functools.partial(diagnosis.examine, scale=Scale(start_s=SCALE.start_s))
+    monkeypatch.setattr(diagnosis, "examine", examined)
     hurried = functools.partial(start_publisher, retry_s=(0.1, 0.3))
     monkeypatch.setattr("ops.train.listeners.start_publisher", hurried)
     monkeypatch.setattr("ops.train.listeners.PUBLISH_S", 1.0)
