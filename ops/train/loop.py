@@ -405,10 +405,9 @@ class Run:
     def _unusable(self, stats: LaneStats, places: Sequence[BadPlace]) -> None:
         """A pass has ended, and so many records of its last, unfilled step could not be used."""
         assert self._steps is not None
-        if self._carrier is not None:
-            self._carrier.used((), places)
-        if self._keeper is not None:
-            self._keeper.followers.left_out(stats, skipped=self._steps.loader.cursor.skipped)
+        if self._dead_letters is not None:
+            self._dead_letters.used((), places)
+        self._reporter.notify(LeftOut(stats, self._steps.loader.cursor))
 
     def _go_back(self, error: NonFinite) -> None:
         """An update was refused, and its step with it: once more from the checkpoint, then the policy.
