@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from torchvision.models.regnet import BlockParams, RegNet
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
-from learner.batchnorm import without_tracking
+from learner.group_batchnorm import without_tracking
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

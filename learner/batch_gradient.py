@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from learner.augment import Views
+from learner.collective import sent
 from learner.gradients import GradientSums
-from learner.measure import Outcome
 from learner.network import Network, PhaseTimer
 from learner.objectives.swav import Swav
-from learner.transfer import sent
+from learner.step_stats import Outcome
 
 
 class BatchGradient:

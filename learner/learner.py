@@ -10,23 +10,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from learner import state
+from learner import checkpoint_state
 from learner.augment import Views
 from learner.batch_gradient import BatchGradient
+from learner.checkpoint_state import digest
 from learner.collective import Deal, SingleProcess, counts_of_ranks
 from learner.config import LearnerConfig
-from learner.digest import digest
+from learner.dead_prototypes import Arrivals, Reseeder
+from learner.drift import Watch
 from learner.gradients import BUCKET_BYTES, GradientSums
-from learner.health import corrected_agreement, corrected_perplexity, dead_prototypes
-from learner.measure import Measured, Outcome, brought_up_to_date, health_report, judge, measure
+from learner.health import UsageWindow, corrected_agreement, corrected_perplexity, dead_prototypes
 from learner.model import copy_all, encoder_tensors, head_tensors, load_weights, numbered
 from learner.network import Network, PhaseTimer
 from learner.objectives.swav import Swav
 from learner.optim import Updater
 from learner.report import HealthReport, Snapshot, StepReport, require_finite
-from learner.reseed import Arrivals, Reseeder
-from learner.usage import UsageWindow
-from learner.watch import Watch
+from learner.step_stats import Measured, Outcome, brought_up_to_date, health_report, judge, measure
 
 
 class Learner:
@@ -254,8 +253,12 @@ class Learner:
 
     def snapshot(self) -> Snapshot:
         """Copies on the CPU of what others use; not a collective, the same on every rank."""
-        encoder = {name: state.copied(tensor) for name, tensor in encoder_tensors(self._model).items()}
-        weights = {name: state.copied(tensor) for name, tensor in head_tensors(self._model).items()}
+        encoder = {
+            name: checkpoint_state.copied(tensor) for name, tensor in encoder_tensors(self._model).items()
+        }
+        weights = {
+            name: checkpoint_state.copied(tensor) for name, tensor in head_tensors(self._model).items()
+        }
         tensors = dict(weights)
         for head, (window, generation_K) in enumerate(zip(self._usage, self._generations, strict=True)):
             tensors[numbered("usage", head)] = window.shares()
@@ -312,28 +315,30 @@ class Learner:
             self._swav.queue.hand_over(self._group, self._network.device)
             return {}
         queue = self._swav.queue.state_dict(self._group, self._network.device)
-        tensors = state.under("model", self._model.state_dict())
-        tensors |= state.under("optim", state.optimizer_tensors(self._updater.optimizer, self._model))
-        tensors |= state.under("queue", queue["tensors"])
+        tensors = checkpoint_state.under("model", self._model.state_dict())
+        tensors |= checkpoint_state.under(
+            "optim", checkpoint_state.optimizer_tensors(self._updater.optimizer, self._model)
+        )
+        tensors |= checkpoint_state.under("queue", queue["tensors"])
         reseed = self._reseeder.state_dict()
-        tensors |= state.under("reseed", reseed["tensors"])
+        tensors |= checkpoint_state.under("reseed", reseed["tensors"])
         values: dict[str, Any] = {
             "samples": self.samples,
             "updates": self.updates,
             "queue": queue["values"],
             "usage": [],
-            "health": state.report_to_json(self._health),
+            "health": checkpoint_state.report_to_json(self._health),
             "reseed": reseed["values"],
         }
         watch = self._watch.state_dict()
-        tensors |= state.under("watch", watch["tensors"])
+        tensors |= checkpoint_state.under("watch", watch["tensors"])
         values["watch"] = watch["values"]
         for head, (window, generation_K) in enumerate(zip(self._usage, self._generations, strict=True)):
             usage = window.state_dict()
-            tensors |= state.under(f"usage.{head}", usage["tensors"])
+            tensors |= checkpoint_state.under(f"usage.{head}", usage["tensors"])
             values["usage"].append(usage["values"])
             tensors[f"generation.{head}"] = generation_K.clone()
-        return {"version": state.VERSION, "tensors": tensors, "values": values}
+        return {"version": checkpoint_state.VERSION, "tensors": tensors, "values": values}
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Go on from a state, of any number of ranks.
@@ -342,21 +347,29 @@ class Learner:
             ValueError: another version, network, number of prototypes or optimiser; what was loaded until
                 then stays, so the learner is not to be used further.
         """
-        if saved.get("version") != state.VERSION:
+        if saved.get("version") != checkpoint_state.VERSION:
             raise ValueError(
-                f"learner state has version {saved.get('version')!r}; this program reads {state.VERSION}"
+                f"learner state has version {saved.get('version')!r}; "
+                f"this program reads {checkpoint_state.VERSION}"
             )
         tensors, values = saved["tensors"], saved["values"]
-        copy_all(self._model.state_dict(), state.below("model", tensors))
-        state.load_optimizer(self._updater.optimizer, self._model, state.below("optim", tensors))
-        queue = {"tensors": state.below("queue", tensors), "values": values["queue"]}
+        copy_all(self._model.state_dict(), checkpoint_state.below("model", tensors))
+        checkpoint_state.load_optimizer(
+            self._updater.optimizer, self._model, checkpoint_state.below("optim", tensors)
+        )
+        queue = {"tensors": checkpoint_state.below("queue", tensors), "values": values["queue"]}
         self._swav.queue.load_state_dict(queue, self._deal, self._network.device)
         for head, window in enumerate(self._usage):
-            usage = {"tensors": state.below(f"usage.{head}", tensors), "values": values["usage"][head]}
+            usage = {
+                "tensors": checkpoint_state.below(f"usage.{head}", tensors),
+                "values": values["usage"][head],
+            }
             window.load_state_dict(usage)
             self._generations[head].copy_(tensors[f"generation.{head}"])
         self.samples, self.updates = values["samples"], values["updates"]
-        ages = {"tensors": state.below("reseed", tensors), "values": values.get("reseed", {})}
+        ages = {"tensors": checkpoint_state.below("reseed", tensors), "values": values.get("reseed", {})}
         self._reseeder.load_state_dict(ages, samples=self.samples)
-        self._health, self._measured = state.report_from_json(values["health"]), None
-        self._watch.load_state_dict({"tensors": state.below("watch", tensors), "values": values["watch"]})
+        self._health, self._measured = checkpoint_state.report_from_json(values["health"]), None
+        self._watch.load_state_dict(
+            {"tensors": checkpoint_state.below("watch", tensors), "values": values["watch"]}
+        )

@@ -11,12 +11,11 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from learner import batchnorm
+from learner import group_batchnorm
 from learner.augment import Views, normalise_, photometric
-from learner.collective import Deal
+from learner.collective import Deal, sent
 from learner.config import LearnerConfig, ModelConfig
 from learner.model import SwavModel, cosines, on_the_sphere
-from learner.transfer import sent
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.float32, "float64": torch.float64}
 """Of weights, by precision; bfloat16 is that of activations, under autocast."""
@@ -101,10 +100,10 @@ class Network:
             self.model = SwavModel(config.model, config.swav.prototypes)
         self.model.to(device=device, dtype=self.dtype)
         self.model.to(memory_format=self._memory_format)
-        self._lots = batchnorm.Lots.of(deal, max(1, config.model.bn_groups))
+        self._lots = group_batchnorm.Lots.of(deal, max(1, config.model.bn_groups))
         self._by_groups = self._lots.groups > 1 or deal.ranks.world_size > 1
         if self._by_groups:
-            batchnorm.group_batch_norm(self.model, self._lots)
+            group_batchnorm.group_batch_norm(self.model, self._lots)
 
     def parts(self, lane_B: Tensor, accumulate: int) -> list[Tensor]:
         """Which samples go through together: whole groups of batch norm, in `accumulate` parts.
@@ -164,7 +163,7 @@ class Network:
         """
         dim = self._config.model.projection_dim
         z_ABD = torch.empty(assigned, len(lane_B), dim, dtype=self.dtype, device=self.device)
-        with batchnorm.without_tracking(self.model):
+        with group_batchnorm.without_tracking(self.model):
             for part in parts:
                 z_APD = self.embed(views.part(part), lane_B[part], timer)[:assigned]
                 z_ABD[:, sent(part, self.device)] = z_APD
@@ -232,7 +231,7 @@ class Network:
         """Replace the running statistics by their average over these batches of uint8 images."""
         self._lots.begin(None)
         self.model.train()
-        with batchnorm.averaging(self.model):
+        with group_batchnorm.averaging(self.model):
             for some in images:
                 # Even pieces: every batch weighs the same in the average, and one image has no deviation.
                 pieces = -(-len(some) // EVALUATION_BATCH)

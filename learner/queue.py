@@ -9,8 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from learner.collective import Deal, Group, counts_of_ranks, gather_rows
-from learner.transfer import sent
+from learner.collective import Deal, Group, counts_of_ranks, gather_rows, sent
 
 
 class _Batch(NamedTuple):

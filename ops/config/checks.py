@@ -275,13 +275,13 @@ def _of_order(config: RunConfig, stream: Stream) -> Iterator[str]:
                 "window = 0 shuffles all commits of a sealed stream together, and this one is still open: "
                 "seal it, or set window to a number of commits"
             )
-        if config.window > max(1, stream.shards.writer):
+        if config.window > max(1, stream.shards):
             yield (
                 f"window = {config.window}, but the stream has {stream.shards} shards so far: nothing is "
                 "read until there are as many, or it is sealed"
             )
         return
-    held = min(1.0, config.window / max(1, stream.shards.writer)) if config.window else 1.0
+    held = min(1.0, config.window / max(1, stream.shards)) if config.window else 1.0
     if held < MIXED_SHARE and stream.records >= config.batch:
         yield (
             f"a shuffle window holds {config.window} of {stream.shards:,} shards, {100 * held:.1f} % of the "

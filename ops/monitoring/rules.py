@@ -3,7 +3,7 @@
 From this table follow the verdicts of the live page (`ops.monitoring.verdicts`), the findings of the doctor
 (`ops.doctor.diagnosis`), the alerts (`ops.monitoring.alerts`) and the limits on dashboards. A condition is
 written once, as terms over facts by name; the same terms are a predicate here and PromQL in an alert. The
-learner's own gate for snapshots has its limits in `learner.measure`, and five rules take theirs from there.
+learner's own gate for snapshots has its limits in `learner.step_stats`; five rules take theirs from there.
 The file is long because it is the whole table.
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from learner.measure import LIMITS
+from learner.step_stats import LIMITS
 from ops.monitoring import advice
 from ops.monitoring.advice import FROM_HEALTHY, Advice
 from ops.monitoring.catalog import PREFIX

@@ -10,7 +10,7 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from learner.digest import digest as digest_of
+from learner.checkpoint_state import digest as digest_of
 from ops.errors import SnapshotDamaged, SnapshotNotFound
 
 logger = logging.getLogger(__name__)

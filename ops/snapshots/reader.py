@@ -17,7 +17,7 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from learner.digest import digest as digest_of
+from learner.checkpoint_state import digest as digest_of
 from ops.errors import SnapshotDamaged, SnapshotError
 from ops.rundir.files import read_json
 from ops.snapshots.encoder_files import EncoderFiles

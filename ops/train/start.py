@@ -334,7 +334,7 @@ def _finished(run_dir: Path, record: RunRecord, stream: str, config: RunConfig) 
         return None
     if record.config.get("end_samples", 0) != config.end_samples or stream != record.stream:
         return None
-    leave(stream, record.uuid)  # in case the stream could not be reached when the run ended
+    leave(stream, record.uuid, run_dir)  # in case the stream could not be reached when the run ended
     return ended
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from tests.kill_driver import POINTS, differences
+from tests.ops.rundir.test_checkpoint import POINTS as WRITTEN
 from tests.ops.small_runs import config_of, run, write_stream
-from tests.ops.test_checkpoint import POINTS as WRITTEN
 
 ROOT = Path(__file__).parents[2]
 

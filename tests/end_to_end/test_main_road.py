@@ -150,7 +150,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(road: Road) -> None:
 
 
 def test_an_interrupted_run_ends_with_the_same_bits_as_one_that_was_not(road: Road, tmp_path: Path) -> None:
-    arguments = ("learn", road.stream, "--run", tmp_path / "run", *SETTINGS, "--json")
+    arguments: tuple[str | Path, ...] = ("learn", road.stream, "--run", tmp_path / "run", *SETTINGS, "--json")
     straight = _last_json(road.swavstream(*arguments))
     assert straight["snapshot"]["digest"] == road.finished["snapshot"]["digest"]
     assert straight["loss"] == road.finished["loss"]

@@ -20,8 +20,8 @@ from tests.end_to_end.test_kills import driven
 from tests.ingest.made import settings
 from tests.kafka_broker import Broker
 from tests.stream.fake_source import picture
-from tests.stream.make_topic import made, spec_of
-from tests.stream.make_topic import record_of as small_record
+from tests.stream.kafka_topic.make_topic import made, spec_of
+from tests.stream.kafka_topic.make_topic import record_of as small_record
 
 RECORDS = int(os.environ.get("SWAVSTREAM_SOAK_RECORDS", "20000"))
 SECONDS = float(os.environ.get("SWAVSTREAM_SOAK_S", "0"))

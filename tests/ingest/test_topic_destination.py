@@ -21,7 +21,7 @@ from stream.kafka_topic.address import read_address
 from stream.kafka_topic.message import decode_message
 from tests.ingest import made
 from tests.kafka_broker import Broker
-from tests.stream import make_topic
+from tests.stream.kafka_topic import make_topic
 
 
 def topic(broker: Broker, partitions: int = 3, **options: Any) -> str:

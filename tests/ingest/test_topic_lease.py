@@ -20,7 +20,7 @@ from stream.config import KafkaConfig
 from stream.kafka_topic.address import read_address
 from tests.ingest import made
 from tests.kafka_broker import Broker
-from tests.stream import make_topic
+from tests.stream.kafka_topic import make_topic
 from tests.waiting import freeze
 
 HOLD = """

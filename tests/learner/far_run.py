@@ -15,11 +15,10 @@ import torch
 from torch import Tensor
 
 from learner.augment import Views
-from learner.collective import Group, SingleProcess
+from learner.collective import Group, SingleProcess, sent_together
 from learner.config import LearnerConfig
 from learner.learner import Learner
 from learner.report import StepReport
-from learner.transfer import sent_together
 from tests.learner.far_device import Watch, lock, set_up
 from tests.learner.small_run import batch, counting_clock, deal_of, small_config
 

@@ -7,11 +7,11 @@ import torch
 
 from learner.collective import Group, counts_of_ranks, gather_rows
 from learner.config import LearnerConfig
+from learner.drift import Watch
 from learner.gradients import GradientSums
 from learner.network import Network
 from learner.report import NonFinite
 from learner.sinkhorn import assign
-from learner.watch import Watch
 from tests.learner.small_run import batch, deal_of, small_learner, spoiled
 
 Arrays = dict[str, np.ndarray[Any, Any]]

@@ -6,10 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from learner.augment import Views, blur, photometric
+from learner.augment import UNIFORMS, Views, blur, photometric
 from learner.collective import Deal, SingleProcess
 from learner.config import AugmentConfig
-from learner.draws import UNIFORMS
 from tests.oracles.photometric import photometric_all
 
 CPU = torch.device("cpu")

@@ -63,7 +63,7 @@ def test_taps_that_meet_padding_only_have_no_gradient(name: str) -> None:
     assert strided(name)
     for key, conv in strided(name):
         x = torch.randn(16, conv.in_channels, 1, 1)
-        middle = conv.padding[0]
+        middle = int(conv.padding[0])
         for attempt in range(4):
             left = [torch.full((size,), 2.0 ** (60 + attempt)) for size in (2**12, 2**14, 2**16, 2**18)]
             del left

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from learner.batchnorm import GroupBatchNorm, Lots, averaging, group_batch_norm, without_tracking
+from learner.group_batchnorm import GroupBatchNorm, Lots, averaging, group_batch_norm, without_tracking
 from tests.oracles.finite_difference import slope
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from learner.digest import digest
+from learner.checkpoint_state import digest
 
 
 def weights() -> dict[str, Tensor]:

@@ -9,11 +9,11 @@ from torch import Tensor
 from learner.augment import photometric
 from learner.collective import Deal, SingleProcess
 from learner.config import AugmentConfig, LearnerConfig
-from learner.loss import swapped_loss
-from learner.measure import measure
 from learner.network import Network, PhaseTimer
+from learner.objectives.swav import swapped_loss
 from learner.report import NonFinite
 from learner.sinkhorn import assign, marginal_error
+from learner.step_stats import measure
 from tests.learner.small_run import (
     BATCH,
     KINDS,

@@ -177,7 +177,7 @@ def test_a_state_that_is_only_sent_copies_no_weight(monkeypatch: pytest.MonkeyPa
     def refuse(tensor: torch.Tensor) -> torch.Tensor:
         raise AssertionError(tuple(tensor.shape))
 
-    monkeypatch.setattr("learner.state.copied", refuse)
+    monkeypatch.setattr("learner.checkpoint_state.copied", refuse)
     assert learner.state_dict(send_only=True) == {}
     with pytest.raises(AssertionError):
         learner.state_dict()

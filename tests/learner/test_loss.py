@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from learner.loss import swapped_loss
+from learner.objectives.swav import swapped_loss
 from tests.oracles import swapped_loss as oracle
 from tests.oracles.finite_difference import slope
 

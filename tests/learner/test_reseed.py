@@ -6,11 +6,11 @@ from torch import Tensor
 
 from learner.collective import SingleProcess
 from learner.config import LearnerConfig, ReseedConfig
+from learner.dead_prototypes import Arrivals, Reseeder
 from learner.learner import Learner
 from learner.model import cosines, on_the_sphere
 from learner.network import PhaseTimer
 from learner.optim import Lars
-from learner.reseed import Arrivals, Reseeder
 from tests.learner.small_run import BATCH, batch, coloured, run, same_bits, small_config, small_learner
 
 AFTER = 100

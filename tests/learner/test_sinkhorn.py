@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from learner.collective import SingleProcess
-from learner.loss import swapped_loss
+from learner.objectives.swav import swapped_loss
 from learner.sinkhorn import assign, marginal_error, power_law_prior
 from tests.oracles.log_sinkhorn import log_sinkhorn
 

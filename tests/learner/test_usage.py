@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from learner.usage import UsageWindow
+from learner.health import UsageWindow
 
 
 def test_the_window_counts_the_newest_batches_that_fit() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from learner import measure
+from learner import step_stats
 from tests.learner import far_run
 
 ROOT = Path(__file__).parents[2]
@@ -35,9 +35,9 @@ def seen() -> dict[str, Any]:
 
 def the_read() -> str:
     """`file:line` of the one place where an update may wait: figures and the check that all is finite."""
-    lines, first = inspect.getsourcelines(measure.measure)
+    lines, first = inspect.getsourcelines(step_stats.measure)
     (number,) = (first + index for index, line in enumerate(lines) if ".cpu()" in line)
-    return f"learner/measure.py:{number}"
+    return f"learner/step_stats.py:{number}"
 
 
 @pytest.mark.parametrize("case", far_run.CASES)
@@ -52,7 +52,7 @@ def test_an_update_waits_for_the_device_once_to_read_its_figures(seen: dict[str,
 def test_a_health_report_reads_a_few_times_more_where_it_is_made(seen: dict[str, Any], case: str) -> None:
     waits = [wait for wait in seen["updates"][case]["waits"][0] if "augment.py" not in wait]
     assert len(waits) <= 6, waits
-    assert all(wait.startswith("learner/measure.py") for wait in waits), waits
+    assert all(wait.startswith("learner/step_stats.py") for wait in waits), waits
 
 
 @pytest.mark.parametrize("case", far_run.CASES)

@@ -6,8 +6,8 @@ from torch import Tensor
 
 from learner.augment import Views
 from learner.collective import Deal, SingleProcess
+from learner.drift import REPORTS, TRAIL_LEAST, FeatureTrail, Watch, Watched
 from learner.network import Network
-from learner.watch import REPORTS, TRAIL_LEAST, FeatureTrail, Watch, Watched
 from tests.learner.small_run import small_config
 
 B = 64

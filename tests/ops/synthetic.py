@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from learner import health
-from learner.digest import digest
+from learner.checkpoint_state import digest
 from learner.report import HealthReport, Snapshot, StepReport
 from ops.snapshots.reader import snapshot_digest
 from stream.lanes import LaneStats
