@@ -303,3 +303,17 @@ def poison(run_dir: Path) -> None:
     writer = CheckpointWriter(run_dir, found.run, keep=1)
     writer.save(found.state, found.cursor, found.progress)
     writer.flush()
+
+
+def test_unusable_records_behind_the_last_whole_step_are_counted_everywhere(
+    tmp_path: Path, watched: list[RunReporter]
+) -> None:
+    stream = write_stream(tmp_path / "stream", 128, bad_from=100)
+    summary = run(stream, tmp_path / "run", config_of("window=1"))
+    assert summary.samples + summary.skipped + summary.left_over == 128
+    bad = sum(summary.skipped_by_reason.values())
+    assert bad == summary.skipped > 0
+    exported = watched[-1].metrics.registry.get_sample_value
+    labels = [{"outcome": "skipped", "reason": reason} for reason in summary.skipped_by_reason]
+    assert sum(exported("swavstream_records_total", one) or 0 for one in labels) == bad
+    assert watched[-1].live.status()["skipped"] == summary.skipped_by_reason
