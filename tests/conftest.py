@@ -13,12 +13,24 @@ from tests.left_processes import Started
 DATA_VARIABLE = "SWAVSTREAM_TEST_DATA"
 
 LONGEST = (
-    "end_to_end/test_kills.py", "end_to_end/test_main_road.py", "ingest/test_topic_destination.py",
-    "ops/test_launch.py", "ops/test_demo.py", "ops/test_planted_faults.py", "learner/test_ranks.py",
-    "ops/test_run_world.py", "ops/test_run_ranks.py", "ops/test_evaluate.py", "ops/test_estimate.py",
-    "ops/test_topic_run.py", "learner/test_learner_state.py", "ingest/test_processes.py",
-    "stream/test_topic_source.py", "stream/test_replay.py", "stream/test_tail.py",
-)  # fmt: skip
+    "end_to_end/test_kills.py",
+    "end_to_end/test_main_road.py",
+    "ingest/test_topic_destination.py",
+    "ops/distributed/test_launch.py",
+    "ops/demo/test_demo.py",
+    "ops/monitoring/test_planted_faults.py",
+    "learner/test_ranks.py",
+    "ops/train/test_world.py",
+    "ops/train/test_ranks.py",
+    "ops/evaluate/test_evaluate.py",
+    "ops/config/test_memory.py",
+    "ops/train/test_kafka.py",
+    "learner/test_learner_state.py",
+    "ingest/test_processes.py",
+    "stream/kafka_topic/test_source.py",
+    "stream/loader/test_replay.py",
+    "stream/loader/test_tail.py",
+)
 """Files that are begun first where files are shared out: none of them is left for one worker at the end."""
 
 # How long an example takes says how busy the machine is.

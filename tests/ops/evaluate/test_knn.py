@@ -6,7 +6,6 @@ from torch import Tensor
 from ops.evaluate import knn
 from tests.oracles import nearest
 
-ROWS = {"query_rows": 25, "bank_rows": 50}
 """So few at once that the tests have several pieces of each."""
 
 
@@ -26,7 +25,7 @@ def _pieces(bank: Tensor, labels: Tensor, size: int) -> list[tuple[Tensor, Tenso
 def _search(
     bank: Tensor, labels: Tensor, queries: Tensor, *, k: int, piece: int = 64
 ) -> knn.NearestNeighbours:
-    search = knn.NearestNeighbours(queries, k=k, **ROWS)
+    search = knn.NearestNeighbours(queries, k=k, query_rows=25, bank_rows=50)
     for features, names in _pieces(bank, labels, piece):
         search.add(features, names)
     return search
@@ -85,7 +84,7 @@ def test_a_query_that_is_in_the_bank_has_no_vote_on_itself(
     # Row 3 is there twice, as with images that were kept as duplicates: both leave out both.
     bank, labels = torch.cat([bank, bank[3:4]]), torch.cat([labels, labels[3:4]])
     images = torch.cat([torch.arange(90), torch.tensor([3])])
-    search = knn.NearestNeighbours(bank[:60], k=20, images_M=images[:60], **ROWS)
+    search = knn.NearestNeighbours(bank[:60], k=20, images_M=images[:60], query_rows=25, bank_rows=50)
     for start in range(0, 91, piece):
         rows = slice(start, start + piece)
         seen = torch.where(images[rows] < 60, images[rows], -1)
