@@ -260,7 +260,7 @@ FAULTS = (
         setting="swav.epsilon", plant=dying, with_it=_also("CodesUnbalanced", "NotLearning"),
     ),
     Fault(
-        name="twins", alert="SwavstreamPrototypeTwins", finding="twins", setting="swav.epsilon",
+        name="twins", alert="SwavstreamPrototypeTwins", finding="twins", setting="swav.freeze_samples",
         plant=twins, with_it=_also("PrototypesDying"),  # of two that are equal the first takes all
     ),
     Fault(
