@@ -133,10 +133,11 @@ class ListedFiles:
         if self._converted:
             found.append(self._converted)
         elif self._changed_count:
+            more = ", ..." if self._changed_count > len(self._changed) else ""
+            files = "1 file has" if self._changed_count == 1 else f"{self._changed_count} files have"
             found.append(
-                f"{', '.join(self._changed)}{', ...' if self._changed_count > len(self._changed) else ''}: "
-                f"{self._changed_count} files have another size or time than when they were taken; their "
-                "images are taken, those that the stream has already count as duplicate"
+                f"{', '.join(self._changed)}{more}: {files} another size or time than when taken; the images in "
+                "them are taken, those that the stream has already count as duplicate"
             )
         if self.busy:
             found.append(

@@ -43,19 +43,6 @@ class StridedConv2d(nn.Conv2d):
     pixels or with such crops). So the middle tap is computed alone, in every precision and on every device.
     """
 
-    def __init__(self, like: nn.Conv2d) -> None:
-        super().__init__(
-            like.in_channels,
-            like.out_channels,
-            _pair(like.kernel_size),
-            _pair(like.stride),
-            _pair(like.padding),
-            groups=like.groups,
-            bias=like.bias is not None,
-            device="meta",  # nothing is drawn
-        )
-        self.weight, self.bias = like.weight, like.bias
-
     def forward(self, input: Tensor) -> Tensor:  # the name is torch's
         """[B, C, h, w] -> [B, C', h', w']."""
         if input.shape[-2:] != (1, 1):
@@ -73,13 +60,12 @@ def _pair(values: str | tuple[int, ...]) -> tuple[int, int]:
 
 def _guard_strides(net: nn.Module) -> None:
     """Give every padded convolution with a stride the gradient that `StridedConv2d` has."""
-    for parent in list(net.modules()):
-        for name, child in parent.named_children():
-            if type(child) is nn.Conv2d and max(child.stride) > 1:
-                kernel, padding = _pair(child.kernel_size), _pair(child.padding)
-                # Then a map of one pixel gives one pixel, and its tap is the middle one.
-                if max(padding) > 0 and kernel == (2 * padding[0] + 1, 2 * padding[1] + 1):
-                    setattr(parent, name, StridedConv2d(child))
+    for child in net.modules():
+        if type(child) is nn.Conv2d and max(child.stride) > 1:
+            kernel, padding = _pair(child.kernel_size), _pair(child.padding)
+            # Then a map of one pixel gives one pixel, and its tap is the middle one.
+            if max(padding) > 0 and kernel == (2 * padding[0] + 1, 2 * padding[1] + 1):
+                child.__class__ = StridedConv2d  # a new module would draw weights of its own
 
 
 class Convnet(nn.Module):

@@ -184,7 +184,7 @@ def test_changed_shrunken_and_replaced_files_are_told_and_taken(tmp_path: Path) 
     write_tar(root / "t.tar", labelled(22, 2) + labelled(60, 1))
     put(root, 4)  # the same content again, at another time
     report = ingest(root, out, open_stream=True)
-    assert "4 files have another size or time than when they were taken" in report.warnings[0]
+    assert "4 files have another size or time than when taken" in report.warnings[0]
     assert str(root / "000002.jpg") in report.warnings[0]
     assert {encoded(50), bytes(same_size), encoded(60)} <= set(images(out))
     assert Counter(images(out)).most_common(1)[0][1] == 1
