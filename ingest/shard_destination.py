@@ -4,7 +4,6 @@ Exact duplicates: content that a stream has already, whoever wrote it and whenev
 """
 
 import contextlib
-import errno
 import fcntl
 import hashlib
 import logging
@@ -28,7 +27,7 @@ from stream.shards.manifest import Manifest
 from stream.shards.retention import Retention
 from stream.shards.taken import TakenList
 from stream.shards.writer import ShardWriter
-from stream.storage import LocalStore, Store, explained
+from stream.storage import NO_ROOM, LocalStore, Store, explained
 from stream.tar_samples import TarImage
 
 
@@ -71,7 +70,6 @@ class Duplicates:
 
 
 logger = logging.getLogger(__name__)
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -400,7 +398,7 @@ def destination_errors(place: str) -> Iterator[None]:
         raise
     except (StreamError, OSError) as error:
         cause = error if isinstance(error, OSError) else error.__cause__
-        if isinstance(cause, OSError) and cause.errno in _FULL:
+        if isinstance(cause, OSError) and cause.errno in NO_ROOM:
             raise DestinationFull(
                 f"no room is left for {place} ({cause.strerror}): make room and run the same command "
                 "again; it goes on where it was"
