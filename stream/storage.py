@@ -23,7 +23,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import IO, Any, Protocol, TypeVar
 
 from stream.errors import StreamError
 from stream.secrets import check_no_password, safe_url
@@ -85,6 +85,33 @@ def write_whole(path: Path, content: bytes, part: Path | None = None) -> None:
     """Write a small file by `whole_file`."""
     with whole_file(path, part) as unfinished:
         unfinished.write_bytes(content)
+
+
+def try_lock(file: int | IO[bytes], *, shared: bool = False) -> bool | None:
+    """Lock an open file at once; the lock lasts until every copy of the descriptor is closed.
+
+    Returns:
+        True: locked. False: another process has it. None: this file system has no locks.
+    """
+    try:
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
+
+
+def open_lock(path: Path) -> int:
+    """A descriptor of a lock file, which is made when it is missing; its rights are those of the umask."""
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process has the lock of a file; False where the file or the locks are missing."""
+    with contextlib.suppress(FileNotFoundError), path.open("r+b") as file:
+        return try_lock(file) is False
+    return False
 
 
 def link_new(part: Path, final: Path) -> bool:

@@ -1,6 +1,7 @@
 """What both kinds of store promise, and what only the local one can."""
 
 import errno
+import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,11 +14,14 @@ from stream.storage import (
     RemoteStore,
     Store,
     explained,
+    is_locked,
     link_new,
     local_path,
     open_bytes,
+    open_lock,
     open_store,
     part_of,
+    try_lock,
     whole_file,
     write_whole,
 )
@@ -242,3 +246,41 @@ def test_what_a_killed_writer_left_is_written_over(tmp_path: Path) -> None:
     write_whole(path, b"new")
     assert path.read_bytes() == b"new"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_lock_is_held_until_its_file_is_closed(tmp_path: Path) -> None:
+    path = tmp_path / "prune.lock"
+    assert not is_locked(path)
+    handle = open_lock(path)
+    assert not is_locked(path)
+    assert try_lock(handle) is True
+    assert is_locked(path)
+    with path.open("rb") as file:
+        assert try_lock(file) is False
+        assert try_lock(file, shared=True) is False
+    os.close(handle)
+    assert not is_locked(path)
+
+
+def test_readers_share_a_lock(tmp_path: Path) -> None:
+    path = tmp_path / "users.lock"
+    path.touch()
+    with path.open("rb") as one, path.open("rb") as other:
+        assert try_lock(one, shared=True) is True
+        assert try_lock(other, shared=True) is True
+        assert is_locked(path)
+        assert try_lock(one) is False
+
+
+def test_a_file_system_without_locks_is_told_from_a_lock_that_is_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_locks(_: object, __: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    path = tmp_path / "prune.lock"
+    path.touch()
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with path.open("rb") as file:
+        assert try_lock(file) is None
+    assert not is_locked(path)
