@@ -1,16 +1,14 @@
 """Where the files of a stream are: a local folder, or any fsspec URL.
 
 A store knows whole small files by name, and promises three things about them: `create` makes a file that was
-not there, whole and durable, or says that somebody else was first; `replace` makes it visible whole; a reader
-never sees a part. Unfinished local files end in `.part`.
+not there, whole and durable, or says that it was there; `replace` makes it visible whole; a reader never sees
+a part. Unfinished local files end in `.part`.
 
-Files of a stream in a folder of this machine, or of a shared file system.
+In an object store `create` is a conditional put where the file system has one (s3fs, gcsfs, memory). fsspec's
+general fallback looks first and writes then, and so it is done on a store that answers 501 to a conditional
+put: such a store takes one writer at a time.
 
-Files of a stream in an object store, through fsspec.
-
-`create` is a conditional put where the file system has one (s3fs, gcsfs, memory). fsspec's general fallback
-looks first and writes then, and so it is done on a store that answers 501 to a conditional put: such a store
-takes one writer at a time.
+Local files are replaced whole by `whole_file`, and locked by `try_lock`, by all packages.
 """
 
 import contextlib
