@@ -19,19 +19,9 @@ from stream.errors import BadRecord
 def attempt(found: Found, config: IngestConfig) -> Result:
     """Read and prepare one image; whatever is wrong with it becomes a BadRecord."""
     try:
-        return prepare(found.payload or _content(found.path, config.max_bytes), config)
+        return prepare(found.read(config.max_bytes), config)
     except BadRecord as bad:
         return bad
-
-
-def _content(path: str, max_bytes: int) -> bytes:
-    if not path:
-        return b""
-    try:
-        with Path(path).open("rb") as file:
-            return file.read(max_bytes + 1)  # the one byte more shows that the limit is passed
-    except OSError as error:
-        raise BadRecord("unreadable", str(error.strerror)) from error
 
 
 def serve(connection: Connection, config: IngestConfig) -> None:

@@ -19,7 +19,7 @@ from ingest.config import IngestConfig
 from ingest.kafka_history import Stamp, TopicHistory
 from ingest.kafka_lease import GROUP_S, TopicLease
 from ingest.rejects import Listed, Reject, RejectList, state_list
-from ingest.shard_destination import Resume, destination_errors, is_locked, lock_source
+from ingest.shard_destination import Resume, destination_errors, is_source_locked, lock_source
 from stream.kafka_topic.address import read_address
 from stream.kafka_topic.client import create_topic, look_at, open_admin, patiently
 from stream.kafka_topic.fetch import TopicFetcher
@@ -143,7 +143,7 @@ class TopicDestination:
 
     def at_work(self, source_id: str) -> bool:
         """See Destination: on this machine, by its lock."""
-        return self._list is not None and is_locked(self._list.store, source_id)
+        return self._list is not None and is_source_locked(self._list.store, source_id)
 
     def explained(self) -> contextlib.AbstractContextManager[None]:
         """See Destination."""

@@ -24,7 +24,7 @@ from typing import Any, Protocol
 
 from stream.errors import StreamDamaged
 from stream.shards.manifest import Manifest
-from stream.storage import LocalStore, Store, explained, sync_folder
+from stream.storage import LocalStore, Store, explained, sync_path
 
 FOLDER = "rejects"
 SPILL_BYTES = 1024 * 1024
@@ -132,11 +132,10 @@ class FileList:
             self._waiting, self._waiting_bytes = [], 0
             self._undurable = True
             if new:
-                sync_folder(self._path.parent)
-                sync_folder(self._path.parent.parent)
+                sync_path(self._path.parent)
+                sync_path(self._path.parent.parent)
         if durable and self._undurable:
-            with self._path.open("rb") as file:
-                os.fsync(file.fileno())
+            sync_path(self._path)
             self._undurable = False
 
 

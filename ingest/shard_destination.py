@@ -4,8 +4,6 @@ Exact duplicates: content that a stream has already, whoever wrote it and whenev
 """
 
 import contextlib
-import errno
-import fcntl
 import hashlib
 import logging
 import os
@@ -28,7 +26,7 @@ from stream.shards.manifest import Manifest
 from stream.shards.retention import Retention
 from stream.shards.taken import TakenList
 from stream.shards.writer import ShardWriter
-from stream.storage import LocalStore, Store, explained
+from stream.storage import NO_ROOM, LocalStore, Store, explained, is_locked, open_lock, try_lock
 from stream.tar_samples import TarImage
 
 
@@ -71,7 +69,6 @@ class Duplicates:
 
 
 logger = logging.getLogger(__name__)
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -264,7 +261,7 @@ class ShardDestination:
 
     def at_work(self, source_id: str) -> bool:
         """See Destination: in a local folder, by its lock."""
-        return is_locked(self._manifest.store, source_id)
+        return is_source_locked(self._manifest.store, source_id)
 
     def is_new(self, sha256: str) -> bool:
         """See Destination."""
@@ -400,7 +397,7 @@ def destination_errors(place: str) -> Iterator[None]:
         raise
     except (StreamError, OSError) as error:
         cause = error if isinstance(error, OSError) else error.__cause__
-        if isinstance(cause, OSError) and cause.errno in _FULL:
+        if isinstance(cause, OSError) and cause.errno in NO_ROOM:
             raise DestinationFull(
                 f"no room is left for {place} ({cause.strerror}): make room and run the same command "
                 "again; it goes on where it was"
@@ -424,38 +421,25 @@ def lock_source(store: Store, source_id: str) -> int:
     path = _lock_path(store, source_id)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        handle = open_lock(path)
     except OSError:  # for example a read-only stream, whose finished ingest may be asked for its accounts
         return -1
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
+    locked = try_lock(handle)
+    if not locked:
         os.close(handle)
+    if locked is False:
         raise SourceBusy(
             f"another ingest of the same source ({source_id}) writes to {store.url}: wait for it"
-        ) from error
-    except OSError:
-        os.close(handle)
-        return -1
-    return handle
+        )
+    return handle if locked else -1
 
 
-def is_locked(store: Store, source_id: str) -> bool:
+def is_source_locked(store: Store, source_id: str) -> bool:
     """Whether another process has the lock of a source; False where there are no locks."""
     if not isinstance(store, LocalStore):
         return False
-    try:
-        handle = os.open(_lock_path(store, source_id), os.O_RDWR | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    finally:
-        os.close(handle)
+    with contextlib.suppress(OSError):  # as of a stream of another user
+        return is_locked(_lock_path(store, source_id))
     return False
 
 

@@ -25,6 +25,7 @@ from ingest.names import shown
 from ingest.survey import Survey, size_of
 from ingest.tars import TarSample
 from ingest.zips import read_archive
+from stream.errors import BadRecord
 from stream.file_types import ending_of
 from stream.record import LARGEST_LABEL, decode_sample
 from stream.tar import MOST_META_BYTES, TarLoss
@@ -102,6 +103,20 @@ class Found:
     """Only a label was lost: does not count as found."""
     again: bool = False
     """Its file was taken or begun before: content that the stream has must not come a second time."""
+
+    def read(self, max_bytes: int) -> bytes:
+        """The encoded image; of a file above the limit one byte more than the limit, which shows that.
+
+        Raises:
+            BadRecord: the file is unreadable.
+        """
+        if self.payload or not self.path:
+            return self.payload
+        try:
+            with Path(self.path).open("rb") as file:
+                return file.read(max_bytes + 1)
+        except OSError as error:
+            raise BadRecord("unreadable", error.strerror or str(error)) from error
 
 
 class Source(Protocol):

@@ -46,6 +46,7 @@ def check_png(payload: bytes, *, max_bytes: int) -> None:
         BadRecord: `undecodable` for a wrong checksum or broken compressed pixels, `truncated` when these end
             too soon, `too_large`. A missing end chunk is no reason: all pixels are there.
     """
+    # `verify` of Pillow inflates nothing, and refuses sound pixels: without an end chunk, beside a long text.
     inflater = zlib.decompressobj()
     inflated = 0
     for kind, body, checksum in chunks(payload):

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from stream.errors import StreamDamaged
+from stream.json_values import string, whole
 from stream.lanes import Bounds, LaneStats, Position, add_counts, owners_of
 from stream.order import SHARD
 from stream.source import Source
@@ -147,26 +148,26 @@ class Cursor:
             if version != CURSOR_VERSION:
                 raise StreamDamaged(f"cursor version is {version!r}; this program reads {CURSOR_VERSION}")
             positions = _positions(body.pop("positions"))
-            recent = tuple((_whole(read), _whole(bad)) for read, bad in body.pop("recent", ()))
-            deadly = tuple((_whole(unit), _whole(index)) for unit, index in body.pop("deadly", ()))
-            bounds = tuple((_whole(start), _whole(end, least=-1)) for start, end in body.pop("bounds", ()))
+            recent = tuple((whole(read), whole(bad)) for read, bad in body.pop("recent", ()))
+            deadly = tuple((whole(unit), whole(index)) for unit, index in body.pop("deadly", ()))
+            bounds = tuple((whole(start), whole(end, least=-1)) for start, end in body.pop("bounds", ()))
             replay = body.pop("replay", None)
             if replay is not None:
                 replay = WindowStart(
-                    pass_number=_whole(replay["pass_number"]),
-                    steps=_whole(replay["steps"]),
+                    pass_number=whole(replay["pass_number"]),
+                    steps=whole(replay["steps"]),
                     positions=_positions(replay["positions"]),
-                    pass_ends=tuple(_whole(steps) for steps in replay["pass_ends"]),
+                    pass_ends=tuple(whole(steps) for steps in replay["pass_ends"]),
                 )
             for name, value in body.items():
                 if name == "source":
-                    body[name] = {_text(key): _text(text) for key, text in value.items()}
+                    body[name] = {string(key): string(text) for key, text in value.items()}
                 elif name == "order":
-                    body[name] = _text(value)
+                    body[name] = string(value)
                 elif name == "skipped":
-                    body[name] = {_text(reason): _whole(count) for reason, count in value.items()}
+                    body[name] = {string(reason): whole(count) for reason, count in value.items()}
                 else:
-                    _whole(value)
+                    whole(value)
             return cls(
                 positions=positions, recent=recent, replay=replay, deadly=deadly, bounds=bounds, **body
             )
@@ -208,28 +209,16 @@ def _rows(positions: Iterable[Position]) -> list[list[int]]:
 def _positions(rows: Iterable[list[int]]) -> tuple[Position, ...]:
     return tuple(
         Position(
-            lane=_whole(lane),
-            unit=_whole(unit, least=-1),
-            base=_whole(base, least=-1),
-            idx=_whole(idx, least=-1),
-            seq=_whole(seq),
-            end=_whole(end, least=-1),
-            proof=_whole(proof),
+            lane=whole(lane),
+            unit=whole(unit, least=-1),
+            base=whole(base, least=-1),
+            idx=whole(idx, least=-1),
+            seq=whole(seq),
+            end=whole(end, least=-1),
+            proof=whole(proof),
         )
         for lane, unit, base, idx, seq, end, proof in ([*row, 0] if len(row) == 6 else row for row in rows)
     )
-
-
-def _whole(value: object, least: int = 0) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**63:
-        raise ValueError(f"expected a whole number from {least} on, got {value!r}")
-    return value
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"expected text, got {value!r}")
-    return value
 
 
 def start_cursor(

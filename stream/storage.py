@@ -1,16 +1,14 @@
 """Where the files of a stream are: a local folder, or any fsspec URL.
 
 A store knows whole small files by name, and promises three things about them: `create` makes a file that was
-not there, whole and durable, or says that somebody else was first; `replace` makes it visible whole; a reader
-never sees a part. Unfinished local files end in `.part`.
+not there, whole and durable, or says that it was there; `replace` makes it visible whole; a reader never sees
+a part. Unfinished local files end in `.part`.
 
-Files of a stream in a folder of this machine, or of a shared file system.
+In an object store `create` is a conditional put where the file system has one (s3fs, gcsfs, memory). fsspec's
+general fallback looks first and writes then, and so it is done on a store that answers 501 to a conditional
+put: such a store takes one writer at a time.
 
-Files of a stream in an object store, through fsspec.
-
-`create` is a conditional put where the file system has one (s3fs, gcsfs, memory). fsspec's general fallback
-looks first and writes then, and so it is done on a store that answers 501 to a conditional put: such a store
-takes one writer at a time.
+Local files are replaced whole by `whole_file`, and locked by `try_lock`, by all packages.
 """
 
 import contextlib
@@ -23,22 +21,95 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import IO, Any, Protocol, TypeVar
 
 from stream.errors import StreamError
 from stream.secrets import check_no_password, safe_url
 
 PART = ".part"
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+"""Error numbers of a disk, quota or file size that is used up."""
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 
 
-def sync_folder(folder: Path) -> None:
-    """Make new and removed names of a folder durable."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+def sync_path(path: Path) -> None:
+    """Make the content of a file durable, or the new and removed names of a folder."""
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def write_synced(path: Path, content: bytes) -> None:
+    """Write a file that no reader knows yet, and make its content durable; its name is not."""
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def part_of(path: Path) -> Path:
+    """The hidden name beside a file under which its only writer writes it before the rename."""
+    return path.with_name(f".{path.name}{PART}")
+
+
+@contextlib.contextmanager
+def whole_file(path: Path, part: Path | None = None) -> Iterator[Path]:
+    """Replace a file by one that the body writes under another name: readers see the old or the new one.
+
+    Afterwards content and name are durable. When the body or the disk fails, the unfinished file is removed.
+
+    Args:
+        path: the file.
+        part: the other name, in the same folder; needed where two processes may write the file at once.
+
+    Yields:
+        The name to write to.
+    """
+    part = part or part_of(path)
+    try:
+        yield part
+        sync_path(part)
+        part.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        raise
+    sync_path(path.parent)
+
+
+def write_whole(path: Path, content: bytes, part: Path | None = None) -> None:
+    """Write a small file by `whole_file`."""
+    with whole_file(path, part) as unfinished:
+        unfinished.write_bytes(content)
+
+
+def try_lock(file: int | IO[bytes], *, shared: bool = False) -> bool | None:
+    """Lock an open file at once; the lock lasts until every copy of the descriptor is closed.
+
+    Returns:
+        True: locked. False: another process has it. None: this file system has no locks.
+    """
+    try:
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
+
+
+def open_lock(path: Path) -> int:
+    """A descriptor of a lock file, which is made when it is missing; its rights are those of the umask."""
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process has the lock of a file; False where the file or the locks are missing."""
+    with contextlib.suppress(FileNotFoundError), path.open("r+b") as file:
+        return try_lock(file) is False
+    return False
 
 
 def link_new(part: Path, final: Path) -> bool:
@@ -141,23 +212,18 @@ class LocalStore:
 
     def create(self, name: str, data: bytes) -> bool:
         """Make the file whole and durable; False when it is there already."""
-        part = self._written_aside(name, data)
+        part = self._new_part(name)
         try:
+            write_synced(part, data)
             made = link_new(part, self.path(name))
         finally:
             part.unlink(missing_ok=True)
-        sync_folder(part.parent)
+        sync_path(part.parent)
         return made
 
     def replace(self, name: str, data: bytes) -> None:
         """Make the file whole and durable, over an older one."""
-        part = self._written_aside(name, data)
-        try:
-            part.replace(self.path(name))
-        except OSError:
-            part.unlink(missing_ok=True)
-            raise
-        sync_folder(part.parent)
+        write_whole(self.path(name), data, self._new_part(name))
 
     def upload(self, finished: Path, name: str) -> None:
         """Give a file that was written inside this folder its final name; the part stays (see `link_new`)."""
@@ -165,7 +231,7 @@ class LocalStore:
         self.make_folder(final.parent)
         if not link_new(finished, final):
             raise FileExistsError(errno.EEXIST, "the name is taken", str(final))
-        sync_folder(final.parent)
+        sync_path(final.parent)
 
     def delete(self, name: str) -> None:
         """Remove the file if it is there."""
@@ -179,21 +245,12 @@ class LocalStore:
                 self.root.parent,
                 *(one for one in folder.parents if one.is_relative_to(self.root)),
             ):
-                sync_folder(parent)
+                sync_path(parent)
 
-    def _written_aside(self, name: str, data: bytes) -> Path:
+    def _new_part(self, name: str) -> Path:
         final = self.path(name)
         self.make_folder(final.parent)
-        part = final.with_name(f"{final.name}.{uuid.uuid4().hex}{PART}")
-        try:
-            with part.open("xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError:
-            part.unlink(missing_ok=True)
-            raise
-        return part
+        return final.with_name(f"{final.name}.{uuid.uuid4().hex}{PART}")
 
 
 TRIES = 5

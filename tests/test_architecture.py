@@ -18,7 +18,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 LAYERS: dict[str, list[str]] = {
     "stream": [
         "config lanes order",
-        "errors machine secrets socket_folder",
+        "errors json_values machine secrets socket_folder",
         "record storage",
         "file_types source",
         "tar images",

@@ -1,4 +1,4 @@
-"""Between TOML and frozen dataclasses: reading with names and types checked, `--set a.b=v`, and writing.
+"""Between TOML and frozen dataclasses: reading with names and types checked, and `--set a.b=v`.
 
 Nothing here knows a particular setting; the dataclasses in the `config.py` files do.
 """
@@ -6,7 +6,7 @@ Nothing here knows a particular setting; the dataclasses in the `config.py` file
 import difflib
 import tomllib
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -113,21 +113,6 @@ def dotted_names(kind: type[Any], path: str = "") -> list[str]:
     return names
 
 
-def to_toml(values: Mapping[str, Any], path: str = "") -> str:
-    """Write nested plain values as TOML: scalars first, then tables, then arrays of tables."""
-    lines: list[str] = []
-    tables: list[str] = []
-    for name, value in values.items():
-        full = _join(path, name)
-        if isinstance(value, Mapping):
-            tables.append(f"\n[{full}]\n{to_toml(value, full)}")
-        elif isinstance(value, Sequence) and value and all(isinstance(row, Mapping) for row in value):
-            tables += [f"\n[[{full}]]\n{to_toml(row, full)}" for row in value]
-        else:
-            lines.append(f"{name} = {_toml_scalar(value)}\n")
-    return "".join(lines + tables)
-
-
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> dict[str, tuple[Any, Any]]:
     """Dotted name -> (old, new) of every setting that is not the same in two plain configs."""
     found: dict[str, tuple[Any, Any]] = {}
@@ -185,27 +170,3 @@ def _convert_tuple(hint: Any, value: Any, path: str, root: type[Any]) -> tuple[A
         raise ConfigError(f"config key `{path}` needs {len(kinds)} values, got {value!r}")
     numbered = zip(kinds, rows, range(len(rows)), strict=True)
     return tuple(_convert(kind, row, f"{path}.{number}", root) for kind, row, number in numbered)
-
-
-def _toml_scalar(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, int):
-        return f"{value:_}" if abs(value) >= 10_000 else str(value)
-    if isinstance(value, float):
-        text = repr(value)
-        return text if any(mark in text for mark in ".en") else f"{text}.0"
-    if isinstance(value, str):
-        inner = "".join(_escaped(letter) for letter in value)
-        return f'"{inner}"'
-    if isinstance(value, Sequence):
-        return "[" + ", ".join(_toml_scalar(row) for row in value) + "]"
-    raise TypeError(f"TOML cannot hold {value!r}")
-
-
-def _escaped(letter: str) -> str:
-    if letter in '"\\':
-        return "\\" + letter
-    if letter < " " or letter == "\x7f":
-        return f"\\u{ord(letter):04x}"
-    return letter

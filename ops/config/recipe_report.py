@@ -3,6 +3,8 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import tomli_w
+
 from ops.config import binding, recipes
 from ops.config.checks import Machine, Stream, gib, uses_cuda, warnings
 from ops.config.load import build
@@ -78,7 +80,7 @@ class Resolved:
             lines.append(str(self.mixing))
         lines += [f"warning: {sentence}" for sentence in self.warnings]
         body = {**self.config.to_dict(), "recipe": binding.plain(self.recipe.about)}
-        return "".join(f"# {line}\n" for line in lines) + binding.to_toml(body)
+        return "".join(f"# {line}\n" for line in lines) + tomli_w.dumps(body)
 
     def _length(self) -> str:
         if not self.steps:

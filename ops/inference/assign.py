@@ -93,15 +93,11 @@ def _of_files(source: str) -> Iterator[tuple[str, bytes | BadRecord]]:
 def _payload(found: Found) -> bytes | BadRecord:
     if found.loss:
         return BadRecord(found.loss, found.detail)
-    if not found.path:
-        return found.payload
-    path = Path(found.path)
     try:
-        if path.stat().st_size > MAX_BYTES:
-            return BadRecord("too_large", f"{path.stat().st_size:,} bytes, the limit is {MAX_BYTES:,}")
-        return path.read_bytes()
-    except OSError as error:
-        return BadRecord("unreadable", error.strerror or str(error))
+        payload = found.read(MAX_BYTES)
+    except BadRecord as bad:
+        return bad
+    return payload if len(payload) <= MAX_BYTES else BadRecord("too_large", f"over {MAX_BYTES:,} bytes")
 
 
 def _of_stream(url: str) -> Iterator[tuple[str, bytes | BadRecord]]:

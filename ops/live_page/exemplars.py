@@ -16,6 +16,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
+from stream.storage import write_whole
+
 MEMORY_BYTES = 128 << 20
 """Most memory for thumbnails; with it 3000 prototypes keep 6 of 48 pixels each."""
 FEWEST = 4
@@ -190,15 +192,7 @@ class Exemplars:
                 "shape": np.array([self.prototypes, self.each, self.side], np.int64),
             }
         # One name for all: what a killed process left is written over by the next. A run has one writer.
-        aside = path.with_name(f".{path.name}.part")
-        try:
-            aside.write_bytes(
-                save_arrays({name: np.ascontiguousarray(array) for name, array in arrays.items()})
-            )
-            aside.replace(path)
-        except OSError:
-            aside.unlink(missing_ok=True)
-            raise
+        write_whole(path, save_arrays({name: np.ascontiguousarray(array) for name, array in arrays.items()}))
 
     def load(self, path: Path) -> bool:
         """Take images back from a file.

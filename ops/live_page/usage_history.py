@@ -15,6 +15,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
+from stream.storage import write_whole
+
 COLUMNS = 240
 """Most moments that are kept; when they are full every second one goes, and each new one stands for twice as
 many reports. A report is of a window of samples already, so nothing has to be averaged."""
@@ -108,13 +110,7 @@ class UsageHistory:
             "cells_CK": cells,
             "stride": np.array([stride], np.int64),
         }
-        aside = path.with_name(f".{path.name}.part")
-        try:
-            aside.write_bytes(save_arrays(arrays))
-            aside.replace(path)
-        except OSError:
-            aside.unlink(missing_ok=True)
-            raise
+        write_whole(path, save_arrays(arrays))
 
     def load(self, path: Path, *, samples: int) -> bool:
         """Take back what was saved of a run that goes on from so many samples; later columns are left out.

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import logging
-import os
 import shutil
 import threading
 import time
@@ -29,9 +28,9 @@ from ops.rundir.checkpoint import (  # fmt: skip
     number_of,
     numbers,
 )
-from ops.rundir.files import sync_directory
 from ops.rundir.tensor_file import save_tensors
 from stream.cursor import Cursor
+from stream.storage import sync_path
 
 logger = logging.getLogger(__name__)
 
@@ -158,11 +157,11 @@ class CheckpointWriter:
             meta["sha256"] = meta_digest(meta)
             (aside / META).write_text(json.dumps(meta), encoding="utf-8")
             _synced(aside / META)
-            sync_directory(aside)
+            sync_path(aside)
             self._at("synced")
             aside.rename(final)
             self._at("renamed")
-            sync_directory(self.folder)
+            sync_path(self.folder)
             self._at("visible")
             visible = True
         except (OSError, safetensors.SafetensorError) as error:
@@ -209,10 +208,6 @@ class CheckpointWriter:
 
 def _synced(path: Path) -> dict[str, Any]:
     """Bring a file to the disk; its size and digest for meta.json."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    sync_path(path)
     digest, size = file_digest(path)
     return {"sha256": digest, "bytes": size}

@@ -15,7 +15,6 @@ JSON that every reader accepts: numbers that are not finite become null.
 """
 
 import contextlib
-import errno
 import json
 import math
 import os
@@ -27,12 +26,12 @@ from pathlib import Path
 from typing import Any
 
 from ops.errors import NoRoom, RunMismatch, RunNotFound
+from stream.storage import NO_ROOM, write_whole
 
 RUN_VERSION = 1
 FIRST_WEIGHTS = "initial.safetensors"
 # What a start replaces, until the run begins.
 EARLIER_WEIGHTS = f".{FIRST_WEIGHTS}.before"
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,7 +79,7 @@ def room_in(run_dir: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _FULL:
+        if error.errno not in NO_ROOM:
             raise
         raise NoRoom(
             f"no room is left for the run directory {run_dir} ({error.strerror}): make room there and run "
@@ -131,27 +130,6 @@ def write_json(path: Path, body: Mapping[str, Any]) -> None:
     write_whole(path, f"{json.dumps(body, indent=1)}\n".encode())
 
 
-def aside_of(path: Path) -> Path:
-    """The name beside a file under which it is written before it is renamed."""
-    return path.with_name(f".{path.name}.part")
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a small file: aside, synced, renamed, so that readers see the old or the new one."""
-    aside = aside_of(path)
-    try:
-        with aside.open("wb") as handle:
-            handle.write(content)
-            handle.flush()
-            os.fsync(handle.fileno())
-        aside.replace(path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            aside.unlink()
-        raise
-    sync_directory(path.parent)
-
-
 def append_line(path: Path, body: Mapping[str, Any]) -> None:
     """Add one JSON line to a file and sync it."""
     with path.open("a", encoding="utf-8") as handle:
@@ -180,15 +158,6 @@ def newest_saved(run_dir: Path) -> tuple[Path, dict[str, Any]] | None:
         if cursor is not None:
             return path, cursor
     return None
-
-
-def sync_directory(path: Path) -> None:
-    """Make a rename or a new name in a directory survive a power cut."""
-    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def plain(value: Any) -> Any:

@@ -1,6 +1,5 @@
 """history.jsonl: figures of a run over time, thinner the longer it runs, cut back when the run goes back."""
 
-import contextlib
 import json
 import logging
 from collections.abc import Mapping
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ops.rundir.files import read_lines
+from stream.storage import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -84,14 +84,7 @@ class History:
         """Drop what is beyond the place the run goes on from; the file is the old or the new one."""
         if self._kept is None:
             return
-        aside = self.path.with_name(f".{self.path.name}.part")
-        try:
-            aside.write_text("".join(json.dumps(entry) + "\n" for entry in self._kept), encoding="utf-8")
-            aside.replace(self.path)
-        except OSError:
-            with contextlib.suppress(OSError):
-                aside.unlink()
-            raise
+        write_whole(self.path, "".join(json.dumps(entry) + "\n" for entry in self._kept).encode())
         self._kept = None
 
     def _warn(self, error: OSError) -> None:

@@ -16,7 +16,8 @@ from typing import Self
 
 from ops.durations import duration
 from ops.errors import RunLocked
-from ops.rundir.files import FIRST_WEIGHTS, aside_of, restore_first_weights, settle_first_weights, write_whole
+from ops.rundir.files import FIRST_WEIGHTS, restore_first_weights, settle_first_weights
+from stream.storage import part_of, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -290,7 +291,7 @@ class RunClaim:
     def _take_back(self) -> None:
         restore_first_weights(self.run_dir)
         for path in [self.run_dir / name for name in MADE]:
-            for made in (path, aside_of(path)):
+            for made in (path, part_of(path)):
                 if made.name not in self._there:
                     made.unlink(missing_ok=True)
         if "checkpoints" not in self._there:

@@ -19,7 +19,7 @@ The program of the embedded Redis: where it is, its settings, how its process is
 """
 
 import contextlib
-import fcntl
+import errno
 import hashlib
 import json
 import logging
@@ -44,6 +44,7 @@ from ops.rundir.lock import Holder, holder_of, read_holder
 from ops.snapshots.redis_client import connect, redis_url
 from stream.secrets import safe_url
 from stream.socket_folder import SOCKET_PATH_BYTES, NoSocketFolder, socket_folder
+from stream.storage import is_locked, open_lock, try_lock
 
 MAXMEMORY = "2gb"
 """A full server refuses writes; it never drops snapshots to make room."""
@@ -204,11 +205,8 @@ class EmbeddedRedis:
                     self._end(self._server)
                     return
                 with self._door():
-                    try:
-                        fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    except OSError:
-                        return  # somebody else still uses it and will stop it
-                    self._shut_down()
+                    if try_lock(users):  # else another process still uses it and will stop it
+                        self._shut_down()
 
     def end_left_over(self) -> None:
         """End whatever server runs here, used or not: for one who is about to remove the run directory.
@@ -229,9 +227,7 @@ class EmbeddedRedis:
                     self._make_way()
                     self._spawn()
                 if self._users is None:
-                    users = (self.folder / "users.lock").open("ab")
-                    fcntl.flock(users, fcntl.LOCK_SH)
-                    self._users = users
+                    self._users = _shared(self.folder / "users.lock")
                 self._server = self._pid()
         except NoSocketFolder as error:
             raise RedisUnavailable(str(error)) from error
@@ -246,11 +242,11 @@ class EmbeddedRedis:
         """
         holder = holder_of(self.folder.parent)
         elsewhere = holder is not None and holder.host != socket.gethostname()
-        if elsewhere or (self._users is None and _is_held(self.folder / "users.lock")):
+        if elsewhere or (self._users is None and is_locked(self.folder / "users.lock")):
             raise RedisUnavailable(self._refusal(holder))
         self._end_silent_server()
         deadline = time.monotonic() + LET_GO_S
-        while _is_held(self.folder / "server.lock"):
+        while is_locked(self.folder / "server.lock"):
             if time.monotonic() > deadline:
                 raise RedisUnavailable(self._refusal(holder))
             time.sleep(0.03)
@@ -276,17 +272,13 @@ class EmbeddedRedis:
         """One process at a time starts or stops the server."""
         with (self.folder / "door.lock").open("ab") as door:
             deadline = time.monotonic() + START_S + STOP_S
-            while True:
-                try:
-                    fcntl.flock(door, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except OSError as error:
-                    if time.monotonic() > deadline:
-                        raise RedisUnavailable(
-                            f"another command has been busy with the server in {self.folder} for over "
-                            f"{START_S + STOP_S:.0f} s: end it, or set SWAVSTREAM_REDIS_URL to another server"
-                        ) from error
-                    time.sleep(0.05)
+            while not try_lock(door):
+                if time.monotonic() > deadline:
+                    raise RedisUnavailable(
+                        f"another command has been busy with the server in {self.folder} for over "
+                        f"{START_S + STOP_S:.0f} s: end it, or set SWAVSTREAM_REDIS_URL to another server"
+                    )
+                time.sleep(0.05)
             yield
 
     def _own_address(self) -> Path:
@@ -421,29 +413,25 @@ def _url_of(address: Path) -> str:
     return f"unix://{quote(str(address))}"
 
 
+def _shared(path: Path) -> IO[bytes]:
+    """A file whose lock this process shares; nobody else locks it alone while the door is held."""
+    file = path.open("ab")
+    if not try_lock(file, shared=True):
+        file.close()
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+    return file
+
+
 @contextlib.contextmanager
 def _held(path: Path) -> Iterator[int]:
     """A descriptor whose lock lasts until everyone who was handed it has ended."""
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    handle = open_lock(path)
     try:
-        with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try_lock(handle)
         os.ftruncate(handle, 0)
         yield handle
     finally:
         os.close(handle)
-
-
-def _is_held(path: Path) -> bool:
-    """Whether somebody on this machine, or on one that shares its locks, holds a file."""
-    with contextlib.suppress(FileNotFoundError), path.open("r+b") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        except OSError:  # a file system without locks
-            return False
-    return False
 
 
 def _is_closed_to_us(run_dir: Path) -> bool:

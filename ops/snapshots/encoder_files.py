@@ -12,6 +12,7 @@ from torch import Tensor
 
 from learner.checkpoint_state import digest as digest_of
 from ops.errors import SnapshotDamaged, SnapshotNotFound
+from stream.storage import PART, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -51,16 +52,7 @@ class EncoderFiles:
             os.utime(path)  # wanted anew: somebody who prunes now must not take it for an old one
             return path
         self.folder.mkdir(parents=True, exist_ok=True)
-        aside = path.with_suffix(f".{os.getpid()}.part")
-        try:
-            with aside.open("wb") as file:
-                file.write(payload)
-                file.flush()
-                os.fsync(file.fileno())
-            aside.replace(path)
-        except OSError:
-            aside.unlink(missing_ok=True)  # it takes room on a disk that is full
-            raise
+        write_whole(path, payload, path.with_suffix(f".{os.getpid()}{PART}"))
         return path
 
     def load(self, digest: str) -> dict[str, Tensor]:

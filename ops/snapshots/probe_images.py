@@ -21,6 +21,7 @@ from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
 from ops.errors import SnapshotDamaged, SnapshotNotFound
+from stream.storage import write_whole
 
 FILE = "probe.safetensors"
 IMAGES = 2048
@@ -136,13 +137,7 @@ class ProbeSet:
             "samples": np.array(self._samples, np.int64),
             "keys": np.frombuffer("\n".join(self._keys).encode(), np.uint8),
         }
-        aside = self._path.with_name(f".{FILE}.part")
-        try:
-            aside.write_bytes(save_arrays(arrays))
-            aside.replace(self._path)
-        except OSError:
-            aside.unlink(missing_ok=True)
-            raise
+        write_whole(self._path, save_arrays(arrays))
         self._unsaved = False
 
     def _cut(self, kept: int) -> None:

@@ -23,6 +23,7 @@ from ops.rundir.files import read_json
 from ops.snapshots.encoder_files import EncoderFiles
 from ops.snapshots.store import SnapshotStore
 from ops.snapshots.types import SnapshotInfo
+from stream.storage import sync_path, write_synced
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -113,11 +114,13 @@ def fetch(
     shutil.rmtree(aside, ignore_errors=True)
     try:
         aside.mkdir(parents=True)
-        (aside / "prototypes.safetensors").write_bytes(store.blob(info))
-        (aside / "encoder.safetensors").write_bytes(safetensors.torch.save(shot.encoder))
-        (aside / "snapshot.json").write_text(json.dumps(info.to_json(), indent=1) + "\n", encoding="utf-8")
+        write_synced(aside / "prototypes.safetensors", store.blob(info))
+        write_synced(aside / "encoder.safetensors", safetensors.torch.save(shot.encoder))
+        write_synced(aside / "snapshot.json", f"{json.dumps(info.to_json(), indent=1)}\n".encode())
+        sync_path(aside)
         aside.rename(dest)
     except OSError:
         shutil.rmtree(aside, ignore_errors=True)
         raise
+    sync_path(dest.parent)
     return info, False

@@ -7,7 +7,6 @@ becomes of the run that they are from:
 """
 
 import logging
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,9 +28,7 @@ from ops.rundir.files import (
     EARLIER_WEIGHTS,
     FIRST_WEIGHTS,
     RunRecord,
-    aside_of,
     read_run,
-    sync_directory,
     write_run,
 )
 from ops.rundir.tensor_file import save_tensors
@@ -40,6 +37,7 @@ from ops.snapshots.encoder_files import EncoderFiles
 from ops.snapshots.reader import load_snapshot, snapshot_digest
 from ops.snapshots.redis_client import redis_url, said
 from ops.snapshots.store import SnapshotStore
+from stream.storage import sync_path, whole_file
 
 logger = logging.getLogger(__name__)
 
@@ -86,14 +84,11 @@ def begin(
     named = {f"encoder.{name}": tensor for name, tensor in weights.encoder.items()}
     named |= weights.tensors
     path = run_dir / FIRST_WEIGHTS
-    aside = aside_of(path)
-    save_tensors({name: tensor.contiguous() for name, tensor in named.items()}, aside)
-    with aside.open("rb") as handle:
-        os.fsync(handle.fileno())
-    if path.exists():
-        path.replace(run_dir / EARLIER_WEIGHTS)
-    aside.replace(path)
-    sync_directory(run_dir)
+    with whole_file(path) as part:
+        save_tensors({name: tensor.contiguous() for name, tensor in named.items()}, part)
+        sync_path(part)  # before the earlier weights give way
+        if path.exists():
+            path.replace(run_dir / EARLIER_WEIGHTS)
     record = replace(record, origin={"kind": KIND, **weights.origin})
     write_run(run_dir, record)
     return record

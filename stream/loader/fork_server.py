@@ -6,7 +6,6 @@ next program that forks removes those whose lock nobody holds.
 """
 
 import contextlib
-import fcntl
 import functools
 import multiprocessing
 import os
@@ -20,6 +19,7 @@ from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 from stream.socket_folder import socket_folder
+from stream.storage import try_lock
 
 PREFIX = "fork-"
 _LOCK = "lives"
@@ -63,8 +63,7 @@ def _made() -> Path:
     home = Path(tempfile.mkdtemp(prefix=PREFIX, dir=socket_folder()))
     new = home / "new"
     handle = os.open(new, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    with contextlib.suppress(OSError):  # a file system without locks: nobody removes it then
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    if try_lock(handle):  # nobody removes it on a file system without locks
         new.rename(home / _LOCK)  # locked before it has the name that others look for
     return home
 
@@ -83,8 +82,4 @@ def sweep() -> int:
 
 def _nobody_lives(lock: Path) -> bool:
     with lock.open("rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-    return True
+        return try_lock(file) is True

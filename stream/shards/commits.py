@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from stream.errors import StreamDamaged
+from stream.json_values import string, whole
 from stream.lanes import add_counts
 
 CHECK = "check"
@@ -216,7 +217,7 @@ def decode_commit(data: bytes, *, number: int, before: int) -> Commit | Seal:
             )
         if body["version"] == COMMIT_VERSION or CHECK in body:
             body = decode_checked(data)
-        stated = (_whole(body["number"]), _whole(body["before"], most=2**62))
+        stated = (whole(body["number"], most=MOST_RECORDS), whole(body["before"], most=2**62))
         if stated != (number, before):
             raise StreamDamaged(
                 f"commit {number} says that it is {stated[0]} after {stated[1]} records, not after {before}"
@@ -226,13 +227,13 @@ def decode_commit(data: bytes, *, number: int, before: int) -> Commit | Seal:
             return Seal(number=number, before=before, created=created)
         return Commit(
             number=number,
-            n=_whole(body["n"]),
+            n=whole(body["n"], most=MOST_RECORDS),
             before=before,
             uri=_place(body["uri"]),
             index_uri=_place(body["index_uri"]),
-            bytes=_whole(body["bytes"], most=2**62),
-            sha256=_text(body["sha256"]),
-            source_id=_text(body["source_id"]),
+            bytes=whole(body["bytes"], most=2**62),
+            sha256=string(body["sha256"]),
+            source_id=string(body["source_id"]),
             source_position=body["source_position"],
             accounts=decode_accounts(body["accounts"]),
             created=created,
@@ -244,29 +245,17 @@ def decode_commit(data: bytes, *, number: int, before: int) -> Commit | Seal:
 def decode_accounts(body: Mapping[str, Any]) -> Accounts:
     """Accounts from their JSON object. Raises ValueError, TypeError or KeyError when they are none."""
     accounts = Accounts(
-        written=_whole(body["written"], most=2**62),
-        skipped={_text(reason): _whole(n, most=2**62) for reason, n in body["skipped"].items()},
-        bytes=_whole(body["bytes"], most=2**62),
+        written=whole(body["written"], most=2**62),
+        skipped={string(reason): whole(n, most=2**62) for reason, n in body["skipped"].items()},
+        bytes=whole(body["bytes"], most=2**62),
     )
     if body["found"] != accounts.found:
         raise ValueError(f"accounts do not add up: found {body['found']!r}, but {accounts.found} are told")
     return accounts
 
 
-def _whole(value: object, most: int = MOST_RECORDS) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
-        raise ValueError(f"expected a whole number in 0..{most}, got {value!r}")
-    return value
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"expected text, got {value!r}")
-    return value
-
-
 def _place(value: object) -> str:
-    uri = _text(value)
+    uri = string(value)
     if uri and not _is_place(uri):
         raise ValueError(f"expected shards/NAME, index/NAME or an absolute place, got {uri!r}")
     return uri

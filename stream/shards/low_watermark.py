@@ -10,6 +10,7 @@ nobody reads and the next prune removes, and never a tar missing above the floor
 from dataclasses import dataclass
 
 from stream.errors import StreamDamaged
+from stream.json_values import whole
 from stream.shards.commits import decode_checked, encode_checked
 from stream.storage import Store
 
@@ -75,16 +76,10 @@ def decode_floor(data: bytes, *, url: str) -> Floor:
             raise StreamDamaged(
                 f"{url}/{NAME} has version {body['version']!r}; this program reads {FLOOR_VERSION}"
             )
-        first, records, swept = (_whole(body[name]) for name in ("first", "records", "swept"))
+        first, records, swept = (whole(body[name]) for name in ("first", "records", "swept"))
         return Floor(first=first, records=records, swept=swept)
     except (ValueError, TypeError, KeyError) as error:
         raise StreamDamaged(
             f"{url}/{NAME} cannot be read ({error}): put a copy back, or remove it and prune again, with "
             "limits that reach as far"
         ) from error
-
-
-def _whole(value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"expected a whole number, got {value!r}")
-    return value

@@ -1,7 +1,6 @@
 """Sweeps away what writers that died left unfinished."""
 
 import contextlib
-import fcntl
 import logging
 import tempfile
 import time
@@ -9,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from stream.shards.manifest import Manifest
-from stream.storage import PART, LocalStore, Store
+from stream.storage import PART, LocalStore, Store, try_lock
 
 OLD_S = 3600.0
 """A younger unfinished file is left alone, whoever wrote it: seconds."""
@@ -60,11 +59,7 @@ def _parts(store: Store) -> Iterator[Path]:
 
 def _nobody_holds(part: Path) -> bool:
     with part.open("rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return False
-    return True
+        return try_lock(file) is True
 
 
 def _remove(manifest: Manifest, part: Path) -> int:

@@ -12,6 +12,7 @@ import time
 from dataclasses import asdict, dataclass
 
 from stream.errors import StreamDamaged
+from stream.json_values import whole
 from stream.shards.commits import decode_checked, encode_checked
 from stream.storage import Store, explained
 
@@ -108,10 +109,10 @@ def decode_reader(data: bytes, *, name: str) -> Registered:
         reader = Registered(
             run=str(body["run"]),
             where=str(body["where"]),
-            folder=_whole(body.get("folder", 0)),
-            first=_whole(body["first"]),
-            begin=_whole(body["begin"]),
-            used=_whole(body["used"]),
+            folder=whole(body.get("folder", 0)),
+            first=whole(body["first"], least=-1),
+            begin=whole(body["begin"]),
+            used=whole(body["used"]),
             waiting=body["waiting"] is True,
             seen=float(body["seen"]),
         )
@@ -128,12 +129,6 @@ def decode_reader(data: bytes, *, name: str) -> Registered:
 def seen_ago(reader: Registered) -> float:
     """Seconds since the run wrote its entry, as far as clocks agree."""
     return max(0.0, time.time() - reader.seen)
-
-
-def _whole(value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"expected a whole number, got {value!r}")
-    return value
 
 
 def _name(run: str) -> str:

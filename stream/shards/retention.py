@@ -9,7 +9,6 @@ A store in the cloud has no locks: let one process at a time prune there.
 """
 
 import contextlib
-import fcntl
 import logging
 import os
 import time
@@ -22,7 +21,7 @@ from stream.shards.commits import Commit, is_absolute
 from stream.shards.low_watermark import Floor, write_floor
 from stream.shards.manifest import Manifest
 from stream.shards.readers import FOLDER, Registered, forget_reader, read_readers, seen_ago
-from stream.storage import LocalStore, explained
+from stream.storage import LocalStore, explained, open_lock, try_lock
 
 _NOTED_EVERY = 1000
 """Tars between two notes of how far removing has come."""
@@ -281,14 +280,10 @@ def _only_one(manifest: Manifest) -> Iterator[None]:
     with explained(f"cannot prune the stream at {manifest.url}"):
         path = store.path("locks/prune.lock")
         path.parent.mkdir(exist_ok=True)
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        handle = open_lock(path)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise StreamError(f"another process prunes the stream at {manifest.url}: wait for it") from error
-        except OSError:
-            pass  # a file system without locks
+        if try_lock(handle) is False:
+            raise StreamError(f"another process prunes the stream at {manifest.url}: wait for it")
         yield
     finally:
         os.close(handle)

@@ -11,7 +11,6 @@ can be told by the part beside it.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import time
@@ -31,7 +30,7 @@ from stream.shards.commits import Accounts, Commit, NewCommit, new_shard_id
 from stream.shards.index import DIGEST_BYTES, IndexRow, encode_index
 from stream.shards.manifest import Manifest
 from stream.shards.orphans import TEMPORARY, sweep_orphans, temporary_folder
-from stream.storage import PART, LocalStore, explained
+from stream.storage import PART, LocalStore, explained, try_lock
 from stream.tar import BLOCK_BYTES, Member
 
 
@@ -130,8 +129,7 @@ class _Hashed:
 
     def __init__(self, path: Path) -> None:
         self._file: BinaryIO | None = path.open("xb")
-        with contextlib.suppress(OSError):  # a file system without locks: nothing is swept there
-            fcntl.flock(self._file, fcntl.LOCK_EX)
+        try_lock(self._file)  # on a file system without locks nothing is swept
         self._digest = hashlib.sha256()
         self._size = 0
 

@@ -10,6 +10,7 @@ import pytest
 
 from ingest.errors import SourceEmpty, SourceNotFound, SourceUnreadable
 from ingest.sources import FileSource, Found, Position, open_source
+from stream.errors import BadRecord
 from tests.ingest.made import encoded, folder_of, labelled, write_tar
 
 NOBODY = 65534
@@ -373,3 +374,16 @@ def test_the_identity_of_a_source_is_that_of_its_absolute_path(
     assert open_source("x/").source_id == absolute
     assert open_source(f"../{tmp_path.name}/x").source_id == absolute
     assert open_source("x", name="mine").source_id == "mine"
+
+
+def test_an_image_is_read_from_its_file_up_to_one_byte_above_the_limit(tmp_path: Path) -> None:
+    path = tmp_path / "1.jpg"
+    path.write_bytes(b"0123456789")
+    found = Found(name="1.jpg", position={}, path=str(path))
+    assert found.read(10) == b"0123456789"
+    assert found.read(4) == b"01234"
+    assert Found(name="2.jpg", position={}, payload=b"held").read(2) == b"held"
+    path.unlink()
+    with pytest.raises(BadRecord, match="No such file") as caught:
+        found.read(10)
+    assert caught.value.reason == "unreadable"

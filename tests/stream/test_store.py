@@ -1,6 +1,7 @@
 """What both kinds of store promise, and what only the local one can."""
 
 import errno
+import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,10 +14,16 @@ from stream.storage import (
     RemoteStore,
     Store,
     explained,
+    is_locked,
     link_new,
     local_path,
     open_bytes,
+    open_lock,
     open_store,
+    part_of,
+    try_lock,
+    whole_file,
+    write_whole,
 )
 from tests.stream.make_shards import files_below, forget_memory, memory_url
 
@@ -186,3 +193,94 @@ def test_a_pipe_is_refused_and_not_waited_on(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(OSError, match="not a regular file"):
         open_bytes(str(tmp_path / "pipe"))
+
+
+def full_disk(_: int) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_file_that_the_disk_does_not_take_leaves_the_old_one_and_nothing_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "figures.json"
+    write_whole(path, b"old")
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        write_whole(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_is_not_replaced_when_what_writes_it_fails(tmp_path: Path) -> None:
+    path = tmp_path / "figures.json"
+    write_whole(path, b"old")
+
+    def write_half() -> None:
+        with whole_file(path) as part:
+            part.write_bytes(b"half")
+            raise ValueError("no figures")
+
+    with pytest.raises(ValueError, match="no figures"):
+        write_half()
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_written_file_is_durable_before_it_has_its_name_and_its_folder_afterwards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, synced = os.fsync, []
+
+    def noted(handle: int) -> None:
+        synced.append(Path(f"/proc/self/fd/{handle}").readlink())
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    write_whole(tmp_path / "figures.json", b"new")
+    assert synced == [tmp_path / ".figures.json.part", tmp_path]
+
+
+def test_what_a_killed_writer_left_is_written_over(tmp_path: Path) -> None:
+    path = tmp_path / "figures.json"
+    part_of(path).write_bytes(b"a half that is longer")
+    write_whole(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_lock_is_held_until_its_file_is_closed(tmp_path: Path) -> None:
+    path = tmp_path / "prune.lock"
+    assert not is_locked(path)
+    handle = open_lock(path)
+    assert not is_locked(path)
+    assert try_lock(handle) is True
+    assert is_locked(path)
+    with path.open("rb") as file:
+        assert try_lock(file) is False
+        assert try_lock(file, shared=True) is False
+    os.close(handle)
+    assert not is_locked(path)
+
+
+def test_readers_share_a_lock(tmp_path: Path) -> None:
+    path = tmp_path / "users.lock"
+    path.touch()
+    with path.open("rb") as one, path.open("rb") as other:
+        assert try_lock(one, shared=True) is True
+        assert try_lock(other, shared=True) is True
+        assert is_locked(path)
+        assert try_lock(one) is False
+
+
+def test_a_file_system_without_locks_is_told_from_a_lock_that_is_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_locks(_: object, __: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    path = tmp_path / "prune.lock"
+    path.touch()
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with path.open("rb") as file:
+        assert try_lock(file) is None
+    assert not is_locked(path)

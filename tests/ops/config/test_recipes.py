@@ -3,11 +3,13 @@
 from pathlib import Path
 
 import pytest
+import tomli_w
 
 from ingest.config import IngestConfig
 from ops.config import binding, recipes
 from ops.config.checks import advice
 from ops.config.load import build, load_values
+from ops.config.recipe_report import resolve
 from ops.config.run_length import run_samples
 from ops.errors import ConfigError
 
@@ -65,8 +67,20 @@ def test_what_a_recipe_shows_is_a_config_file_that_gives_the_same_settings(name:
     recipe = recipes.load(name)
     file = tmp_path / "shown.toml"
     shown = {**recipe.config.to_dict(), "recipe": binding.plain(recipe.about)}
-    file.write_text(binding.to_toml(shown), encoding="utf-8")
+    file.write_text(tomli_w.dumps(shown), encoding="utf-8")
     assert build(load_values(file)) == recipe.config
+
+
+def test_a_shown_recipe_with_changes_reads_back_equal(tmp_path: Path) -> None:
+    changes = (
+        "swav.prototypes=[30, 40]",
+        "optim.learning_rate=1e-7",
+        'kafka.username="a\\"b\\\\ \\u00e9\\u007f"',
+    )
+    shown = resolve("demo", changes)
+    file = tmp_path / "shown.toml"
+    file.write_text(shown.to_toml(), encoding="utf-8")
+    assert build(load_values(file)) == shown.config
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

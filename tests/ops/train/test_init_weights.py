@@ -4,12 +4,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+import tomli_w
 import torch
 
 from learner.learner import Learner
 from learner.report import NonFinite
 from ops.cli.main import run as command
-from ops.config import binding
 from ops.errors import ConfigError, RunMismatch, SnapshotNotFound
 from ops.inference import load_model
 from ops.rundir.checkpoint import load_newest
@@ -173,7 +173,7 @@ def test_the_command_takes_it(
     whole_run: tuple[Path, RunSummary], drawn_stream: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = tmp_path / "mine.toml"
-    config.write_text(binding.to_toml(config_of("end_samples=32").to_dict()), encoding="utf-8")
+    config.write_text(tomli_w.dumps(config_of("end_samples=32").to_dict()), encoding="utf-8")
     run_dir = tmp_path / "run"
     arguments = ["learn", drawn_stream, "--run", str(run_dir), "--config", str(config), "--json"]
     assert command([*arguments, "--init-from", str(whole_run[0])]) == 0
