@@ -136,8 +136,8 @@ class ListedFiles:
             more = ", ..." if self._changed_count > len(self._changed) else ""
             files = "1 file has" if self._changed_count == 1 else f"{self._changed_count} files have"
             found.append(
-                f"{', '.join(self._changed)}{more}: {files} another size or time than when taken; the images in "
-                "them are taken, those that the stream has already count as duplicate"
+                f"{', '.join(self._changed)}{more}: {files} another size or time than when taken; the images "
+                "in them are taken, those that the stream has already count as duplicate"
             )
         if self.busy:
             found.append(
