@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from ingest.sources import open_source
 from ingest.worker import run_ingest
+from stream.errors import BadRecord
+from stream.images.decode import decode_image
 from stream.lanes import Position
 from tests.ingest.made import encoded
 from tests.ingest.made import settings as config_of
@@ -48,14 +50,29 @@ def taken(tar: Path, stream: Path, *, reference: bool, label_from: str = "", aga
     )
 
 
-def both(tar: Path, folder: Path, *, label_from: str = "", again: bool = False) -> Taken:
-    """The same, by either way."""
+def both_ways(tar: Path, folder: Path, *, label_from: str = "", again: bool = False) -> tuple[Taken, Taken]:
+    """What is taken by copying, and by reading in place."""
     copied, read = (
         taken(tar, folder / way, reference=way == "read", label_from=label_from, again=again)
         for way in ("copied", "read")
     )
+    return copied, read
+
+
+def both(tar: Path, folder: Path, *, label_from: str = "") -> Taken:
+    """The same, by either way."""
+    copied, read = both_ways(tar, folder, label_from=label_from)
     assert read == copied
     return copied
+
+
+def _decodes(payload: bytes) -> bool:
+    """Whether an image can be used: of a tar that stays where it is no image is decoded."""
+    try:
+        decode_image(payload, max_pixels=10**6)
+    except BadRecord:
+        return False
+    return True
 
 
 ONLY_EOF = "only-eof.tar"
@@ -152,7 +169,9 @@ def test_any_tar_gives_the_same_by_either_way(
     (folder / "sound.tar").write_bytes(_tar([("zz.jpg", encoded(99))]))
     # A sound tar beside it: a source without any image is an error.
     (folder / "made.tar").write_bytes(data)
-    both(folder / "*.tar", folder, label_from=label_from, again=again)
+    copied, read = both_ways(folder / "*.tar", folder, label_from=label_from, again=again)
+    assume(all(_decodes(payload) for payload, _, _ in read.records))  # a damage may lie inside an image
+    assert read == copied
 
 
 def _tar(members: list[tuple[str, bytes]], form: int = tarfile.USTAR_FORMAT) -> bytes:
