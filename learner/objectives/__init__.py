@@ -1,1 +1,1 @@
-"""What an encoder is asked to do: SwAV, and methods that it is compared with."""
+"""What an encoder is asked to do: SwAV's swapped prediction."""
