@@ -37,7 +37,7 @@ class IngestConfig:
     digests: bool = True
     """Whether a tar that is indexed where it is (--reference) is read once for the digests of its images.
 
-    Without them `stream verify` cannot check its content, and equal images in it are not told."""
+    Without them `stream verify` cannot check its content, and equal images in it are not found."""
     label_from: str = ""
     """parent: the name of the folder that an image lies in is its label_name. Empty: .cls and .json only."""
     workers: int = -1

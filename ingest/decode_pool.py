@@ -4,12 +4,8 @@ An image from outside can hang a decoder, exhaust the memory or crash the proces
 ingest or cost another image. A process that dies or hangs is replaced. The image that it was at is given up
 with a reason; after a death only if it happens again, since it may have been killed for another's sake.
 
-What becomes of one image. Imports no decoder: who only handles results does without.
-
-The process that those who prepare images are forked from; it imports the decoders once.
-
 This module imports nothing heavy, and no decoder comes into the process that only hands out the work: that
-would take seconds and memory.
+would take seconds and memory. The decoders are imported once, by the process that the others are forked from.
 """
 
 import contextlib
@@ -174,7 +170,7 @@ class Preparers:
         for worker in self._workers:
             worker.connection.close()
             if worker.jobs:
-                worker.process.kill()  # it holds nothing but an image that nobody waits for
+                worker.process.kill()  # it holds nothing but an image that no caller waits for
         for worker in self._workers:
             worker.process.join(timeout=1.0)
             if worker.process.is_alive():

@@ -34,7 +34,7 @@ from stream.storage import LocalStore, local_path
 logger = logging.getLogger(__name__)
 
 LARGEST_REENCODED = 2 * 1024 * 1024
-"""Bytes of an image of 384 pixels on the shorter side that was encoded anew, at the very most."""
+"""Bytes of an image of 384 pixels on the shorter side that was encoded again, at the very most."""
 LONG_LOOK = 10_000
 """Messages to look through that are worth a line."""
 
@@ -71,7 +71,7 @@ class TopicDestination:
         self._rejects: RejectList | None = None
         self._lock = -1
         if state:
-            # Of this very topic: another one, also one made anew under its name, has none of these images.
+            # Of this very topic: another one, also one made again under its name, has none of these images.
             folder = local_path(state)
             if folder is None:
                 raise ValueError(f"--state must be a folder of this machine, got {state}")
@@ -192,7 +192,7 @@ class TopicDestination:
         self._number += 1
 
     def skip(self, reason: str, position: Any) -> None:
-        """See Destination: told with the next record; a restart finds it again."""
+        """See Destination: sent with the next record; a restart finds it again."""
         self._accounts += Accounts(skipped={reason: 1})
 
     def reject(self, reject: Reject) -> None:
@@ -297,7 +297,7 @@ class TopicDestination:
     def _floor(self, ingest: str) -> dict[int, int]:
         """Offset in each partition below which nothing of this ingest lies.
 
-        Where an ingest begins is noted as the offsets of a group of its own, so that nobody has to look
+        Where an ingest begins is noted as the offsets of a group of its own, so that no user has to look
         through a topic for what was never sent. Brokers forget such a group after some days: then the whole
         topic is looked through.
         """

@@ -1,8 +1,9 @@
 """Keeps a second ingest of the same source out of a topic, which has no locks.
 
 Who is at work says so, again and again, in the metadata of a consumer group's offset: a group of its own,
-that nobody joins. A lease that changes while somebody looks is alive, whatever the clocks say; one that does
-not is of a process that is gone. Two that begin in the same moment see each other before they send anything.
+that no consumer joins. A lease that changes while a process looks is alive, whatever the clocks say; one that
+does not is of a process that is gone. Two that begin in the same moment see each other before they send
+anything.
 """
 
 import contextlib
@@ -31,7 +32,7 @@ GROUP_S = 20.0
 """Seconds that a cluster may take to have its first group."""
 BEAT_S = 2.0
 GONE_S = 10.0
-"""A lease that does not change for so long is of nobody any more."""
+"""A lease that does not change for so long belongs to no process any more."""
 SETTLE_S = 0.3
 """Longer than between a look and a write of another that begins in the same moment."""
 RELEASE_S = 3.0
@@ -73,7 +74,7 @@ class TopicLease:
     def take(self) -> None:
         """Become the one that writes. Blocks up to GONE_S when another one was killed on another machine.
 
-        Where the cluster does not permit groups a warning says that nobody is kept out.
+        Where the cluster does not permit groups a warning says that no other ingest is kept out.
 
         Raises:
             SourceBusy: another one is at work.
@@ -116,7 +117,7 @@ class TopicLease:
             thread.join(RELEASE_S)
 
     def _await_absence(self, admin: KafkaAdminClient) -> None:
-        """Return once nobody holds the lease."""
+        """Return once no process holds the lease."""
         seen = patiently(lambda: self._read(admin), seconds=GROUP_S)
         if seen is None or _is_dead(seen):
             return

@@ -7,7 +7,7 @@ has them too, find them listed. A file that changed is taken again, and what the
 is a duplicate.
 
 What another source has listed and not finished is left to it while it is at work, and taken over when it is
-not. That somebody is at work is known by a lock, so in local folders only: elsewhere, sources that overlap
+not. That a process is at work is known by a lock, so in local folders only: elsewhere, sources that overlap
 must not be ingested at the same time.
 """
 

@@ -1,6 +1,6 @@
-"""Where records go: a stream of shards; topic_destination.py has the Kafka topic.
+"""A stream of shards as the destination of an ingest; kafka_destination.py has the Kafka topic.
 
-Exact duplicates: content that a stream has already, whoever wrote it and whenever.
+Content that the stream has already is a duplicate, whoever wrote it and whenever; it is not written again.
 """
 
 import contextlib
@@ -101,7 +101,7 @@ class Destination(Protocol):
 
     @property
     def pending(self) -> Accounts:
-        """Of what was written, that which may still be lost and so is not to be told of as written."""
+        """Of what was written, that which may still be lost and so is not to be reported as written."""
         ...
 
     def resume(self) -> Resume:
@@ -152,7 +152,7 @@ class Destination(Protocol):
 
     @property
     def listed(self) -> Listed | None:
-        """How far that list goes, to be told with the next position; None where there is no list."""
+        """How far that list goes, to be saved with the next position; None where there is no list."""
         ...
 
     def flush(self) -> None:
@@ -229,7 +229,7 @@ class ShardDestination:
 
     @property
     def pending(self) -> Accounts:
-        """See Destination. An open shard is told of as written: it is committed before an ingest ends."""
+        """See Destination. An open shard is reported as written: it is committed before an ingest ends."""
         return Accounts()
 
     def resume(self) -> Resume:

@@ -4,7 +4,7 @@ The order is that of the names' bytes, folder by folder. A position by names hol
 of it is done: it stays good only when files are added behind it. Where there is a place for a list of what
 was taken, listed.py goes by that list instead.
 
-Which label an image has, by the rules that hold for records everywhere, and by its folder where asked.
+The label of an image follows the rules that hold for records everywhere, and its folder where asked.
 """
 
 import glob
@@ -163,7 +163,7 @@ def open_source(
     source = FileSource(
         (specs,) if isinstance(specs, str) else tuple(specs), name, label_from, max_bytes, tuple(exclude)
     )
-    source.roots()  # a spec that means nothing is told before the first image is read
+    source.roots()  # a spec that means nothing is refused before the first image is read
     losses: Counter[str] = Counter()
     unreadable = ""
     for unit in map(looked_at, source.units()):

@@ -1,4 +1,4 @@
-"""How many bytes a source has, counted beside the work, so that a share and the time left can be told."""
+"""How many bytes a source has, counted beside the work, so that a share and the time left are known."""
 
 import threading
 from collections.abc import Callable, Iterator

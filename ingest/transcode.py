@@ -8,9 +8,8 @@ without metadata:
   Everything lossy, and everything large, becomes a JPEG like that.
 - PNG passes when it is tiny (`lossless_px`), opaque, not interlaced and not animated. Tiny images of other
   lossless formats become such a PNG: at that size the blocks of a JPEG would be seen, and decoding is cheap.
-  Large ones become JPEG, which decodes several times faster.
-
-What the chunks of a PNG say; Pillow decodes over wrong checksums and unfinished data.
+  Large ones become JPEG, which decodes several times faster. The chunks of a PNG are checked here, since
+  Pillow decodes over wrong checksums and unfinished data.
 """
 
 import hashlib

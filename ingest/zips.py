@@ -1,4 +1,4 @@
-"""A zip reader for archives that nobody vouches for.
+"""A zip reader for archives that cannot be trusted.
 
 Members come in the order of the zip's directory; the label of one is the member of the same name that ends in
 .cls or .json, wherever it stands. Names are never used as paths, sizes are not believed, and a zip that gives

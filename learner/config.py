@@ -220,7 +220,7 @@ class HealthConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReseedConfig:
-    """Prototypes that begin anew when no sample comes to them any more."""
+    """Prototypes that are re-seeded when no sample comes to them any more."""
 
     after_samples: int = 0
     """Samples without being the arg-max of any, after which a prototype is re-seeded; 0 = never."""

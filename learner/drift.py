@@ -46,7 +46,7 @@ NOVEL_QUANTILE = 0.01
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DriftReport:
-    """Figures against the reference; None = cannot be told yet."""
+    """Figures against the reference; None = not known yet."""
 
     reference_samples: int | None = None
     batch_similarity: float | None = None

@@ -89,7 +89,7 @@ def usage_histogram(counts_K: Tensor) -> tuple[int, ...]:
 
 
 def share_histogram(even_K: Tensor) -> tuple[int, ...]:
-    """The same of usage that is told in even shares, u_k K."""
+    """The same of usage in units of even shares, u_k K."""
     edges = torch.tensor(USAGE_EDGES, dtype=torch.float64, device=even_K.device)
     cell_K = torch.bucketize(even_K.double(), edges)
     return tuple(torch.bincount(cell_K, minlength=len(USAGE_EDGES) + 1).tolist())

@@ -38,7 +38,7 @@ def require_finite(updates: int, **values: float) -> None:
 class HealthReport:
     """The figures that tell whether it still learns; over all ranks, JSON-ready.
 
-    Formulas and null values: `learner.health`, a function each. None = cannot be told yet.
+    Formulas and null values: `learner.health`, a function each. None = not known yet.
     """
 
     samples: int

@@ -22,8 +22,6 @@ OpsError                  1
         StaleEpoch        1   a newer learner of the same run publishes; this one must not
 
 78 (EX_CONFIG of sysexits.h) says to a supervisor that a restart will meet the same error again.
-
-The exit code that each error ends the command with.
 """
 
 from ingest.errors import IngestError

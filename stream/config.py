@@ -177,9 +177,9 @@ class KafkaConfig:
     """Whether a broker's certificate must carry its name."""
     on_gap: str = "stop"
     """Records that were not read yet and are gone (retention, deletion, compaction): stop, or skip them,
-    counted as `lost`. A log that was cut off or written anew below where a run stands stops it either way."""
+    counted as `lost`. A log that was cut off or rewritten below where a run stands stops it either way."""
     dead_letters: str = ""
-    """Topic that is told of records that cannot be used; empty = the topic's name with .dead; - = none."""
+    """Topic where records that cannot be used are reported; empty = the topic's name with .dead; - = none."""
     group: str = ""
     """Consumer group that progress is committed to, for tools that show lag; it is never read. Empty = one
     named after the run; - = none."""

@@ -1,4 +1,4 @@
-"""What can go wrong on the road.
+"""What can go wrong with a stream.
 
 StreamError
     StreamNotFound      nothing is at this address (yet)
@@ -51,7 +51,7 @@ class TooManyBadRecords(StreamError):
     """The budget of unusable records is spent; the message names the reasons and where.
 
     Args:
-        message: what is told.
+        message: what the error says.
         bad: the unusable records of the step that spent it, of this process's lanes.
     """
 

@@ -32,8 +32,8 @@ class Position:
     end: int = -1
     """Kafka: last offset of the current block. Shards: -1."""
     proof: int = 0
-    """Kafka: digest of the current block's messages, between blocks of the message before (topic_proof.py);
-    0 = none, as in cursors from before there was one. Shards: 0."""
+    """Kafka: digest of the current block's messages, between blocks of the message before
+    (kafka_topic/blocks.py); 0 = none, as in cursors from before there was one. Shards: 0."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

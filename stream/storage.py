@@ -113,7 +113,7 @@ def is_locked(path: Path) -> bool:
 
 
 def link_new(part: Path, final: Path) -> bool:
-    """Give a finished file its final name unless somebody has it; False then. The part keeps its own name.
+    """Give a finished file its final name unless it is taken; False then. The part keeps its own name.
 
     Where the file system has no hard links the part is renamed under a lock that dies with the process.
     """
@@ -337,7 +337,7 @@ class RemoteStore:
     def create(self, name: str, data: bytes) -> bool:
         """Put the object unless it is there.
 
-        A put is not tried again after a lost answer: nobody could tell whose object it is then, and the
+        A put is not tried again after a lost answer: no writer could tell whose object it is then, and the
         manifest reads back what it finds. It is tried again when the store says that it did nothing because
         another request was under way. A store without conditional puts takes one writer at a time.
         """
@@ -377,7 +377,7 @@ class RemoteStore:
         _retried(lambda: self._system.pipe_file(path, data))
 
     def upload(self, finished: Path, name: str) -> None:
-        """Put a finished local file under a name that nobody else uses."""
+        """Put a finished local file under a name that nothing else uses."""
         path = self._path(name)
         self._system.makedirs(path.rpartition("/")[0], exist_ok=True)
         _retried(lambda: self._system.put_file(str(finished), path))

@@ -1,4 +1,4 @@
-"""Walks a tar that nobody vouches for: where each file in it lies, and a reason for everything that is lost.
+"""Walks a tar that cannot be trusted: where each file in it lies, and a reason for everything that is lost.
 
 No size is believed beyond the end of the tar, no memory is taken for one, no name is used as a path, and no
 link is followed. Where no header can be read, the walk looks for the next one that can. Two blocks of zeros

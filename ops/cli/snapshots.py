@@ -1,11 +1,4 @@
-"""`swavstream snapshots`: what a run has published.
-
-What the commands of `swavstream snapshots` have in common: RUN, options, and the store.
-
-`swavstream snapshots promote | rollback | pin | unpin | prune`: what is called what, and what stays.
-
-`swavstream snapshots diff | fetch`: two snapshots compared, one taken along.
-"""
+"""`swavstream snapshots`: list, show, compare, fetch, promote, pin and prune what a run has published."""
 
 import os
 import socket

@@ -1,7 +1,7 @@
 """Whether settings go together, and whether they fit a machine and a stream: a sentence for each fault.
 
-`refusals` tells what no run can have, `advice` what is allowed but probably not meant, `warnings` what will
-not do here. Nothing is opened or taken; what is judged is handed in. Nothing heavy is imported.
+`refusals` gives what no run can have, `advice` what is allowed but probably not meant, `warnings` what will
+not do here. Nothing is opened or taken: the caller hands in what is judged. Nothing heavy is imported.
 """
 
 import math
@@ -142,7 +142,7 @@ def warnings(
         base: the recipe's own, which the learning rate was chosen for.
         machine: where the run would be.
         ranks: learners that would share it.
-        memory: of one rank; None when that cannot be told, as with more ranks than lanes.
+        memory: of one rank; None when that is not known, as with more ranks than lanes.
         stream: what would be read; None = not known yet.
     """
     found = [*refusals(config, ranks), *_of_ranks(config, ranks), *advice(config)]

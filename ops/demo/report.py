@@ -32,7 +32,7 @@ class DemoResult:
     """None for images that have no kinds, and when nothing was learned."""
     sheet: Sheet | None
     agreement: tuple[float | None, float | None] = (None, None)
-    """Of two views on one prototype, corrected for chance: of late, and at the start; None = not known."""
+    """Of two views on one prototype, corrected for chance: recently, and at the start; None = not known."""
 
     def to_json(self) -> dict[str, Any]:
         """As `--json` prints it."""

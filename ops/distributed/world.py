@@ -126,7 +126,7 @@ class JoinedWorld(World):
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         try:
             store, _, _ = next(rendezvous("env://", timeout=timeout))
-            # A launcher may keep the store over restarts: what an earlier life left there is not ours.
+            # A launcher may keep the store over restarts: what an earlier session left there is not ours.
             self._store = PrefixStore(f"swavstream/{place.restarts}", store)
             dist.init_process_group(
                 backend,

@@ -40,7 +40,7 @@ class LabelledImages:
     """The labelled images of a stream, as often as wanted, in one order.
 
     Reads what is committed when it is made. Views are kept in memory when all of them fit into 512 MB, else
-    decoded anew for each pass. Not thread-safe.
+    decoded again for each pass. Not thread-safe.
 
     Args:
         url: the stream.

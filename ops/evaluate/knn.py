@@ -1,6 +1,7 @@
-"""Weighted nearest neighbours: how well features sort labelled images, without any training on the labels.
+"""Weighted nearest neighbours and purity: how well features and prototypes sort labelled images.
 
-Purity: how far the images of one prototype are of one kind, with what chance alone would give.
+Nothing is trained on the labels. Purity is how far the images of one prototype are of one kind, beside what
+chance alone would give.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""The kNN evaluation of a run, always beside raw pixels and the untrained network: nobody shall be fooled."""
+"""The kNN evaluation of a run, always beside raw pixels and the untrained network as baselines."""
 
 # N images in the bank   M queries   F width of a feature   S side of a view
 

@@ -34,9 +34,9 @@ class Prototypes:
     prototypes: int
     """K."""
     reseeded: tuple[int, ...]
-    """Those that began anew in between (another generation): another thing under the same index."""
+    """Those that were re-seeded in between (another generation): another thing under the same index."""
     cosine_p50: float | None
-    """Median cosine of a prototype in A and in B, over those that did not begin anew; None when all did."""
+    """Median cosine of a prototype in A and in B, over those that were not re-seeded; None when all were."""
     cosine_p1: float | None
     cosine_min: float | None
     moved: int

@@ -51,7 +51,7 @@ def assign(network: Network, source: str) -> Iterator[Assignment]:
     """Assign every image of a source, in its order.
 
     Args:
-        network: whose prototypes, as `model_io.load` reads them; in evaluation mode, so that an image gets
+        network: whose prototypes, as `load_model.load` reads them; in evaluation mode, so that an image gets
             the same answer in any company.
         source: a folder, a tar, a quoted glob, or a stream (a folder with stream.json, or a URL).
 

@@ -1,6 +1,6 @@
-"""Views: how evaluation and `assign` look at an image, and decoding many images in threads.
+"""How evaluation and `assign` look at an image: its view, and decoding many images in threads.
 
-Image libraries write what they think of bad files to descriptor 2, many lines each: keep them quiet.
+Image libraries write what they think of bad files to descriptor 2, many lines each; it is kept quiet here.
 """
 
 import contextlib

@@ -27,7 +27,7 @@ ARRIVALS = 50
 LOWEST_SCORE = 1e-3
 """Cosines below count as this much, so that the logarithm exists."""
 SIGNATURE_PX = 8
-"""Side of the tiny copy by which near-equal pictures are told."""
+"""Side of the tiny copy by which near-equal pictures are recognised."""
 OFFERS = 16
 """Most images of one batch that are looked at closely; it bounds what a batch costs, about 20 us each."""
 NEAR_EQUAL = 5.0

@@ -76,7 +76,7 @@ class LivePrototypes:
 
         Args:
             directions_KD: [K, D] float32 of unit norm.
-            generation_K: [K] int64, how often each began anew.
+            generation_K: [K] int64, how often each was re-seeded.
             samples: seen by the run.
         """
         small = directions_KD.nbytes <= DIRECTIONS_BYTES

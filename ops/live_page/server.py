@@ -1,6 +1,6 @@
 """The HTTP port of a learner: metrics, health, the live page and what it shows; read-only.
 
-The live page as one document: its parts are files of the package, put together once.
+The live page is one document: its parts are files of the package, put together once.
 """
 
 import base64
@@ -163,7 +163,7 @@ class Scrapes:
             self._changed.notify_all()
 
     def expected_within(self) -> float:
-        """Seconds within which the next one is to be expected; 0 where nobody asks regularly."""
+        """Seconds within which the next one is to be expected; 0 where no client asks regularly."""
         with self._changed:
             if len(self._asked) < 2:
                 return 0.0

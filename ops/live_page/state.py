@@ -119,14 +119,14 @@ def _merged(
 
 
 RECORDS_S = 300.0
-"""Seconds that records, and how alike batches are, are told of: as long as in the alerts."""
+"""Seconds that records, and how alike batches are, are reported: as long as in the alerts."""
 TROUBLE_S = 1800.0
-"""Seconds that troubles are told of."""
+"""Seconds that troubles are reported."""
 BOXES = 60
 """Parts of the span, each forgotten as a whole."""
 
 ALIKE = ("batch_similarity", "stream_autocorrelation")
-"""Fields of the health report whose mean is told."""
+"""Fields of the health report whose mean is shown."""
 
 
 class Sums:
@@ -248,7 +248,7 @@ class LiveView:
         self.ranks = 1
         """Learners that share the run; set once, before it is looked at."""
         self.published_before = 0
-        """Snapshot that earlier lives of the run published last; set once."""
+        """Snapshot that earlier sessions of the run published last; set once."""
         self._lock = threading.Lock()
         self._started = time.time()
         self._fixed = {
@@ -498,7 +498,7 @@ class LiveView:
         return (last - first) / (ended - began) if ended > began else 0.0
 
     def _reseeded(self, count: int) -> None:
-        """An event; several in a row are told as one, so that they push nothing else out."""
+        """An event; several in a row become one, so that they push nothing else out."""
         with self._lock:
             last = self._events[-1] if self._events else {}
             if last.get("kind") == "re-seed":

@@ -28,7 +28,7 @@ PER_OCTAVE = 16
 LOWEST_LOG2 = -6
 """Byte 1 is 2^-6 of the even share or less, byte 255 is 2^9.875 (939) even shares or more; 0 is no use."""
 WINDOW_PARTS = 8
-"""Looks within one window of usage from which a prototype's change is told."""
+"""Looks within one window of usage from which a prototype's change is computed."""
 
 
 class UsageHistory:
@@ -91,7 +91,7 @@ class UsageHistory:
             return self._recent[0] if self._recent else None
 
     def columns(self) -> tuple[list[int], list[NDArray[np.uint8]]]:
-        """Samples seen at each moment, and [K] bytes each, oldest first; nobody writes into them."""
+        """Samples seen at each moment, and [K] bytes each, oldest first; they are not written to."""
         with self._lock:
             return [samples for samples, _ in self._columns], [column for _, column in self._columns]
 

@@ -103,7 +103,7 @@ def share(part: str, whole: str) -> str:
 
 
 def quantile(q: float, histogram: str) -> str:
-    """A quantile of a histogram over all learners that are chosen; 0 where nothing was counted of late."""
+    """A quantile of a histogram over all learners that are chosen; 0 where nothing was counted recently."""
     found = f"histogram_quantile({q}, sum by (le) ({rate(f'{histogram}_bucket')}))"
     return f"{found} >= 0 or 0 * sum({rate(f'{histogram}_count')})"
 

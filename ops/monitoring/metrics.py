@@ -188,7 +188,7 @@ class Metrics:
                     self._set("lane_lag_seconds", seconds, stage, str(lag.lane))
 
     def dead_letters(self, sent: int, dropped: int) -> None:
-        """Dead letters since the learner started, as the follower counts them."""
+        """Dead letters since the learner started."""
         for result, total in (("sent", sent), ("dropped", dropped)):
             with self._lock:
                 before = self._letters.get(result, 0)
@@ -204,7 +204,7 @@ class Metrics:
         self._set("learner_ready", int(yes))
 
     def ended(self, yes: bool) -> None:
-        """Whether the run is over as it should be, so that nobody misses its metrics."""
+        """Whether the run is over as it should be, so that its metrics are not missed."""
         self._set("run_ended", int(yes))
 
     def reader_restarts(self, total: int) -> None:

@@ -1,7 +1,7 @@
 """What lies in a run directory, and how its small files are read and written. Nothing heavy is imported.
 
 run.json          which run this is: uuid, stream, settings, length
-lock              who works here now
+lock              which process works here now
 checkpoints/      ckpt-<number>/, the newest last
 probe.safetensors the first samples as thumbnails, for comparing snapshots
 history.jsonl     figures over time, one line an entry, thinner the longer the run
@@ -11,7 +11,7 @@ summary.json      how the run last ended
 exemplars.safetensors, usage-history.safetensors  typical images and usage over time, for the live page
 server.json       where metrics and live page are, while it runs
 
-JSON that every reader accepts: numbers that are not finite become null.
+The JSON is such that every reader accepts it: numbers that are not finite become null.
 """
 
 import contextlib

@@ -14,8 +14,6 @@ for as long as it lives, which other containers and machines see too.
     RUN/redis/server.lock    held by the server while it lives; says on which host, and as which process
     RUN/redis/appendonlydir  its data, written through an append-only file
     RUN/redis/server.log     what it says
-
-The program of the embedded Redis: where it is, its settings, how its process is told from others.
 """
 
 import contextlib
@@ -201,7 +199,7 @@ class EmbeddedRedis:
             if users is None:
                 return
             with users:
-                if not self.folder.is_dir():  # somebody removed the run: nothing is left to be kept
+                if not self.folder.is_dir():  # the run was removed: nothing is left to be kept
                     self._end(self._server)
                     return
                 with self._door():
@@ -414,7 +412,7 @@ def _url_of(address: Path) -> str:
 
 
 def _shared(path: Path) -> IO[bytes]:
-    """A file whose lock this process shares; nobody else locks it alone while the door is held."""
+    """A file whose lock this process shares; no other process locks it alone while the door is held."""
     file = path.open("ab")
     if not try_lock(file, shared=True):
         file.close()

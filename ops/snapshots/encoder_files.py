@@ -17,7 +17,7 @@ from stream.storage import PART, write_whole
 logger = logging.getLogger(__name__)
 
 UNFINISHED_S = 3600.0
-"""Age after which an unfinished file is nobody's any more, seconds."""
+"""Age after which an unfinished file belongs to no process any more, seconds."""
 
 
 class EncoderFiles:
@@ -49,7 +49,7 @@ class EncoderFiles:
         path = self.path(digest)
         payload = safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()})
         if path.exists() and path.stat().st_size == len(payload):
-            os.utime(path)  # wanted anew: somebody who prunes now must not take it for an old one
+            os.utime(path)  # wanted again: a process that prunes now must not take it for an old one
             return path
         self.folder.mkdir(parents=True, exist_ok=True)
         write_whole(path, payload, path.with_suffix(f".{os.getpid()}{PART}"))

@@ -1,6 +1,6 @@
-"""A snapshot with everything that is needed to use it, and every digest checked before it is handed out.
+"""A snapshot with all that is needed to use it, every digest checked, from Redis or from plain files.
 
-A snapshot as plain files that need neither Redis nor the run.
+A snapshot as plain files needs neither Redis nor the run:
 
 DEST/snapshot.json             what is known of it, digests among it
 DEST/prototypes.safetensors    `prototypes` [K, D], `head.*`, `usage` [K], `generation` [K]: as stored

@@ -1,4 +1,4 @@
-"""A Redis client from a URL, made so that nobody waits long and no password is printed.
+"""A Redis client from a URL, made so that no caller waits long and no password is printed.
 
     redis://HOST:6379/0                      a server
     rediss://HOST:6380/0                     with TLS; an own CA by ?ssl_ca_certs=FILE or SWAVSTREAM_REDIS_CA
@@ -13,7 +13,7 @@ User and password may stand in the URL, but are better kept out of it:
     SWAVSTREAM_REDIS_SENTINEL_PASSWORD   of the Sentinels themselves, where they ask for one
 
 An address in brackets is one of IPv6. On a Redis Cluster give the node that holds the run's slot: all keys of
-a run are in one, see `ops.snapshots.store`. Redirects are not followed, but `said` names the node.
+a run are in one, see `ops.snapshots.store`. Redirects are not followed, but the error names the node.
 """
 
 import os

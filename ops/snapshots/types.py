@@ -1,4 +1,4 @@
-"""A snapshot without its tensors, as fields of a Redis hash; and one on its way there, with its result."""
+"""What snapshot modules hand each other: a snapshot's fields in Redis, one to publish, and its result."""
 
 import json
 import time

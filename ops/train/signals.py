@@ -58,7 +58,7 @@ class StopRequest:
         return self._event.is_set()
 
     def ask(self, number: int | None = None) -> None:
-        """Ask for the run to end after the step at hand, as if this signal had come; None is no signal."""
+        """Ask for the run to end after the current step, as if this signal had come; None is no signal."""
         if self.signal is None:
             self.signal = number
         self._event.set()

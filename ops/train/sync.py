@@ -122,7 +122,7 @@ class Steps:
         warn: given a sentence about the lanes that hold the others up.
         save_asked: whether this rank was asked to save since it was last called.
         on_save: called on all ranks between the same two steps once any of them was asked to.
-        on_unusable: told the unusable records of a step that a pass ended without: the account of all ranks,
+        on_unusable: given the unusable records of a step that a pass ended without: the account of all ranks,
             and the places of this rank's.
     """
 

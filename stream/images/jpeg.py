@@ -243,7 +243,7 @@ def _decoded(payload: bytes, colours: str) -> tuple[NDArray[np.uint8] | None, st
 def _said_behind(parts: list[tuple[int, bytes]], said: str, colours: str) -> str:
     """What libjpeg says after a warning of bytes too many behind the codes of a scan; empty = nothing.
 
-    The bytes are taken away and the rest is decoded. Which scan it was is not told, only the marker behind
+    The bytes are taken away and the rest is decoded. Which scan it was is not known, only the marker behind
     it: where a scan had none too many, taking them away is a damage that shows.
     """
     damage, trials = "", 0

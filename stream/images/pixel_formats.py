@@ -119,7 +119,7 @@ def to_rgb(image: Image.Image, payload: bytes, raw: str) -> Image.Image:
 
 
 def _check_deep_jpeg2000(image: Image.Image, payload: bytes) -> None:
-    """Refuse colours of more than 8 bits where it cannot be told which were white.
+    """Refuse colours of more than 8 bits where it is not known which were white.
 
     Pillow rounds them to 8 bits and lets 255.5 become 0. It keeps no bits below these 8 either.
     """

@@ -1,6 +1,6 @@
-"""Address of a Kafka topic: kafka://HOST:PORT[,HOST:PORT...]/TOPIC. Imports nothing heavy.
+"""Where a Kafka topic is, kafka://HOST:PORT[,HOST:PORT...]/TOPIC, and where it ends for a run.
 
-Where a topic ends for a run: `now`, an offset, or a time, as one end offset a lane.
+The end is `now`, an offset, or a time; it becomes one end offset a lane. Nothing heavy is imported.
 """
 
 import datetime

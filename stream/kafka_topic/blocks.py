@@ -1,15 +1,12 @@
 """Blocks of a topic's messages: where lanes begin and end, what is gone, and whether it is what it was.
 
 What a partition no longer holds is told apart by where it is missing: before its first message (retention),
-between messages (a cleaner, a damaged disk; marks of transactions are no messages and are not missed), or
-below a position that proves to stand on another log (written anew after an election without the newest
-messages).
+between messages (a cleaner, a damaged disk; control records of transactions are no messages and are not
+missed), or below a position that proves to stand on another log.
 
-Proof that messages are still those that were read: a number that a position keeps.
-
-A leader that was elected without the newest messages gives their offsets to others, a topic may be restored
-from a backup, and the log looks whole either way. So a position holds a digest of the message before it, or
-of the block that it is in, and reading on compares.
+A log is another one where a leader was elected without the newest messages and gave their offsets to others,
+or where a topic was restored from a backup; it looks whole either way. So a position holds a digest of the
+message before it, or of the block that it is in, and reading on compares.
 """
 
 import hashlib
@@ -142,7 +139,7 @@ class TopicBlocks:
         """The block at a position, what is gone there, or None when it is not full yet.
 
         Raises:
-            StreamDamaged: messages are gone, and `kafka.on_gap` says stop; or the log was written anew.
+            StreamDamaged: messages are gone, and `kafka.on_gap` says stop; or the log was written again.
         """
         lane, base = position.lane, position.base
         if base < self._starts[lane]:

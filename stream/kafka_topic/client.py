@@ -3,10 +3,9 @@
 The clients that are made here are those of kafka-python, with the settings that all of ours share. Each runs
 a thread of its own from the moment it is made: make it in the process that uses it, never before a fork.
 
-What the Kafka client library says while it works: told only to who asks, but listened to.
-
-It logs each attempt to reconnect as an error, once a second from every client, and tries again for as long as
-it may when a password or a certificate is refused; its last error then speaks of time alone.
+The client library logs each attempt to reconnect as an error, once a second from every client, and tries
+again for as long as it may when a password or a certificate is refused; its last error then speaks of time
+alone. So its messages are logged only when they are asked for, and the last refusal among them is kept.
 """
 
 import contextlib
@@ -67,7 +66,7 @@ class Listener(logging.Handler):
         self._refusal = ""
 
     def refusal(self) -> str:
-        """What was refused of late; empty when nothing was."""
+        """What was refused recently; empty when nothing was."""
         return self._refusal if time.monotonic() - self._at < RECENT_S else ""
 
 
@@ -110,12 +109,12 @@ PROTOCOLS = {"plaintext": "PLAINTEXT", "tls": "SSL", "sasl": "SASL_PLAINTEXT", "
 BOOTSTRAP_MS = 15_000
 REQUEST_MS = 20_000
 METADATA_MS = 30_000
-"""So often partitions are looked at anew: added ones are told of within this time."""
+"""So often partitions are looked at again: added ones are reported within this time."""
 FETCH_MOST_BYTES = 64 * 1024 * 1024
 
 
 class Secret(str):
-    """Text that shows itself to nobody: the client library logs its settings when it is asked for details."""
+    """Text that is never shown: the client library logs its settings when it is asked for details."""
 
     __slots__ = ()
 
@@ -186,7 +185,7 @@ def open_admin(address: TopicAddress, config: KafkaConfig) -> KafkaAdminClient:
 
 
 def open_consumer(address: TopicAddress, config: KafkaConfig, *, check_crcs: bool = True) -> KafkaConsumer:
-    """A client that reads what it is told to, and nothing by itself. Raises StreamError."""
+    """A client that reads what it is asked to, and nothing by itself. Raises StreamError."""
     with explained(address):
         return KafkaConsumer(
             **client_options(address, config),
@@ -196,8 +195,8 @@ def open_consumer(address: TopicAddress, config: KafkaConfig, *, check_crcs: boo
             enable_auto_commit=False,
             # Else an offset that is gone would become the newest one, silently.
             auto_offset_reset="none",
-            # Records of a transaction that was given up were never written: they, and the marks that end
-            # transactions, count neither as read nor as missing (topic_batches.py).
+            # Records of a transaction that was given up were never written: they, and the records that end
+            # transactions, count neither as read nor as missing (fetch.py).
             isolation_level="read_committed",
             # In C, by the extra kafka-python[crc32c]: in Python it takes a core for 50 images a second.
             check_crcs=check_crcs,

@@ -1,4 +1,4 @@
-"""What follows a run over a topic: dead letters for records that could not be used, and a group's offsets.
+"""Dead letters for the records of a topic that a run could not use, and the offsets of a consumer group.
 
 A dead letter has the reason, topic, partition and offset of a record, which itself stays where it is until
 its topic lets go of it. It is sent after the step that skipped the record, so a run that goes back after a
@@ -24,7 +24,7 @@ from stream.lanes import LOST, BadPlace, Position
 logger = logging.getLogger(__name__)
 
 MOST_WAITING = 10_000
-"""Letters that wait while brokers are away; more are dropped, counted and told."""
+"""Letters that wait while brokers are away; more are dropped, counted and reported."""
 SEND_MS = 10_000
 COMMIT_S = 2.0
 """Seconds between two commits of progress."""
@@ -32,7 +32,7 @@ _END = None
 
 
 class TopicFollower:
-    """Told of what a run has used: dead letters, and progress for tools that show the lag of a group.
+    """Takes what a run has used: dead letters, and progress for tools that show the lag of a group.
 
     A thread of its own sends them, best effort. No method but `close` blocks, and none raises for the world.
 

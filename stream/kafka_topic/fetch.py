@@ -3,12 +3,9 @@
 A reader answers for any lane, so it is one partition at a time that is assigned, sought and polled: no group,
 no position of its own. What a fetch brings beyond what was asked for is kept, within a budget of bytes.
 
-Which offsets of a fetch hold no message and never did: marks of transactions, and records given up.
-
-The client library passes over them without a word, and so it does over what a broker's cleaner took away or a
-disk lost. Only the batches tell them apart, and only here are they looked at.
-
-A message of a partition, and a stretch of messages that were fetched and follow each other.
+Some offsets hold no message and never did: control records of transactions, and records of transactions that
+were given up. The client library passes over them without a word, and so it does over what a broker's
+cleaner took away or a disk lost. Only the batches tell them apart, and only here are they looked at.
 """
 
 import contextlib
@@ -74,7 +71,7 @@ class _Batches(Fetcher.PartitionRecords):  # type: ignore[misc]  # the library i
         return aborted
 
     def _contains_abort_marker(self, batch: Any) -> bool:
-        # Of a transaction's mark the cleaner may leave the batch alone; the library expects a record in it.
+        # The cleaner may leave only the batch of a control record; the library expects a record in it.
         return batch.records_count > 0 and bool(super()._contains_abort_marker(batch))
 
 
@@ -106,7 +103,7 @@ class Message:
     broken: bool = False
     """Its batch fails the check of Kafka, and it states no digest of its own."""
     gone: int = 0
-    """Messages missing right before it: offsets that hold neither a message nor a mark of a transaction."""
+    """Messages missing right before it: offsets that hold neither a message nor a control record."""
 
     @property
     def size(self) -> int:

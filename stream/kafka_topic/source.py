@@ -2,11 +2,9 @@
 
 Each lane is cut into blocks of `window` messages, counted from where the lane begins (never by arithmetic on
 offsets: transactions and compaction leave gaps). The messages of a block are read in an order drawn from
-order.py with the offset that the block begins at. A block can be read once it is full, or the topic has its
-end for this run, so the order never depends on when somebody looked. A position names the block by its first
-and last offset and how many of its messages are used.
-
-What it takes to read a topic: where it is, as how many lanes, in which blocks, from where to where.
+stream/order.py with the offset that the block begins at. A block can be read once it is full, or the topic
+has its end for this run, so the order never depends on when a reader looked. A position names the block by
+its first and last offset and how many of its messages are used.
 """
 
 import contextlib
@@ -140,7 +138,7 @@ class TopicSource:
         """Look for new messages and added partitions; True when there are more messages.
 
         Raises:
-            StreamMismatch: the topic was deleted, and made anew under its name.
+            StreamMismatch: the topic was deleted, and made again under its name.
         """
         more = self._blocks.refresh()
         self._look_at_topic()
@@ -188,7 +186,7 @@ class TopicSource:
 
         Raises:
             StreamMismatch: as `outlook`.
-            StreamDamaged: messages are gone, and `kafka.on_gap` says stop; or the log was written anew.
+            StreamDamaged: messages are gone, and `kafka.on_gap` says stop; or the log was written again.
             StreamError: brokers are away for too long.
         """
         self._fits(position)
@@ -261,7 +259,7 @@ class TopicSource:
     def _look_at_topic(self) -> None:
         """Refuse another topic of the same name; say loudly that partitions were added.
 
-        Added ones are no lanes of this run, and nobody would miss them.
+        Added ones are no lanes of this run, and no reader would miss them.
         """
         uuid = self._fetcher.uuid()
         if uuid and uuid != self._facts.uuid:

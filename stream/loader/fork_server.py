@@ -2,7 +2,7 @@
 
 The server listens at a socket in the short folder of this user, whatever TMPDIR says. A program that is
 killed cannot remove it, so it lies in a folder that says whether its program lives: a lock is held in it. The
-next program that forks removes those whose lock nobody holds.
+next program that forks removes those whose lock no process holds.
 """
 
 import contextlib
@@ -63,7 +63,7 @@ def _made() -> Path:
     home = Path(tempfile.mkdtemp(prefix=PREFIX, dir=socket_folder()))
     new = home / "new"
     handle = os.open(new, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    if try_lock(handle):  # nobody removes it on a file system without locks
+    if try_lock(handle):  # on a file system without locks it is never removed
         new.rename(home / _LOCK)  # locked before it has the name that others look for
     return home
 

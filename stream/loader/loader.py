@@ -4,13 +4,9 @@ The loader alone knows where lanes stand; what readers have read ahead is simply
 crash. So the sequence of batches is a function of (seed, V, C, data), whatever the number of ranks and
 readers and whatever dies.
 
-What the next step of a rank can be.
-
-How far each lane is behind the end of the stream, in learning and in reading ahead.
-
-Refuses a cursor that its stream cannot continue: another stream, or records that are gone.
-
-The budget of unusable records: how many of the newest may be so before a run stops.
+It also refuses a cursor that its stream cannot continue (another stream, or records that are gone), says
+what the next step of a rank can be and how far each lane is behind the end of the stream, and stops a run
+when too many of the newest records are unusable.
 """
 
 import enum
@@ -145,7 +141,7 @@ def charged(
     Raises:
         TooManyBadRecords: the budget is spent; on all ranks at the same step.
     """
-    # What was accepted beforehand is forgotten too: the budget begins anew behind it.
+    # What was accepted beforehand is forgotten too: the budget begins again behind it.
     accepted = before.read < after.accept_until
     newest = () if accepted else (*after.recent, (stats.seen, stats.seen - stats.used))
     recent = _newest(newest, plan.bad_window)

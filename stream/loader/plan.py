@@ -1,8 +1,7 @@
-"""The plan of a reader: how records become samples, the same for every question of a loader.
+"""How records become samples, the same for every request of a loader, and what a reader is decoding.
 
-What a reader is decoding just now, told to its parent in memory that outlives the reader.
-
-A decoder that crashes takes the reader with it; the mark it leaves names the record.
+What a reader is decoding is written to memory that outlives the reader. A decoder that crashes takes the
+reader with it; the entry that it leaves names the record.
 """
 
 import mmap

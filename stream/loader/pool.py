@@ -108,12 +108,12 @@ class _Reader:
     mark: Mark
     asked: deque[Question] = field(default_factory=deque)
     silent_s: float = 0.0
-    """Seconds spent waiting since it last got on; time in which nobody waited does not count."""
+    """Seconds spent waiting since it last got on; time in which no caller waited does not count."""
     latest: Place = (0, 0)
     """The record that it had come to then."""
 
     def waited(self, seconds: float) -> None:
-        """Note that somebody waited for it."""
+        """Note that a caller waited for it."""
         latest = self.mark.latest()
         self.silent_s = self.silent_s + seconds if self.asked and latest == self.latest else 0.0
         self.latest = latest
@@ -141,7 +141,7 @@ class ProcessPool:
         self._deadly = frozenset[Place]()
         self._readers: list[_Reader] = []
         # multiprocessing joins its children at exit, and ours wait until their connections are closed: close
-        # them before that, also when nobody called `close`.
+        # them before that, also when `close` was never called.
         self._end = util.Finalize(self, _end_readers, args=(self._readers,), exitpriority=100)
         for _ in range(workers):
             self._readers.append(self._start())

@@ -3,11 +3,9 @@
 Chunks of a lane follow from each other: the next is asked for when the position after the one before is
 known. What was asked for or read ahead is not state: at a resume it is asked for again.
 
-Looking ahead without an order among lanes: a step is made of the chunks that came first.
-
-A step is as many chunks as the rank has lanes, from whichever of them are ready, so a lane without records
-does not stop the others. Each lane's own chunks stay in order, so still nothing is lost or repeated; which
-chunks make a step depends on when they came.
+Without an order among lanes a step is made of the chunks that came first: as many as the rank has lanes, from
+whichever are ready, so a lane without records does not stop the others. Each lane's own chunks stay in order,
+so still nothing is lost or repeated; which chunks make a step depends on when they came.
 """
 
 import time

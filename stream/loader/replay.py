@@ -1,12 +1,10 @@
 """Batches for several updates a step: the arriving one, and some of the latest samples in new views.
 
-What was read for replays is no more state than what was read ahead: the cursor says where the window began,
-and a loader that goes on from it first reads that far again.
-
-The rolling window of the latest samples, and which of them each replay is made of.
-
-The window holds names and places of samples, no pixels. It is whole steps of all lanes, so it is a function
-of the data and of how far the run has come, and it can be rebuilt by reading on from its start.
+Each replay is drawn from a rolling window of the latest samples. The window holds names and places of
+samples, no pixels. It is whole steps of all lanes, so it is a function of the data and of how far the run has
+come, and it can be rebuilt by reading on from its start. What was read for replays is no more state than what
+was read ahead: the cursor says where the window began, and a loader that goes on from it first reads that far
+again.
 
 L lanes of this rank   V lanes of the run   C samples that a lane gives to one step
 """
@@ -40,7 +38,7 @@ def choose(*, seed: int, step: int, update: int, lanes: int, chunk: int, held: i
     """Which samples of each lane's window one replay is made of: C of them, each at most once.
 
     The first C places of a shuffle (Fisher and Yates), with Philox 4x64 of key (seed, "replay") and counter
-    (block, update, step, 0). All lanes' numbers are drawn, whoever asks, so the choice of a lane does not
+    (block, update, step, 0). All lanes' numbers are drawn for every rank, so the choice of a lane does not
     depend on the number of ranks.
 
     Args:
@@ -250,7 +248,7 @@ class ReplayLoader(TailLoader):
     def replays(self) -> Iterator[Batch]:
         """The replays of the step whose batch was taken last, in order.
 
-        Blocks while readers are at it. A step is done as a whole, so what `should_stop` says is not heeded;
+        Blocks while readers are at it. A step is done as a whole, so `should_stop` is ignored;
         it is asked all the same, as a sign of life.
 
         Their `cursor` is that of the batch, `thumbs` is None, `stats` counts bytes and seconds but no record.
@@ -310,13 +308,13 @@ class ReplayLoader(TailLoader):
         """As `TailLoader.begin_tail`."""
         began = super().begin_tail(unread)
         if began:
-            self._replays.clear()  # if nobody wanted them; readers have been waited for
+            self._replays.clear()  # if they were not wanted; readers have been waited for
         return began
 
     def end_pass(self, unread: int | None = None, unusable: Mapping[str, int] | None = None) -> None:
         """As `Loader.end_pass`; the window goes on over it."""
         super().end_pass(unread, unusable)
-        self._replays.clear()  # if nobody wanted them; readers have been waited for
+        self._replays.clear()  # if they were not wanted; readers have been waited for
         self.cursor = with_pass_ended(self.cursor)
 
     def close(self) -> None:
@@ -328,7 +326,7 @@ class ReplayLoader(TailLoader):
     def _moved(self, after: Cursor, frame: Frame) -> Cursor:
         if self._updates == 1:
             return after
-        while self._replays:  # nobody wanted them, but readers still write into their frames
+        while self._replays:  # they were not wanted, but readers still write into their frames
             self._await(self._replays[0])
             self._replays.popleft()
         before = self.cursor

@@ -1,6 +1,4 @@
-"""Batches for the learner to the last sample: after the chunks of a pass, what they leave (see tail.py).
-
-The tail of a pass: how what its whole chunks leave is dealt over all lanes anew.
+"""The tail of a pass: what its whole chunks leave is dealt over all lanes again, down to the last sample.
 
 A pass over a sealed stream ends where some lane can fill no further chunk. The records that remain then, of
 whichever lanes, are made into batches of B, the last of them short. In such a batch a sample need not be

@@ -1,14 +1,11 @@
 """What a reader does: the chunk of a lane that starts at a position, as a pure function.
 
 A reader holds no position. It is asked for the chunk of a lane from a position on, lays the samples out in a
-frame, and answers with the position after them; any reader gives the same answer. (It may also be asked for
-samples that were read before: recall.py.)
+frame, and answers with the position after them; any reader gives the same answer.
 
-What a reader does for a replay or a tail: samples that were read before, by the place of their records.
-
-No pixels are kept anywhere: the record is read and decoded again, and other views are cut from it.
-
-What a reader does for a tail: which samples a lane still has, by name.
+For a tail it also names the samples that a lane still has. For a replay or a tail it reads samples again by
+the place of their records. No pixels are kept anywhere: the record is read and decoded again, and other views
+are cut from it.
 """
 
 import time

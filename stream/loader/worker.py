@@ -1,4 +1,4 @@
-"""The process around a reader: it answers questions until nobody asks any more."""
+"""The process around a reader: it answers requests until its parent sends no more."""
 
 import contextlib
 import gc
@@ -33,7 +33,7 @@ def serve(
         mark: where the record stands that is being decoded.
         spec: opens the stream.
         plan: how records become samples.
-        slab: memory that questions refer to.
+        slab: memory that requests refer to.
     """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)

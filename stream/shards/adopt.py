@@ -38,7 +38,7 @@ class AdoptOptions:
     max_bytes: int = LARGEST_IMAGE
     """Images with more bytes are not taken."""
     digests: bool = True
-    """Read every image and keep its digest; without, changed bytes and equal images cannot be told."""
+    """Read every image and keep its digest; without, changed bytes and equal images are not found."""
     label: Callable[[TarImage], Label] = label_in_tar
     """The label of an image."""
     keep_labels: bool = False
@@ -225,7 +225,7 @@ def _resolved(uri: str) -> str:
 
 
 def _size(uri: str) -> int:
-    """Bytes of a tar; -1 when it cannot be opened, which is told when it is read."""
+    """Bytes of a tar; -1 when it cannot be opened, which is reported when it is read."""
     try:
         file = open_bytes(uri)
     except (OSError, StreamError):

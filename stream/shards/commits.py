@@ -1,4 +1,4 @@
-"""Commits: the entries of a manifest, and their form as JSON.
+"""Commits: the entries of a manifest, and their form as JSON with a checksum.
 
 One commit is one JSON object: version, token (unique to the attempt, so that a writer whose answer was lost
 can tell its own commit from another's), number, n, before, uri, index_uri, bytes, sha256, source_id,
@@ -6,7 +6,7 @@ source_position, accounts {found, written, skipped {reason: n}, bytes}, created,
 number after the last commit and is {version, token, seal: true, number, before, created, check}. Version 1,
 which is still read, had no checksum.
 
-Small JSON objects with a checksum of their own: what was changed is never taken for what was written.
+`check` is a checksum of the object itself: what was changed is never taken for what was written.
 """
 
 import json

@@ -1,10 +1,10 @@
-"""The floor of a stream: commits below it have been pruned, their accounts and counts stay in the manifest.
+"""The low watermark (floor) of a stream: commits below it are pruned, their accounts stay in the manifest.
 
     pruned.json    version, first, records, swept
 
 `first` is the first commit that is kept, `records` what all before it had, and the tars of the commits below
 `swept` have been removed. The floor is raised before a tar goes, so a prune that was killed leaves tars that
-nobody reads and the next prune removes, and never a tar missing above the floor.
+no reader uses and the next prune removes, and never a tar missing above the floor.
 """
 
 from dataclasses import dataclass

@@ -4,7 +4,7 @@
     commits/<number>.json    one commit (20 digits), made by exclusive create of the next number
     segments/                compacted commits, see segments.py
     shards/, index/          tars and their index sidecars
-    pruned.json, readers/    what was pruned, and for whom the rest is kept: floor.py, registry.py
+    pruned.json, readers/    what was pruned, and for whom the rest is kept: low_watermark.py, readers.py
 
 A number is taken only at the commit, so there are no gaps, and order does not depend on who looked when. The
 seal takes the number after the last commit: a writer that raced it finds its number taken, and by what.
@@ -12,8 +12,6 @@ seal takes the number after the last commit: a writer that raced it finds its nu
 A commit's own file is removed once its block and the one after it are compacted. A writer that slept all that
 time could make the file again; so a writer looks for a segment over its number after the create, and if there
 is one it takes its file back and goes on from the true end. Readers let a segment win over a file.
-
-Reads the log of commits of a stream, from its segments and from the newest commits' own files.
 """
 
 import json
@@ -304,7 +302,7 @@ class Manifest(CommitLog):
         Raises:
             StreamSealed: the stream has its end.
             StreamError: it cannot be written; nothing was committed then (after a lost answer of an object
-                store it may have been: the shard must not be written anew under another name).
+                store it may have been: the shard must not be written again under another name).
         """
         token = uuid.uuid4().hex
         while True:
@@ -410,7 +408,7 @@ class Manifest(CommitLog):
                 made = False
                 if self.store.read_many([name]).get(name) != data:
                     raise
-            # A lost answer that was asked again looks like somebody else's commit.
+            # A lost answer that was asked again looks like another writer's commit.
             made = made or self.store.read_many([name]).get(name) == data
             segment = self._segments.covering(number) if made else None
             if segment is not None and segment.row(number) != data:

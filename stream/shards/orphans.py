@@ -29,8 +29,8 @@ def temporary_folder() -> Path:
 def sweep_orphans(manifest: Manifest, *, older_than_s: float = OLD_S) -> int:
     """Remove unfinished files of dead writers, and tars that were finished but never committed.
 
-    A live writer holds a lock on its unfinished tar, so only what nobody holds is touched. Object stores keep
-    no unfinished files; for them it is the files on this machine that were to be uploaded.
+    A live writer holds a lock on its unfinished tar, so only what no process holds is touched. Object stores
+    keep no unfinished files; for them it is the files on this machine that were to be uploaded.
 
     Returns:
         Files removed.

@@ -2,7 +2,7 @@
 
     readers/<run>.json    version, run, where, folder, first, begin, used, waiting, seen
 
-A run writes its own file and nobody else's; a run that is over, or is forgotten by hand, has none. The file
+A run writes its own file and no other; a run that is over, or is forgotten by hand, has none. The file
 says from which commit on the oldest checkpoint that the run still keeps would have to read. A copy of a run
 directory has the uuid of its original and an entry of its own: <run>-<number of the directory>.json.
 """

@@ -53,7 +53,7 @@ class Pruned:
     first: int
     """First commit that is kept now."""
     held_by: Registered | None = None
-    """The run for which more stayed than the limits ask for; None when nobody held anything."""
+    """The run for which more stayed than the limits ask for; None when no run held anything."""
 
 
 def prune(manifest: Manifest, limits: RetentionConfig, *, dry_run: bool = False) -> Pruned:
@@ -114,7 +114,7 @@ def past_limits(manifest: Manifest, limits: RetentionConfig, *, now: float) -> i
 
 
 def unread_by(manifest: Manifest, reader: Registered) -> int:
-    """Committed records that a run has not used yet, as far as it has told."""
+    """Committed records that a run has not used yet, as far as it has reported."""
     begin = manifest.before(min(reader.begin, len(manifest)))
     return max(0, manifest.records - begin - reader.used)
 
@@ -162,8 +162,9 @@ class Retention:
     def ahead_of(self) -> tuple[Registered, int] | None:
         """The slowest run and what it has unread, while that is too much; None when more may be brought.
 
-        A run that waits for records holds nobody up, however much it has unread: on a stream that is read in
-        windows of commits it may have all of it before it, and still need more. Looks at most twice a second.
+        A run that waits for records holds no writer up, however much it has unread: on a stream that is read
+        in windows of commits it may have all of it before it, and still need more. Looks at most twice a
+        second.
         """
         if not self._config.max_ahead:
             return None
@@ -208,7 +209,7 @@ def forget(manifest: Manifest, run: str, *, live_s: float = 0.0) -> str:
             "`swavstream stream show STREAM` lists them"
         )
     readers: list[Registered] = []
-    with contextlib.suppress(StreamDamaged):  # an entry that cannot be read keeps nobody from taking it out
+    with contextlib.suppress(StreamDamaged):  # an entry that cannot be read can still be taken out
         readers = read_readers(manifest.store) if live_s else []
     alive = [one for one in readers if one.run == found[0] and seen_ago(one) < live_s]
     if alive:

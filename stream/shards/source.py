@@ -1,7 +1,7 @@
 """Reads shards lane by lane, window after window; window_walk.py says in which order the records of one come.
 
 A window of W commits can be read once all of them exist or the stream is sealed, so the order never depends
-on when somebody looked. W = 0 is one window of all commits of a sealed stream. A position names the window by
+on when a reader looked. W = 0 is one window of all commits of a sealed stream. A position names the window by
 its first commit, and a place in it.
 """
 

@@ -181,7 +181,7 @@ class TakenList:
                 made = False
                 if self.store.read_many([name]).get(name) != data:
                     raise
-            # A lost answer that was asked again looks like somebody else's segment.
+            # A lost answer that was asked again looks like another writer's segment.
             made = made or self.store.read_many([name]).get(name) == data
         self._next += made
         return made

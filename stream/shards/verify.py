@@ -43,7 +43,7 @@ class Looked:
     bytes: int
     """Of tars, that were read."""
     unchecked: int = 0
-    """Records that were read, but whose index has no digest: nobody can tell whether their images changed."""
+    """Records that were read, but whose index has no digest: whether their images changed is not known."""
 
 
 def verify(
@@ -59,7 +59,7 @@ def verify(
         deep: also read every tar, compare its digest (of adopted tars that of each record), and decode every
             image as a reader would: a digest says that bytes are those that were written, not that they are
             whole.
-        progress: told after each commit.
+        progress: called after each commit.
 
     Raises:
         StreamError: the store does not answer.

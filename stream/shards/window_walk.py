@@ -3,7 +3,7 @@
 Where a lane stands in a window are two integers of its position, `base` and `idx`:
 
     order = window   base 0, idx: records of the lane's permutation of the window that are done
-    order = shard    base: slices of the window that are done, idx: records of the slice at hand that are done
+    order = shard    base: slices of the window that are done, idx: records of the current slice that are done
 
 A base of as many as the window has commits says that all of it is done, in both.
 

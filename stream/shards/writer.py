@@ -3,11 +3,9 @@
 What was not committed was not written: a writer that dies loses its open shard and nothing else, and its
 source goes on from the position of the last commit.
 
-One shard being written: a WebDataset tar that appears whole, with an index beside it.
-
-It is written aside (`.part`, or a temporary file before the upload to an object store), synced, and given its
-final name; only then can it be committed. The part is removed after the commit: a tar that nobody committed
-can be told by the part beside it.
+A shard is a WebDataset tar that appears whole, with an index beside it. It is written aside (`.part`, or a
+temporary file before the upload to an object store), synced, and given its final name; only then can it be
+committed. The part is removed after the commit: a tar that was not committed is known by the part beside it.
 """
 
 import contextlib
@@ -119,7 +117,7 @@ class OpenShard:
 
     def _remove(self, uri: str, index_uri: str) -> None:
         self.discard()
-        with contextlib.suppress(OSError):  # what stays is named by nobody
+        with contextlib.suppress(OSError):  # no commit names what stays
             self._store.delete(uri)
             self._store.delete(index_uri)
 
@@ -215,7 +213,7 @@ class ShardWriter:
             source_position: JSON value, not changed afterwards: the position in the source after this record.
 
         Raises:
-            StreamSealed: somebody gave the stream its end; the open shard is not part of it.
+            StreamSealed: a process gave the stream its end; the open shard is not part of it.
             StreamError: the shard cannot be written.
             ValueError: the record cannot be stored.
         """
