@@ -15,7 +15,7 @@ DATA_VARIABLE = "SWAVSTREAM_TEST_DATA"
 LONGEST = (
     "end_to_end/test_kills.py",
     "end_to_end/test_main_road.py",
-    "ingest/test_topic_destination.py",
+    "ingest/test_kafka_destination.py",
     "ops/distributed/test_launch.py",
     "ops/demo/test_demo.py",
     "ops/monitoring/test_planted_faults.py",
