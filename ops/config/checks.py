@@ -81,8 +81,9 @@ def refusals(config: RunConfig, ranks: int) -> Iterator[str]:
         )
 
 
-HEADROOM = 1.3
-"""Peaks that were measured on a CPU were up to so many times the estimate."""
+HEADROOM = 1.6
+"""Peaks that were measured on a CPU were up to so many times the estimate (1.40 to 1.61 over five runs of the
+network of cifar10-onepass, float32 and bfloat16): convolutions there reorder what they are given."""
 
 FEW_A_GROUP = 16
 """Samples of a group of batch norm below which its statistics are mostly noise."""

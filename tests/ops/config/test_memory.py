@@ -80,7 +80,7 @@ def test_the_peak_of_a_process_is_near_the_estimate() -> None:
     program = [sys.executable, "-m", "tests.ops.peak_of_training", json.dumps(config.to_dict())]
     root = Path(__file__).parents[3]
     done = subprocess.run(program, capture_output=True, text=True, check=True, cwd=root)
-    assert 0.75 <= int(done.stdout) / memory_of(config).device <= 1.5
+    assert 0.75 <= int(done.stdout) / memory_of(config).device <= 1.8
 
 
 def test_activation_checkpointing_keeps_less_and_parts_of_a_batch_keep_their_share() -> None:

@@ -128,32 +128,33 @@ def test_directions_are_shown_once_a_snapshot_is_taken_and_going_back_is_an_even
 def test_a_step_is_told_to_metrics_live_page_history_and_terminal(tmp_path: Path) -> None:
     """With the same figures everywhere, and the next one only once it is due."""
     config, out = tiny_config(["server.port=-1"]), io.StringIO()
-    reporter = reporter_of(tmp_path, config, out=out)
-    usage = synthetic.shares(config.swav.prototypes[0])
-    reporter.notify(Started(Progress(), 0))
-    for number in (1, 2):
-        step = step_of(64 * number, usage, lag=70)
-        reporter.notify(step)
-    value = reporter.metrics.registry.get_sample_value
-    assert value("swavstream_steps_total") == 2
-    assert value("swavstream_run_samples") == 128
-    assert value("swavstream_stream_lag_records") == 70
-    assert value("swavstream_learner_seconds_total", {"phase": "checkpoint"}) == pytest.approx(0.2)
-    assert reporter.live.status()["samples"] == 128
-    assert reporter.live.status()["lag"] == 70
-    entries = list(read_lines(tmp_path / "history.jsonl"))
-    assert [(entry["samples"], entry["lag"]) for entry in entries] == [(64, 70), (128, 70)]
-    assert out.getvalue().count("lag 70") == 1, "one line in a log every few seconds"
+    with reporter_of(tmp_path, config, out=out) as reporter:
+        usage = synthetic.shares(config.swav.prototypes[0])
+        reporter.notify(Started(Progress(), 0))
+        for number in (1, 2):
+            step = step_of(64 * number, usage, lag=70)
+            reporter.notify(step)
+        value = reporter.metrics.registry.get_sample_value
+        assert value("swavstream_steps_total") == 2
+        assert value("swavstream_run_samples") == 128
+        assert value("swavstream_stream_lag_records") == 70
+        assert value("swavstream_learner_seconds_total", {"phase": "checkpoint"}) == pytest.approx(0.2)
+        assert reporter.live.status()["samples"] == 128
+        assert reporter.live.status()["lag"] == 70
+        entries = list(read_lines(tmp_path / "history.jsonl"))
+        assert [(entry["samples"], entry["lag"]) for entry in entries] == [(64, 70), (128, 70)]
+        assert out.getvalue().count("lag 70") == 1, "one line in a log every few seconds"
 
 
 def test_a_run_that_went_back_has_no_history_of_what_did_not_happen(tmp_path: Path) -> None:
-    reporter = reporter_of(tmp_path, config := tiny_config(["server.port=-1"]))
-    usage = synthetic.shares(config.swav.prototypes[0])
-    reporter.notify(Started(Progress(), 0))
-    for number in (1, 2, 3):
-        reporter.notify(step_of(64 * number, usage))
-    reporter.notify(Rewound(cursor_at(64)))
-    reporter.notify(step_of(128, usage))
+    config = tiny_config(["server.port=-1"])
+    with reporter_of(tmp_path, config) as reporter:
+        usage = synthetic.shares(config.swav.prototypes[0])
+        reporter.notify(Started(Progress(), 0))
+        for number in (1, 2, 3):
+            reporter.notify(step_of(64 * number, usage))
+        reporter.notify(Rewound(cursor_at(64)))
+        reporter.notify(step_of(128, usage))
     assert [entry["samples"] for entry in read_lines(tmp_path / "history.jsonl")] == [64, 128]
 
 
