@@ -9,6 +9,8 @@ is a duplicate.
 What another source has listed and not finished is left to it while it is at work, and taken over when it is
 not. That a process is at work is known by a lock, so in local folders only: elsewhere, sources that overlap
 must not be ingested at the same time.
+
+The file is long because walking, comparing with the list and taking are one pass over the source.
 """
 
 import hashlib

@@ -9,6 +9,8 @@ general fallback looks first and writes then, and so it is done on a store that 
 put: such a store takes one writer at a time.
 
 Local files are replaced whole by `whole_file`, and locked by `try_lock`, by all packages.
+
+The file is long because every rule about a whole file, its locks and its stores stands in it.
 """
 
 import contextlib

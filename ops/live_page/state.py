@@ -5,6 +5,8 @@ and do all their work outside of it, so that neither waits for the other for lon
 
 Figures over the length of a run are kept in a fixed number of points: the longer the run, the wider each
 point. What happened in the last minutes is kept as sums, which the past of a long run cannot outweigh.
+
+The file is long because all that the page shows is kept under one lock.
 """
 
 import math
