@@ -47,7 +47,7 @@ def advice(config: RunConfig) -> list[str]:
             f"{largest} prototypes: even traffic leaves some unused for so long; set it to {10 * largest}"
         )
     if config.checkpoint.keep == 1:
-        found.append("checkpoint.keep is 1: when the only checkpoint is damaged the run starts anew")
+        found.append("checkpoint.keep is 1: when the only checkpoint is damaged the run starts over")
     return found
 
 
