@@ -297,4 +297,4 @@ def run_cog(*options: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_cog("-r"))
+    sys.exit(run_cog(*(sys.argv[1:] or ["-r"])))
