@@ -30,6 +30,17 @@ class ModelConfig:
     """Groups of lanes (lane modulo groups) that share batch-norm statistics; 0 or 1 = the whole global batch.
     A multiple of the ranks needs no communication, fewer groups are summed over neighbouring ranks each;
     accumulation needs a multiple of ranks x parts."""
+    branch_centres: int = 0
+    """Centres of the patch branch, features of small patches beside the encoder that are learned in closed form;
+    0 = no branch. With it the features are both together."""
+    branch_width: int = 128
+    """Numbers that the patch branch adds to the features; >= 1."""
+    branch_px: int = 32
+    """Larger images are shrunk to so many pixels a side for the patch branch; [18, 224]."""
+    branch_samples: int = 1_024
+    """Arrivals from whose patches the centres are learned; >= 1."""
+    branch_pairs: int = 10_240
+    """Pairs of views in a period of the patch branch; its map is solved for four times in each; >= 4."""
 
     def __post_init__(self) -> None:
         _check(
@@ -37,6 +48,12 @@ class ModelConfig:
         )
         _check(self.projection_dim >= 2, f"model.projection_dim must be >= 2, got {self.projection_dim}")
         _check(self.bn_groups >= 0, f"model.bn_groups must be >= 0, got {self.bn_groups}")
+        least = {"branch_centres": 0, "branch_width": 1, "branch_samples": 1, "branch_pairs": 4}
+        for name, bound in least.items():
+            _check(
+                getattr(self, name) >= bound, f"model.{name} must be >= {bound}, got {getattr(self, name)}"
+            )
+        _check(18 <= self.branch_px <= 224, f"model.branch_px must be in [18, 224], got {self.branch_px}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -24,6 +24,7 @@ from learner.model import copy_all, encoder_tensors, head_tensors, load_weights,
 from learner.network import Network, PhaseTimer
 from learner.objectives.swav import Swav
 from learner.optim import Updater
+from learner.patch_branch import PatchBranchFit
 from learner.report import HealthReport, Snapshot, StepReport, require_finite
 from learner.step_stats import StepStats, StepTensors, brought_up_to_date, health_report, judge, measure
 
@@ -90,6 +91,8 @@ class Learner:
         )
         self._health: HealthReport | None = None
         self._measured: StepStats | None = None  # the latest arriving batch, since this object was made
+        self._seed = seed
+        self._branch_fit = self._new_branch_fit()
         self._watch = DriftMonitor(self._network, self._deal, config.swav.prototypes[0])
 
     def step(self, views: Views, *, accumulate: int = 1, fresh: bool = True) -> StepReport:
@@ -132,6 +135,9 @@ class Learner:
         self._network.commit_statistics()
         timer.lap("optim")
         self._swav.remember(outcome.z_ABD, lane_B, samples=self.samples, total=sum(counts))
+        if self._branch_fit is not None:
+            self._branch_fit.observe(views, lane_B, counts, fresh=fresh)
+            timer.lap("branch")
         if fresh:
             for window, assigned_N in zip(self._usage, measured.assigned_HN, strict=True):
                 window.push(assigned_N)
@@ -191,6 +197,8 @@ class Learner:
                 f"swav.assign_views = {assigned} needs as many crops of the first kind and two views, "
                 f"got {[len(crops) for crops in views.crops]}"
             )
+        if self._branch_fit is not None and len(views.crops[0]) < 2:
+            raise ValueError("model.branch_centres needs two crops of the first kind: crops.0.count = 2")
 
     def _interval_ended(self, total: int) -> bool:
         interval = self.config.health.interval_samples
@@ -233,6 +241,8 @@ class Learner:
 
     def features(self, images: Tensor | Sequence[Tensor]) -> Tensor:
         """[N, F] float32 on the CPU: pooled encoder output before the head, evaluation mode; no collective.
+
+        With a patch branch its numbers follow, see `SwavModel.features`.
 
         Args:
             images: uint8 [N, 3, H, W], or N images [3, H, W] of one size.
@@ -300,6 +310,13 @@ class Learner:
             ValueError: names or shapes differ; nothing has been changed then.
         """
         load_weights(self._model, encoder, tensors)
+        self._branch_fit = self._new_branch_fit()
+
+    def _new_branch_fit(self) -> PatchBranchFit | None:
+        branch, config = self._model.branch, self.config
+        if branch is None:
+            return None
+        return PatchBranchFit(branch, config.model, config.augment, self._group, seed=self._seed)
 
     def state_dict(self, *, send_only: bool = False) -> dict[str, Any]:
         """Everything that the next steps depend on, of all ranks; every rank calls it.
@@ -313,6 +330,8 @@ class Learner:
         """
         if send_only:
             self._swav.queue.hand_over(self._group, self._network.device)
+            if self._branch_fit is not None:
+                self._branch_fit.state_dict()
             return {}
         queue = self._swav.queue.state_dict(self._group, self._network.device)
         tensors = checkpoint_state.under("model", self._model.state_dict())
@@ -330,6 +349,10 @@ class Learner:
             "health": checkpoint_state.report_to_json(self._health),
             "reseed": reseed["values"],
         }
+        if self._branch_fit is not None:
+            branch = self._branch_fit.state_dict()
+            tensors |= checkpoint_state.under("branch_fit", branch["tensors"])
+            values["branch_fit"] = branch["values"]
         watch = self._watch.state_dict()
         tensors |= checkpoint_state.under("watch", watch["tensors"])
         values["watch"] = watch["values"]
@@ -369,6 +392,10 @@ class Learner:
         self.samples, self.updates = values["samples"], values["updates"]
         ages = {"tensors": checkpoint_state.below("reseed", tensors), "values": values.get("reseed", {})}
         self._reseeder.load_state_dict(ages, samples=self.samples)
+        if self._branch_fit is not None:
+            self._branch_fit.load_state_dict(
+                {"tensors": checkpoint_state.below("branch_fit", tensors), "values": values["branch_fit"]}
+            )
         self._health, self._measured = checkpoint_state.report_from_json(values["health"]), None
         self._watch.load_state_dict(
             {"tensors": checkpoint_state.below("watch", tensors), "values": values["watch"]}

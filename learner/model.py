@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from learner.backbone import BACKBONES, build_backbone
 from learner.config import ModelConfig
+from learner.patch_branch import PatchBranch
 
 UNIT_TOLERANCE = 1e-5
 """Prototypes nearer to unit norm than this are left to the bit, so that a digest survives a round trip."""
@@ -34,6 +35,7 @@ class SwavModel(nn.Module):
             config.backbone, activation_checkpointing=config.activation_checkpointing
         )
         self.head = _head(BACKBONES[config.backbone].width, config)
+        self.branch = PatchBranch(config) if config.branch_centres else None
         # Normal and then normalised: even on the sphere.
         self.prototypes = nn.ParameterList([torch.randn(k, config.projection_dim) for k in prototypes])
         self.normalise_prototypes()
@@ -57,6 +59,23 @@ class SwavModel(nn.Module):
             self.encoder(torch.cat(together) if len(together) > 1 else together[0]) for together in passes
         ]
         return on_the_sphere(self.head(torch.cat(features) if len(features) > 1 else features[0]))
+
+    def features(self, images_B3HW: Tensor, pixels_B3HW: Tensor | None = None) -> Tensor:
+        """What describes an image to others: [B, F].
+
+        Without a patch branch the encoder's output. With one both, each of length 1 (the branch is zero until
+        it is learned), so that cosines weigh them alike.
+
+        Args:
+            images_B3HW: normalised.
+            pixels_B3HW: the same images, 0 .. 255; asked for with a branch only.
+        """
+        described: Tensor = self.encoder(images_B3HW)
+        if self.branch is None:
+            return described
+        assert pixels_B3HW is not None, "a patch branch looks at pixels"
+        unit_BF = on_the_sphere(described)
+        return torch.cat([unit_BF, on_the_sphere(self.branch(pixels_B3HW)).to(unit_BF.dtype)], dim=1)
 
     @torch.no_grad()
     def normalise_prototypes(self) -> None:
@@ -88,8 +107,9 @@ def cosines(z: Tensor, prototypes_KD: Tensor) -> Tensor:
 
 
 def encoder_tensors(model: SwavModel) -> dict[str, Tensor]:
-    """Weights and buffers of the encoder, as they are (not copies), channels in torch's row-major order."""
-    return dict(model.encoder.state_dict())
+    """Weights and buffers of the encoder and `branch.*`, as they are (not copies), in torch's row-major order."""
+    branch = {} if model.branch is None else model.branch.state_dict()
+    return dict(model.encoder.state_dict()) | {f"branch.{name}": value for name, value in branch.items()}
 
 
 def head_tensors(model: SwavModel) -> dict[str, Tensor]:

@@ -172,7 +172,8 @@ class Network:
     @contextmanager
     def statistics_kept(self) -> Iterator[None]:
         """Undo what forward passes did to the running statistics when the update fails."""
-        buffers = [] if self._by_groups else list(self.model.buffers())
+        moved = (self.model.encoder, self.model.head)
+        buffers = [] if self._by_groups else [buffer for part in moved for buffer in part.buffers()]
         before = [buffer.clone() for buffer in buffers]
         try:
             yield
@@ -191,7 +192,11 @@ class Network:
     def features(self, images: Tensor | Sequence[Tensor]) -> Tensor:
         """uint8 [N, 3, H, W] -> float32 [N, F] on the CPU: pooled encoder output, evaluation mode."""
         with self._evaluating():
-            return torch.cat([self.model.encoder(batch).float().cpu() for batch in self._batches(images)])
+            rows = []
+            for batch in self._batches(images):
+                pixels = None if self.model.branch is None else self._pixels(batch)
+                rows.append(self.model.features(batch, pixels).float().cpu())
+            return torch.cat(rows)
 
     @torch.no_grad()
     def scores(self, images: Tensor | Sequence[Tensor]) -> Tensor:
@@ -249,6 +254,12 @@ class Network:
             yield
         finally:
             self.model.train(was_training)
+
+    def _pixels(self, normalised_B3HW: Tensor) -> Tensor:
+        """Images of `_batches` as they were, 0 .. 255: whole numbers, so that nothing is lost on the way."""
+        mean, std = self._config.augment.mean, self._config.augment.std
+        mean_3, std_3 = (normalised_B3HW.new_tensor(values)[:, None, None] for values in (mean, std))
+        return (normalised_B3HW * std_3).add_(mean_3).mul_(255).round_()
 
     def _batches(self, images: Tensor | Sequence[Tensor]) -> Iterator[Tensor]:
         """Whole images, normalised, a bounded number at a time."""

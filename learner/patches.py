@@ -23,6 +23,8 @@ SIDE = 6
 """Pixels of a patch in each direction."""
 STRIDE = 2
 """Pixels between the patches of an encoded image."""
+GRID = 2
+"""Cells of an encoded image in each direction: its quadrants."""
 ZCA_FLOOR = 0.1
 """Added to every eigenvalue of the covariance of contrast-normalised patches."""
 CONTRAST_FLOOR = 10.0
@@ -126,7 +128,7 @@ def pca(found: Moments, width: int) -> Whitening:
         found: at least two different rows.
         width: W at most; fewer where the rows span fewer directions.
     """
-    values_W, vectors_FW = _leading_eigenpairs(found.covariance(), width)
+    values_W, vectors_FW = leading_eigenpairs(found.covariance(), width)
     return Whitening(found.sum_F / found.rows, vectors_FW * values_W.rsqrt())
 
 
@@ -138,12 +140,12 @@ def pca_of_rows(rows_NF: Tensor, width: int) -> Whitening:
     # The covariance X'X / N and the smaller XX' / N have the same eigenvalues; X' takes the vectors over.
     mean_F = rows_NF.double().mean(0)
     centred_NF = rows_NF.double() - mean_F
-    values_W, vectors_NW = _leading_eigenpairs(centred_NF @ centred_NF.T / count, width)
+    values_W, vectors_NW = leading_eigenpairs(centred_NF @ centred_NF.T / count, width)
     directions_FW = centred_NF.T @ vectors_NW / (count * values_W).sqrt()
     return Whitening(mean_F, directions_FW * values_W.rsqrt())
 
 
-def _leading_eigenpairs(symmetric_SS: Tensor, width: int) -> tuple[Tensor, Tensor]:
+def leading_eigenpairs(symmetric_SS: Tensor, width: int) -> tuple[Tensor, Tensor]:
     """The largest eigenvalues, largest first, that are not rounding, and their vectors; at most `width`.
 
     A large matrix is projected on a block Krylov space first. There the largest eigenvalues are found to many
@@ -283,16 +285,19 @@ def learn_dictionary(patches_ND: Tensor, *, centres: int, generator: torch.Gener
 # Encoding
 
 
-def encode(images_B3HW: Tensor, dictionary: PatchDictionary, *, stride: int = STRIDE) -> Tensor:
-    """Features of images: [B, 4 K], the quadrants one after the other, in the dtype of the centres.
+def encode(
+    images_B3HW: Tensor, dictionary: PatchDictionary, *, stride: int = STRIDE, grid: int = GRID
+) -> Tensor:
+    """Features of images: [B, grid x grid x K], cell after cell in reading order, in the centres' dtype.
 
     Every patch gives max(0, mean distance - distance) for each centre (the triangle activation). These are
-    summed over the four quadrants of the map, and the root is taken.
+    summed over the cells of the map, and the root is taken.
 
     Args:
-        images_B3HW: uint8 or floating, pixels 0 .. 255, with at least two patches in each direction.
+        images_B3HW: uint8 or floating, pixels 0 .. 255, with at least `grid` patches in each direction.
         dictionary: of patches of `SIDE`.
         stride: pixels between patches.
+        grid: cells in each direction; 2 = the quadrants of the paper.
 
     Raises:
         ValueError: smaller images.
@@ -301,15 +306,15 @@ def encode(images_B3HW: Tensor, dictionary: PatchDictionary, *, stride: int = ST
     """
     centres_KD = dictionary.centres_KD
     shape = [(extent - SIDE) // stride + 1 for extent in images_B3HW.shape[2:]]
-    if min(shape) < 2:
+    if min(shape) < grid:
         raise ValueError(
-            f"patches need images of at least {SIDE + stride} pixels a side, "
+            f"patches need images of at least {SIDE + stride * (grid - 1)} pixels a side, "
             f"got {tuple(images_B3HW.shape[2:])}"
         )
-    quadrants_4P = _quadrants(*shape).to(centres_KD)
+    cells_CP = _cells(shape[0], shape[1], grid).to(centres_KD)
     chunk = max(1, _CHUNK_NUMBERS // (len(centres_KD) * shape[0] * shape[1]))
     pieces = [
-        _pooled(_rows_of(images, dictionary.whitening, stride, centres_KD.dtype), centres_KD, quadrants_4P)
+        _pooled(_rows_of(images, dictionary.whitening, stride, centres_KD.dtype), centres_KD, cells_CP)
         for images in torch.split(images_B3HW, chunk)
     ]
     return torch.cat(pieces)
@@ -326,26 +331,26 @@ def _rows_of(images_B3HW: Tensor, whitening: Whitening, stride: int, dtype: torc
     return whitening(rows.flatten(0, 1)).view(rows.shape)
 
 
-def _quadrants(height: int, width: int) -> Tensor:
-    """[4, P]: 1 where a place of the map lies in a quadrant; the middle row or column goes to the second."""
-    quadrants = torch.zeros(2, 2, height, width)
-    for down, rows in enumerate(_halves(height)):
-        for right, columns in enumerate(_halves(width)):
-            quadrants[down, right, rows, columns] = 1
-    return quadrants.view(4, height * width)
+def _cells(height: int, width: int, grid: int) -> Tensor:
+    """[C, P], C = grid x grid: 1 where a place of the map lies in a cell; each place lies in one."""
+    cells = torch.zeros(grid, grid, height, width)
+    for down, rows in enumerate(_bands(height, grid)):
+        for right, columns in enumerate(_bands(width, grid)):
+            cells[down, right, rows, columns] = 1
+    return cells.view(grid * grid, height * width)
 
 
-def _halves(extent: int) -> Iterator[slice]:
-    yield slice(0, extent // 2)
-    yield slice(extent // 2, extent)
+def _bands(extent: int, grid: int) -> Iterator[slice]:
+    for band in range(grid):
+        yield slice(extent * band // grid, extent * (band + 1) // grid)
 
 
-def _pooled(rows_BPD: Tensor, centres_KD: Tensor, quadrants_4P: Tensor) -> Tensor:
-    """Triangle activation and quadrants of some images: [B, 4 K]."""
+def _pooled(rows_BPD: Tensor, centres_KD: Tensor, cells_CP: Tensor) -> Tensor:
+    """Triangle activation and cells of some images: [B, C K]."""
     rows_ND = rows_BPD.flatten(0, 1)
     distance_NK = torch.addmm(centres_KD.square().sum(1), rows_ND, centres_KD.T, alpha=-2)
     distance_NK.add_(rows_ND.square().sum(1, keepdim=True)).clamp_min_(0).sqrt_()
     mean_N1 = distance_NK.mean(1, keepdim=True)
     active_NK = torch.sub(mean_N1, distance_NK, out=distance_NK).clamp_min_(0)
     active_BPK = active_NK.view(*rows_BPD.shape[:2], len(centres_KD))
-    return torch.matmul(quadrants_4P, active_BPK).sqrt_().flatten(1)
+    return torch.matmul(cells_CP, active_BPK).sqrt_().flatten(1)

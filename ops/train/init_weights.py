@@ -173,6 +173,8 @@ def _of_checkpoint(path: Path) -> Weights:
     for name, tensor in saved.state["tensors"].items():
         if name.startswith("model.encoder."):
             encoder[name.removeprefix("model.encoder.")] = tensor
+        elif name.startswith("model.branch."):
+            encoder[name.removeprefix("model.")] = tensor
         elif name.startswith("model.head."):
             tensors[name.removeprefix("model.")] = tensor
         elif name.startswith("model.prototypes."):
