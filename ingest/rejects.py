@@ -24,7 +24,7 @@ from typing import Any, Protocol
 
 from stream.errors import StreamDamaged
 from stream.shards.manifest import Manifest
-from stream.storage import LocalStore, Store, explained, sync_path
+from stream.storage import LocalStore, Store, as_stream_error, sync_path
 
 FOLDER = "rejects"
 SPILL_BYTES = 1024 * 1024
@@ -184,7 +184,7 @@ def read_rejects(manifest: Manifest) -> Iterator[Reject]:
     for source_id, listed in lists_of(manifest):
         name = f"{FOLDER}/{_short(source_id)}"
         lines = 0
-        with explained(f"cannot read the list of rejects of {manifest.url}"):
+        with as_stream_error(f"cannot read the list of rejects of {manifest.url}"):
             for line in _lines(manifest.store, name):
                 if lines == listed.lines:
                     break

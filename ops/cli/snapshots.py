@@ -54,7 +54,7 @@ def ask(
     from ops.errors import RedisUnavailable
     from ops.rundir.files import read_run
     from ops.snapshots.embedded_redis import open_redis
-    from ops.snapshots.redis_client import redis_url, said
+    from ops.snapshots.redis_client import error_text, redis_url
     from ops.snapshots.store import SnapshotStore
     from stream.secrets import safe_url
 
@@ -66,7 +66,7 @@ def ask(
     except redis.RedisError as error:
         told = safe_url(place) if place else f"the server of {run_dir}"
         raise RedisUnavailable(
-            f"no answer from {told}: {said(error)}; is it up, and is the URL right?"
+            f"no answer from {told}: {error_text(error)}; is it up, and is the URL right?"
         ) from error
 
 

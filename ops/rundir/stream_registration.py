@@ -14,7 +14,7 @@ from ops.rundir.checkpoint import CURSOR, name_of, numbers
 from stream.cursor import Cursor
 from stream.errors import StreamDamaged, StreamError
 from stream.shards.manifest import Manifest
-from stream.shards.readers import Registered, forget_reader, read_reader, write_reader
+from stream.shards.readers import ReaderRecord, forget_reader, read_reader, write_reader
 from stream.storage import Store, open_store
 
 logger = logging.getLogger(__name__)
@@ -191,7 +191,7 @@ class Registration:
                 self._look_up(manifest)
             write_reader(
                 manifest.store,
-                Registered(
+                ReaderRecord(
                     run=self._name,
                     where=_where(self._run_dir),
                     folder=_folder(self._run_dir),

@@ -38,7 +38,7 @@ from ops.train.signals import StopRequest
 from ops.train.sync import Patience, Steps, StopVote
 from stream.cursor import Cursor, joined
 from stream.errors import TooManyBadRecords
-from stream.kafka_topic.dead_letters import TopicFollower
+from stream.kafka_topic.dead_letters import KafkaProgress
 from stream.lanes import BadPlace, LaneStats
 from stream.loader.batch import Batch
 from stream.loader.replay import ReplayLoader
@@ -154,7 +154,7 @@ class Run:
         world: World,
         saver: RunSaver | None,
         reporter: StepListener,
-        dead_letters: TopicFollower | None = None,
+        dead_letters: KafkaProgress | None = None,
     ) -> None:
         """Make the learner as it was saved, or new.
 

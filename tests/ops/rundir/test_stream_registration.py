@@ -21,7 +21,7 @@ from stream.cursor import Cursor, WindowStart
 from stream.errors import StreamPruned
 from stream.lanes import Position
 from stream.shards.manifest import Manifest
-from stream.shards.readers import Registered, read_readers, write_reader
+from stream.shards.readers import ReaderRecord, read_readers, write_reader
 from stream.shards.retention import forget, prune
 from tests.ops.small_runs import RECORDS, StopAfter, bits, config_of, killed, run, write_stream
 from tests.waiting import LIMIT_S, wait_for
@@ -58,7 +58,7 @@ def test_while_passes_are_to_come_all_from_the_beginning_of_the_run_is_needed() 
     assert first_needed(cursor_at(6, 4, begin=2, pass_number=1), 2) == 4
 
 
-def readers(stream: str) -> list[Registered]:
+def readers(stream: str) -> list[ReaderRecord]:
     return read_readers(Manifest.open(stream).store)
 
 
@@ -152,7 +152,7 @@ def test_a_run_is_out_of_the_register_before_it_is_announced_as_finished(
 ) -> None:
     """Killed between the two, a finished run would hold its shards for ever: nobody opens it again."""
     stream = write_stream(tmp_path / "stream", 96)
-    there: list[list[Registered]] = []
+    there: list[list[ReaderRecord]] = []
 
     def look(path: Path, body: Mapping[str, Any]) -> None:
         there.append(read_readers(Manifest.open(stream).store))
@@ -176,7 +176,7 @@ def test_a_finished_run_that_the_stream_still_knows_is_taken_out_when_it_is_aske
     stream, run_dir = write_stream(tmp_path / "stream", seal=False), tmp_path / "run"
     config = config_of("end_samples=64")
     ended = run(stream, run_dir, config)
-    entry = Registered(run=read_run(run_dir).uuid, where="of a time when the stream could not be written")
+    entry = ReaderRecord(run=read_run(run_dir).uuid, where="of a time when the stream could not be written")
     write_reader(Manifest.open(stream).store, entry)
     assert run(stream, run_dir, config) == ended
     assert readers(stream) == []
