@@ -19,9 +19,8 @@ from ops.live_page.state import LiveView
 from ops.live_page.usage_history import UsageHistory
 from ops.monitoring.catalog import entry_of
 from ops.monitoring.metrics import Metrics
-from ops.rundir.files import RunRecord, read_json, read_lines, write_json
+from ops.rundir.files import RunRecord, read_lines, write_json
 from ops.rundir.history import History
-from ops.rundir.stream_registration import Registration
 from ops.snapshots.probe_images import ProbeSet
 from ops.snapshots.publisher import Publisher, start_publisher
 from ops.snapshots.types import PublishResult, SnapshotTaken
@@ -29,7 +28,6 @@ from ops.train.events import (
     CheckpointResult,
     Ended,
     Event,
-    Leaving,
     LeftOut,
     Notice,
     Rewound,
@@ -284,48 +282,6 @@ class PageFiles:
         except OSError as error:
             what = "what the live page shows" if isinstance(event, CheckpointResult) else "the probe set"
             logger.warning("%s could not be kept: %s", what, error)
-
-
-class StreamRegistration:
-    """The entry of the run among the readers of its stream."""
-
-    def __init__(self, run: ReportedRun) -> None:
-        self._run = run
-        self._registration: Registration | None = None
-
-    def notify(self, event: Event) -> None:
-        """See `StepListener`; `Started` and `Leaving` may block on the stream's store."""
-        if isinstance(event, Started):
-            self._start()
-        if self._registration is None:
-            return
-        match event:
-            case StepDone():
-                self._registration.used(event.batch.cursor.read)
-                self._registration.waiting(False)
-            case Rewound(cursor=cursor) | LeftOut(cursor=cursor):
-                self._registration.used(cursor.read)
-                self._registration.waiting(False)
-            case Waiting(records=records):
-                self._registration.waiting(records)
-            case CheckpointResult(result="ok"):
-                self._registration.checkpointed()
-            case Leaving(finished=finished):
-                # Before the summary is written: a finished run is not opened again, so one that is killed in
-                # between must not hold its shards for ever.
-                self._registration.close(finished=finished)
-
-    def _start(self) -> None:
-        run = self._run
-        # The stream may have moved since the run was opened.
-        stream = str((read_json(run.run_dir / "run.json") or {}).get("stream", run.record.stream))
-        self._registration = Registration(stream, run.record.uuid, run.run_dir, passes=run.config.passes)
-        self._registration.start()
-
-    def close(self) -> None:
-        """Write the last state."""
-        if self._registration is not None:
-            self._registration.close()
 
 
 class SnapshotPublishing:

@@ -28,7 +28,6 @@ from ops.errors import (
 from ops.rundir.checkpoint import Checkpoint, load_newest
 from ops.rundir.files import RunRecord, room_in
 from ops.rundir.lock import RunClaim
-from ops.rundir.stream_registration import leave
 from ops.rundir.summary import FINISHED, STOPPED, Progress, RunSummary, read_summary, summarise
 from ops.snapshots.redis_client import connect, redis_url
 from ops.train import init_weights
@@ -52,6 +51,7 @@ from ops.train.resume import (
 )
 from ops.train.saving import RunSaver
 from ops.train.signals import StopRequest
+from ops.train.stream_registration import leave
 from stream.cursor import Cursor, start_cursor
 from stream.errors import StreamError, StreamNotFound
 from stream.shards.source import ShardSource

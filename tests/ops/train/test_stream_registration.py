@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
-from ops.rundir.files import read_run, write_json
-from ops.rundir.stream_registration import Registration, first_needed, kept_cursors
-from ops.rundir.summary import FINISHED, STOPPED, RunSummary, read_summary
+from ops.rundir.files import RunRecord, read_run, write_json
+from ops.rundir.summary import FINISHED, STOPPED, Progress, RunSummary, read_summary
+from ops.train.events import CheckpointResult, Started
 from ops.train.signals import StopRequest
+from ops.train.stream_registration import StreamRegistration, first_needed, kept_cursors
 from stream.config import RetentionConfig
 from stream.cursor import Cursor, WindowStart
 from stream.errors import StreamPruned
@@ -56,6 +57,12 @@ def test_a_cursor_needs_what_its_replay_window_is_rebuilt_from() -> None:
 def test_while_passes_are_to_come_all_from_the_beginning_of_the_run_is_needed() -> None:
     assert first_needed(cursor_at(6, 4, begin=2), 2) == 2
     assert first_needed(cursor_at(6, 4, begin=2, pass_number=1), 2) == 4
+
+
+def registered(run_dir: Path, stream: str) -> StreamRegistration:
+    registration = StreamRegistration(run_dir, RunRecord.new(stream=stream, config={}), passes=1)
+    registration.notify(Started(Progress(), samples=0))
+    return registration
 
 
 def readers(stream: str) -> list[ReaderRecord]:
@@ -116,11 +123,10 @@ def test_a_new_run_begins_at_the_first_window_that_is_kept(tmp_path: Path) -> No
 
 def test_a_run_that_has_saved_nothing_keeps_all_that_is_there(tmp_path: Path) -> None:
     stream = write_stream(tmp_path / "stream", 130, seal=False)
-    registration = Registration(stream, "ab", tmp_path, passes=1)
-    registration.start()
+    registration = registered(tmp_path, stream)
     assert prune(Manifest.open(stream), NOTHING).commits == 0
     registration.close()
-    assert [entry.run for entry in readers(stream)] == ["ab"]
+    assert len(readers(stream)) == 1
 
 
 def test_a_run_that_waits_for_records_says_so_until_it_ends(tmp_path: Path) -> None:
@@ -234,7 +240,7 @@ def test_a_run_directory_that_cannot_be_read_for_a_while_is_one_warning_and_the_
         raise OSError(errno.ESTALE, "Stale file handle")
 
     stream, run_dir = write_stream(tmp_path / "stream", seal=False), tmp_path / "run"
-    monkeypatch.setattr(f"ops.rundir.stream_registration.{name}", away)
+    monkeypatch.setattr(f"ops.train.stream_registration.{name}", away)
     with caplog.at_level(logging.WARNING):
         summary = run(stream, run_dir, config_of(), stop=StopAfter(run_dir, 4))
     assert summary.status == STOPPED
@@ -272,9 +278,8 @@ def test_a_damaged_entry_is_written_anew_by_its_run(tmp_path: Path) -> None:
 
 
 def test_a_topic_has_no_register(tmp_path: Path) -> None:
-    registration = Registration("kafka://nowhere:1/topic", "ab", tmp_path, passes=1)
-    registration.start()
-    registration.checkpointed()
+    registration = registered(tmp_path, "kafka://nowhere:1/topic")
+    registration.notify(CheckpointResult("ok"))
     registration.close()
 
 
