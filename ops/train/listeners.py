@@ -46,8 +46,8 @@ logger = logging.getLogger(__name__)
 
 # Longest wait, once all is saved, for monitoring to see that the run is over: more than its usual pause.
 LAST_SCRAPE_S = 65.0
-# Longest wait for the last snapshot to be published, seconds: less than what supervisors allow after SIGTERM.
 PUBLISH_S = 20.0
+"""Longest wait for the last snapshot to be published, seconds: less than supervisors allow after SIGTERM."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,6 +61,8 @@ class ReportedRun:
     """Where it goes on from; None begins."""
     total_samples: int | None = None
     """Length of the run; None when it has no known end."""
+    publish_s: float = PUBLISH_S
+    """Longest wait for the last snapshot to be published, seconds."""
 
     @property
     def samples(self) -> int:
@@ -321,11 +323,11 @@ class SnapshotPublishing:
                     self._publisher.publish(event)
 
     def finish(self, timeout_s: float | None = None) -> PublishResult | None:
-        """Publish what still waits, within PUBLISH_S, and end; the newest snapshot that stands in Redis."""
+        """Publish what still waits, within a time, and end; the newest snapshot that stands in Redis."""
         publisher, self._publisher = self._publisher, None
         if publisher is None:
             return None
-        publisher.close(PUBLISH_S if timeout_s is None else timeout_s)
+        publisher.close(self._run.publish_s if timeout_s is None else timeout_s)
         return publisher.last
 
     def close(self) -> None:
