@@ -12,7 +12,6 @@ from torch import Tensor
 
 from learner import checkpoint_state
 from learner.augment import Views
-from learner.batch_gradient import BatchGradient
 from learner.checkpoint_state import digest
 from learner.collective import Deal, SingleProcess, counts_of_ranks
 from learner.config import LearnerConfig
@@ -22,7 +21,7 @@ from learner.gradients import BUCKET_BYTES, GradientSums
 from learner.health import UsageWindow, corrected_agreement, corrected_perplexity, dead_prototypes
 from learner.model import copy_all, encoder_tensors, head_tensors, load_weights, numbered
 from learner.network import Network, PhaseTimer
-from learner.objectives.swav import Swav
+from learner.objectives.swav import BatchGradient, Swav
 from learner.optim import Updater
 from learner.report import HealthReport, Snapshot, StepReport, require_finite
 from learner.step_stats import StepStats, StepTensors, brought_up_to_date, health_report, judge, measure
