@@ -96,9 +96,7 @@ class Runs:
 
         self.driver = driver
         self.stream = small_runs.write_stream(driver.new("stream"), RECORDS, bad_every=41)
-        self.config = small_runs.config_of(
-            "model.backbone=resnet8-w16", "checkpoint.every_samples=32", "checkpoint.keep=2", *more
-        )
+        self.config = small_runs.config_of("checkpoint.every_samples=32", "checkpoint.keep=2", *more)
         self.reference = driver.new("reference")
         self.seconds = driver.whole(self.life(self.reference), "reference")
 
