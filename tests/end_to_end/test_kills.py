@@ -2,32 +2,30 @@
 
 import json
 import os
-import subprocess
-import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.kill_driver import POINTS, differences
+from tests.kill_driver import POINTS, differences, drive
 from tests.ops.rundir.test_checkpoint import POINTS as WRITTEN
 from tests.ops.small_runs import config_of, run, write_stream
-
-ROOT = Path(__file__).parents[2]
 
 
 def driven(folder: Path, seed: int, *counts: int) -> dict[str, Any]:
     """What came of so many kills: at random moments, rounds over points, readers, prunes, ingests, replay."""
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.kill_driver", str(folder), str(seed), *map(str, counts)],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    result: dict[str, Any] = json.loads(done.stdout)
+    child = os.fork()
+    if child == 0:
+        try:
+            found = drive(folder, seed, counts)
+        except BaseException:  # noqa: BLE001  carried to the test
+            found = {"error": traceback.format_exc()}
+        (folder / "result.json").write_text(json.dumps(found))
+        os._exit(0)
+    os.waitpid(child, 0)
+    result: dict[str, Any] = json.loads((folder / "result.json").read_text())
+    assert "error" not in result, result["error"]
     return result
 
 
