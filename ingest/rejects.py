@@ -105,7 +105,7 @@ class FileList:
         self.listed = listed
         if size > listed.bytes:
             os.truncate(self._path, listed.bytes)
-        if size < listed.bytes:  # removed or cut by someone: what is left is kept, and counted as it is
+        if size < listed.bytes:  # removed or cut from outside: what is left is kept, and counted as it is
             content = self._path.read_bytes() if size else b""
             whole = content[: content.rfind(b"\n") + 1]
             if len(whole) < size:

@@ -482,4 +482,4 @@ class LiveView:
             if last.get("kind") == "re-seed":
                 count += last["count"]
                 self._events.pop()
-        self.event("re-seed", f"{count:,} prototype{'s' if count > 1 else ''} began anew", count=count)
+        self.event("re-seed", f"{count:,} prototype{'s' if count > 1 else ''} re-seeded", count=count)

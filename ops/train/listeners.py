@@ -203,7 +203,7 @@ class LiveState:
         self.live.published(result)
         if result.reseeded:
             some = ", ".join(map(str, result.reseeded[:8])) + (", ..." if len(result.reseeded) > 8 else "")
-            text = f"v{result.version}: {len(result.reseeded)} prototypes began anew: {some}"
+            text = f"v{result.version}: {len(result.reseeded)} prototypes re-seeded: {some}"
             self.live.event("reseed", text)
 
 

@@ -118,8 +118,8 @@ def decode_reader(data: bytes, *, name: str) -> ReaderRecord:
         )
     except (ValueError, TypeError, KeyError, OverflowError) as error:
         raise StreamDamaged(
-            f"the entry of reader {name} cannot be read ({error!r}): its run writes it anew while it learns; "
-            f"`swavstream stream prune STREAM --forget {name}` takes it out"
+            f"the entry of reader {name} cannot be read ({error!r}): its run writes it again while it "
+            f"learns; `swavstream stream prune STREAM --forget {name}` takes it out"
         ) from error
     if reader.run != name:
         raise StreamDamaged(f"the entry of reader {name} says that it is of run {reader.run}")
