@@ -1,13 +1,11 @@
 """Whatever is killed, and whenever: what results is what would have been, bit for bit."""
 
-import json
-import os
-import traceback
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.forked import forked
 from tests.kill_driver import POINTS, differences, drive
 from tests.ops.rundir.test_checkpoint import POINTS as WRITTEN
 from tests.ops.small_runs import config_of, run, write_stream
@@ -15,18 +13,7 @@ from tests.ops.small_runs import config_of, run, write_stream
 
 def driven(folder: Path, seed: int, *counts: int) -> dict[str, Any]:
     """What came of so many kills: at random moments, rounds over points, readers, prunes, ingests, replay."""
-    child = os.fork()
-    if child == 0:
-        try:
-            found = drive(folder, seed, counts)
-        except BaseException:  # noqa: BLE001  carried to the test
-            found = {"error": traceback.format_exc()}
-        (folder / "result.json").write_text(json.dumps(found))
-        os._exit(0)
-    os.waitpid(child, 0)
-    result: dict[str, Any] = json.loads((folder / "result.json").read_text())
-    assert "error" not in result, result["error"]
-    return result
+    return forked(lambda: drive(folder, seed, counts), folder / "result.json")
 
 
 def test_every_point_of_the_checkpoint_protocol_is_killed_at() -> None:

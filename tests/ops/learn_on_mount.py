@@ -4,13 +4,12 @@ import ctypes
 import io
 import json
 import logging
-import os
 import subprocess
-import traceback
 from pathlib import Path
 from typing import Any
 
 from ops.train.signals import StopRequest
+from tests.forked import forked
 from tests.ops.small_runs import bits, config_of, run
 
 ROOM = "24m"
@@ -71,21 +70,9 @@ def learn_on_mount(stream: str, folder: Path, kind: str) -> dict[str, Any]:
             mount read-only in which files are being written.
 
     Returns:
-        How the run ended, what it warned of, and the digests of all that it ended with; or its `error`.
+        How the run ended, what it warned of, and the digests of all that it ended with.
     """
-    result = folder / "result.json"
-    child = os.fork()
-    if child == 0:
-        try:
-            found = _on_mount(stream, folder / "mount", kind)
-        except BaseException:  # noqa: BLE001  carried to the test
-            found = {"error": traceback.format_exc()}
-        result.write_text(json.dumps(found))
-        os._exit(0)
-    os.waitpid(child, 0)
-    found = json.loads(result.read_text())
-    assert isinstance(found, dict)
-    return found
+    return forked(lambda: _on_mount(stream, folder / "mount", kind), folder / "result.json")
 
 
 def _on_mount(stream: str, place: Path, kind: str) -> dict[str, Any]:
