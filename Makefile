@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # Test files that run at once; many wait for servers and processes more than they compute. The longest come first.
 TEST_WORKERS ?= 3
 
-.PHONY: install demo test docs soak bench lint types format clean
+.PHONY: install demo test docs soak bench bench-learn lint types format clean
 install: $(STAMP)
 
 $(STAMP): pyproject.toml
@@ -44,6 +44,11 @@ bench: install
 	for script in tests/benchmarks/[a-z]*.py; do \
 	    echo "== $$script"; $(BIN)/python -m "tests.benchmarks.$$(basename $$script .py)" || exit 1; \
 	done
+
+# Accuracy against processor seconds: recipes x data x orders x seeds. Hours; goes on where it was stopped.
+# BENCH_LEARN="--help" shows how to choose a part of it.
+bench-learn: install
+	$(BIN)/python -m tests.benchmarks.learning $(BENCH_LEARN)
 
 format: install
 	$(BIN)/ruff format .

@@ -40,7 +40,12 @@ class WarmCommands:
             stdout=subprocess.PIPE,
             text=True,
             cwd=self._folder,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])},
+            env=os.environ
+            | {
+                "OMP_NUM_THREADS": "1",
+                "PYTHONPATH": str(Path(__file__).parents[1]),
+                "XDG_CACHE_HOME": str(self._folder / ".cache"),
+            },
         )
         return self
 

@@ -68,12 +68,17 @@ class LabelledImages:
         self.skipped: dict[str, int] = {}
         """Records left out in the last pass, by reason; `unlabelled` is one."""
 
+    @property
+    def kept(self) -> bool:
+        """Whether views stay in memory after the first pass."""
+        return self.expected * 3 * self._size**2 <= _CACHE_BYTES
+
     def __iter__(self) -> Iterator[Piece]:
         """Pieces of at most 512 images; the same on every pass."""
         if self._cache is not None:
             yield from self._cache
             return
-        keep: list[Piece] | None = [] if self.expected * 3 * self._size**2 <= _CACHE_BYTES else None
+        keep: list[Piece] | None = [] if self.kept else None
         skipped: Counter[str] = Counter()
         for piece in self._read(skipped):
             if keep is not None:

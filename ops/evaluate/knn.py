@@ -9,6 +9,8 @@ import math
 import torch
 from torch import Tensor
 
+from learner.patches import Whitening, pca_of_rows
+
 # N images in the bank   M queries   F width of a feature   C classes   k neighbours
 
 
@@ -16,6 +18,11 @@ TEMPERATURE = 0.07
 """Of the vote exp(cosine / temperature); the value of Wu et al. 2018, used by DINO and VISSL too."""
 NEIGHBOURS = (20, 200)
 """The two numbers of neighbours that are always reported."""
+
+WHITENED_WIDTH = 128
+"""Numbers of a whitened feature at most; features that span fewer directions have fewer."""
+WHITENED_FROM = 10_000
+"""Rows of the bank, the first, that the whitening is estimated on."""
 
 QUERY_ROWS = 2048
 BANK_ROWS = 4096
@@ -139,6 +146,51 @@ class NearestNeighbours:
             labels.append(names.gather(1, order))
         self._cosines_Mk = torch.cat(cosines)
         self._labels_Mk = torch.cat(labels)
+
+
+class PlainAndWhitened:
+    """Nearest neighbours of every query in one bank twice: by features as they are, and PCA-whitened.
+
+    The whitening is estimated on the first `WHITENED_FROM` rows of the bank, which are held until they are
+    there. Arguments are those of `NearestNeighbours`.
+    """
+
+    def __init__(self, queries_MF: Tensor, *, k: int, images_M: Tensor | None = None) -> None:
+        self._queries_MF = queries_MF
+        self._k = k
+        self._images_M = images_M
+        self._plain = NearestNeighbours(queries_MF, k=k, images_M=images_M)
+        self._head: list[tuple[Tensor, Tensor, Tensor | None]] = []
+        self._whitening: Whitening | None = None
+        self._whitened: NearestNeighbours | None = None
+
+    def add(self, bank_NF: Tensor, labels_N: Tensor, images_N: Tensor | None = None) -> None:
+        """Show some more of the bank."""
+        self._plain.add(bank_NF, labels_N, images_N)
+        if self._whitened is not None and self._whitening is not None:
+            self._whitened.add(self._whitening(bank_NF), labels_N, images_N)
+            return
+        self._head.append((bank_NF, labels_N, images_N))
+        if sum(len(labels_N) for _, labels_N, _ in self._head) >= WHITENED_FROM:
+            self._whiten()
+
+    def top1(self, k: int, labels_M: Tensor) -> tuple[float, float]:
+        """Share of queries that get their class, percent: by plain features, and by whitened ones."""
+        whitened = self._whitened or self._whiten()
+        return self._plain.top1(k, labels_M), whitened.top1(k, labels_M)
+
+    def _whiten(self) -> NearestNeighbours:
+        """Estimate the whitening on what is held, and let go of it."""
+        rows_NF = torch.cat([bank_NF for bank_NF, _, _ in self._head])[:WHITENED_FROM]
+        whitening = pca_of_rows(rows_NF, WHITENED_WIDTH)
+        del rows_NF
+        whitened = NearestNeighbours(whitening(self._queries_MF), k=self._k, images_M=self._images_M)
+        for bank_NF, labels_N, images_N in self._head:
+            whitened.add(whitening(bank_NF), labels_N, images_N)
+        self._head.clear()
+        self._queries_MF = torch.empty(0)
+        self._whitening, self._whitened = whitening, whitened
+        return whitened
 
 
 def _unit(rows_NF: Tensor) -> Tensor:

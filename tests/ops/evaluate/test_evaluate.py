@@ -63,10 +63,14 @@ def test_the_report_equals_the_protocol_followed_by_hand(run_dir: Path, train: s
     flat = [((pixels - mean) / std).flatten(1) for pixels in (raw_bank, raw_queries)]
     for k in (20, 200):
         found = network.learner.features(bank), network.learner.features(queries)
-        assert report.trained[k] == pytest.approx(_naive(found[0], labels, found[1], wanted, k))
+        assert report.trained.plain[k] == pytest.approx(_naive(found[0], labels, found[1], wanted, k))
         first = initial.features(bank), initial.features(queries)
-        assert report.untrained[k] == pytest.approx(_naive(first[0], labels, first[1], wanted, k))
-        assert report.raw_pixels[k] == pytest.approx(_naive(flat[0], labels, flat[1], wanted, k))
+        assert report.baselines["untrained"].plain[k] == pytest.approx(
+            _naive(first[0], labels, first[1], wanted, k)
+        )
+        assert report.baselines["raw_pixels"].plain[k] == pytest.approx(
+            _naive(flat[0], labels, flat[1], wanted, k)
+        )
 
 
 def test_counts_say_what_was_compared(run_dir: Path, train: str, test: str) -> None:
@@ -131,8 +135,9 @@ def test_one_stream_as_bank_and_as_queries_leaves_each_image_out_of_its_own_vote
     url = write_stream(tmp_path / "noise", records)
     report = protocol.evaluate_knn(run_dir, train_url=url, test_url=url)
     assert (report.queries, report.queries_in_bank) == (120, 120)
-    for found in (report.trained, report.raw_pixels, report.untrained):
-        assert found[20] < 50
+    for row in (report.trained, *report.baselines.values()):
+        assert row.plain[20] < 50
+        assert row.whitened[20] < 50
     bank, labels = _read(url)
     features = load_model.load(run_dir).learner.features(bank)
     right = [
@@ -140,7 +145,7 @@ def test_one_stream_as_bank_and_as_queries_leaves_each_image_out_of_its_own_vote
         for one in range(120)
         if (others := torch.arange(120) != one) is not None
     ]
-    assert report.trained[20] == pytest.approx(np.mean(right))
+    assert report.trained.plain[20] == pytest.approx(np.mean(right))
 
 
 def test_queries_that_are_in_the_bank_are_counted_and_told(run_dir: Path, train: str, tmp_path: Path) -> None:
@@ -215,8 +220,9 @@ def test_the_command_prints_json_and_a_table(run_dir: Path, train: str, test: st
     assert done.exit_code == 0, done.stderr
     body = json.loads(done.stdout)
     for name in ("trained", "raw_pixels", "untrained"):
-        assert set(body[name]) == {"k20", "k200"}
-        assert all(0 <= value <= 100 for value in body[name].values())
+        assert set(body[name]) == {"k20", "k200", "whitened", "cpu_seconds"}
+        scores = (body[name]["k20"], body[name]["k200"], *body[name]["whitened"].values())
+        assert all(0 <= value <= 100 for value in scores)
     assert (body["bank"], body["queries"], body["queries_in_bank"]) == (160, 60, 0)
     table = CliRunner().invoke(command, arguments).stdout
     assert f"{body['trained']['k20']:.2f} %" in table
