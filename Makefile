@@ -25,6 +25,8 @@ lint: install
 types: install
 	$(BIN)/mypy
 
+# Tests start hundreds of processes: without .pyc files each compiles the program again.
+test soak bench: export PYTHONDONTWRITEBYTECODE =
 test: lint types
 	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 

@@ -145,7 +145,7 @@ class TopicDestination:
         """See Destination: on this machine, by its lock."""
         return self._list is not None and is_source_locked(self._list.store, source_id)
 
-    def explained(self) -> contextlib.AbstractContextManager[None]:
+    def as_ingest_error(self) -> contextlib.AbstractContextManager[None]:
         """See Destination."""
         return destination_errors(f"the list of what was taken for {self.url}")
 

@@ -129,7 +129,7 @@ class TopicHistory:
         if number and number - 1 not in self._found:
             raise StreamError(
                 f"record {number - 1} of this ingest was sent and is gone from the topic, with the place in "
-                "the source that it held (retention?): give this ingest another --name to begin anew"
+                "the source that it held (retention?): give this ingest another --name to start over"
             )
         return Past(
             last=self._found[number - 1] if number else None,

@@ -24,7 +24,7 @@ from ingest.errors import SourceBusy
 from stream.config import KafkaConfig
 from stream.errors import StreamError
 from stream.kafka_topic.address import TopicAddress
-from stream.kafka_topic.client import explained, open_admin, patiently
+from stream.kafka_topic.client import kafka_as_stream_error, open_admin, patiently
 
 logger = logging.getLogger(__name__)
 
@@ -170,7 +170,7 @@ class TopicLease:
     def _write(self, admin: KafkaAdminClient, holder: _Holder | None) -> None:
         body = {} if holder is None else {name: getattr(holder, name) for name in _Holder.__slots__}
         text = json.dumps(body) if body else ""
-        with explained(self._address):
+        with kafka_as_stream_error(self._address):
             results = admin.alter_group_offsets(self._group, {self._topic: OffsetAndMetadata(0, text, -1)})
             for error in results.values():
                 if error is not errors.NoError:

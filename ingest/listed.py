@@ -73,7 +73,7 @@ class Listing(Protocol):
         """Whether another process ingests this source now."""
         ...
 
-    def explained(self) -> AbstractContextManager[None]:
+    def as_ingest_error(self) -> AbstractContextManager[None]:
         """Turns what a store refuses into an error for people."""
         ...
 
@@ -179,7 +179,7 @@ class ListedFiles:
 
     def _load(self, after: Position | None) -> tuple[int, int]:
         """Read the list; the place in this source's part of it."""
-        with self._listing.explained():
+        with self._listing.as_ingest_error():
             segments = self._list.refresh()
         for segment in segments:
             self._count(segment)
@@ -234,12 +234,12 @@ class ListedFiles:
             self._left.add(pending)
 
     def _append(self, **segment: Any) -> bool:
-        with self._listing.explained():
+        with self._listing.as_ingest_error():
             return self._list.append(self.source_id, **segment)
 
     def _look_again(self) -> list[Segment]:
         """What others have listed since. Raises SourceBusy when it is of this very source."""
-        with self._listing.explained():
+        with self._listing.as_ingest_error():
             segments = self._list.refresh()
         if not segments:
             raise StreamError(
@@ -260,7 +260,7 @@ class ListedFiles:
         if not own.pending.size:
             return
         elsewhere = self._done.has(own.pending)  # another source took it over meanwhile
-        with self._listing.explained():
+        with self._listing.as_ingest_error():
             files = self._list.files(own.number)
         start = own.count - own.pending.size
         for offset, file in enumerate(files[start:]):

@@ -24,7 +24,7 @@ from typing import Any, Protocol
 
 from stream.errors import StreamDamaged
 from stream.shards.manifest import Manifest
-from stream.storage import LocalStore, Store, explained, sync_path
+from stream.storage import LocalStore, Store, as_stream_error, sync_path
 
 FOLDER = "rejects"
 SPILL_BYTES = 1024 * 1024
@@ -105,7 +105,7 @@ class FileList:
         self.listed = listed
         if size > listed.bytes:
             os.truncate(self._path, listed.bytes)
-        if size < listed.bytes:  # removed or cut by someone: what is left is kept, and counted as it is
+        if size < listed.bytes:  # removed or cut from outside: what is left is kept, and counted as it is
             content = self._path.read_bytes() if size else b""
             whole = content[: content.rfind(b"\n") + 1]
             if len(whole) < size:
@@ -184,7 +184,7 @@ def read_rejects(manifest: Manifest) -> Iterator[Reject]:
     for source_id, listed in lists_of(manifest):
         name = f"{FOLDER}/{_short(source_id)}"
         lines = 0
-        with explained(f"cannot read the list of rejects of {manifest.url}"):
+        with as_stream_error(f"cannot read the list of rejects of {manifest.url}"):
             for line in _lines(manifest.store, name):
                 if lines == listed.lines:
                     break

@@ -26,7 +26,7 @@ from stream.shards.manifest import Manifest
 from stream.shards.retention import Retention
 from stream.shards.taken import TakenList
 from stream.shards.writer import ShardWriter
-from stream.storage import NO_ROOM, LocalStore, Store, explained, is_locked, open_lock, try_lock
+from stream.storage import NO_ROOM, LocalStore, Store, as_stream_error, is_locked, open_lock, try_lock
 from stream.tar_samples import TarImage
 
 
@@ -59,7 +59,7 @@ class Duplicates:
             commit = manifest.entry(number)
             if commit.n == 0 or commit.source_id == self._source_id:
                 continue
-            with explained(f"cannot read {commit.index_uri} of the stream at {manifest.url}"):
+            with as_stream_error(f"cannot read {commit.index_uri} of the stream at {manifest.url}"):
                 file = manifest.store.open(commit.index_uri)
                 try:
                     self._known.add_many(read_digests(file, name=commit.index_uri, n=commit.n))
@@ -126,7 +126,7 @@ class Destination(Protocol):
         """Whether another process ingests this source now, as far as this can be seen."""
         ...
 
-    def explained(self) -> contextlib.AbstractContextManager[None]:
+    def as_ingest_error(self) -> contextlib.AbstractContextManager[None]:
         """Turns what a file system refuses into an error that says what to do."""
         ...
 
@@ -204,7 +204,7 @@ class ShardDestination:
         self._writer: ShardWriter | None = None
         self._duplicates: Duplicates | None = None
         self._adopted = 0
-        with self.explained():
+        with self.as_ingest_error():
             self._manifest = Manifest.open(url, create=True)
         self._adopted_tars = AdoptedTars(self._manifest)
         self._retention = Retention(self._manifest, config.retention)
@@ -234,7 +234,7 @@ class ShardDestination:
 
     def resume(self) -> Resume:
         """See Destination."""
-        with self.explained():
+        with self.as_ingest_error():
             self._manifest.refresh()
             last = self._manifest.last_of(self._source_id)
             if not self._manifest.sealed:  # nothing is written then, and readers cut the list themselves
@@ -254,7 +254,7 @@ class ShardDestination:
 
     def place_of(self, source_id: str) -> Any:
         """See Destination."""
-        with self.explained():
+        with self.as_ingest_error():
             last = self._manifest.last_of(source_id)
         position = last.source_position if last is not None else None
         return position.get("source") if isinstance(position, dict) else None
@@ -266,13 +266,13 @@ class ShardDestination:
     def is_new(self, sha256: str) -> bool:
         """See Destination."""
         if self._duplicates is None:
-            with self.explained():
+            with self.as_ingest_error():
                 self._duplicates = Duplicates(self._manifest, source_id=self._source_id)
         return self._duplicates.add(sha256)
 
     def write(self, record: Record, position: Any) -> None:
         """See Destination."""
-        with self.explained():
+        with self.as_ingest_error():
             writer = self._open_writer()
             before = writer.shards
             writer.write(record, position)
@@ -282,12 +282,12 @@ class ShardDestination:
 
     def skip(self, reason: str, position: Any) -> None:
         """See Destination."""
-        with self.explained():
+        with self.as_ingest_error():
             self._open_writer().skip(reason, position)
 
     def reject(self, reject: Reject) -> None:
         """See Destination."""
-        with self.explained():
+        with self.as_ingest_error():
             self._rejects.add(reject)
 
     @property
@@ -298,7 +298,7 @@ class ShardDestination:
     def flush(self) -> None:
         """See Destination."""
         if self._writer is not None:
-            with self.explained():
+            with self.as_ingest_error():
                 self._writer.flush()
 
     def adopt(self, tar: str, position: Callable[[Adoption], Any]) -> Accounts:
@@ -311,7 +311,7 @@ class ShardDestination:
             keep_labels=config.label_from == "parent",
             is_new=None if config.keep_duplicates or not config.digests else self.is_new,
         )
-        with self.explained():
+        with self.as_ingest_error():
             adoption = index_tar(self._manifest, tar, options, self._adopted_tars)
             place = position(adoption)
             self._rejects.flush()
@@ -328,14 +328,14 @@ class ShardDestination:
 
     def tick(self) -> None:
         """See Destination."""
-        with self.explained():
+        with self.as_ingest_error():
             if self._writer is not None:
                 self._writer.tick()
             self._retention.tick()
 
     def held_up(self) -> str:
         """See Destination; a run that is too far behind holds an ingest up."""
-        with self.explained():
+        with self.as_ingest_error():
             ahead = self._retention.ahead_of()
         if ahead is None:
             return ""
@@ -344,14 +344,14 @@ class ShardDestination:
 
     def seal(self) -> None:
         """See Destination."""
-        with self.explained():
+        with self.as_ingest_error():
             self._manifest.seal()
 
     def close(self) -> None:
         """See Destination."""
         try:
             if self._writer is not None:
-                with self.explained():
+                with self.as_ingest_error():
                     self._writer.close()
             self._retention.tick(last=True)
         finally:
@@ -383,7 +383,7 @@ class ShardDestination:
                 "without them", f"{missing:,}", self.url,
             )  # fmt: skip
 
-    def explained(self) -> contextlib.AbstractContextManager[None]:
+    def as_ingest_error(self) -> contextlib.AbstractContextManager[None]:
         """See Destination."""
         return destination_errors(f"the stream at {self.url}")
 

@@ -6,7 +6,7 @@ N samples over all ranks   M prototypes to move   H heads   K prototypes   D emb
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from learner.collective import Group, gather_rows
 from learner.config import ReseedConfig
+from learner.step_stats import StepTensors
 
 SPLIT_COSINE = 0.9
 """Cosine of a new prototype with the busy one that it takes samples from: near, but no twin."""
@@ -23,19 +24,6 @@ FEWEST = 2
 
 LEAST_SPREAD = 1e-3
 """Norm below which samples of a prototype do not differ: a burst of one image is not split."""
-
-
-class Arrivals(NamedTuple):
-    """A batch of this rank, as the step has left it."""
-
-    z_BD: Tensor
-    """Features of view 0."""
-    lane_B: Tensor
-    """Their lanes, on the CPU."""
-    scores_H: Sequence[Tensor]
-    """[B, K] each, their raw cosines."""
-    counts: Sequence[int]
-    """Samples of every rank."""
 
 
 class Reseeder:
@@ -112,7 +100,7 @@ class Reseeder:
     @torch.no_grad()
     def reseed(
         self,
-        batch: Arrivals,
+        batch: StepTensors,
         prototypes_H: Sequence[Tensor],
         usage_H: Sequence[Tensor],
         generations_H: Sequence[Tensor],
@@ -126,7 +114,7 @@ class Reseeder:
         at a time, so where few are busy, few are moved.
 
         Args:
-            batch: of which some are the new prototypes' directions.
+            batch: of this rank; features of its view 0 give the new prototypes their directions.
             prototypes_H: [K, D] each, the parameters; changed in place.
             usage_H: [K] each, counts of use; on the CPU.
             generations_H: [K] int64 each, on the CPU; changed in place.
@@ -164,10 +152,10 @@ class Reseeder:
         self.total += moved
         return moved
 
-    def _gathered(self, batch: Arrivals, head: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _gathered(self, batch: StepTensors, head: int) -> tuple[Tensor, Tensor, Tensor]:
         """[N, D], [N], [N] on the CPU, in order of lanes: features, largest scores, and whose they are."""
-        z_BD = batch.z_BD
-        best_B, assigned_B = batch.scores_H[head].max(-1)
+        z_BD = batch.z_ABD[0]
+        best_B, assigned_B = batch.scores_H[head][0].max(-1)
         columns = torch.stack([batch.lane_B.to(z_BD), best_B.to(z_BD), assigned_B.to(z_BD)], dim=1)
         rows_N = gather_rows(self._group, torch.cat([columns, z_BD], dim=1), batch.counts).cpu()
         rows_N = rows_N[rows_N[:, 0].argsort(stable=True)]
@@ -203,7 +191,7 @@ class Reseeder:
         return {"tensors": tensors, "values": {"seed": self._seed, "total": self.total}}
 
     def load_state_dict(self, state: Mapping[str, Any], *, samples: int) -> None:
-        """Go on from a state; one without any (it was off then) counts everybody as used just now.
+        """Go on from a state; one without any (it was off then) counts every prototype as used just now.
 
         Raises:
             ValueError: another number of prototypes.

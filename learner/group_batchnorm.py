@@ -34,10 +34,10 @@ class _Seen(NamedTuple):
 
 
 @dataclass(slots=True)
-class Lots:
+class GroupStats:
     """What all layers of one model share: which sample belongs to which group, and what they have seen.
 
-    The learner sets `group_B` before each pass through the network, and commits once per update.
+    The learner sets `group_B` before each pass through the network, and applies them once per update.
     """
 
     groups: int = 1
@@ -48,7 +48,7 @@ class Lots:
     shared: dict[int, Group] = field(default_factory=dict)
     """Those of them that other ranks have lanes of too, and these ranks."""
     led: slice | None = None
-    """Groups whose statistics this rank tells the others, neighbours all; None = all ranks know them all."""
+    """Groups, neighbours all, whose statistics this rank sends to the others; None = all ranks know all."""
     group_B: Tensor | None = None
     """[B] int64 on the CPU: group of each sample of the running part; None = behave as torch's layer does."""
     seen: dict["GroupBatchNorm", list[_Seen]] = field(default_factory=dict)
@@ -58,7 +58,7 @@ class Lots:
     _rows: dict[int, dict[int, Tensor | None]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, deal: Deal, groups: int) -> "Lots":
+    def of(cls, deal: Deal, groups: int) -> "GroupStats":
         """For lanes dealt so; makes the groups of ranks, as all ranks do at the same time."""
         ranks_of, rank = deal.ranks_of(groups), deal.ranks.rank
         own = tuple(group for group, members in enumerate(ranks_of) if rank in members)
@@ -66,8 +66,8 @@ class Lots:
         shared = {group: parts[ranks_of[group]] for group in own if len(ranks_of[group]) > 1}
         everywhere = all(len(members) in {0, deal.ranks.world_size} for members in ranks_of)
         led = [group for group in own if ranks_of[group][0] == rank]
-        told = slice(led[0], led[-1] + 1) if led else slice(0, 0)
-        return cls(groups=groups, ranks=deal.ranks, own=own, shared=shared, led=None if everywhere else told)
+        sent = slice(led[0], led[-1] + 1) if led else slice(0, 0)
+        return cls(groups=groups, ranks=deal.ranks, own=own, shared=shared, led=None if everywhere else sent)
 
     def summed(self, table_GX: Tensor) -> None:
         """Replace the rows of shared groups by their sums over the ranks that share them."""
@@ -98,7 +98,7 @@ class Lots:
             self._rows[count] = dict(zip(groups, found, strict=True))
         return self._rows[count]
 
-    def note(self, layer: "GroupBatchNorm", seen: _Seen) -> None:
+    def record(self, layer: "GroupBatchNorm", seen: _Seen) -> None:
         """Add what one pass of one part of the batch saw."""
         index = self.passes.get(layer, 0)
         self.passes[layer] = index + 1
@@ -108,37 +108,37 @@ class Lots:
         else:
             rows[index] = _Seen(*(old + new for old, new in zip(rows[index], seen, strict=True)))
 
-    def forget(self) -> None:
+    def discard(self) -> None:
         """Drop what was seen: the update does not take place."""
         self.seen.clear()
         self.begin(None)
 
     @torch.no_grad()
-    def commit(self) -> None:
+    def apply(self) -> None:
         """Move the running statistics by the average over groups, one pass after the other."""
         if self.led is not None:
             sum_together([part for rows in self.seen.values() for row in rows for part in row], self.ranks)
         for layer, rows in self.seen.items():
             for row in rows:
                 layer.follow(row.mean_C / row.groups, row.var_C / row.groups)
-        self.forget()
+        self.discard()
 
 
 class GroupBatchNorm(_BatchNorm):
     """Batch norm of [N, C] or [N, C, h, w] whose training statistics are those of a sample's group of lanes.
 
-    Parameters, buffers and their names are those of torch's layer. Running statistics move at `Lots.commit`
-    only.
+    Parameters, buffers and their names are those of torch's layer. Running statistics move in
+    `GroupStats.apply` only.
     """
 
-    def __init__(self, like: _BatchNorm, lots: Lots) -> None:
+    def __init__(self, like: _BatchNorm, stats: GroupStats) -> None:
         if like.momentum is None or not like.affine or like.running_mean is None:
             raise ValueError("batch norm by groups needs weights, running statistics and a momentum")
         super().__init__(like.num_features, eps=like.eps, momentum=like.momentum)
         self.weight, self.bias = like.weight, like.bias
         self.running_mean, self.running_var = like.running_mean, like.running_var
         self.num_batches_tracked = like.num_batches_tracked
-        self._lots = lots
+        self._stats = stats
 
     def _check_input_dim(self, input: Tensor) -> None:  # name and type are torch's
         if input.dim() not in (2, 4):
@@ -146,16 +146,16 @@ class GroupBatchNorm(_BatchNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise each row with the statistics of its group; in evaluation mode with the running ones."""
-        if not self.training or self._lots.group_B is None:
+        if not self.training or self._stats.group_B is None:
             return super().forward(input)
-        y, mean_GC, var_GC, count_G1 = _Normalise.apply(input, self.weight, self.bias, self._lots, self.eps)
+        y, mean_GC, var_GC, count_G1 = _Normalise.apply(input, self.weight, self.bias, self._stats, self.eps)
         if self.track_running_stats:
             there_G1 = (count_G1 > 0).to(mean_GC)
-            if self._lots.led is not None:
-                there_G1[: self._lots.led.start] = 0
-                there_G1[self._lots.led.stop :] = 0
+            if self._stats.led is not None:
+                there_G1[: self._stats.led.start] = 0
+                there_G1[self._stats.led.stop :] = 0
             unbiased_GC = var_GC * (count_G1 / (count_G1 - 1).clamp_min(1)).to(var_GC)
-            self._lots.note(
+            self._stats.record(
                 self, _Seen((mean_GC * there_G1).sum(0), (unbiased_GC * there_G1).sum(0), there_G1.sum())
             )
         normalised: Tensor = y
@@ -182,11 +182,11 @@ class _Normalise(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight_C: Tensor, bias_C: Tensor, lots: Lots, eps: float
+        ctx: Any, x: Tensor, weight_C: Tensor, bias_C: Tensor, stats: GroupStats, eps: float
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        rows_of = lots.rows_of(len(x), x.device)
+        rows_of = stats.rows_of(len(x), x.device)
         parts = {group: _take(x, rows) for group, rows in rows_of.items()}
-        table = torch.zeros(lots.groups, 2 * len(weight_C) + 1, dtype=torch.float64, device=x.device)
+        table = torch.zeros(stats.groups, 2 * len(weight_C) + 1, dtype=torch.float64, device=x.device)
         done = {}
         with torch.autocast(x.device.type, enabled=False):
             for group, part in parts.items():
@@ -195,27 +195,27 @@ class _Normalise(torch.autograd.Function):
                 mean_C, square_C = mean_C.double(), scale_C.double().pow(-2) - eps + mean_C.double().square()
                 count = part.numel() // len(weight_C)
                 table[group, :-1], table[group, -1] = count * torch.cat([mean_C, square_C]), count
-            lots.summed(table)
+            stats.summed(table)
             count_G1 = table[:, -1:]
             mean_GC, square_GC = (table[:, :-1] / count_G1.clamp_min(1)).chunk(2, dim=1)
             var_GC = (square_GC - mean_GC.square()).clamp_min_(0).to(weight_C.dtype)
             mean_GC = mean_GC.to(weight_C.dtype)
-            for group in lots.shared.keys() & parts.keys():
+            for group in stats.shared.keys() & parts.keys():
                 shared = (mean_GC[group], var_GC[group], False, 0.0, eps)
                 done[group] = torch.native_batch_norm(parts[group], weight_C, bias_C, *shared)
         y = _put({group: results[0] for group, results in done.items()}, rows_of, x)
         own = [results[1:] for results in done.values()]  # what torch's backward wants of its forward
         ctx.save_for_backward(x, weight_C, mean_GC, var_GC, count_G1, *(t for pair in own for t in pair))
-        ctx.lots, ctx.rows_of, ctx.eps = lots, rows_of, eps
+        ctx.stats, ctx.rows_of, ctx.eps = stats, rows_of, eps
         ctx.mark_non_differentiable(mean_GC, var_GC, count_G1)
         return y, mean_GC, var_GC, count_G1
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         x, weight_C, mean_GC, var_GC, count_G1, *own = ctx.saved_tensors
-        lots = ctx.lots
+        stats = ctx.stats
         weight_grad_C, bias_grad_C = torch.zeros_like(weight_C), torch.zeros_like(weight_C)
-        table_G2C = torch.zeros(lots.groups, 2 * len(weight_C), dtype=torch.float64, device=x.device)
+        table_G2C = torch.zeros(stats.groups, 2 * len(weight_C), dtype=torch.float64, device=x.device)
         dx_of = {}
         with torch.autocast(x.device.type, enabled=False):
             for index, (group, rows) in enumerate(ctx.rows_of.items()):
@@ -227,18 +227,18 @@ class _Normalise(torch.autograd.Function):
                     mean_GC[group],
                     var_GC[group],
                     *own[2 * index : 2 * index + 2],
-                    group not in lots.shared,
+                    group not in stats.shared,
                     ctx.eps,
                     [True, True, True],
                 )
                 weight_grad_C += scaled_C
                 bias_grad_C += plain_C
                 table_G2C[group] = torch.cat([plain_C, scaled_C])
-            if lots.shared:
-                lots.summed(table_G2C)
+            if stats.shared:
+                stats.summed(table_G2C)
                 table_G2C = (table_G2C / count_G1.clamp_min(1)).to(mean_GC.dtype)
                 scale_GC = torch.rsqrt(var_GC + ctx.eps)
-                for group in lots.shared.keys() & ctx.rows_of.keys():
+                for group in stats.shared.keys() & ctx.rows_of.keys():
                     rows = ctx.rows_of[group]
                     plain_C, scaled_C = table_G2C[group].chunk(2)
                     centred = _at_least_float32(_take(x, rows)) - _like_maps(mean_GC[group], x)
@@ -278,12 +278,12 @@ def _like_maps(values_C: Tensor, x: Tensor) -> Tensor:
     return values_C[:, None, None] if x.dim() == 4 else values_C
 
 
-def group_batch_norm(model: nn.Module, lots: Lots) -> None:
+def group_batch_norm(model: nn.Module, stats: GroupStats) -> None:
     """Replace every batch norm of a model; parameters and names stay."""
     for parent in list(model.modules()):
         for name, child in parent.named_children():
             if isinstance(child, _BatchNorm) and not isinstance(child, GroupBatchNorm):
-                setattr(parent, name, GroupBatchNorm(child, lots))
+                setattr(parent, name, GroupBatchNorm(child, stats))
 
 
 @contextmanager

@@ -12,17 +12,16 @@ from torch import Tensor
 
 from learner import checkpoint_state
 from learner.augment import Views
-from learner.batch_gradient import BatchGradient
 from learner.checkpoint_state import digest
 from learner.collective import Deal, SingleProcess, counts_of_ranks
 from learner.config import LearnerConfig
-from learner.dead_prototypes import Arrivals, Reseeder
+from learner.dead_prototypes import Reseeder
 from learner.drift import DriftMonitor
 from learner.gradients import BUCKET_BYTES, GradientSums
 from learner.health import UsageWindow, corrected_agreement, corrected_perplexity, dead_prototypes
 from learner.model import copy_all, encoder_tensors, head_tensors, load_weights, numbered
 from learner.network import Network, PhaseTimer
-from learner.objectives.swav import Swav
+from learner.objectives.swav import BatchGradient, Swav
 from learner.optim import Updater
 from learner.patch_branch import PatchBranchFit
 from learner.report import HealthReport, Snapshot, StepReport, require_finite
@@ -180,9 +179,8 @@ class Learner:
         self._reseeder.note(measured.assigned_HN, samples=self.samples)
         if not self._reseeder.due(samples=self.samples, batch=sum(outcome.counts)):
             return 0
-        scores_H = [scores_ABK[0] for scores_ABK in outcome.scores_H]
         return self._reseeder.reseed(
-            Arrivals(outcome.z_ABD[0], outcome.lane_B, scores_H, outcome.counts),
+            outcome,
             list(self._model.prototypes),
             [window.counts_K for window in self._usage],
             self._generations,

@@ -100,10 +100,10 @@ class Network:
             self.model = SwavModel(config.model, config.swav.prototypes)
         self.model.to(device=device, dtype=self.dtype)
         self.model.to(memory_format=self._memory_format)
-        self._lots = group_batchnorm.Lots.of(deal, max(1, config.model.bn_groups))
-        self._by_groups = self._lots.groups > 1 or deal.ranks.world_size > 1
+        self._stats = group_batchnorm.GroupStats.of(deal, max(1, config.model.bn_groups))
+        self._by_groups = self._stats.groups > 1 or deal.ranks.world_size > 1
         if self._by_groups:
-            group_batchnorm.group_batch_norm(self.model, self._lots)
+            group_batchnorm.group_batch_norm(self.model, self._stats)
 
     def parts(self, lane_B: Tensor, accumulate: int) -> list[Tensor]:
         """Which samples go through together: whole groups of batch norm, in `accumulate` parts.
@@ -113,13 +113,13 @@ class Network:
         """
         if accumulate == 1:
             return [torch.arange(len(lane_B))]
-        groups, world = self._lots.groups, self._deal.ranks.world_size
-        if accumulate < 1 or groups % (world * accumulate) != 0 or self._lots.shared:
+        groups, world = self._stats.groups, self._deal.ranks.world_size
+        if accumulate < 1 or groups % (world * accumulate) != 0 or self._stats.shared:
             raise ValueError(
                 f"accumulate = {accumulate} on {world} ranks needs model.bn_groups to be a multiple of "
                 f"{world * max(1, accumulate)}, got {groups}: batch norm must see whole groups"
             )
-        own = torch.tensor(self._lots.own).view(accumulate, -1)
+        own = torch.tensor(self._stats.own).view(accumulate, -1)
         parts = [torch.nonzero(torch.isin(lane_B % groups, some)).squeeze(1) for some in own]
         if any(len(part) == 0 for part in parts):
             raise ValueError(f"accumulate = {accumulate} leaves a part without samples: use fewer bn_groups")
@@ -143,7 +143,7 @@ class Network:
             kinds.append(images.contiguous(memory_format=self._memory_format))
         timer.lap("augment")
         if self._by_groups:
-            self._lots.begin(lane_B.cpu() % self._lots.groups)
+            self._stats.begin(lane_B.cpu() % self._stats.groups)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._bfloat16):
             z = self.model.embed(kinds)
         timer.lap("forward")
@@ -178,7 +178,7 @@ class Network:
         try:
             yield
         except BaseException:
-            self._lots.forget()
+            self._stats.discard()
             for buffer, old in zip(buffers, before, strict=True):
                 buffer.copy_(old)
             raise
@@ -186,7 +186,7 @@ class Network:
     def commit_statistics(self) -> None:
         """The update has been made: running statistics follow. A collective when there are ranks."""
         if self._by_groups:
-            self._lots.commit()
+            self._stats.apply()
 
     @torch.no_grad()
     def features(self, images: Tensor | Sequence[Tensor]) -> Tensor:
@@ -234,7 +234,7 @@ class Network:
     @torch.no_grad()
     def estimate_statistics(self, images: Iterable[Tensor | Sequence[Tensor]]) -> None:
         """Replace the running statistics by their average over these batches of uint8 images."""
-        self._lots.begin(None)
+        self._stats.begin(None)
         self.model.train()
         with group_batchnorm.averaging(self.model):
             for some in images:

@@ -517,7 +517,7 @@ def local_path(url: str) -> Path | None:
 
 
 @contextlib.contextmanager
-def explained(doing: str) -> Iterator[None]:
+def as_stream_error(doing: str) -> Iterator[None]:
     """Turn what the system or the object store refuses into a StreamError that says what was tried."""
     try:
         yield

@@ -1,15 +1,10 @@
-"""Program: runs, readers, prunes and ingests that are killed with SIGKILL, and what they come to in the end.
+"""Runs, readers, prunes and ingests that are killed with SIGKILL, and what they come to in the end.
 
-One process imports everything once and forks the lives that are killed; a life that was killed is followed by
-another one, until the thing is done, and then it is compared, bit by bit, with one that nobody interrupted.
-
-Arguments: FOLDER SEED and how many kills at random moments of a run, rounds over all points of the checkpoint
-protocol, kills of reader processes, rounds of kill and prune, kills of an ingest, kills at random moments of
-a run with replay. Prints one JSON object.
+A process that has imported everything forks the lives that are killed; a life that was killed is followed by
+another one, until the thing is done, and then it is compared, bit by bit, with one that was not interrupted.
 """
 
 import contextlib
-import json
 import os
 import random
 import signal
@@ -17,7 +12,7 @@ import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -96,9 +91,7 @@ class Runs:
 
         self.driver = driver
         self.stream = small_runs.write_stream(driver.new("stream"), RECORDS, bad_every=41)
-        self.config = small_runs.config_of(
-            "model.backbone=resnet8-w16", "checkpoint.every_samples=32", "checkpoint.keep=2", *more
-        )
+        self.config = small_runs.config_of("checkpoint.every_samples=32", "checkpoint.keep=2", *more)
         self.reference = driver.new("reference")
         self.seconds = driver.whole(self.life(self.reference), "reference")
 
@@ -342,7 +335,16 @@ def command(pid: int) -> bytes:
         return b""
 
 
-def main(folder: Path, seed: int, counts: list[int]) -> None:
+def drive(folder: Path, seed: int, counts: Sequence[int]) -> dict[str, Any]:
+    """Kill, in this process.
+
+    Args:
+        folder: an empty one.
+        seed: of the moments.
+        counts: kills at random moments of a run, rounds over all points of the checkpoint protocol, kills of
+            reader processes, rounds of kill and prune, kills of an ingest, kills at random moments of a run
+            with replay.
+    """
     import torch
 
     import ops.train.start  # noqa: F401  so that no life has to
@@ -361,14 +363,9 @@ def main(folder: Path, seed: int, counts: list[int]) -> None:
         ingests(driver, ingest_kills)
     if with_replay:
         Runs(driver, *REPLAYED).at_random_moments(with_replay)
-    result = {
+    return {
         "kills": dict(driver.kills),
         "compared": driver.compared,
         "differences": driver.differences,
         "seconds": round(runs.seconds, 2),
     }
-    sys.stdout.write(json.dumps(result) + "\n")
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), [int(argument) for argument in sys.argv[3:]])

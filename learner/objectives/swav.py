@@ -1,7 +1,10 @@
-"""SwAV: codes of the assigned views, and the loss of predicting each code from the other views.
+"""SwAV: from a batch to codes, to the gradient of their swapped prediction, and into the queue.
 
-n views   A assigned views, the first of them   B samples of this rank   H heads   K prototypes   D embedding
-size
+`BatchGradient` is the paper's pseudo-code up to the update, over parts of the batch and over ranks; its lines
+are those of `Swav`: scores, codes, losses. `Learner.step` makes the update, and puts the batch in the queue.
+
+n views   A assigned views, the first of them   B samples of this rank   N samples over all ranks   H heads
+K prototypes   D embedding size
 """
 
 from collections.abc import Sequence
@@ -9,46 +12,93 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from learner.collective import Group, sent_together
+from learner.augment import Views
+from learner.collective import Group, sent, sent_together
 from learner.config import SwavConfig
+from learner.gradients import GradientSums
 from learner.model import cosines
+from learner.network import Network, PhaseTimer
 from learner.queue import FeatureQueue
 from learner.sinkhorn import Codes, assign, power_law_prior
+from learner.step_stats import StepTensors
 
 
-def swapped_loss(scores_nBK: Tensor, codes_ABK: Tensor, *, temperature: float) -> Tensor:
-    """Cross-entropy between the codes of the assigned views and the predictions of every *other* view.
-
-        l_b = - 1/A sum_{i in A} 1/(n-1) sum_{v != i} sum_k q_ibk log softmax(s_vb / temperature)_k
-
-    The inner sum over v != i is taken as (sum over all v) - (v = i), so that there is no loop over pairs.
+class BatchGradient:
+    """Leaves the gradient of a batch in the parameters of the network; changes nothing else.
 
     Args:
-        scores_nBK: [n, B, K] cosines, assigned views first; float64 stays, half precision is
-            raised to float32, also under autocast.
-        codes_ABK: [A, B, K] without gradient, each sample sums to 1.
-        temperature: > 0.
+        network: of this rank.
+        swav: codes and loss; its queue is read.
+        sums: sums gradients over ranks while backward is at work.
+        assigned: A.
 
-    Returns:
-        [B] loss of each sample, nats; their mean is the loss of the batch. About ln K when nothing is
-        learned.
-
-    Raises:
-        ValueError: fewer than two views, more codes than views, or codes that would pass a gradient.
-
-    Source: Caron et al. 2020, arXiv:2006.09882, eq. 1, 2 and 6.
+    Source: Caron et al. 2020, arXiv:2006.09882, sec. 3 and the pseudo-code of its appendix.
     """
-    num_views, num_assigned = len(scores_nBK), len(codes_ABK)
-    if num_views < 2 or num_assigned > num_views:
-        raise ValueError(f"{num_assigned} codes need as many views, and at least two; got {num_views} views")
-    if codes_ABK.requires_grad:
-        raise ValueError("codes must carry no gradient: they are the target")
-    with torch.autocast(scores_nBK.device.type, enabled=False):
-        scores_nBK = scores_nBK if scores_nBK.dtype == torch.float64 else scores_nBK.float()
-        log_p_nBK = torch.log_softmax(scores_nBK / temperature, dim=-1)
-        all_views_B = (codes_ABK.sum(0) * log_p_nBK.sum(0)).sum(-1)
-        own_view_B = (codes_ABK * log_p_nBK[:num_assigned]).sum((0, -1))
-        return (own_view_B - all_views_B) / (num_assigned * (num_views - 1))
+
+    def __init__(self, network: Network, swav: "Swav", sums: GradientSums, *, assigned: int) -> None:
+        self._network, self._swav, self._sums, self._assigned = network, swav, sums, assigned
+        self._prototypes_H = list(network.model.prototypes)
+
+    def of(
+        self,
+        views: Views,
+        lane_B: Tensor,
+        parts: Sequence[Tensor],
+        *,
+        counts: Sequence[int],
+        samples: int,
+        usage_H: Sequence[Tensor],
+        timer: PhaseTimer,
+    ) -> StepTensors:
+        """Features, codes, swapped loss and its gradient, summed over parts and ranks; all ranks call it.
+
+        Args:
+            views: crops of this rank's samples.
+            lane_B: [B] lane of each of them.
+            parts: indices of the samples that go through the network together, as `Network.parts` gives them.
+            counts: samples of each rank.
+            samples: seen before this batch: what is frozen follows from it.
+            usage_H: [K] counts of use for each head, for a prior that follows usage.
+            timer: the phases are timed by.
+        """
+        frozen = self._swav.frozen(samples)
+        priors_H = self._swav.priors(usage_H, self._network.device)
+        if len(parts) == 1:
+            z_nBD = self._network.embed(views, lane_B, timer)
+            z_ABD = z_nBD[: self._assigned].detach()
+        else:
+            z_ABD = self._network.embed_first(views, lane_B, parts, assigned=self._assigned, timer=timer)
+        scores_H = self._swav.scores(z_ABD, self._prototypes_H)
+        codes_H = self._swav.codes(scores_H, priors_H, samples=len(lane_B))
+        timer.lap("sinkhorn")
+        loss_H = torch.zeros(len(self._prototypes_H), dtype=torch.float64, device=z_ABD.device)
+        for part in parts:
+            part_codes_H = [codes.codes_ABK for codes in codes_H]
+            if len(parts) > 1:
+                z_nBD = self._network.embed(views.part(part), lane_B[part], timer)
+                there = sent(part, self._network.device)
+                part_codes_H = [codes_ABK[:, there] for codes_ABK in part_codes_H]
+            loss_HB = self._swav.losses(z_nBD, self._prototypes_H, part_codes_H, frozen=frozen)
+            loss_H += loss_HB.detach().sum(1) / sum(counts)
+            timer.lap("forward")
+            # A sum over samples by N: summed over parts and ranks it is the mean over the global batch.
+            share = loss_HB.mean(0).sum() / sum(counts)
+            if part is parts[-1]:
+                with self._sums.summed(without=self._prototypes_H if frozen else ()):
+                    torch.autograd.backward(share)
+            else:
+                torch.autograd.backward(share)
+            timer.lap("backward")
+        return StepTensors(
+            loss_H=loss_H,
+            z_ABD=z_ABD,
+            lane_B=lane_B,
+            prototypes_H=[prototypes_KD.detach() for prototypes_KD in self._prototypes_H],
+            scores_H=[scores_ABK[:, : len(lane_B)] for scores_ABK in scores_H],
+            codes_H=codes_H,
+            priors_H=priors_H,
+            counts=counts,
+        )
 
 
 class Swav:
@@ -138,3 +188,38 @@ class Swav:
         """
         if self._config.queue_samples > 0 and samples >= self._config.queue_start_samples:
             self.queue.push(z_ABD, lane_B, stamp=samples, total=total)
+
+
+def swapped_loss(scores_nBK: Tensor, codes_ABK: Tensor, *, temperature: float) -> Tensor:
+    """Cross-entropy between the codes of the assigned views and the predictions of every *other* view.
+
+        l_b = - 1/A sum_{i in A} 1/(n-1) sum_{v != i} sum_k q_ibk log softmax(s_vb / temperature)_k
+
+    The inner sum over v != i is taken as (sum over all v) - (v = i), so that there is no loop over pairs.
+
+    Args:
+        scores_nBK: [n, B, K] cosines, assigned views first; float64 stays, half precision is
+            raised to float32, also under autocast.
+        codes_ABK: [A, B, K] without gradient, each sample sums to 1.
+        temperature: > 0.
+
+    Returns:
+        [B] loss of each sample, nats; their mean is the loss of the batch. About ln K when nothing is
+        learned.
+
+    Raises:
+        ValueError: fewer than two views, more codes than views, or codes that would pass a gradient.
+
+    Source: Caron et al. 2020, arXiv:2006.09882, eq. 1, 2 and 6.
+    """
+    num_views, num_assigned = len(scores_nBK), len(codes_ABK)
+    if num_views < 2 or num_assigned > num_views:
+        raise ValueError(f"{num_assigned} codes need as many views, and at least two; got {num_views} views")
+    if codes_ABK.requires_grad:
+        raise ValueError("codes must carry no gradient: they are the target")
+    with torch.autocast(scores_nBK.device.type, enabled=False):
+        scores_nBK = scores_nBK if scores_nBK.dtype == torch.float64 else scores_nBK.float()
+        log_p_nBK = torch.log_softmax(scores_nBK / temperature, dim=-1)
+        all_views_B = (codes_ABK.sum(0) * log_p_nBK.sum(0)).sum(-1)
+        own_view_B = (codes_ABK * log_p_nBK[:num_assigned]).sum((0, -1))
+        return (own_view_B - all_views_B) / (num_assigned * (num_views - 1))

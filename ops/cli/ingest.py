@@ -129,26 +129,8 @@ def command(
     all starts.
     """  # noqa: D301  click reads the escape as "do not rewrap"
     from ops.train.signals import StopRequest
-    from stream.kafka_topic.address import is_topic
-    from stream.secrets import check_no_password
 
-    if not is_topic(dest):  # a topic's address is checked before it is shown
-        check_no_password(dest)
-    if create_topic != (partitions is not None):
-        raise click.UsageError(
-            "--create-topic and --partitions go together: a partition is a lane of a learner"
-        )
-    if is_topic(dest) and reference:
-        raise click.UsageError(
-            "--reference leaves images in their tars, and a topic holds the images: leave it out"
-        )
-    if state and not is_topic(dest):
-        raise click.UsageError(
-            "--state is for kafka://HOST:PORT/TOPIC: what was taken is listed beside a stream of shards, in "
-            f"{dest.rstrip('/')}/taken, and what was rejected lies in {dest.rstrip('/')}/rejects"
-        )
-    if partitions is not None and not is_topic(dest):
-        raise click.UsageError(f"--create-topic is for kafka://HOST:PORT/TOPIC, and DEST is {dest}")
+    _check_together(dest, reference=reference, create_topic=create_topic, partitions=partitions, state=state)
     with StopRequest(NOTE, on_warning="end") as stop:
         from ingest.decode_pool import begin_imports
 
@@ -184,8 +166,34 @@ def command(
             show.end()
     for warning in report.warnings:
         click.echo(f"Warning: {warning}", err=True)
-    click.echo(json.dumps(asdict(report)) if as_json else _told(report, dest))
+    click.echo(json.dumps(asdict(report)) if as_json else _summary(report, dest))
     return stop.exit_code if report.status == STOPPED else 0
+
+
+def _check_together(
+    dest: str, *, reference: bool, create_topic: bool, partitions: int | None, state: str
+) -> None:
+    """Refuse options that DEST, or one another, leave without a meaning."""
+    from stream.kafka_topic.address import is_topic
+    from stream.secrets import check_no_password
+
+    if not is_topic(dest):  # a topic's address is checked before it is shown
+        check_no_password(dest)
+    if create_topic != (partitions is not None):
+        raise click.UsageError(
+            "--create-topic and --partitions go together: a partition is a lane of a learner"
+        )
+    if is_topic(dest) and reference:
+        raise click.UsageError(
+            "--reference leaves images in their tars, and a topic holds the images: leave it out"
+        )
+    if state and not is_topic(dest):
+        raise click.UsageError(
+            "--state is for kafka://HOST:PORT/TOPIC: what was taken is listed beside a stream of shards, in "
+            f"{dest.rstrip('/')}/taken, and what was rejected lies in {dest.rstrip('/')}/rejects"
+        )
+    if partitions is not None and not is_topic(dest):
+        raise click.UsageError(f"--create-topic is for kafka://HOST:PORT/TOPIC, and DEST is {dest}")
 
 
 def _topic(
@@ -226,7 +234,7 @@ def _config(
     return binding.read(IngestConfig, values)
 
 
-def _told(report: "IngestReport", dest: str) -> str:
+def _summary(report: "IngestReport", dest: str) -> str:
     from stream.kafka_topic.address import is_topic
 
     skipped = ", ".join(f"{count:,} {reason}" for reason, count in report.skipped.items())

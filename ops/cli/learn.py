@@ -10,7 +10,7 @@ from ops.config import recipes
 from ops.config.checks import advice
 from ops.config.load import build, load_values
 from ops.config.schema import RunConfig
-from ops.distributed.environment import Nodes, launched, nodes_of, quiet_torch
+from ops.distributed.environment import Launched, Nodes, launched, nodes_of, quiet_torch
 from ops.errors import ConfigError, RunNotFound
 from ops.rundir.files import read_run
 from ops.train.signals import RANK_NOTE, StopRequest
@@ -107,16 +107,7 @@ def command(
         if known
         else build({}, assignments)
     )
-    if place is not None and (nproc > 1 or nodes is not None):
-        raise click.UsageError(
-            f"this process is one of {place.world_size} ranks already: leave out --nproc and --nnodes"
-        )
-    least = nproc * (nodes.least if nodes else 1)
-    if known and least > config.lanes:
-        raise click.UsageError(
-            f"{least} ranks are more than {config.lanes} lanes: every rank needs one; raise lanes, or lower "
-            "--nproc or --nnodes"
-        )
+    _check_ranks(config if known else None, place, nproc=nproc, nodes=nodes)
     if place is None:
         for sentence in advice(config) if known else ():
             click.echo(f"warning: {sentence}", err=True)
@@ -149,6 +140,22 @@ def _nodes(nnodes: str, endpoint: str) -> Nodes | None:
         return nodes_of(nnodes, endpoint)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
+
+
+def _check_ranks(
+    config: RunConfig | None, place: Launched | None, *, nproc: int, nodes: Nodes | None
+) -> None:
+    """Refuse a number of ranks that this process, or the lanes of the run, cannot have."""
+    if place is not None and (nproc > 1 or nodes is not None):
+        raise click.UsageError(
+            f"this process is one of {place.world_size} ranks already: leave out --nproc and --nnodes"
+        )
+    least = nproc * (nodes.least if nodes else 1)
+    if config is not None and least > config.lanes:
+        raise click.UsageError(
+            f"{least} ranks are more than {config.lanes} lanes: every rank needs one; raise lanes, or lower "
+            "--nproc or --nnodes"
+        )
 
 
 def _as_rank(context: click.Context) -> list[str]:

@@ -54,7 +54,7 @@ def ask(
     from ops.errors import RedisUnavailable
     from ops.rundir.files import read_run
     from ops.snapshots.embedded_redis import open_redis
-    from ops.snapshots.redis_client import redis_url, said
+    from ops.snapshots.redis_client import error_text, redis_url
     from ops.snapshots.store import SnapshotStore
     from stream.secrets import safe_url
 
@@ -66,7 +66,7 @@ def ask(
     except redis.RedisError as error:
         told = safe_url(place) if place else f"the server of {run_dir}"
         raise RedisUnavailable(
-            f"no answer from {told}: {said(error)}; is it up, and is the URL right?"
+            f"no answer from {told}: {error_text(error)}; is it up, and is the URL right?"
         ) from error
 
 
@@ -276,10 +276,10 @@ def _say(as_json: bool, text: str, **body: Any) -> None:
 def diff(run_dir: Path, a: str, b: str, images: int, url: str, as_json: bool) -> None:
     """Compare snapshots A and B of the run in RUN: each a version, `head`, `stable` or `pin:NAME`.
 
-    Says how far prototypes moved (cosine, index by index), which began anew (another generation), how usage
-    shifted, and the churn: the share of the run's probe set that has another prototype in B than in A. That
-    number decides whether what was computed with A must be computed again. The probe set are the first 2,048
-    samples of the run, kept as thumbnails.
+    Says how far prototypes moved (cosine, index by index), which were re-seeded (another generation), how
+    usage shifted, and the churn: the share of the run's probe set that has another prototype in B than in A.
+    That number decides whether what was computed with A must be computed again. The probe set are the first
+    2,048 samples of the run, kept as thumbnails.
 
     \b
     Examples:
@@ -350,7 +350,7 @@ def _difference_rows(found: "Difference") -> list[tuple[str, str]]:
     if found.settings_changed:
         rows.append(("settings", "changed in between: see changes.jsonl of the run"))
     if moved.cosine_p50 is None:
-        rows.append(("prototypes", f"all {moved.prototypes} began anew"))
+        rows.append(("prototypes", f"all {moved.prototypes} were re-seeded"))
     else:
         rows.append((
             "prototypes",
@@ -359,7 +359,7 @@ def _difference_rows(found: "Difference") -> list[tuple[str, str]]:
             f"{moved.nearest_elsewhere} nearest to another index",
         ))  # fmt: skip
     some = ", ".join(map(str, moved.reseeded[:12])) + (", ..." if len(moved.reseeded) > 12 else "")
-    rows.append(("anew", f"{len(moved.reseeded)} prototypes{': ' + some if some else ''}"))
+    rows.append(("re-seeded", f"{len(moved.reseeded)} prototypes{': ' + some if some else ''}"))
     rows.append((
         "usage",
         f"{usage.total_variation:.1%} shifted; {usage.perplexity_a:.1f} -> {usage.perplexity_b:.1f} in use",

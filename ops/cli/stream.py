@@ -12,7 +12,7 @@ from ops.errors import EXIT_AGAIN
 
 if TYPE_CHECKING:
     from stream.shards.manifest import Manifest
-    from stream.shards.readers import Registered
+    from stream.shards.readers import ReaderRecord
 
 # A run that was seen so lately is taken for a live one: entries are renewed every ten seconds at least.
 LIVE_S = 60.0
@@ -238,7 +238,7 @@ def _shards(stream: str) -> "Manifest":
     return Manifest.open(stream)
 
 
-def _reader(manifest: "Manifest", reader: "Registered") -> dict[str, Any]:
+def _reader(manifest: "Manifest", reader: "ReaderRecord") -> dict[str, Any]:
     from stream.shards.readers import seen_ago
     from stream.shards.retention import unread_by
 

@@ -159,8 +159,8 @@ def _of_ranks(config: RunConfig, ranks: int) -> Iterator[str]:
     if ranks < config.lanes and config.lanes % ranks:
         more = math.ceil(config.lanes / ranks)
         yield (
-            f"{config.lanes} lanes cannot be dealt evenly to {ranks} ranks: some get {more} and wait for "
-            f"nobody, others {more - 1} and wait in every step"
+            f"{config.lanes} lanes cannot be dealt evenly to {ranks} ranks: those with {more} lanes are "
+            f"waited for in every step by those with {more - 1}"
         )
 
 

@@ -24,7 +24,7 @@ from ops.rundir.files import newest_saved, read_json, read_lines, read_run
 from ops.rundir.history import at_ends
 from ops.rundir.status import ANSWER_S, RUNNING, RunStatus, fetch_live_status, read_status
 from ops.snapshots.probe_images import read as read_probe
-from ops.snapshots.redis_client import URL_VARIABLE, connect, said
+from ops.snapshots.redis_client import URL_VARIABLE, connect, error_text
 from ops.snapshots.store import warnings_of
 
 ENDS = ("start_loss_over_ln_k", "view_agreement", "start_view_agreement")
@@ -181,7 +181,7 @@ def _look_at_redis(url: str) -> tuple[str, tuple[str, ...]]:
             client.ping()
             return "", tuple(warnings_of(client))
     except (redis.RedisError, RedisUnavailable, OSError) as error:
-        return f"Redis does not answer: {said(error)}", ()
+        return f"Redis does not answer: {error_text(error)}", ()
 
 
 def _text(config: Mapping[str, Any], section: str, name: str) -> str:

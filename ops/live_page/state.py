@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from learner.report import HealthReport, StepReport
 from ops.live_page.exemplars import Exemplars
 from ops.live_page.prototypes import LivePrototypes
+from ops.live_page.series import Series
 from ops.monitoring import verdicts
 from ops.monitoring.catalog import CHARTED, figures_of
 from ops.rundir.history import EDGE, edge
@@ -43,32 +44,19 @@ class LiveHistory:
     """A bounded history; not thread-safe, its owner holds a lock."""
 
     def __init__(self, points: int = POINTS) -> None:
-        if points < 4:
-            raise ValueError(f"a history needs at least 4 points, got {points}")
-        self._most = points
-        self._points: list[dict[str, float | None]] = []
-        self._weights: list[int] = []
-        self._stride = 1
+        self._series = Series(points, _merged)
         self._entries = 0
         self._first: list[float] = []
         self._last: deque[float] = deque(maxlen=EDGE)
 
     def add(self, entry: Mapping[str, Any]) -> None:
         """Take one step in; what is missing or None is a gap."""
-        point = {name: entry.get(name) for name in COLUMNS}
         self._agreement(entry.get("view_agreement"))
-        if self._weights and self._weights[-1] < self._stride:
-            self._points[-1] = _merged(self._points[-1], self._weights[-1], point, 1)
-            self._weights[-1] += 1
-            return
-        if len(self._points) >= self._most:
-            self._halve()
-        self._points.append(point)
-        self._weights.append(1)
+        self._series.add({name: entry.get(name) for name in COLUMNS})
 
     def columns(self) -> dict[str, list[float | None]]:
         """One list for each of COLUMNS, oldest first."""
-        return {name: [point[name] for point in self._points] for name in COLUMNS}
+        return {name: [point[name] for point in self._series.points] for name in COLUMNS}
 
     def agreement(self) -> dict[str, float | None]:
         """Mean agreement of views over the first steps and over the latest; None before there are any.
@@ -89,25 +77,13 @@ class LiveHistory:
         if len(self._first) < EDGE:
             self._first.append(value)
 
-    def _halve(self) -> None:
-        pairs = range(0, len(self._points) - 1, 2)
-        tail = len(self._points) % 2
-        points = [
-            _merged(self._points[i], self._weights[i], self._points[i + 1], self._weights[i + 1])
-            for i in pairs
-        ]
-        weights = [self._weights[i] + self._weights[i + 1] for i in pairs]
-        self._points = points + (self._points[-1:] if tail else [])
-        self._weights = weights + (self._weights[-1:] if tail else [])
-        self._stride *= 2
-
 
 def _mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
 def _merged(
-    one: Mapping[str, float | None], weight: int, other: Mapping[str, float | None], added: int
+    one: dict[str, float | None], weight: int, other: dict[str, float | None], added: int
 ) -> dict[str, float | None]:
     """Both as one point: ends of the later, means of the rest; a gap takes the other's value."""
     merged: dict[str, float | None] = {}
@@ -506,4 +482,4 @@ class LiveView:
             if last.get("kind") == "re-seed":
                 count += last["count"]
                 self._events.pop()
-        self.event("re-seed", f"{count:,} prototype{'s' if count > 1 else ''} began anew", count=count)
+        self.event("re-seed", f"{count:,} prototype{'s' if count > 1 else ''} re-seeded", count=count)

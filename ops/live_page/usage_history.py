@@ -15,11 +15,15 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
+from ops.live_page.series import Series
 from stream.storage import write_whole
 
+Column = tuple[int, NDArray[np.uint8]]
+"""Samples seen, and [K] bytes."""
+
 COLUMNS = 240
-"""Most moments that are kept; when they are full every second one goes, and each new one stands for twice as
-many reports. A report is of a window of samples already, so nothing has to be averaged."""
+"""Most moments that are kept, the latest report among them; when they are full every second one goes. A
+report is of a window of samples already, so nothing has to be averaged."""
 COLUMNS_LEAST = 16
 MEMORY_BYTES = 16 << 20
 """Most memory for all columns; up to K = 69,905 there are COLUMNS of them, and never fewer than the least."""
@@ -42,43 +46,33 @@ class UsageHistory:
     """
 
     def __init__(self, prototypes: int, *, columns: int = 0) -> None:
-        if prototypes < 1 or columns < 0 or columns == 1:
-            raise ValueError(f"needs prototypes >= 1 and columns 0 or >= 2, got {prototypes} and {columns}")
+        if prototypes < 1 or columns in {1, 2} or columns < 0:
+            raise ValueError(f"needs prototypes >= 1 and columns 0 or >= 3, got {prototypes} and {columns}")
         self.prototypes = prototypes
         self._most = columns or max(COLUMNS_LEAST, min(COLUMNS, MEMORY_BYTES // prototypes))
-        self._columns: list[tuple[int, NDArray[np.uint8]]] = []
-        self._stride = 1
-        self._since = 0  # reports after the last one that is kept for good, ...
-        self._passing = False  # ... and whether the last column is of one that is not
+        self._series: Series[Column] = Series(self._most - 1, lambda earlier, *_: earlier)
+        self._latest: list[Column] = []
+        """The latest report, where the last column of the series is an earlier one."""
         self._recent: deque[tuple[int, NDArray[np.float32]]] = deque()
         self._lock = threading.Lock()
 
     def add(self, usage_K: NDArray[np.float32], *, samples: int, window: int = 0) -> None:
-        """Take one report in; later ones than it, of a life that the run went back from, are forgotten.
+        """Take one report in; later ones than it, from before the run went back, are forgotten.
 
         Args:
-            usage_K: [K] float32 shares; not changed afterwards by anybody.
+            usage_K: [K] float32 shares; not changed afterwards.
             samples: seen by the run.
             window: samples that the shares are of, when the window is full; for `before`.
         """
         column = encoded(usage_K)
         with self._lock:
-            while self._columns and (self._passing or self._columns[-1][0] >= samples):
-                self._columns.pop()
-                self._passing = False
+            kept = [one for one in self._series.points if one[0] < samples]
+            if len(kept) < len(self._series.points):
+                self._series.keep(kept, self._series.stride)
             while self._recent and self._recent[-1][0] >= samples:
                 self._recent.pop()
-            self._since = self._since + 1 if self._columns else self._stride
-            if len(self._columns) >= self._most:
-                # With an even number the last one goes, and the one before is a stride further back.
-                self._since += self._stride * (1 - len(self._columns) % 2)
-                self._columns = self._columns[::2]
-                self._stride *= 2
-            # The last column is always the latest report; it stays when it is a stride from the one before.
-            self._passing = self._since < self._stride
-            if not self._passing:
-                self._since = 0
-            self._columns.append((samples, column))
+            self._series.add((samples, column))
+            self._latest = [] if self._series.points[-1][0] == samples else [(samples, column)]
             last = self._recent[-1][0] if self._recent else -window
             if samples - last >= window // WINDOW_PARTS:
                 self._recent.append((samples, usage_K))
@@ -93,7 +87,8 @@ class UsageHistory:
     def columns(self) -> tuple[list[int], list[NDArray[np.uint8]]]:
         """Samples seen at each moment, and [K] bytes each, oldest first; they are not written to."""
         with self._lock:
-            return [samples for samples, _ in self._columns], [column for _, column in self._columns]
+            found = self._series.points + self._latest
+        return [samples for samples, _ in found], [column for _, column in found]
 
     def save(self, path: Path) -> None:
         """Write all columns to one file, whole or not at all.
@@ -102,8 +97,8 @@ class UsageHistory:
             OSError: the disk does not take it.
         """
         with self._lock:
-            samples, columns = [at for at, _ in self._columns], [column for _, column in self._columns]
-            stride = self._stride
+            found, stride = self._series.points + self._latest, self._series.stride
+        samples, columns = [at for at, _ in found], [column for _, column in found]
         cells = np.stack(columns) if columns else np.zeros((0, self.prototypes), np.uint8)
         arrays: dict[str, NDArray[Any]] = {
             "samples": np.array(samples, np.int64),
@@ -127,8 +122,9 @@ class UsageHistory:
         if not fits or len(when) > self._most or stride < 1:
             return False
         with self._lock:
-            self._columns = [(int(at), cells[i].copy()) for i, at in enumerate(when) if int(at) <= samples]
-            self._stride, self._since, self._passing = stride, 0, False
+            found = [(int(at), cells[i].copy()) for i, at in enumerate(when) if int(at) <= samples]
+            self._series.keep(found, stride)
+            self._latest = []
         return True
 
 

@@ -130,12 +130,12 @@ COUNTERS = _table(
     (
         "prototypes_reseeded_total",
         "prototypes",
-        "Prototypes that began anew because no sample came to them; 0 unless reseed.after_samples is set.",
+        "Prototypes re-seeded because no sample came to them; 0 unless reseed.after_samples is set.",
     ),
     (
         "dead_letters_total",
         "records",
-        "Records that could not be used and were told of in the dead-letter topic (Kafka only).",
+        "Records that could not be used and were reported in the dead-letter topic (Kafka only).",
         "result",
         "sent, dropped",
     ),

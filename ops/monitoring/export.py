@@ -30,7 +30,7 @@ from ops.monitoring.panels import BALANCE, SNAPSHOTS, STREAM, TRAINING
 DASHBOARDS: tuple[Dashboard, ...] = (BALANCE, TRAINING, STREAM, SNAPSHOTS)
 
 NOT_SHOWN: Mapping[str, str] = {
-    "run_ended": "it tells alerts that nobody misses the metrics of a run that is over",
+    "run_ended": "it only keeps alerts quiet about the absent metrics of a run that is over",
 }
 """Metric without prefix: why no panel shows it."""
 
@@ -54,7 +54,7 @@ MARKS = (
     Mark(
         name="Re-seeded",
         expression=f"increase({metric('prototypes_reseeded_total')}[$__interval]) > 0",
-        text="{{instance}}: prototypes began anew",
+        text="{{instance}}: prototypes re-seeded",
         color=YELLOW,
     ),
     Mark(

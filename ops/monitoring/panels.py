@@ -109,7 +109,7 @@ COLLAPSE = Row(
               help="Of K. Twins are the partial collapse that usage cannot show.", unit="percentunit", low=0,
               steps=[(rules.TWINS.bound, YELLOW), (rules.DEAD.bound, RED)]),
         lines("Re-seeded", query(f"increase({metric('prototypes_reseeded_total')}[5m])"),
-              help="Prototypes that began anew because no sample came to them, in five minutes; 0 unless "
+              help="Prototypes re-seeded because no sample came to them, in five minutes; 0 unless "
                    "reseed.after_samples is set.", low=0),
         lines("Nearest other prototype", query(metric("prototype_nn_cosine"), "{{stat}}"),
               help="Cosine of a prototype with its nearest other one. Random directions have about 0.3; near "
@@ -256,7 +256,7 @@ FLOW = Row(
                     may_be_empty="only Kafka tells when a record came"),
               help="Age of the newest record that the farthest lane got to.", unit="s", low=0),
         lines("Dead letters", query(f"sum by (result) ({rate('dead_letters_total')})", "{{result}}"),
-              help="Records that could not be used and were told of in a topic, a second; Kafka only.",
+              help="Records that could not be used and were reported in a topic, a second; Kafka only.",
               low=0),
         lines("Waiting", query(metric("learner_waiting")),
               help="1 while it waits for records that have not arrived: healthy on a quiet stream.", low=0,
@@ -304,7 +304,7 @@ MIX = Row(
               unit="percentunit", low=0),
         lines("Age of the frozen copy",
               query(f"{metric('run_samples')} - {metric('drift_reference_samples')}", may_be_empty=NOT_YET),
-              help="Samples since it was taken; drift starts anew when it is replaced.", low=0),
+              help="Samples since it was taken; drift starts again from zero when it is replaced.", low=0),
         lines("Mixing", query(metric("stream_autocorrelation"), "neighbours"),
               query(metric("batch_similarity"), "batches", may_be_empty=NOT_YET),
               help="How much closer neighbours in a lane, and samples of a batch, are than others: 0 = well "

@@ -58,8 +58,8 @@ class SnapshotNames:
             raise SnapshotNotFound(_unknown(self.store.run, version))
         if kind == b"NOBLOB":
             raise SnapshotError(
-                f"the blob of snapshot {version} is gone (the server evicted it or lost data): nobody could "
-                "use it; promote another one"
+                f"the blob of snapshot {version} is gone (the server evicted it or lost data), so no "
+                "program could use it; promote another one"
             )
         if kind == b"UNHEALTHY":
             raise SnapshotError(

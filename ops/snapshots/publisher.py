@@ -20,7 +20,7 @@ from ops.rundir.files import RunRecord
 from ops.rundir.summary import Progress
 from ops.snapshots.embedded_redis import EmbeddedRedis
 from ops.snapshots.encoder_files import EncoderFiles
-from ops.snapshots.redis_client import connect, redis_url, said
+from ops.snapshots.redis_client import connect, error_text, redis_url
 from ops.snapshots.store import SnapshotStore, warnings_of
 from ops.snapshots.types import PublishResult, SnapshotTaken, health_in_words
 from ops.snapshots.writer import EpochLost, SnapshotWriter
@@ -272,11 +272,11 @@ class Publisher:
             with contextlib.suppress(redis.RedisError, OSError, OpsError):
                 self._drop_encoders()
         if self._failures == 1:
-            logger.warning("snapshots cannot be published now, the learner goes on: %s", said(error))
+            logger.warning("snapshots cannot be published now, the learner goes on: %s", error_text(error))
         else:
             logger.debug("attempt %d: %s", self._failures, error)
         if taken is not None:
-            self._notify(taken.unpublished("error", detail=said(error), began=began))
+            self._notify(taken.unpublished("error", detail=error_text(error), began=began))
 
     def _notify(self, result: PublishResult) -> None:
         if self._on_result is not None:

@@ -80,7 +80,7 @@ def connect(url: str) -> redis.Redis:
         raise RedisUnavailable(f"not a Redis URL: {safe_url(url)!r}; give {SCHEMES}") from error
 
 
-def said(error: Exception) -> str:
+def error_text(error: Exception) -> str:
     """What went wrong with a server, for people: a redirect of a Cluster is the address to give."""
     if isinstance(error, redis.exceptions.AskError):
         return (

@@ -29,7 +29,7 @@ from ops.rundir.files import read_run
 from ops.snapshots.embedded_redis import open_redis
 from ops.snapshots.encoder_files import EncoderFiles
 from ops.snapshots.reader import LoadedSnapshot, load_snapshot
-from ops.snapshots.redis_client import said
+from ops.snapshots.redis_client import error_text
 from ops.snapshots.store import SnapshotStore
 
 logger = logging.getLogger(__name__)
@@ -130,7 +130,7 @@ class SnapshotWatch:
                     if isinstance(error, SnapshotNotFound):
                         raise
                     raise RedisUnavailable(
-                        f"no answer from the snapshots of the run: {said(error)}"
+                        f"no answer from the snapshots of the run: {error_text(error)}"
                     ) from error
                 time.sleep(min(0.1, self._poll_s))
         self._given = self._current
@@ -187,7 +187,7 @@ class SnapshotWatch:
                             yield swapped
                         self._listen(heard)
             except (redis.RedisError, OSError) as error:
-                self._trouble(f"Redis does not answer: {said(error)}")
+                self._trouble(f"Redis does not answer: {error_text(error)}")
                 self._closing.wait(pause)
 
     def _listen(self, heard: Any) -> None:

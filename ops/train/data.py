@@ -10,7 +10,7 @@ from ops.rundir.files import RunRecord
 from stream.config import NONE
 from stream.cursor import Cursor
 from stream.kafka_topic.address import OPEN, check, is_topic, read_address
-from stream.kafka_topic.dead_letters import TopicFollower
+from stream.kafka_topic.dead_letters import KafkaProgress
 from stream.kafka_topic.source import TopicSpec
 from stream.loader.loader import AVAILABLE, STRICT
 from stream.loader.replay import ReplayLoader
@@ -157,11 +157,11 @@ def _too_few(config: RunConfig) -> str:
     return f"fewer than one batch of {config.batch}"
 
 
-def dead_letters_of(stream: str, config: RunConfig, record: RunRecord) -> TopicFollower | None:
+def dead_letters_of(stream: str, config: RunConfig, record: RunRecord) -> KafkaProgress | None:
     """Sends the dead letters of a run over a topic, and commits its progress. None for shards."""
     if not is_topic(stream):
         return None
     address, kafka = read_address(stream), config.kafka
     letters = "" if kafka.dead_letters == NONE else kafka.dead_letters or f"{address.topic}.dead"
     group = "" if kafka.group == NONE else kafka.group or f"swavstream-{record.uuid[:8]}"
-    return TopicFollower(address, kafka, dead_letters=letters, group=group, run=record.uuid)
+    return KafkaProgress(address, kafka, dead_letters=letters, group=group, run=record.uuid)

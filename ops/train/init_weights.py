@@ -35,7 +35,7 @@ from ops.rundir.tensor_file import save_tensors
 from ops.snapshots.embedded_redis import open_redis
 from ops.snapshots.encoder_files import EncoderFiles
 from ops.snapshots.reader import load_snapshot, snapshot_digest
-from ops.snapshots.redis_client import redis_url, said
+from ops.snapshots.redis_client import error_text, redis_url
 from ops.snapshots.store import SnapshotStore
 from stream.storage import sync_path, whole_file
 
@@ -154,7 +154,7 @@ def _of_snapshot(run_dir: Path, record: RunRecord, which: str) -> Weights:
             shot = load_snapshot(SnapshotStore(client, record.uuid), EncoderFiles(run_dir), which)
     except redis.RedisError as error:
         raise RedisUnavailable(
-            f"no answer from the snapshots of {run_dir}: {said(error)}; is it up?"
+            f"no answer from the snapshots of {run_dir}: {error_text(error)}; is it up?"
         ) from error
     kept = {name: value for name, value in shot.tensors.items() if name.startswith(("head.", "prototypes"))}
     origin = {

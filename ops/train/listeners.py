@@ -19,9 +19,8 @@ from ops.live_page.state import LiveView
 from ops.live_page.usage_history import UsageHistory
 from ops.monitoring.catalog import entry_of
 from ops.monitoring.metrics import Metrics
-from ops.rundir.files import RunRecord, read_json, read_lines, write_json
+from ops.rundir.files import RunRecord, read_lines, write_json
 from ops.rundir.history import History
-from ops.rundir.stream_registration import Registration
 from ops.snapshots.probe_images import ProbeSet
 from ops.snapshots.publisher import Publisher, start_publisher
 from ops.snapshots.types import PublishResult, SnapshotTaken
@@ -29,7 +28,6 @@ from ops.train.events import (
     CheckpointResult,
     Ended,
     Event,
-    Leaving,
     LeftOut,
     Notice,
     Rewound,
@@ -48,8 +46,8 @@ logger = logging.getLogger(__name__)
 
 # Longest wait, once all is saved, for monitoring to see that the run is over: more than its usual pause.
 LAST_SCRAPE_S = 65.0
-# Longest wait for the last snapshot to be published, seconds: less than what supervisors allow after SIGTERM.
 PUBLISH_S = 20.0
+"""Longest wait for the last snapshot to be published, seconds: less than supervisors allow after SIGTERM."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,6 +61,8 @@ class ReportedRun:
     """Where it goes on from; None begins."""
     total_samples: int | None = None
     """Length of the run; None when it has no known end."""
+    publish_s: float = PUBLISH_S
+    """Longest wait for the last snapshot to be published, seconds."""
 
     @property
     def samples(self) -> int:
@@ -203,7 +203,7 @@ class LiveState:
         self.live.published(result)
         if result.reseeded:
             some = ", ".join(map(str, result.reseeded[:8])) + (", ..." if len(result.reseeded) > 8 else "")
-            text = f"v{result.version}: {len(result.reseeded)} prototypes began anew: {some}"
+            text = f"v{result.version}: {len(result.reseeded)} prototypes re-seeded: {some}"
             self.live.event("reseed", text)
 
 
@@ -286,48 +286,6 @@ class PageFiles:
             logger.warning("%s could not be kept: %s", what, error)
 
 
-class StreamRegistration:
-    """The entry of the run among the readers of its stream."""
-
-    def __init__(self, run: ReportedRun) -> None:
-        self._run = run
-        self._registration: Registration | None = None
-
-    def notify(self, event: Event) -> None:
-        """See `StepListener`; `Started` and `Leaving` may block on the stream's store."""
-        if isinstance(event, Started):
-            self._start()
-        if self._registration is None:
-            return
-        match event:
-            case StepDone():
-                self._registration.used(event.batch.cursor.read)
-                self._registration.waiting(False)
-            case Rewound(cursor=cursor) | LeftOut(cursor=cursor):
-                self._registration.used(cursor.read)
-                self._registration.waiting(False)
-            case Waiting(records=records):
-                self._registration.waiting(records)
-            case CheckpointResult(result="ok"):
-                self._registration.checkpointed()
-            case Leaving(finished=finished):
-                # Before the summary is written: a finished run is not opened again, so one that is killed in
-                # between must not hold its shards for ever.
-                self._registration.close(finished=finished)
-
-    def _start(self) -> None:
-        run = self._run
-        # The stream may have moved since the run was opened.
-        stream = str((read_json(run.run_dir / "run.json") or {}).get("stream", run.record.stream))
-        self._registration = Registration(stream, run.record.uuid, run.run_dir, passes=run.config.passes)
-        self._registration.start()
-
-    def close(self) -> None:
-        """Write the last state."""
-        if self._registration is not None:
-            self._registration.close()
-
-
 class SnapshotPublishing:
     """Snapshots in Redis; its own server where the run is given none."""
 
@@ -365,11 +323,11 @@ class SnapshotPublishing:
                     self._publisher.publish(event)
 
     def finish(self, timeout_s: float | None = None) -> PublishResult | None:
-        """Publish what still waits, within PUBLISH_S, and end; the newest snapshot that stands in Redis."""
+        """Publish what still waits, within a time, and end; the newest snapshot that stands in Redis."""
         publisher, self._publisher = self._publisher, None
         if publisher is None:
             return None
-        publisher.close(PUBLISH_S if timeout_s is None else timeout_s)
+        publisher.close(self._run.publish_s if timeout_s is None else timeout_s)
         return publisher.last
 
     def close(self) -> None:

@@ -35,10 +35,10 @@ from ops.train.nonfinite import NonFiniteLog, left_out
 from ops.train.resume import ResumePoint, checkpoint_for_all, restore
 from ops.train.saving import RunSaver
 from ops.train.signals import StopRequest
-from ops.train.sync import Patience, Steps, StopVote
+from ops.train.sync import LAG_S, Patience, Steps, StopVote
 from stream.cursor import Cursor, joined
 from stream.errors import TooManyBadRecords
-from stream.kafka_topic.dead_letters import TopicFollower
+from stream.kafka_topic.dead_letters import KafkaProgress
 from stream.lanes import BadPlace, LaneStats
 from stream.loader.batch import Batch
 from stream.loader.replay import ReplayLoader
@@ -154,7 +154,8 @@ class Run:
         world: World,
         saver: RunSaver | None,
         reporter: StepListener,
-        dead_letters: TopicFollower | None = None,
+        dead_letters: KafkaProgress | None = None,
+        lag_s: float = LAG_S,
     ) -> None:
         """Make the learner as it was saved, or new.
 
@@ -166,6 +167,7 @@ class Run:
             saver: writes into the run directory; None on all ranks but the first.
             reporter: notified of what happens; on all ranks but the first it does nothing.
             dead_letters: of this rank's lanes of a topic; None for shards.
+            lag_s: seconds between two counts of the lag.
 
         Raises:
             ConfigError: settings that the learner cannot have.
@@ -177,6 +179,7 @@ class Run:
         self._point = replace(point, saved=None)
         self._spec, self._world = spec, world
         self._saver, self._reporter, self._dead_letters = saver, reporter, dead_letters
+        self._lag_s = lag_s
         self._not_finite = NonFiniteLog(self.run_dir, world=world)
         self._began = time.monotonic()
         self._step: StepRunner | None = None
@@ -355,6 +358,7 @@ class Run:
             save_asked=self.stop.take_save,
             on_save=self._save_now,
             on_unusable=self._unusable,
+            lag_s=self._lag_s,
         )
 
     def _advance(self, batch: Batch, report: StepReport) -> None:

@@ -20,10 +20,10 @@ from ops.train.listeners import (
     PageFiles,
     ReportedRun,
     SnapshotPublishing,
-    StreamRegistration,
     Terminal,
 )
 from ops.train.progress import ProgressLine
+from ops.train.stream_registration import StreamRegistration
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class RunReporter:
         self.metrics, self.live = export.metrics, state.live
         self.page = LivePage(run, self.live, self.metrics)
         self.snapshots = SnapshotPublishing(run, self)
-        self._stream = StreamRegistration(run)
+        self._stream = StreamRegistration(run.run_dir, run.record, passes=run.config.passes)
         self._listeners: tuple[StepListener, ...] = (
             export,
             state,

@@ -16,9 +16,9 @@ from ops.distributed.world import World
 from ops.errors import ConfigError, RankFailed, RunMismatch, RunNotFound
 from ops.rundir.checkpoint import Checkpoint, numbers
 from ops.rundir.files import RunRecord, append_line, read_run, write_run
-from ops.rundir.stream_registration import leave
 from ops.rundir.summary import Progress, RunSummary
 from ops.train import init_weights
+from ops.train.stream_registration import leave
 from stream.cursor import Cursor
 from stream.kafka_topic.address import is_topic
 from stream.lanes import owners_of

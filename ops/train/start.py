@@ -28,13 +28,12 @@ from ops.errors import (
 from ops.rundir.checkpoint import Checkpoint, load_newest
 from ops.rundir.files import RunRecord, room_in
 from ops.rundir.lock import RunClaim
-from ops.rundir.stream_registration import leave
 from ops.rundir.summary import FINISHED, STOPPED, Progress, RunSummary, read_summary, summarise
 from ops.snapshots.redis_client import connect, redis_url
 from ops.train import init_weights
 from ops.train.data import check_address, dead_letters_of, pinned, reading_mode, sealed_samples, source_spec
 from ops.train.events import CheckpointResult, Started, Waiting
-from ops.train.listeners import ReportedRun
+from ops.train.listeners import PUBLISH_S, ReportedRun
 from ops.train.loop import Run
 from ops.train.reporting import NoReporter, RunReporter
 from ops.train.resume import (
@@ -52,6 +51,8 @@ from ops.train.resume import (
 )
 from ops.train.saving import RunSaver
 from ops.train.signals import StopRequest
+from ops.train.stream_registration import leave
+from ops.train.sync import LAG_S
 from stream.cursor import Cursor, start_cursor
 from stream.errors import StreamError, StreamNotFound
 from stream.shards.source import ShardSource
@@ -72,6 +73,8 @@ def learn(  # noqa: PLR0913  what the command line may say of a run
     accept_bad_until: str = "",
     stop: StopRequest | None = None,
     out: TextIO | None = None,
+    lag_s: float = LAG_S,
+    publish_s: float = PUBLISH_S,
 ) -> RunSummary:
     """Learn from a stream until it ends or a stop is requested; a run that exists goes on where it was.
 
@@ -87,6 +90,8 @@ def learn(  # noqa: PLR0913  what the command line may say of a run
         accept_bad_until: go past a spent budget of unusable records: see `ops.train.resume.accepting`.
         stop: requests the end of the run; None takes Ctrl-C and SIGTERM over.
         out: where progress is written; None is stderr.
+        lag_s: seconds between two counts of how far the run is behind.
+        publish_s: longest wait for the last snapshot to be published, seconds.
 
     Returns:
         How it ended; also in `summary.json`.
@@ -112,40 +117,69 @@ def learn(  # noqa: PLR0913  what the command line may say of a run
         wait=wait,
         init_from=init_from,
         accept_bad_until=accept_bad_until,
+        publish_s=publish_s,
     )
     keep_to_share()
     with contextlib.ExitStack() as stack:
         world = _join(config, stop)
         stack.callback(world.close)
-        main: MainRank | None = None
-        if world.is_main:
-            main = MainRank(stack, out if out is not None else sys.stderr)
-            found = main.open_for_all(request, stop=stop, world=world)
-        else:
-            stack.enter_context(stop)
-            # Where a stop is requested meanwhile, it goes on to the first vote, where all hear of it.
-            found = receive_resume_point(world, run_dir)
-        if isinstance(found, RunSummary):
-            return found
-        stop.warned_by(usr1=found.config.signals.usr1, usr2=found.config.signals.usr2)
-        point = replace(found, saved=checkpoint_for_all(world, found.saved))
-        letters = dead_letters_of(point.record.stream, point.config, point.record)
-        if letters is not None:
-            stack.callback(letters.close)
-        run = Run(
-            point,
-            spec=source_spec(point.record.stream, point.config, cursor=point.cursor),
-            stop=stop,
-            world=world,
-            saver=main.saver if main is not None else None,
-            reporter=main.reporter if main is not None else NoReporter(),
-            dead_letters=letters,
-        )
-        if main is not None:
-            main.start(point, run.progress)
-        del found, point  # else the checkpoint's tensors would stay in memory as long as the run
+        main = MainRank(stack, out if out is not None else sys.stderr) if world.is_main else None
+        point = _resume_point(request, main, stack=stack, stop=stop, world=world)
+        if isinstance(point, RunSummary):
+            return point
+        run = _made(point, main, stack=stack, stop=stop, world=world, lag_s=lag_s)
+        del point  # else the checkpoint's tensors would stay in memory as long as the run
         _train(run, main.reporter if main is not None else None)
         return run.end()
+
+
+def _resume_point(
+    request: "LearnRequest",
+    main: "MainRank | None",
+    *,
+    stack: contextlib.ExitStack,
+    stop: StopRequest,
+    world: World,
+) -> ResumePoint | RunSummary:
+    """Where all ranks go on; or how the run ended, when there is nothing to do."""
+    if main is not None:
+        found = main.open_for_all(request, stop=stop, world=world)
+    else:
+        stack.enter_context(stop)
+        # Where a stop is requested meanwhile, it goes on to the first vote, where all hear of it.
+        found = receive_resume_point(world, request.run_dir)
+    if isinstance(found, RunSummary):
+        return found
+    return replace(found, saved=checkpoint_for_all(world, found.saved))
+
+
+def _made(
+    point: ResumePoint,
+    main: "MainRank | None",
+    *,
+    stack: contextlib.ExitStack,
+    stop: StopRequest,
+    world: World,
+    lag_s: float,
+) -> Run:
+    """The run with its learner made; on the first rank what listens is started."""
+    stop.warned_by(usr1=point.config.signals.usr1, usr2=point.config.signals.usr2)
+    letters = dead_letters_of(point.record.stream, point.config, point.record)
+    if letters is not None:
+        stack.callback(letters.close)
+    run = Run(
+        point,
+        spec=source_spec(point.record.stream, point.config, cursor=point.cursor),
+        stop=stop,
+        world=world,
+        saver=main.saver if main is not None else None,
+        reporter=main.reporter if main is not None else NoReporter(),
+        dead_letters=letters,
+        lag_s=lag_s,
+    )
+    if main is not None:
+        main.start(point, run.progress)
+    return run
 
 
 def _join(config: RunConfig, stop: StopRequest) -> World:
@@ -190,6 +224,7 @@ class LearnRequest:
     init_from: str | None
     accept_bad_until: str
     until: str
+    publish_s: float
 
 
 class MainRank:
@@ -254,7 +289,15 @@ class MainRank:
         )
         source = self._open_source(spec, wait=request.wait)
         total = record.total_samples or (_run_samples(source, spec, config, saved) if source else None)
-        self._report(run_dir, record, config, saved=saved, total=config.length(total), damaged=damaged)
+        run = ReportedRun(
+            run_dir=run_dir,
+            record=record,
+            config=config,
+            cursor=saved.cursor if saved else None,
+            total_samples=config.length(total),
+            publish_s=request.publish_s,
+        )
+        self._report(run, damaged)
         source = source or self._await_source(request.stream, spec, stop)
         if source is None:
             return _never_began(run_dir, saved, config)
@@ -280,24 +323,8 @@ class MainRank:
         (point.run_dir / "summary.json").unlink(missing_ok=True)
         self.reporter.notify(Started(progress, point.cursor.samples))
 
-    def _report(
-        self,
-        run_dir: Path,
-        record: RunRecord,
-        config: RunConfig,
-        *,
-        saved: Checkpoint | None,
-        total: int | None,
-        damaged: list[str],
-    ) -> None:
+    def _report(self, run: ReportedRun, damaged: list[str]) -> None:
         """Begin to report: the live page is there from here on, also while the stream is waited for."""
-        run = ReportedRun(
-            run_dir=run_dir,
-            record=record,
-            config=config,
-            cursor=saved.cursor if saved else None,
-            total_samples=total,
-        )
         self.reporter = self._stack.enter_context(RunReporter(run, self._out))
         for name in damaged:
             self.reporter.notify(CheckpointResult("damaged", detail=name))

@@ -91,8 +91,8 @@ def decided(rows: Sequence[Row]) -> State:
 
 logger = logging.getLogger(__name__)
 
-# Seconds between two counts of the lag.
 LAG_S = 0.5
+"""Seconds between two counts of the lag."""
 # A message names so many lanes, or ranks, and no more.
 MOST_NAMED = 16
 
@@ -124,6 +124,7 @@ class Steps:
         on_save: called on all ranks between the same two steps once any of them was asked to.
         on_unusable: given the unusable records of a step that a pass ended without: the account of all ranks,
             and the places of this rank's.
+        lag_s: seconds between two counts of the lag.
     """
 
     def __init__(  # noqa: PLR0913  what a run knows only when it is wired
@@ -138,6 +139,7 @@ class Steps:
         save_asked: Callable[[], bool] = lambda: False,
         on_save: Callable[[], None] = lambda: None,
         on_unusable: Callable[[LaneStats, Sequence[BadPlace]], None] = lambda _stats, _places: None,
+        lag_s: float = LAG_S,
     ) -> None:
         self.loader = loader
         self.stop = StopVote.NO
@@ -151,7 +153,7 @@ class Steps:
         self._world, self._stop_vote, self._on_wait, self._warn = world, stop, on_wait, warn
         self._save_asked, self._on_save, self._saving = save_asked, on_save, False
         self._on_unusable = on_unusable
-        self._patience = patience
+        self._patience, self._lag_s = patience, lag_s
         self._turn = 0
         self.error: StreamError | OSError | None = None
         """Why this rank cannot go on; all ranks know of it."""
@@ -258,7 +260,7 @@ class Steps:
         now = time.monotonic()
         if now < self._next_lag:
             return
-        self._next_lag, self._tell = now + LAG_S, int(self._world.is_main)
+        self._next_lag, self._tell = now + self._lag_s, int(self._world.is_main)
         try:
             self._lag_here = self.loader.lag()
         except (StreamError, OSError) as error:

@@ -170,9 +170,9 @@ class TopicBlocks:
         """The error for a log that ends before a position, or is another one there."""
         return StreamDamaged(
             f"partition {lane} of {self._address}, which ends at offset {self.ends[lane]} now, was cut off "
-            f"or written anew before offset {offset}, where this run stands (a leader without the newest "
-            "messages was elected, it comes from a backup, or the topic was made anew). Begin a new run, or "
-            "go back to a checkpoint from before"
+            f"or rewritten before offset {offset}, where this run stands (a leader without the newest "
+            "messages was elected, it comes from a backup, or the topic was created again). Begin a new run, "
+            "or go back to a checkpoint from before"
         )
 
     def _messages(self, position: Position, stop: int) -> list[Message]:

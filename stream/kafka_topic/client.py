@@ -42,7 +42,7 @@ REFUSALS = (
 RECENT_S = 60.0
 
 
-class Listener(logging.Handler):
+class RefusalLog(logging.Handler):
     """Keeps the last refusal, and passes messages on when they are asked for (root logger at INFO)."""
 
     def __init__(self) -> None:
@@ -88,13 +88,13 @@ def codec_errors() -> tuple[type[Exception], ...]:
     return tuple(found)
 
 
-def listener() -> Listener:
-    """The one listener of this process, put in place when it is not yet."""
+def refusal_log() -> RefusalLog:
+    """The one handler of this process, put in place when it is not yet."""
     library = logging.getLogger(NAME)
     for handler in library.handlers:
-        if isinstance(handler, Listener):
+        if isinstance(handler, RefusalLog):
             return handler
-    handler = Listener()
+    handler = RefusalLog()
     library.addHandler(handler)
     library.propagate = False
     library.setLevel(logging.INFO)  # at DEBUG it writes out what it sends, passwords among it
@@ -150,7 +150,7 @@ def client_options(address: TopicAddress, config: KafkaConfig) -> dict[str, Any]
     Raises:
         StreamError: a secret that is asked for is nowhere, or cannot be read.
     """
-    listener().forget()
+    refusal_log().forget()
     options: dict[str, Any] = {
         "bootstrap_servers": list(address.servers),
         "client_id": "swavstream",
@@ -180,13 +180,13 @@ def client_options(address: TopicAddress, config: KafkaConfig) -> dict[str, Any]
 
 def open_admin(address: TopicAddress, config: KafkaConfig) -> KafkaAdminClient:
     """A client for looking at topics. Raises StreamError."""
-    with explained(address):
+    with kafka_as_stream_error(address):
         return KafkaAdminClient(**client_options(address, config))
 
 
 def open_consumer(address: TopicAddress, config: KafkaConfig, *, check_crcs: bool = True) -> KafkaConsumer:
     """A client that reads what it is asked to, and nothing by itself. Raises StreamError."""
-    with explained(address):
+    with kafka_as_stream_error(address):
         return KafkaConsumer(
             **client_options(address, config),
             # No group: a rebalance at a slow step would move partitions. Where reading goes on is in the
@@ -219,7 +219,7 @@ def look_at(address: TopicAddress, config: KafkaConfig) -> TopicFacts:
         StreamNotFound: there is no such topic.
         StreamError: the cluster cannot be reached, or does not let this client in.
     """
-    with contextlib.closing(open_admin(address, config)) as admin, explained(address):
+    with contextlib.closing(open_admin(address, config)) as admin, kafka_as_stream_error(address):
         return describe(admin, address)
 
 
@@ -267,7 +267,7 @@ def create_topic(
             "cleanup.policy": "delete",
         },
     }
-    with contextlib.closing(open_admin(address, config)) as admin, explained(address):
+    with contextlib.closing(open_admin(address, config)) as admin, kafka_as_stream_error(address):
         with contextlib.suppress(errors.TopicAlreadyExistsError):
             admin.create_topics({address.topic: wanted})
         admin.wait_for_topics([address.topic])
@@ -290,7 +290,7 @@ def patiently(ask: Callable[[], Answer], *, seconds: float) -> Answer:
 
 
 @contextlib.contextmanager
-def explained(address: TopicAddress) -> Iterator[None]:
+def kafka_as_stream_error(address: TopicAddress) -> Iterator[None]:
     """What goes wrong with a cluster as a StreamError that says where."""
     try:
         yield
@@ -299,7 +299,7 @@ def explained(address: TopicAddress) -> Iterator[None]:
             f"Kafka at {address.place} does not permit this for topic {address.topic!r}: {error}"
         ) from error
     except errors.KafkaError as error:
-        refusal = listener().refusal()
+        refusal = refusal_log().refusal()
         if "Authentication" in refusal or isinstance(error, errors.SaslAuthenticationFailedError):
             raise StreamError(
                 f"Kafka at {address.place} refuses the user or password: see kafka.username, and "

@@ -18,7 +18,7 @@ from kafka.structs import OffsetAndMetadata
 from stream.config import KafkaConfig
 from stream.errors import StreamError
 from stream.kafka_topic.address import TopicAddress
-from stream.kafka_topic.client import client_options, explained, open_admin, patiently
+from stream.kafka_topic.client import client_options, kafka_as_stream_error, open_admin, patiently
 from stream.lanes import LOST, BadPlace, Position
 
 logger = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ COMMIT_S = 2.0
 _END = None
 
 
-class TopicFollower:
+class KafkaProgress:
     """Takes what a run has used: dead letters, and progress for tools that show the lag of a group.
 
     A thread of its own sends them, best effort. No method but `close` blocks, and none raises for the world.
@@ -60,11 +60,11 @@ class TopicFollower:
         self._producer: KafkaProducer | None = None
         self._warned = False
         self._ending = threading.Event()
-        self._thread = threading.Thread(target=self._follow, name="swavstream-topic-follower", daemon=True)
+        self._thread = threading.Thread(target=self._follow, name="swavstream-kafka-progress", daemon=True)
         self._thread.start()
 
     def used(self, positions: Iterable[Position], bad: Iterable[BadPlace]) -> None:
-        """A step was made up to these positions, and left these records out."""
+        """Note the positions after a step, and the records that it left out."""
         # A new one each time: the thread reads it without a lock.
         self._positions = {**self._positions, **{position.lane: position for position in positions}}
         for place in bad:
@@ -116,7 +116,7 @@ class TopicFollower:
             self._warned = False
         except (StreamError, errors.KafkaError, OSError) as error:
             if not self._warned:
-                logger.warning("progress or dead letters cannot be told to Kafka now: %s", error)
+                logger.warning("progress or dead letters cannot be sent to Kafka now: %s", error)
             self._warned = True
             if isinstance(what, list):
                 self.dropped += len(what)
@@ -124,7 +124,7 @@ class TopicFollower:
     def _send(self, places: list[BadPlace]) -> None:
         if self._producer is None:
             self._make_topic()
-            with explained(self._address):
+            with kafka_as_stream_error(self._address):
                 self._producer = KafkaProducer(
                     **client_options(self._address, self._kafka),
                     acks="all",
@@ -141,7 +141,7 @@ class TopicFollower:
             )
             for place in places
         ]
-        with explained(self._address):
+        with kafka_as_stream_error(self._address):
             for future in sent:
                 future.get(timeout=SEND_MS / 1000 + 20)
         self.sent += len(sent)
@@ -163,7 +163,7 @@ class TopicFollower:
             TopicPartition(self._address.topic, p.lane): OffsetAndMetadata(p.base + p.idx, "", -1)
             for p in positions.values()
         }
-        with explained(self._address):
+        with kafka_as_stream_error(self._address):
             admin = self._admin
             results = patiently(lambda: admin.alter_group_offsets(self._group, offsets), seconds=COMMIT_S)
             for error in results.values():
@@ -172,7 +172,10 @@ class TopicFollower:
         self._committed = positions
 
     def _make_topic(self) -> None:
-        with contextlib.closing(open_admin(self._address, self._kafka)) as admin, explained(self._address):
+        with (
+            contextlib.closing(open_admin(self._address, self._kafka)) as admin,
+            kafka_as_stream_error(self._address),
+        ):
             (topic,) = admin.describe_topics([self._dead_letters])
             if topic["error_code"] == errors.UnknownTopicOrPartitionError.errno:
                 with contextlib.suppress(errors.TopicAlreadyExistsError):

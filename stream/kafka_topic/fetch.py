@@ -25,10 +25,10 @@ from kafka.structs import OffsetAndMetadata
 from stream.config import KafkaConfig
 from stream.errors import StreamError
 from stream.kafka_topic.address import TopicAddress
-from stream.kafka_topic.client import codec_errors, explained, open_consumer
+from stream.kafka_topic.client import codec_errors, kafka_as_stream_error, open_consumer
 
 
-class Voids:
+class ControlOffsets:
     """Stretches of offsets without messages, as seen in what one consumer fetched."""
 
     def __init__(self) -> None:
@@ -44,7 +44,7 @@ class Voids:
         self._spans.clear()
 
     def add(self, batch: Any) -> None:
-        """A batch without messages for anybody."""
+        """A batch that holds no message for a reader."""
         self._spans.append((batch.base_offset, batch.last_offset + 1))
 
     def missing(self, first: int, stop: int) -> int:
@@ -56,18 +56,18 @@ class Voids:
 class _Batches(Fetcher.PartitionRecords):  # type: ignore[misc]  # the library is not typed
     """Parses a fetch as the library does, and tells what it passes over."""
 
-    def __init__(self, voids: Voids, *arguments: Any, **options: Any) -> None:
-        self._voids = voids
+    def __init__(self, controls: ControlOffsets, *arguments: Any, **options: Any) -> None:
+        self._controls = controls
         super().__init__(*arguments, **options)
 
     def _unpack_records(self, tp: Any, records: Any, *deserializers: Any) -> Iterator[Any]:
-        found: Iterator[Any] = super()._unpack_records(tp, _Watched(records, self._voids), *deserializers)
+        found: Iterator[Any] = super()._unpack_records(tp, _Watched(records, self._controls), *deserializers)
         return found
 
     def _is_batch_aborted(self, batch: Any) -> bool:
         aborted = bool(super()._is_batch_aborted(batch))
         if aborted:
-            self._voids.add(batch)
+            self._controls.add(batch)
         return aborted
 
     def _contains_abort_marker(self, batch: Any) -> bool:
@@ -78,14 +78,14 @@ class _Batches(Fetcher.PartitionRecords):  # type: ignore[misc]  # the library i
 class _Watched:
     """Batches, one after the other."""
 
-    def __init__(self, records: Any, voids: Voids) -> None:
-        self._records, self._voids = records, voids
+    def __init__(self, records: Any, controls: ControlOffsets) -> None:
+        self._records, self._controls = records, controls
 
     def next_batch(self) -> Any:
         """The next one; None after the last."""
         batch = self._records.next_batch()
         if batch is not None and batch.magic == 2 and batch.is_control_batch:
-            self._voids.add(batch)
+            self._controls.add(batch)
         return batch
 
 
@@ -123,7 +123,7 @@ def message_of(one: Any) -> Message:
 
 
 @dataclass(slots=True)
-class Kept:
+class FetchBuffer:
     """Messages of a partition that follow each other."""
 
     first: int
@@ -136,17 +136,17 @@ class Kept:
     epoch: int = -1
     """Leader epoch of the last message; -1 = not known."""
 
-    def add(self, message: Message, voids: Voids) -> None:
+    def add(self, message: Message, controls: ControlOffsets) -> None:
         """Take in the next message."""
-        gone = self.gone + voids.missing(self.after, message.offset)
+        gone = self.gone + controls.missing(self.after, message.offset)
         self.messages.append(replace(message, gone=gone) if gone else message)
         self.num_bytes += message.size
         self.after, self.gone, self.epoch = message.offset + 1, 0, message.epoch
 
-    def reach(self, after: int, voids: Voids) -> None:
+    def reach(self, after: int, controls: ControlOffsets) -> None:
         """No further message comes before this offset."""
         if after > self.after:
-            self.gone += voids.missing(self.after, after)
+            self.gone += controls.missing(self.after, after)
             self.after = after
 
     def drop_before(self, offset: int) -> None:
@@ -192,8 +192,8 @@ class TopicFetcher:
     def __init__(self, address: TopicAddress, config: KafkaConfig) -> None:
         self._address, self._config = address, config
         self._consumer: KafkaConsumer | None = None
-        self._kept: OrderedDict[int, Kept] = OrderedDict()
-        self._voids = Voids()
+        self._buffers: OrderedDict[int, FetchBuffer] = OrderedDict()
+        self._controls = ControlOffsets()
         self._away_since: float | None = None
 
     def ends(self, partitions: Iterable[int]) -> dict[int, int] | None:
@@ -215,12 +215,12 @@ class TopicFetcher:
 
     def partitions(self) -> int:
         """Partitions that the topic has by now, as of the client's last look."""
-        with explained(self._address):
+        with kafka_as_stream_error(self._address):
             return len(self._client().partitions_for_topic(self._address.topic) or ())
 
     def uuid(self) -> str:
         """Of the topic that has this name, as of the client's last look; empty when it does not say."""
-        with explained(self._address):
+        with kafka_as_stream_error(self._address):
             found = self._client()._cluster.topic_id(self._address.topic)
         return "" if found is None else str(found)
 
@@ -240,12 +240,12 @@ class TopicFetcher:
             Gone: the log does not hold `offset`.
             StreamError: brokers are away for too long, or do not permit reading.
         """
-        kept = self._from(partition, offset)
+        buffer = self._from(partition, offset)
         began = time.monotonic()
-        while len(kept.messages) < count and kept.after < stop:
-            before = kept.after
-            self._fetch(partition, kept)
-            if kept.after > before:
+        while len(buffer.messages) < count and buffer.after < stop:
+            before = buffer.after
+            self._fetch(partition, buffer)
+            if buffer.after > before:
                 began = time.monotonic()
                 self._shrink(partition)
             elif time.monotonic() - began > self._config.patience_s:
@@ -254,27 +254,27 @@ class TopicFetcher:
                     f"partition {partition}, offset {before}, for {self._config.patience_s:.0f} s "
                     "(kafka.patience_s): are its brokers up?"
                 )
-        found = [message for message in kept.messages[:count] if message.offset < stop]
+        found = [message for message in buffer.messages[:count] if message.offset < stop]
         return found, found[-1].offset + 1 if len(found) == count else stop
 
     def message(self, partition: int, offset: int) -> Message | None:
         """One message, again; None when it is gone."""
-        kept = self._kept.get(partition)
-        if kept is not None and kept.first <= offset < kept.after:
-            return next((message for message in kept.messages if message.offset == offset), None)
-        aside = self._kept.pop(partition, None)
+        buffer = self._buffers.get(partition)
+        if buffer is not None and buffer.first <= offset < buffer.after:
+            return next((message for message in buffer.messages if message.offset == offset), None)
+        aside = self._buffers.pop(partition, None)
         try:
             found, _ = self.messages(partition, offset, count=1, stop=offset + 1)
         except Gone:
             return None
         finally:
             if aside is not None:
-                self._kept[partition] = aside
+                self._buffers[partition] = aside
         return found[0] if found else None
 
     def close(self) -> None:
         """Let go of connections and messages. May be called twice."""
-        self._kept.clear()
+        self._buffers.clear()
         consumer, self._consumer = self._consumer, None
         if consumer is not None:
             with contextlib.suppress(errors.KafkaError):
@@ -284,7 +284,7 @@ class TopicFetcher:
         # Here, and not in the constructor: its thread must begin in the process that reads.
         if self._consumer is None:
             self._consumer = open_consumer(self._address, self._config)
-            self._voids.watch(self._consumer)
+            self._controls.watch(self._consumer)
         return self._consumer
 
     def _topic(self, partition: int) -> TopicPartition:
@@ -294,7 +294,7 @@ class TopicFetcher:
         self, partitions: Iterable[int], ask: Callable[[KafkaConsumer, list[TopicPartition]], dict[Any, int]]
     ) -> dict[int, int] | None:
         topics = [self._topic(partition) for partition in partitions]
-        with explained(self._address):
+        with kafka_as_stream_error(self._address):
             try:
                 found = ask(self._client(), topics)
             except errors.RetriableError as error:
@@ -310,62 +310,62 @@ class TopicFetcher:
         self._away_since = None
         return {topic.partition: offset for topic, offset in found.items()}
 
-    def _from(self, partition: int, offset: int) -> Kept:
+    def _from(self, partition: int, offset: int) -> FetchBuffer:
         """What is kept of a partition from an offset on."""
-        kept = self._kept.get(partition)
-        if kept is None or not kept.first <= offset <= kept.after:
-            kept = self._kept[partition] = Kept(offset, offset)
-        kept.drop_before(offset)
-        self._kept.move_to_end(partition)
-        return kept
+        buffer = self._buffers.get(partition)
+        if buffer is None or not buffer.first <= offset <= buffer.after:
+            buffer = self._buffers[partition] = FetchBuffer(offset, offset)
+        buffer.drop_before(offset)
+        self._buffers.move_to_end(partition)
+        return buffer
 
     def _shrink(self, partition: int) -> None:
         """Forget the partitions that were read longest ago, when too much is kept."""
-        while sum(kept.num_bytes for kept in self._kept.values()) > self._config.buffer_bytes:
-            oldest = next(iter(self._kept))
+        while sum(buffer.num_bytes for buffer in self._buffers.values()) > self._config.buffer_bytes:
+            oldest = next(iter(self._buffers))
             if oldest == partition:
                 return
-            del self._kept[oldest]
+            del self._buffers[oldest]
 
-    def _fetch(self, partition: int, kept: Kept) -> None:
+    def _fetch(self, partition: int, buffer: FetchBuffer) -> None:
         """One fetch; what it brings is kept."""
         topic = self._topic(partition)
-        with explained(self._address):
+        with kafka_as_stream_error(self._address):
             consumer = self._client()
             try:
-                self._seek(consumer, topic, kept)
-                self._voids.clear()
+                self._seek(consumer, topic, buffer)
+                self._controls.clear()
                 got = consumer.poll(POLL_MS)
                 # Past markers of transactions, which are never given out.
                 after = consumer.position(topic, timeout_ms=POLL_MS)
             except errors.OffsetOutOfRangeError as error:
-                del self._kept[partition]
+                del self._buffers[partition]
                 raise Gone from error
             except errors.LogTruncationError as error:
                 if topic not in error.divergent_offsets:  # told late, of one that was read before
                     return
-                del self._kept[partition]
+                del self._buffers[partition]
                 raise Gone from error
             except errors.RetriableError:
                 time.sleep(0.1)
                 return
             except errors.UnsupportedCodecError as error:
-                raise self._no_codec(topic, kept.after, error) from error
+                raise self._no_codec(topic, buffer.after, error) from error
             except PARSE_ERRORS as error:
                 # The client would find the same batch in its buffer and go round for ever in its next poll:
                 # it is not asked again.
                 self._drop_client()
                 logger.warning(
                     "topic %s, partition %d, offset %d: a batch that cannot be trusted (%s)",
-                    self._address.topic, partition, kept.after, type(error).__name__,
+                    self._address.topic, partition, buffer.after, type(error).__name__,
                 )  # fmt: skip
-                self._salvage(topic, kept)
+                self._salvage(topic, buffer)
                 return
         for one in got.get(topic, ()):
-            kept.add(message_of(one), self._voids)
-        kept.reach(after or 0, self._voids)
+            buffer.add(message_of(one), self._controls)
+        buffer.reach(after or 0, self._controls)
 
-    def _seek(self, consumer: KafkaConsumer, topic: TopicPartition, kept: Kept) -> None:
+    def _seek(self, consumer: KafkaConsumer, topic: TopicPartition, buffer: FetchBuffer) -> None:
         """Ask for what comes next, and say of which epoch the message before was.
 
         After an election the broker then tells when its log parts from what was read. The library's `seek`
@@ -374,11 +374,11 @@ class TopicFetcher:
         """
         consumer.assign([topic])
         state = consumer._subscription.assignment[topic]
-        state.seek(OffsetAndMetadata(kept.after, "", kept.epoch))
+        state.seek(OffsetAndMetadata(buffer.after, "", buffer.epoch))
         led = consumer._cluster.leader_epoch_for_partition(topic)
         state._current_leader_epoch = -1 if led is None else led
 
-    def _salvage(self, topic: TopicPartition, kept: Kept) -> None:
+    def _salvage(self, topic: TopicPartition, buffer: FetchBuffer) -> None:
         """Go on past a batch that fails Kafka's check, or is no batch.
 
         Messages that state their own digest are taken: it is compared later, and is the better check. Of
@@ -387,10 +387,10 @@ class TopicFetcher:
         Raises:
             StreamError: the broker gave no answer at all, which proves nothing against a message.
         """
-        offset = kept.after
-        self._voids.clear()
+        offset = buffer.after
+        self._controls.clear()
         consumer = open_consumer(self._address, self._config, check_crcs=False)
-        self._voids.watch(consumer)
+        self._controls.watch(consumer)
         try:
             consumer.assign([topic])
             consumer.seek(topic, offset)
@@ -415,15 +415,15 @@ class TopicFetcher:
             )
         first = got[0] if got else None
         if first is None or first.offset > offset:
-            kept.add(Message(offset=offset, broken=True), self._voids)
+            buffer.add(Message(offset=offset, broken=True), self._controls)
             return
         for one in got:
             message = message_of(one)
             if not any(name == "sha256" for name, _ in message.headers):
                 if one is first:
-                    kept.add(Message(offset=offset, time=message.time, broken=True), self._voids)
+                    buffer.add(Message(offset=offset, time=message.time, broken=True), self._controls)
                 return
-            kept.add(message, self._voids)
+            buffer.add(message, self._controls)
 
     def _no_codec(self, topic: TopicPartition, offset: int, error: errors.KafkaError) -> StreamError:
         """This installation cannot read a batch; nothing is wrong with its messages."""

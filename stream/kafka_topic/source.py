@@ -264,7 +264,7 @@ class TopicSource:
         uuid = self._fetcher.uuid()
         if uuid and uuid != self._facts.uuid:
             raise StreamMismatch(
-                f"{self.address} was deleted and made anew while it was read: this run is of topic "
+                f"{self.address} was deleted and created again while it was read: this run is of topic "
                 f"{self._facts.uuid}, the name is of {uuid} now. Begin a new run"
             )
         added = self._fetcher.partitions() - self.lanes

@@ -16,7 +16,7 @@ from kafka import KafkaProducer, errors
 from stream.config import KafkaConfig, TopicWriterConfig
 from stream.errors import BadRecord, StreamError
 from stream.kafka_topic.address import TopicAddress
-from stream.kafka_topic.client import TopicFacts, client_options, explained
+from stream.kafka_topic.client import TopicFacts, client_options, kafka_as_stream_error
 from stream.kafka_topic.message import Headers, encode_message
 from stream.record import Record
 
@@ -57,7 +57,7 @@ class TopicWriter:
         self._waiting_bytes = 0
         self._failure: Exception | None = None
         self._changed = threading.Condition()
-        with explained(address):
+        with kafka_as_stream_error(address):
             self._producer = KafkaProducer(
                 **client_options(address, kafka),
                 enable_idempotence=True,
@@ -107,7 +107,7 @@ class TopicWriter:
         with self._changed:
             self._sent.append(sent)
             self._waiting_bytes += size
-        with explained(self._address):
+        with kafka_as_stream_error(self._address):
             # No time stamp of ours: an image's own date would count for the retention of the topic.
             future = self._producer.send(
                 self._address.topic, key=key, value=record.payload, headers=headers, partition=partition
@@ -124,7 +124,7 @@ class TopicWriter:
             self._check()
             return
         # The first half second without holding a lock that the client's thread wants.
-        with explained(self._address), contextlib.suppress(errors.KafkaTimeoutError):
+        with kafka_as_stream_error(self._address), contextlib.suppress(errors.KafkaTimeoutError):
             self._producer.flush(timeout=_WAIT_S)
         self._await(lambda: not self._sent)
 
@@ -158,7 +158,7 @@ class TopicWriter:
             failure = self._failure
         if failure is None:
             return
-        with explained(self._address):
+        with kafka_as_stream_error(self._address):
             if isinstance(failure, errors.KafkaError):
                 raise failure
         raise StreamError(f"cannot send to {self._address}: {failure}") from failure

@@ -17,7 +17,7 @@ from stream.record import decode_sample
 from stream.shards.commits import Accounts, Commit, NewCommit, is_absolute, new_shard_id
 from stream.shards.index import DIGEST_BYTES, NO_DIGEST, IndexRow, decode_index, encode_index
 from stream.shards.manifest import Manifest
-from stream.storage import explained, local_path, open_bytes
+from stream.storage import as_stream_error, local_path, open_bytes
 from stream.tar import TarLoss, open_tar
 from stream.tar_samples import LARGEST_IMAGE, TarEvent, TarImage, group_tar, run_through
 
@@ -85,7 +85,7 @@ class AdoptedTars:
         for number in self._commits.get(_resolved(uri), ()):
             commit = self._manifest.entry(number)
             try:
-                with explained(f"cannot read {commit.index_uri} of the stream at {self._manifest.url}"):
+                with as_stream_error(f"cannot read {commit.index_uri} of the stream at {self._manifest.url}"):
                     data = self._manifest.store.read(commit.index_uri)
             except StreamError as error:
                 if isinstance(error.__cause__, FileNotFoundError) and number < self._manifest.floor.first:
@@ -134,7 +134,7 @@ def index_tar(manifest: Manifest, tar_url: str, options: AdoptOptions, adopted: 
     local = local_path(tar_url)
     uri = tar_url if local is None else str(local)
     known = adopted.images_in(uri)
-    with explained(f"cannot read {uri}"):
+    with as_stream_error(f"cannot read {uri}"):
         file = open_bytes(uri)
         try:
             data = open_tar(file, uri)
@@ -194,7 +194,7 @@ def commit_tar(manifest: Manifest, adoption: Adoption, *, source_id: str, source
     if not rows:
         return manifest.commit(NewCommit(n=0, **new))
     index_uri = f"index/{new_shard_id()}.idx"
-    with explained(f"cannot write an index of the stream at {manifest.url}"):
+    with as_stream_error(f"cannot write an index of the stream at {manifest.url}"):
         data = encode_index(rows, tar_bytes=adoption.tar_bytes, adopted=True)
         if not manifest.store.create(index_uri, data):
             raise StreamError(f"{index_uri} of the stream at {manifest.url} is there already")

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from stream.shards.index import DIGEST_BYTES, read_digests
 from stream.shards.manifest import Manifest
-from stream.storage import explained
+from stream.storage import as_stream_error
 
 _MERGE_AT = 200_000
 """New digests that wait; merging sorts everything, so it must be rare."""
@@ -87,7 +87,7 @@ def known_digests(manifest: Manifest) -> DigestSet:
         if manifest.n(number) == 0:
             continue
         commit = manifest.entry(number)
-        with explained(f"cannot read {commit.index_uri} of the stream at {manifest.url}"):
+        with as_stream_error(f"cannot read {commit.index_uri} of the stream at {manifest.url}"):
             file = manifest.store.open(commit.index_uri)
             try:
                 known.add_many(read_digests(file, name=commit.index_uri, n=commit.n))

@@ -18,7 +18,7 @@ from stream.shards.commits import Commit, is_absolute
 from stream.shards.index import NO_DIGEST, ROW_BYTES, IndexFile, IndexRow, ShardIndex, decode_index
 from stream.shards.manifest import Manifest
 from stream.source import Entry
-from stream.storage import Bytes, LocalBytes, explained, open_bytes
+from stream.storage import Bytes, LocalBytes, as_stream_error, open_bytes
 from stream.tar import BLOCK_BYTES, Member, parse_header
 
 REASONS = ("truncated", "index_mismatch", "checksum", "too_large", "empty")
@@ -163,7 +163,7 @@ class ShardFiles:
     def _reading(self, number: int, uri: str, doing: str = "read") -> Iterator[None]:
         """Name the commit in what goes wrong."""
         where = f"commit {number} of the stream at {self._manifest.url}"
-        with explained(f"cannot {doing} {uri}, {where}"):
+        with as_stream_error(f"cannot {doing} {uri}, {where}"):
             try:
                 yield
             except FileNotFoundError as error:  # an object store opens at each read

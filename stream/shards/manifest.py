@@ -29,7 +29,7 @@ from stream.errors import StreamDamaged, StreamError, StreamNotFound, StreamSeal
 from stream.shards.commits import Accounts, Commit, NewCommit, Seal, decode_commit, encode_commit, encode_seal
 from stream.shards.low_watermark import Floor, read_floor
 from stream.shards.segments import BLOCKS, Segment, SegmentStore, SourceSum, segment_name
-from stream.storage import Store, explained, open_store
+from stream.storage import Store, as_stream_error, open_store
 
 BLOCK = BLOCKS[1]
 _KEPT_COMMITS = 1024
@@ -118,7 +118,7 @@ class CommitLog:
             StreamError: the store does not answer.
         """
         total, number = 0, self.floor.first
-        with explained(f"cannot read the stream at {self.url}"):
+        with as_stream_error(f"cannot read the stream at {self.url}"):
             while number < self._size:
                 segment = self._whole_segment(number)
                 if segment is None:
@@ -140,7 +140,7 @@ class CommitLog:
             StreamError: the store does not answer.
         """
         size, sealed = self._size, self.sealed
-        with explained(f"cannot read the stream at {self.url}"):
+        with as_stream_error(f"cannot read the stream at {self.url}"):
             while not self.sealed:
                 start = self._size
                 self._read_segments(2)
@@ -158,7 +158,7 @@ class CommitLog:
             StreamDamaged: the floor is not one of this stream.
             StreamError: the store does not answer.
         """
-        with explained(f"cannot read the stream at {self.url}"):
+        with as_stream_error(f"cannot read the stream at {self.url}"):
             floor = read_floor(self.store)
         if floor.first > self._size:
             self.refresh()
@@ -223,7 +223,7 @@ class CommitLog:
         data = self._tail.get(number)
         if data is not None:
             return data
-        with explained(f"cannot read the stream at {self.url}"):
+        with as_stream_error(f"cannot read the stream at {self.url}"):
             segment = self._segments.covering(number)
             if segment is None:
                 raise StreamDamaged(f"commit {number} of {self.url} is gone: neither file nor segment has it")
@@ -277,7 +277,7 @@ class Manifest(CommitLog):
             ValueError: not an address.
         """
         store = open_store(url)
-        with explained(f"cannot open the stream at {store.url}"):
+        with as_stream_error(f"cannot open the stream at {store.url}"):
             stream_uuid = _read_head(store)
             if stream_uuid is None and create:
                 body = {"version": MANIFEST_VERSION, "uuid": uuid.uuid4().hex}
@@ -401,7 +401,7 @@ class Manifest(CommitLog):
     def _take(self, number: int, data: bytes) -> bool:
         """Try to make the file of the next commit; when another was first, read on and say False."""
         name = commit_name(number)
-        with explained(f"cannot commit to the stream at {self.url}"):
+        with as_stream_error(f"cannot commit to the stream at {self.url}"):
             try:
                 made = self.store.create(name, data)
             except OSError:

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from stream.errors import StreamDamaged
 from stream.json_values import whole
 from stream.shards.commits import decode_checked, encode_checked
-from stream.storage import Store, explained
+from stream.storage import Store, as_stream_error
 
 READER_VERSION = 1
 FOLDER = "readers"
@@ -23,7 +23,7 @@ _LARGEST = 2**62
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Registered:
+class ReaderRecord:
     """A run that reads a stream."""
 
     run: str
@@ -53,36 +53,36 @@ class Registered:
                 raise ValueError(f"{name} of run {self.run} must be in 0..2^62, got {getattr(self, name)}")
 
 
-def write_reader(store: Store, reader: Registered) -> None:
+def write_reader(store: Store, reader: ReaderRecord) -> None:
     """Register a run, or bring its entry up to date. Raises StreamError when it cannot be written."""
-    with explained(f"cannot register run {reader.run} with the stream at {store.url}"):
+    with as_stream_error(f"cannot register run {reader.run} with the stream at {store.url}"):
         store.replace(_name(reader.run), encode_reader(reader))
 
 
 def forget_reader(store: Store, run: str) -> bool:
     """Take a run out of the register; whether it was in. Raises StreamError."""
-    with explained(f"cannot forget run {run} at {store.url}"):
+    with as_stream_error(f"cannot forget run {run} at {store.url}"):
         there = store.exists(_name(run))
         if there:  # a read-only mount refuses to remove even what is not there
             store.delete(_name(run))
     return there
 
 
-def read_reader(store: Store, run: str) -> Registered | None:
+def read_reader(store: Store, run: str) -> ReaderRecord | None:
     """One entry; None when there is none. Raises StreamDamaged, StreamError."""
-    with explained(f"cannot read who reads the stream at {store.url}"):
+    with as_stream_error(f"cannot read who reads the stream at {store.url}"):
         data = store.read_many([_name(run)]).get(_name(run)) if store.exists(_name(run)) else None
     return None if data is None else decode_reader(data, name=run)
 
 
-def read_readers(store: Store) -> list[Registered]:
+def read_readers(store: Store) -> list[ReaderRecord]:
     """All runs that are registered, by name.
 
     Raises:
         StreamDamaged: an entry cannot be trusted; nothing may be pruned then.
         StreamError: the store does not answer.
     """
-    with explained(f"cannot read who reads the stream at {store.url}"):
+    with as_stream_error(f"cannot read who reads the stream at {store.url}"):
         names = [name for name in store.names(FOLDER) if name.endswith(".json")]
         found = store.read_many([f"{FOLDER}/{name}" for name in names])
     return [
@@ -92,12 +92,12 @@ def read_readers(store: Store) -> list[Registered]:
     ]
 
 
-def encode_reader(reader: Registered) -> bytes:
+def encode_reader(reader: ReaderRecord) -> bytes:
     """The JSON of an entry."""
     return encode_checked({"version": READER_VERSION, **asdict(reader)})
 
 
-def decode_reader(data: bytes, *, name: str) -> Registered:
+def decode_reader(data: bytes, *, name: str) -> ReaderRecord:
     """Read what `encode_reader` wrote. Raises StreamDamaged."""
     try:
         body = decode_checked(data)
@@ -106,7 +106,7 @@ def decode_reader(data: bytes, *, name: str) -> Registered:
                 f"the entry of reader {name} has version {body['version']!r}; this program reads "
                 f"{READER_VERSION}"
             )
-        reader = Registered(
+        reader = ReaderRecord(
             run=str(body["run"]),
             where=str(body["where"]),
             folder=whole(body.get("folder", 0)),
@@ -118,15 +118,15 @@ def decode_reader(data: bytes, *, name: str) -> Registered:
         )
     except (ValueError, TypeError, KeyError, OverflowError) as error:
         raise StreamDamaged(
-            f"the entry of reader {name} cannot be read ({error!r}): its run writes it anew while it learns; "
-            f"`swavstream stream prune STREAM --forget {name}` takes it out"
+            f"the entry of reader {name} cannot be read ({error!r}): its run writes it again while it "
+            f"learns; `swavstream stream prune STREAM --forget {name}` takes it out"
         ) from error
     if reader.run != name:
         raise StreamDamaged(f"the entry of reader {name} says that it is of run {reader.run}")
     return reader
 
 
-def seen_ago(reader: Registered) -> float:
+def seen_ago(reader: ReaderRecord) -> float:
     """Seconds since the run wrote its entry, as far as clocks agree."""
     return max(0.0, time.time() - reader.seen)
 

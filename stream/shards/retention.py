@@ -20,8 +20,8 @@ from stream.errors import StreamDamaged, StreamError
 from stream.shards.commits import Commit, is_absolute
 from stream.shards.low_watermark import Floor, write_floor
 from stream.shards.manifest import Manifest
-from stream.shards.readers import FOLDER, Registered, forget_reader, read_readers, seen_ago
-from stream.storage import LocalStore, explained, open_lock, try_lock
+from stream.shards.readers import FOLDER, ReaderRecord, forget_reader, read_readers, seen_ago
+from stream.storage import LocalStore, as_stream_error, open_lock, try_lock
 
 _NOTED_EVERY = 1000
 """Tars between two notes of how far removing has come."""
@@ -52,7 +52,7 @@ class Pruned:
     """Their bytes."""
     first: int
     """First commit that is kept now."""
-    held_by: Registered | None = None
+    held_by: ReaderRecord | None = None
     """The run for which more stayed than the limits ask for; None when no run held anything."""
 
 
@@ -77,7 +77,7 @@ def prune(manifest: Manifest, limits: RetentionConfig, *, dry_run: bool = False)
         target, held_by = _held(old, wanted, read_readers(manifest.store))
         if dry_run:
             return _told(manifest, old, target, held_by, list(_tars(manifest, old.swept, target)))
-        with explained(f"cannot prune the stream at {manifest.url}"):
+        with as_stream_error(f"cannot prune the stream at {manifest.url}"):
             if target > old.first:
                 _put(manifest, target, old.swept)
                 lower, late = _held(old, target, read_readers(manifest.store))
@@ -113,7 +113,7 @@ def past_limits(manifest: Manifest, limits: RetentionConfig, *, now: float) -> i
     return first
 
 
-def unread_by(manifest: Manifest, reader: Registered) -> int:
+def unread_by(manifest: Manifest, reader: ReaderRecord) -> int:
     """Committed records that a run has not used yet, as far as it has reported."""
     begin = manifest.before(min(reader.begin, len(manifest)))
     return max(0, manifest.records - begin - reader.used)
@@ -137,8 +137,10 @@ class Retention:
         """
         self._manifest, self._config, self._clock = manifest, config, clock
         self._next_prune = self._next_look = -1e9
-        self._readers: list[Registered] = []
-        self._news: dict[str, tuple[Registered, float]] = {}  # entry of a run, and when it was first seen so
+        self._readers: list[ReaderRecord] = []
+        self._news: dict[
+            str, tuple[ReaderRecord, float]
+        ] = {}  # entry of a run, and when it was first seen so
         self._warned = False
 
     def tick(self, *, last: bool = False) -> None:
@@ -159,7 +161,7 @@ class Retention:
         # `keep_bytes` looks at every commit that is kept: of a million that must not be all it does.
         self._next_prune = self._clock() + max(_PRUNE_S, _SHARE * (self._clock() - began))
 
-    def ahead_of(self) -> tuple[Registered, int] | None:
+    def ahead_of(self) -> tuple[ReaderRecord, int] | None:
         """The slowest run and what it has unread, while that is too much; None when more may be brought.
 
         A run that waits for records holds no writer up, however much it has unread: on a stream that is read
@@ -176,7 +178,7 @@ class Retention:
         most, slowest = max(unread, key=lambda pair: pair[0], default=(0, None))
         return (slowest, most) if slowest is not None and most > self._config.max_ahead else None
 
-    def _waits(self, reader: Registered) -> bool:
+    def _waits(self, reader: ReaderRecord) -> bool:
         """Whether a run says that it waits for records, and lives."""
         known, since = self._news.get(reader.run, (None, 0.0))
         if known != reader:
@@ -200,7 +202,7 @@ def forget(manifest: Manifest, run: str, *, live_s: float = 0.0) -> str:
         ValueError: no run of this name, several, or one that is alive.
         StreamError: the store cannot be read or written.
     """
-    with explained(f"cannot read who reads the stream at {manifest.url}"):
+    with as_stream_error(f"cannot read who reads the stream at {manifest.url}"):
         names = [name.removesuffix(".json") for name in manifest.store.names(FOLDER)]
     found = [name for name in names if name == run] or [name for name in names if name.startswith(run)]
     if not run or len(found) != 1:
@@ -208,7 +210,7 @@ def forget(manifest: Manifest, run: str, *, live_s: float = 0.0) -> str:
             f"{len(found)} runs of this stream have a name that begins with {run!r}: "
             "`swavstream stream show STREAM` lists them"
         )
-    readers: list[Registered] = []
+    readers: list[ReaderRecord] = []
     with contextlib.suppress(StreamDamaged):  # an entry that cannot be read can still be taken out
         readers = read_readers(manifest.store) if live_s else []
     alive = [one for one in readers if one.run == found[0] and seen_ago(one) < live_s]
@@ -221,7 +223,7 @@ def forget(manifest: Manifest, run: str, *, live_s: float = 0.0) -> str:
     return found[0]
 
 
-def _held(old: Floor, wanted: int, readers: Sequence[Registered]) -> tuple[int, Registered | None]:
+def _held(old: Floor, wanted: int, readers: Sequence[ReaderRecord]) -> tuple[int, ReaderRecord | None]:
     """How far may be pruned, and which run keeps it from going to `wanted`."""
     slowest = min(readers, key=lambda reader: reader.first, default=None)
     if slowest is None or slowest.first >= wanted:
@@ -259,7 +261,7 @@ def _own_bytes(commit: Commit) -> int:
 
 
 def _told(
-    manifest: Manifest, old: Floor, first: int, held_by: Registered | None, gone: Sequence[Commit]
+    manifest: Manifest, old: Floor, first: int, held_by: ReaderRecord | None, gone: Sequence[Commit]
 ) -> Pruned:
     return Pruned(
         commits=first - old.first,
@@ -278,7 +280,7 @@ def _only_one(manifest: Manifest) -> Iterator[None]:
     if not isinstance(store, LocalStore):
         yield
         return
-    with explained(f"cannot prune the stream at {manifest.url}"):
+    with as_stream_error(f"cannot prune the stream at {manifest.url}"):
         path = store.path("locks/prune.lock")
         path.parent.mkdir(exist_ok=True)
         handle = open_lock(path)

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from stream.errors import StreamDamaged
 from stream.shards.commits import decode_checked, encode_checked
-from stream.storage import Store, explained
+from stream.storage import Store, as_stream_error
 
 VERSION = 1
 CHANGED, BEGUN = 1, 2
@@ -130,7 +130,7 @@ class TakenList:
         """
         found: list[Segment] = []
         ahead = 1
-        with explained(f"cannot read the list of what was taken of {self.store.url}"):
+        with as_stream_error(f"cannot read the list of what was taken of {self.store.url}"):
             while True:
                 names = [_name(number) for number in range(self._next, self._next + ahead)]
                 bodies = self.store.read_many(names)
@@ -174,7 +174,7 @@ class TakenList:
         }  # fmt: skip
         data = encode_checked(head) + b"\n" + key_bytes + rows
         name = _name(self._next)
-        with explained(f"cannot write the list of what was taken of {self.store.url}"):
+        with as_stream_error(f"cannot write the list of what was taken of {self.store.url}"):
             try:
                 made = self.store.create(name, data)
             except OSError:
@@ -194,7 +194,7 @@ class TakenList:
             StreamError: it cannot be read.
         """
         name = _name(number)
-        with explained(f"cannot read {name} of {self.store.url}"):
+        with as_stream_error(f"cannot read {name} of {self.store.url}"):
             data = self.store.read(name)
         segment, rows = _decode(data, number, self.store.url)
         try:

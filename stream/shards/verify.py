@@ -16,7 +16,7 @@ from stream.shards.index import ShardIndex, decode_index
 from stream.shards.manifest import Manifest
 from stream.shards.readers import read_readers
 from stream.shards.segments import BLOCKS, Segment, SegmentStore
-from stream.storage import Bytes, explained, open_bytes
+from stream.storage import Bytes, as_stream_error, open_bytes
 
 _PIECE_BYTES = 1 << 22
 _MOST_PIXELS = ReaderConfig().max_pixels
@@ -98,7 +98,7 @@ def _segments(manifest: Manifest) -> Iterator[Damage]:
         for level, width in BLOCKS.items():
             for first in range(0, len(manifest), width):
                 try:
-                    with explained(f"cannot read the manifest segment of commit {first}"):
+                    with as_stream_error(f"cannot read the manifest segment of commit {first}"):
                         segment = store.find(level, first)
                         if segment is not None:
                             yield from _segment(manifest, segment)
@@ -121,7 +121,7 @@ def _shard(manifest: Manifest, commit: Commit, *, kept: bool) -> Iterator[Damage
     """Index and size of one shard."""
     name = f"commit {commit.number}"
     try:
-        with explained(f"cannot read {commit.index_uri}"):
+        with as_stream_error(f"cannot read {commit.index_uri}"):
             index = decode_index(manifest.store.read(commit.index_uri), name=commit.index_uri, n=commit.n)
     except StreamError as error:
         yield Damage(name=f"{name}, {commit.index_uri}", what=str(error))
@@ -134,7 +134,7 @@ def _shard(manifest: Manifest, commit: Commit, *, kept: bool) -> Iterator[Damage
 
 def _size(manifest: Manifest, commit: Commit, index: ShardIndex, name: str) -> Iterator[Damage]:
     try:
-        with explained(f"cannot open {commit.uri}"):
+        with as_stream_error(f"cannot open {commit.uri}"):
             file = _tar(manifest, commit)
     except (StreamError, ValueError) as error:
         yield Damage(name=name, what=str(error))
@@ -159,7 +159,7 @@ def _has_grown(manifest: Manifest, commit: Commit, size: int) -> bool:
 def _digest(manifest: Manifest, commit: Commit) -> Iterator[Damage]:
     """Every byte of a tar of our own."""
     digest = hashlib.sha256()
-    with explained(f"cannot read {commit.uri}"):
+    with as_stream_error(f"cannot read {commit.uri}"):
         file = _tar(manifest, commit)
         try:
             for offset in range(0, file.size, _PIECE_BYTES):

@@ -28,7 +28,7 @@ from stream.shards.commits import Accounts, Commit, NewCommit, new_shard_id
 from stream.shards.index import DIGEST_BYTES, IndexRow, encode_index
 from stream.shards.manifest import Manifest
 from stream.shards.orphans import TEMPORARY, sweep_orphans, temporary_folder
-from stream.storage import PART, LocalStore, explained, try_lock
+from stream.storage import PART, LocalStore, as_stream_error, try_lock
 from stream.tar import BLOCK_BYTES, Member
 
 
@@ -44,7 +44,7 @@ class OpenShard:
         self.rows: list[IndexRow] = []
         self.payload_bytes = 0
         self._in_doubt = False
-        with explained(self._doing):
+        with as_stream_error(self._doing):
             if isinstance(self._store, LocalStore):
                 self._part = self._store.path(f"shards/{shard_id}.tar{PART}")
                 self._store.make_folder(self._part.parent)
@@ -65,7 +65,7 @@ class OpenShard:
         for name in sorted(sample.keys() - {"__key__"}):  # the order in which TarWriter writes
             members[name] = Member(at + BLOCK_BYTES, len(sample[name]))
             at += BLOCK_BYTES + -(-len(sample[name]) // BLOCK_BYTES) * BLOCK_BYTES
-        with explained(self._doing):
+        with as_stream_error(self._doing):
             self._tar.write(sample)
         if self._tar.tarstream.offset != at:
             raise StreamError("this version of webdataset writes another form of tar than the index assumes")
@@ -87,7 +87,7 @@ class OpenShard:
         """
         uri, index_uri = f"shards/{self.shard_id}.tar", f"index/{self.shard_id}.idx"
         try:
-            with explained(self._doing):
+            with as_stream_error(self._doing):
                 self._tar.close()
                 size, digest = self._file.finish()
                 self._store.upload(self._part, uri)

@@ -1,34 +1,19 @@
 """Whatever is killed, and whenever: what results is what would have been, bit for bit."""
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.kill_driver import POINTS, differences
+from tests.forked import forked
+from tests.kill_driver import POINTS, differences, drive
 from tests.ops.rundir.test_checkpoint import POINTS as WRITTEN
 from tests.ops.small_runs import config_of, run, write_stream
-
-ROOT = Path(__file__).parents[2]
 
 
 def driven(folder: Path, seed: int, *counts: int) -> dict[str, Any]:
     """What came of so many kills: at random moments, rounds over points, readers, prunes, ingests, replay."""
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.kill_driver", str(folder), str(seed), *map(str, counts)],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    result: dict[str, Any] = json.loads(done.stdout)
-    return result
+    return forked(lambda: drive(folder, seed, counts), folder / "result.json")
 
 
 def test_every_point_of_the_checkpoint_protocol_is_killed_at() -> None:
@@ -38,7 +23,7 @@ def test_every_point_of_the_checkpoint_protocol_is_killed_at() -> None:
 def test_runs_that_are_not_the_same_are_told_apart(tmp_path: Path) -> None:
     stream = write_stream(tmp_path / "stream", 120)
     for name, change in {"one": "seed=0", "same": "seed=0", "other": "optim.learning_rate=0.0021"}.items():
-        run(stream, tmp_path / name, config_of("model.backbone=resnet8-w16", change))
+        run(stream, tmp_path / name, config_of(change))
     assert differences(tmp_path / "one", tmp_path / "same") == []
     found = differences(tmp_path / "one", tmp_path / "other")
     assert any(name.startswith("tensor ") for name in found)

@@ -41,7 +41,11 @@ def one_thread() -> Iterator[None]:
 def test_the_losses_of_a_run_are_what_they_were(tmp_path: Path, one_thread: None) -> None:
     make_stream(str(tmp_path / "stream"), (60, 60, 60, 60, 60), image=drawn_png)
     config = config_of(
-        "precision=float64", "replay.updates=2", "replay.window_samples=64", "health.interval_samples=32"
+        "model.backbone=resnet8-w32",
+        "precision=float64",
+        "replay.updates=2",
+        "replay.window_samples=64",
+        "health.interval_samples=32",
     )
     run(str(tmp_path / "stream"), tmp_path / "run", config)
     losses = [entry["loss"] for entry in read_lines(tmp_path / "run" / "history.jsonl")]

@@ -444,7 +444,7 @@ class Recorded:
     def at_work(self, source_id: str) -> bool:
         return False
 
-    def explained(self) -> Any:
+    def as_ingest_error(self) -> Any:
         return contextlib.nullcontext()
 
 

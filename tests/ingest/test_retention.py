@@ -9,7 +9,7 @@ from ingest.sources import open_source
 from ingest.worker import IngestReport, run_ingest
 from stream.config import RetentionConfig
 from stream.shards.manifest import Manifest
-from stream.shards.readers import Registered, write_reader
+from stream.shards.readers import ReaderRecord, write_reader
 from tests.ingest.made import folder_of, settings
 
 IMAGES, PER_SHARD = 40, 5
@@ -34,7 +34,7 @@ class Reading:
             self._register()
 
     def _register(self) -> None:
-        write_reader(self._store, Registered(run="slowrun", where="here", used=self._used))
+        write_reader(self._store, ReaderRecord(run="slowrun", where="here", used=self._used))
 
 
 def test_an_ingest_waits_for_the_slowest_run_and_says_so(

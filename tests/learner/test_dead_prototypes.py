@@ -1,4 +1,4 @@
-"""Prototypes that nobody comes to begin anew."""
+"""Prototypes that get no samples are re-seeded."""
 
 import pytest
 import torch
@@ -6,11 +6,12 @@ from torch import Tensor
 
 from learner.collective import SingleProcess
 from learner.config import LearnerConfig, ReseedConfig
-from learner.dead_prototypes import Arrivals, Reseeder
+from learner.dead_prototypes import Reseeder
 from learner.learner import Learner
 from learner.model import cosines, on_the_sphere
 from learner.network import PhaseTimer
 from learner.optim import Lars
+from learner.step_stats import StepTensors
 from tests.learner.small_run import BATCH, batch, coloured, run, same_bits, small_config, small_learner
 
 AFTER = 100
@@ -50,7 +51,16 @@ class Scene:
     def reseed(self, reseeder: Reseeder, samples: int, lanes: Tensor | None = None) -> int:
         lane_B = torch.arange(len(self.z_BD)) if lanes is None else lanes
         return reseeder.reseed(
-            Arrivals(self.z_BD, lane_B, [self.scores()], (len(self.z_BD),)),
+            StepTensors(
+                loss_H=torch.zeros(1),
+                z_ABD=self.z_BD[None],
+                lane_B=lane_B,
+                prototypes_H=[self.prototypes],
+                scores_H=[self.scores()[None]],
+                codes_H=[],
+                priors_H=[None],
+                counts=(len(self.z_BD),),
+            ),
             [self.prototypes],
             [self.usage],
             [self.generation],

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from learner.group_batchnorm import GroupBatchNorm, Lots, averaging, group_batch_norm, without_tracking
+from learner.group_batchnorm import GroupBatchNorm, GroupStats, averaging, group_batch_norm, without_tracking
 from tests.oracles.finite_difference import slope
 
 
@@ -22,23 +22,23 @@ def rows(count: int = 24, channels: int = 3, seed: int = 1) -> Tensor:
     return torch.randn(count, channels, 4, 5, generator=generator, dtype=torch.float64) * 3 + 1
 
 
-def grouped(lots: Lots) -> GroupBatchNorm:
-    return GroupBatchNorm(native(), lots)
+def grouped(stats: GroupStats) -> GroupBatchNorm:
+    return GroupBatchNorm(native(), stats)
 
 
 def test_one_group_is_torchs_layer_in_value_gradient_and_running_statistics() -> None:
-    lots, theirs = Lots(), native()
-    ours = grouped(lots)
+    stats, theirs = GroupStats(), native()
+    ours = grouped(stats)
     ends = []
     for layer in (theirs, ours):
         x = rows().requires_grad_()
-        lots.begin(torch.zeros(8, dtype=torch.int64))
+        stats.begin(torch.zeros(8, dtype=torch.int64))
         y = layer(x)
         (y * rows(seed=2)).sum().backward()
         assert layer.weight.grad is not None
         assert layer.bias.grad is not None
         ends.append((y, x.grad, layer.weight.grad, layer.bias.grad))
-    lots.commit()
+    stats.apply()
     for one, other in zip(*ends, strict=True):
         torch.testing.assert_close(one, other)
     assert ours.state_dict().keys() == theirs.state_dict().keys()
@@ -48,9 +48,9 @@ def test_one_group_is_torchs_layer_in_value_gradient_and_running_statistics() ->
 
 def test_each_group_is_normalised_by_torchs_layer_on_its_own_rows_of_all_views() -> None:
     group_B = torch.tensor([0, 1, 2, 0, 1, 0, 2, 0])
-    lots = Lots(groups=3)
-    layer, x = grouped(lots), rows()
-    lots.begin(group_B)
+    stats = GroupStats(groups=3)
+    layer, x = grouped(stats), rows()
+    stats.begin(group_B)
     y = layer(x)
     group_N = group_B.repeat(3)
     for group in range(3):
@@ -60,12 +60,12 @@ def test_each_group_is_normalised_by_torchs_layer_on_its_own_rows_of_all_views()
 
 def test_running_statistics_move_to_the_average_over_groups() -> None:
     group_B = torch.tensor([0, 1, 0, 1, 0, 1, 0, 0])
-    lots = Lots(groups=2)
-    layer, x = grouped(lots), rows()
-    lots.begin(group_B)
+    stats = GroupStats(groups=2)
+    layer, x = grouped(stats), rows()
+    stats.begin(group_B)
     layer(x)
     assert torch.equal(layer.state_dict()["running_mean"], torch.zeros(3, dtype=torch.float64))
-    lots.commit()
+    stats.apply()
     apart = []
     for group in range(2):
         theirs = native()
@@ -76,24 +76,24 @@ def test_running_statistics_move_to_the_average_over_groups() -> None:
 
 
 def test_a_group_without_samples_is_left_out_of_the_average() -> None:
-    lots = Lots(groups=3)
-    layer, theirs = grouped(lots), native()
-    lots.begin(torch.ones(8, dtype=torch.int64))
+    stats = GroupStats(groups=3)
+    layer, theirs = grouped(stats), native()
+    stats.begin(torch.ones(8, dtype=torch.int64))
     assert bool(torch.isfinite(layer(rows())).all())
-    lots.commit()
+    stats.apply()
     theirs(rows())
     torch.testing.assert_close(layer.state_dict(), theirs.state_dict())
 
 
 def test_two_sizes_of_crop_move_the_running_statistics_one_after_the_other() -> None:
-    lots, theirs = Lots(), native()
-    layer = grouped(lots)
-    lots.begin(torch.zeros(8, dtype=torch.int64))
+    stats, theirs = GroupStats(), native()
+    layer = grouped(stats)
+    stats.begin(torch.zeros(8, dtype=torch.int64))
     small = rows(seed=3)[..., :2, :2]
     for x in (rows(), small):
         layer(x)
         theirs(x)
-    lots.commit()
+    stats.apply()
     torch.testing.assert_close(layer.state_dict(), theirs.state_dict())
 
 
@@ -101,24 +101,24 @@ def test_parts_of_whole_groups_leave_the_statistics_of_the_whole_batch() -> None
     group_B = torch.tensor([0, 1, 2, 3, 0, 1, 2, 3])
     ends = []
     for parts in ([[0, 1, 2, 3]], [[0, 1], [2, 3]]):
-        lots = Lots(groups=4)
-        layer = grouped(lots)
+        stats = GroupStats(groups=4)
+        layer = grouped(stats)
         for some in parts:
             chosen = torch.nonzero(torch.isin(group_B, torch.tensor(some))).squeeze(1)
-            lots.begin(group_B[chosen])
+            stats.begin(group_B[chosen])
             for views in (rows(), rows(seed=3)):
                 layer(views.view(3, 8, 3, 4, 5)[:, chosen].flatten(0, 1))
-        lots.commit()
+        stats.apply()
         ends.append(layer.state_dict())
     torch.testing.assert_close(ends[0], ends[1])
 
 
 def test_gradient_through_the_statistics_of_groups_equals_finite_differences() -> None:
-    lots = Lots(groups=2)
-    layer, x, weight = grouped(lots), rows(12), rows(12, seed=2)
+    stats = GroupStats(groups=2)
+    layer, x, weight = grouped(stats), rows(12), rows(12, seed=2)
 
     def total(at: Tensor) -> Tensor:
-        lots.begin(torch.tensor([0, 1, 1, 0, 1, 0]))
+        stats.begin(torch.tensor([0, 1, 1, 0, 1, 0]))
         result: Tensor = (layer(at).tanh() * weight).sum()
         return result
 
@@ -131,18 +131,18 @@ def test_gradient_through_the_statistics_of_groups_equals_finite_differences() -
 
 
 def test_flat_features_are_normalised_as_by_the_one_dimensional_layer() -> None:
-    lots, theirs = Lots(), nn.BatchNorm1d(7).double()
-    layer = GroupBatchNorm(theirs, lots)
+    stats, theirs = GroupStats(), nn.BatchNorm1d(7).double()
+    layer = GroupBatchNorm(theirs, stats)
     x = torch.randn(12, 7, dtype=torch.float64)
-    lots.begin(torch.zeros(12, dtype=torch.int64))
+    stats.begin(torch.zeros(12, dtype=torch.int64))
     torch.testing.assert_close(layer(x), nn.BatchNorm1d(7).double()(x))
 
 
 def test_a_mean_far_from_zero_does_not_swallow_the_variance_in_float32() -> None:
     x = (torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(0)) + 1000).float()
-    lots = Lots()
-    layer = GroupBatchNorm(nn.BatchNorm2d(3), lots)
-    lots.begin(torch.zeros(64, dtype=torch.int64))
+    stats = GroupStats()
+    layer = GroupBatchNorm(nn.BatchNorm2d(3), stats)
+    stats.begin(torch.zeros(64, dtype=torch.int64))
     expected = nn.BatchNorm2d(3).double()(x.double())
     torch.testing.assert_close(layer(x).double(), expected, rtol=0, atol=2e-3)
 
@@ -152,10 +152,10 @@ def test_rows_of_a_group_keep_their_memory_order_and_with_it_the_exact_sums_of_f
     x, dy = (torch.randn(32, 4, 64, 64, generator=generator, dtype=torch.float64) for _ in range(2))
     found = []
     for dtype in (torch.float64, torch.float32):
-        lots = Lots(groups=2)
-        layer = GroupBatchNorm(nn.BatchNorm2d(4).to(dtype), lots)
+        stats = GroupStats(groups=2)
+        layer = GroupBatchNorm(nn.BatchNorm2d(4).to(dtype), stats)
         at = x.detach().to(dtype, copy=True).requires_grad_()
-        lots.begin(torch.arange(32) % 2)
+        stats.begin(torch.arange(32) % 2)
         layer(at).backward(dy.to(dtype))
         assert at.grad is not None
         found.append(at.grad)
@@ -163,10 +163,10 @@ def test_rows_of_a_group_keep_their_memory_order_and_with_it_the_exact_sums_of_f
 
 
 def test_half_precision_rows_have_float32_statistics() -> None:
-    lots = Lots()
-    layer = GroupBatchNorm(nn.BatchNorm2d(3), lots)
+    stats = GroupStats()
+    layer = GroupBatchNorm(nn.BatchNorm2d(3), stats)
     x = (rows() + 50).bfloat16()
-    lots.begin(torch.zeros(8, dtype=torch.int64))
+    stats.begin(torch.zeros(8, dtype=torch.int64))
     y = layer(x)
     assert y.dtype == torch.bfloat16
     expected = nn.BatchNorm2d(3)(x.float())
@@ -174,33 +174,33 @@ def test_half_precision_rows_have_float32_statistics() -> None:
 
 
 def test_evaluation_uses_the_running_statistics() -> None:
-    lots, theirs = Lots(), native()
-    layer = grouped(lots)
+    stats, theirs = GroupStats(), native()
+    layer = grouped(stats)
     for one in (layer, theirs):
         one.running_mean = torch.tensor([1.0, 2, 3], dtype=torch.float64)
         one.eval()
-    lots.begin(torch.zeros(8, dtype=torch.int64))
+    stats.begin(torch.zeros(8, dtype=torch.int64))
     assert torch.equal(layer(rows()), theirs(rows()))
 
 
 @pytest.mark.parametrize("by_groups", [False, True])
 def test_a_pass_without_tracking_leaves_no_trace(by_groups: bool) -> None:
-    lots = Lots()
+    stats = GroupStats()
     model = nn.Sequential(native())
     if by_groups:
-        group_batch_norm(model, lots)
+        group_batch_norm(model, stats)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    lots.begin(torch.zeros(8, dtype=torch.int64))
+    stats.begin(torch.zeros(8, dtype=torch.int64))
     with without_tracking(model):
         model(rows())
-    lots.commit()
+    stats.apply()
     torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
 
 
 def test_averaging_replaces_the_statistics_by_the_plain_average_of_the_passes() -> None:
-    lots = Lots()
+    stats = GroupStats()
     model = nn.Sequential(native())
-    group_batch_norm(model, lots)
+    group_batch_norm(model, stats)
     with averaging(model):
         for seed in (1, 2):
             model(rows(seed=seed))
@@ -211,7 +211,7 @@ def test_averaging_replaces_the_statistics_by_the_plain_average_of_the_passes() 
 def test_every_layer_of_a_model_is_replaced_and_keeps_its_name() -> None:
     model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Sequential(native(), nn.ReLU()), nn.BatchNorm1d(4))
     names = list(model.state_dict())
-    group_batch_norm(model, Lots(groups=2))
+    group_batch_norm(model, GroupStats(groups=2))
     assert list(model.state_dict()) == names
     kinds = [type(module) for module in model.modules() if not list(module.children())]
     assert kinds == [nn.Conv2d, GroupBatchNorm, nn.ReLU, GroupBatchNorm]

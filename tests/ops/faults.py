@@ -273,5 +273,5 @@ FAULTS = (
         feed=moving, settings=("passes=1",), with_it=_also("PrototypesDying", "StreamSorted"),
     ),
 )  # fmt: skip
-FAST = {"collapsed-encoder", "corrupt-input", "redis-away", "starved-lane", "nan"}
+FAST = {"collapsed-encoder", "redis-away", "starved-lane"}
 """Faults that every run of the tests plants; the others are slow."""

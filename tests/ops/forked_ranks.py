@@ -4,13 +4,15 @@ import hashlib
 import json
 import os
 import signal
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import ops.cli.main
 import ops.train.resume
 from learner.augment import Views
 from learner.learner import Learner
@@ -90,14 +92,35 @@ def start(
         pid = os.fork()
         if pid == 0:
             with suppress(BaseException):
-                os.environ |= {
-                    "RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank),
-                    "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo",
-                }  # fmt: skip
+                os.environ |= _joining(rank, world, port)
                 _be_rank(rank, folder, stream, run_dir, config, at, more)
             os._exit(1)
         pids.append(pid)
     return Ranks(folder=folder, pids=pids)
+
+
+def launch(arguments: Sequence[str], *, nproc: int) -> int:
+    """As `ops.distributed.launcher.launch` on one machine; the ranks are forked, so none imports anything."""
+    port, pids = free_port(), []
+    for rank in range(nproc):
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            with suppress(BaseException):
+                os.environ |= _joining(rank, nproc, port)
+                code = ops.cli.main.run([*arguments])
+                sys.stdout.flush()
+            os._exit(code)
+        pids.append(pid)
+    return max(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids)
+
+
+def _joining(rank: int, world: int, port: int) -> dict[str, str]:
+    """What a launcher puts in the environment of a rank."""
+    return {
+        "RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank),
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo",
+    }  # fmt: skip
 
 
 def _be_rank(

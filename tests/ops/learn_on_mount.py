@@ -1,23 +1,20 @@
-"""Program: learns in a run directory on a small mount of its own, which takes nothing for a while.
+"""Learning in a run directory on a small mount of its own, which takes nothing for a while."""
 
-To be started in a mount name space of its own. Arguments: stream, an empty folder, `full` or `readonly`
-(which makes a read-only mount of the checkpoints: the kernel refuses that for files that are being written).
-Prints one JSON object: how the run ended, what it warned of, the digests of all that it ended with.
-"""
-
+import ctypes
 import io
 import json
 import logging
 import subprocess
-import sys
 from pathlib import Path
-
-import torch
+from typing import Any
 
 from ops.train.signals import StopRequest
+from tests.forked import forked
 from tests.ops.small_runs import bits, config_of, run
 
 ROOM = "24m"
+NEW_MOUNTS = 0x20000
+"""CLONE_NEWNS of Linux."""
 
 
 class Trouble(StopRequest):
@@ -63,23 +60,39 @@ def mount(*arguments: str) -> None:
     subprocess.run(["mount", *arguments], check=True)
 
 
-def main(stream: str, place: Path, kind: str) -> None:
-    torch.set_num_threads(1)
-    log = io.StringIO()
-    logging.basicConfig(stream=log, level=logging.WARNING)
+def learn_on_mount(stream: str, folder: Path, kind: str) -> dict[str, Any]:
+    """Learn in a forked process that has a name space of mounts of its own.
+
+    Args:
+        stream: to learn from.
+        folder: an empty one.
+        kind: `full`, or `readonly`: then the checkpoints are mounted so, since the kernel refuses to make a
+            mount read-only in which files are being written.
+
+    Returns:
+        How the run ended, what it warned of, and the digests of all that it ended with.
+    """
+    return forked(lambda: _on_mount(stream, folder / "mount", kind), folder / "result.json")
+
+
+def _on_mount(stream: str, place: Path, kind: str) -> dict[str, Any]:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(NEW_MOUNTS):
+        raise OSError(ctypes.get_errno(), "no name space of mounts")
+    mount("--make-rprivate", "/")
+    place.mkdir()
     mount("-t", "tmpfs", "-o", f"size={ROOM}", "tmpfs", str(place))
+    log = io.StringIO()
+    handler = logging.StreamHandler(log)
+    handler.setLevel(logging.WARNING)
+    logging.getLogger().addHandler(handler)
     config = config_of("checkpoint.every_samples=32", "checkpoint.keep=2")
     summary = run(stream, place / "run", config, stop=Trouble(place, kind, log))
     hashed, values, cursor = bits(place / "run")
-    result = {
+    return {
         "status": summary.status,
         "warnings": log.getvalue(),
         "hashed": hashed,
         "values": json.dumps(values),
         "cursor": cursor.to_json(),
     }
-    sys.stdout.write(json.dumps(result) + "\n")
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3])

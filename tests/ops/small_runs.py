@@ -32,9 +32,10 @@ from stream.shards.writer import ShardWriter
 RECORDS = 331
 SETTINGS = (
     "lanes=8", "batch=32", "workers=0", "server.port=-1", "swav.prototypes=16", "swav.queue_samples=64",
-    "model.projection_hidden=32", "model.projection_dim=16", "checkpoint.every_samples=96",
-    "snapshot.every_samples=0", "health.interval_samples=64", "reader.thumbnail_px=16",
-    "reader.poll_s=0.05", "window=2", "device=cpu", "crops.0.size=16", "crops.1.size=8",
+    "model.backbone=resnet8-w16", "model.projection_hidden=32", "model.projection_dim=16",
+    "checkpoint.every_samples=96", "snapshot.every_samples=0", "health.interval_samples=64",
+    "reader.thumbnail_px=16", "reader.poll_s=0.05", "window=2", "device=cpu", "crops.0.size=16",
+    "crops.1.size=8",
 )  # fmt: skip
 STEPS = RECORDS // 8 // 4
 

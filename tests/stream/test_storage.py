@@ -13,7 +13,7 @@ from stream.storage import (
     LocalStore,
     RemoteStore,
     Store,
-    explained,
+    as_stream_error,
     is_locked,
     link_new,
     local_path,
@@ -166,7 +166,10 @@ def test_any_local_or_remote_file_opens(tmp_path: Path) -> None:
 
 
 def test_what_the_system_refuses_is_explained() -> None:
-    with pytest.raises(StreamError, match="cannot write: No space left on device"), explained("cannot write"):
+    with (
+        pytest.raises(StreamError, match="cannot write: No space left on device"),
+        as_stream_error("cannot write"),
+    ):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 

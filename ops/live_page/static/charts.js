@@ -172,7 +172,7 @@ function leave(host) {
   host.chart?.hide();
 }
 
-// A chart that is drawn anew under somebody's finger keeps showing the place that was looked at.
+// A chart that is drawn again under a finger keeps showing the place that was looked at.
 function keepLooking(host) {
   if (host.looking === undefined) {
     const look = (i) => { host.looking = i; host.chart.show(i); };

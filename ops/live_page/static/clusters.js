@@ -58,7 +58,7 @@ function fill(one, cluster, largest) {
   one.querySelector(".share").replaceChildren(share, make("small", "", " of images"));
   one.querySelector(".meter i").style.width = `${largest ? 100 * cluster.usage / largest : 0}%`;
   if (cluster.change !== null) more.push(changeText(cluster.change, k));
-  if (cluster.generation) more.push(`began anew ${cluster.generation}×`);
+  if (cluster.generation) more.push(`re-seeded ${cluster.generation}×`);
   if (view.sort === "cosine" && cluster.cosine !== null) more.push(`cosine ${cluster.cosine.toFixed(2)}`);
   if (!cluster.images) more.push(cluster.usage ? "no images kept yet" : "not in use");
   one.querySelector(".more").textContent = more.join("  ·  ");
@@ -66,7 +66,7 @@ function fill(one, cluster, largest) {
   shots(one.querySelector(".shots"), cluster, 12);
 }
 
-// `asked`: by somebody who chose another order or page; else nothing moves under a pointer or away from the keyboard.
+// `asked`: a user chose another order or page; else nothing moves under a pointer or away from the keyboard.
 function drawClusters(asked = false) {
   const grid = $("clusters"), known = new Map([...grid.children].map((one) => [+one.dataset.id, one]));
   const held = !asked && grid.children.length > 0 && (grid.contains(document.activeElement) || grid.matches(":hover"));
@@ -103,7 +103,7 @@ async function show(change) {
   Object.assign(view, change);
   try {
     const { sort, rising, offset } = view, answer = await askClusters();
-    if (sort !== view.sort || rising !== view.rising || offset !== view.offset) return; // somebody was quicker
+    if (sort !== view.sort || rising !== view.rising || offset !== view.offset) return; // another choice was quicker
     clusters = answer;
     drawClusters(true);
     if (change.offset && change.sort) $("h-clusters").scrollIntoView();
@@ -148,7 +148,7 @@ async function loadOpened() {
 function drawOpened() {
   const one = opened, k = one.prototypes, parts = [`${shareText(one.usage)} of images: ${short(one.usage * k)} even shares`, `number ${whole(one.rank)} of ${whole(k)} by size`];
   if (one.change !== null) parts.push(`${changeText(one.change, k)} since ${whole(one.changed_since)} samples`);
-  if (one.generation !== null) parts.push(one.generation ? `began anew ${one.generation} time${one.generation > 1 ? "s" : ""}` : "never began anew");
+  if (one.generation !== null) parts.push(one.generation ? `re-seeded ${one.generation} time${one.generation > 1 ? "s" : ""}` : "never re-seeded");
   $("closer-note").textContent = parts.join("  ·  ");
   $("closer-prev").disabled = one.busier === null;
   $("closer-next").disabled = one.quieter === null;

@@ -1,4 +1,4 @@
-// Asks the learner for its figures and draws them; stops asking while nobody looks.
+// Asks the learner for its figures and draws them; stops asking while the page is hidden.
 
 const STATUS_MS = 1000, REST_MS = 2000;
 const CELLS = ["0", ".01", ".03", ".1", ".3", ".5", "1", "2", "3", "10", "30", "30+"];

@@ -3,7 +3,7 @@
 -- ARGV  1 owner uuid, 2 epoch, 3 samples, 4 digest, 5 "1" when the health gate passed, 6 blob digest, 7 blob bytes,
 --       8 lowest version number, 9 prefix of snapshot keys, 10 channel, 11 now (ms),
 --       12 generations as "k:g,k:g" in the order of k, without those that are 0, 13.. fields and values
--- Returns {"OK", version, parent or "", stable moved (0 or 1), abandoned "v,v", begun anew since the parent "k:g,k:g"},
+-- Returns {"OK", version, parent or "", stable moved (0 or 1), abandoned "v,v", re-seeded since the parent "k:g,k:g"},
 --         {"SAME", version}, {"STALE", epoch of the server}, {"LOST", epoch of the server} or {"NOBLOB"}.
 local epoch = tonumber(redis.call('GET', KEYS[1]) or '0')
 local mine = tonumber(ARGV[2])
@@ -72,9 +72,9 @@ if ARGV[5] == '1' then
 end
 redis.call('XADD', KEYS[7], 'MAXLEN', '~', 10000, '*', 'kind', 'publish', 'version', version, 'samples', ARGV[3],
   'digest', ARGV[4], 'stable', tostring(moved), 'time_ms', ARGV[11])
--- Lineage: index k of the parent and of this one are two things when the prototype began anew in between. Where the
+-- Lineage: index k of the parent and of this one are two things when the prototype was re-seeded in between. Where the
 -- parent's generations are not known (it was pruned, or the server lost it) nothing is said.
-local anew = {}
+local reseeded = {}
 local known = parent ~= '' and redis.call('HGET', ARGV[9] .. parent, 'generations')
 if known and known ~= ARGV[12] then
   local before = {}
@@ -83,13 +83,13 @@ if known and known ~= ARGV[12] then
   end
   for k, generation in string.gmatch(ARGV[12], '(%d+):(%d+)') do
     if before[k] ~= generation then
-      anew[#anew + 1] = k .. ':' .. generation
+      reseeded[#reseeded + 1] = k .. ':' .. generation
     end
   end
 end
-if #anew > 0 then
+if #reseeded > 0 then
   redis.call('XADD', KEYS[7], 'MAXLEN', '~', 10000, '*', 'kind', 'reseed', 'version', version, 'parent', parent,
-    'count', tostring(#anew), 'generations', table.concat(anew, ','), 'time_ms', ARGV[11])
+    'count', tostring(#reseeded), 'generations', table.concat(reseeded, ','), 'time_ms', ARGV[11])
 end
 redis.call('PUBLISH', ARGV[10], version)
-return {'OK', number, parent, moved, table.concat(abandoned, ','), table.concat(anew, ',')}
+return {'OK', number, parent, moved, table.concat(abandoned, ','), table.concat(reseeded, ',')}

@@ -11,7 +11,7 @@ from stream.shards.adopt import AdoptOptions, adopt_tar
 from stream.shards.index import decode_index
 from stream.shards.low_watermark import Floor, write_floor
 from stream.shards.manifest import Manifest, commit_name
-from stream.shards.readers import Registered, write_reader
+from stream.shards.readers import ReaderRecord, write_reader
 from stream.shards.segments import BLOCKS, segment_name
 from tests.ingest.made import encoded, folder_of, ingest
 from tests.stream.fake_source import picture
@@ -46,7 +46,9 @@ def tar_of(stream: Path, number: int) -> Path:
 
 
 def test_show_tells_what_is_pruned_and_who_reads(stream: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_reader(Manifest.open(str(stream)).store, Registered(run="abcd", where="here:/run", first=1, used=6))
+    write_reader(
+        Manifest.open(str(stream)).store, ReaderRecord(run="abcd", where="here:/run", first=1, used=6)
+    )
     assert told(capsys, "stream", "prune", str(stream), "--keep-bytes", "1")[0] == 0
     code, out = told(capsys, "stream", "show", str(stream))
     assert code == 0
@@ -82,7 +84,7 @@ def test_show_of_a_stream_without_a_commit_knows_no_times(
 def test_prune_says_who_holds_what_and_forgets_on_demand(
     stream: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    reader = Registered(run="abcd", where="here:/run", first=1, seen=time.time())
+    reader = ReaderRecord(run="abcd", where="here:/run", first=1, seen=time.time())
     write_reader(Manifest.open(str(stream)).store, reader)
     code, out = told(capsys, "stream", "prune", str(stream), "--keep-bytes", "1", "--dry-run")
     assert (code, "would prune 5 records in 1 commits" in out) == (0, True)

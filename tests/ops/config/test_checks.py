@@ -40,7 +40,7 @@ def test_a_recipe_as_it_is_fits_a_machine_that_is_large_enough(name: str) -> Non
         (["swav.prototypes=3000"], 1, "batch + queue is 256, fewer than the 3000 prototypes"),
         (["swav.queue_samples=100"], 1, "swav.queue_samples = 100 does not hold one batch of 256"),
         ([], 65, "65 ranks are more than 64 lanes"),
-        (["model.bn_groups=12"], 6, "64 lanes cannot be dealt evenly to 6 ranks: some get 11"),
+        (["model.bn_groups=12"], 6, "64 lanes cannot be dealt evenly to 6 ranks: those with 11 lanes"),
         ([], 2, "model.bn_groups = 1 is no multiple of 2 ranks"),
         (["model.bn_groups=32"], 1, "leaves 8 samples to a group of batch norm"),
         (["model.bn_groups=128"], 1, "model.bn_groups = 128 is more than the 64 lanes"),

@@ -13,6 +13,7 @@ import pytest
 
 from ops.distributed.environment import Nodes, nodes_of
 from ops.rundir.files import read_lines
+from ops.rundir.summary import FINISHED
 from tests.ops.launching import PROGRAM, started, summary_of
 from tests.ops.small_runs import SETTINGS, StopAfter, config_of, run
 from tests.ports import free_port
@@ -89,10 +90,7 @@ def test_a_killed_rank_ends_the_job_by_name_and_one_rank_goes_on(tmp_path: Path,
     assert process.returncode == 1
     assert f"rank 1 (process {victim}) was killed by SIGKILL" in err
     assert "Traceback" not in err
-    again = started([*PROGRAM, *command(drawn_stream, run_dir)])
-    out, err = again.communicate(timeout=LIMIT_S)
-    assert again.returncode == 0, err
-    assert summary_of(out)["status"] == "finished"
+    assert run(drawn_stream, run_dir, config_of()).status == FINISHED
 
 
 def test_warnings_to_the_launcher_reach_the_ranks_and_spare_the_readers(

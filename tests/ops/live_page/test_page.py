@@ -152,7 +152,7 @@ def test_an_open_cluster_changes_while_data_arrives(page: "Page", demo: DemoRun)
     last = demo.live.prototypes.table(rising=True)["rows"][0]["id"]
     page.goto(f"{demo.server.url}#cluster-{last}")
     page.wait_for_selector("#closer-note:has-text('number 24 of 24')")
-    page.wait_for_selector("#closer-note:has-text('never began anew')")
+    page.wait_for_selector("#closer-note:has-text('never re-seeded')")
     before = page.get_attribute("#chart-closer path.line", "d")
     assert page.locator("#closer-near .cluster").count() == 6
     demo.reseed(last)
@@ -160,10 +160,10 @@ def test_an_open_cluster_changes_while_data_arrives(page: "Page", demo: DemoRun)
     demo.step(reseeded=1)
     demo.publish(2)
     page.wait_for_selector("#closer-note:has-text('number 1 of 24')")
-    page.wait_for_selector("#closer-note:has-text('began anew 1 time')")
+    page.wait_for_selector("#closer-note:has-text('re-seeded 1 time')")
     page.wait_for_selector("#closer-note:has-text('▲')")
     assert page.get_attribute("#chart-closer path.line", "d") != before
-    page.wait_for_selector("#events li.watch:has-text('1 prototype began anew')", state="attached")
+    page.wait_for_selector("#events li.watch:has-text('1 prototype re-seeded')", state="attached")
 
 
 def test_clusters_are_sorted_turned_and_paged(page: "Page", demo: DemoRun) -> None:

@@ -179,7 +179,7 @@ def test_prototypes_that_begin_anew_again_and_again_are_one_event() -> None:
     live.checkpoint("ok", samples=256)
     live.observe(synthetic.report(320, synthetic.shares(40), reseeded=1), synthetic.stats(64), step_s=0.4)
     told = [event["text"] for event in live.events() if event["kind"] == "re-seed"]
-    assert told == ["1 prototype began anew", "7 prototypes began anew"]
+    assert told == ["1 prototype re-seeded", "7 prototypes re-seeded"]
 
 
 def test_change_is_told_against_the_usage_window_of_the_health_report() -> None:

@@ -89,14 +89,13 @@ def begin(fault: Fault | None, watched: Watched, folder: Path, monkeypatch: pyte
     monkeypatch.setattr(diagnosis, "examine", examined)
     hurried = functools.partial(start_publisher, retry_s=(0.1, 0.3))
     monkeypatch.setattr("ops.train.listeners.start_publisher", hurried)
-    monkeypatch.setattr("ops.train.listeners.PUBLISH_S", 1.0)
     own = fault.settings if fault else ()
     config = config_of(*SETTINGS, f"server.port={watched.ports[name]}", *own)
     life = Life(name, run_dir, threading.Thread(), stop)
 
     def work() -> None:
         try:
-            run(str(folder / "stream"), run_dir, config, stop=stop)
+            run(str(folder / "stream"), run_dir, config, stop=stop, publish_s=1.0)
         except BaseException as error:  # noqa: BLE001  carried to the test, whose failure it is
             life.failed.append(error)
 

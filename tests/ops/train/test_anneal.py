@@ -10,6 +10,7 @@ import pytest
 
 from ops.cli.main import run as command
 from ops.config.load import build
+from ops.distributed import launcher
 from ops.errors import ConfigError, RunMismatch, RunNotFound
 from ops.inference import load_model
 from ops.rundir.files import read_lines, read_run
@@ -18,9 +19,9 @@ from ops.rundir.summary import FINISHED, STOPPED
 from ops.snapshots.embedded_redis import open_redis
 from ops.snapshots.store import SnapshotStore
 from ops.train import anneal
-from tests.ops.launching import PROGRAM, started, summary_of
+from tests.ops.forked_ranks import launch
+from tests.ops.launching import summary_of
 from tests.ops.small_runs import STEPS, StopAfter, bits, config_of, run, write_stream
-from tests.waiting import LIMIT_S
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -166,11 +167,13 @@ def test_the_command_prints_where_the_copy_is_and_its_summary(
     assert f"copy {tmp_path / 'c'} made at 128 samples, ends at 160" in printed.err
 
 
-def test_several_ranks_anneal_as_one(half_run: Path, tmp_path: Path) -> None:
+def test_several_ranks_anneal_as_one(
+    half_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     arguments = ["anneal", str(half_run), "--samples", "64", "--json"]
-    ranks = started([*PROGRAM, *arguments, "--out", str(tmp_path / "ranks"), "--nproc", "2"])
-    out, err = ranks.communicate(timeout=LIMIT_S)
-    assert ranks.returncode == 0, err
+    monkeypatch.setattr(launcher, "launch", launch)
+    assert command([*arguments, "--out", str(tmp_path / "ranks"), "--nproc", "2"]) == 0
+    out = capfd.readouterr().out
     assert command([*arguments, "--out", str(tmp_path / "one")]) == 0
     one, two = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("one", "ranks"))
     assert summary_of(out)["samples"] == one["samples"] == two["samples"] == HALF + 64

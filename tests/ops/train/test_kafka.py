@@ -199,10 +199,7 @@ def test_dead_letters_and_the_group_can_be_left_out(kafka: Broker, tmp_path: Pat
     assert not found["partitions"]
 
 
-def test_status_and_metrics_tell_the_lag_of_each_lane(
-    kafka: Broker, tmp_path: Path, images: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("ops.train.sync.LAG_S", 0.0)
+def test_status_and_metrics_tell_the_lag_of_each_lane(kafka: Broker, tmp_path: Path, images: str) -> None:
     run_dir = tmp_path / "run"
     seen: list[str] = []
 
@@ -215,7 +212,7 @@ def test_status_and_metrics_tell_the_lag_of_each_lane(
             return done
 
     config = config_of("server.port=0", "window=1")
-    small_runs.run(images, run_dir, config, until="now", stop=Watching(run_dir, 3))
+    small_runs.run(images, run_dir, config, until="now", stop=Watching(run_dir, 3), lag_s=0.0)
     lanes = json.loads(seen[1])
     assert [lane["lane"] for lane in lanes] == list(range(LANES))
     assert all(0 < lane["trained_records"] < 80 and lane["trained_s"] >= 0 for lane in lanes)

@@ -1,17 +1,16 @@
 """Learning on a real mount that is full, or read-only, for a while."""
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from ops.rundir.summary import FINISHED, RunSummary
+from tests.ops.learn_on_mount import learn_on_mount
 from tests.ops.small_runs import bits
 
-ROOT = Path(__file__).parents[3]
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def may_mount(folder: Path) -> bool:
@@ -33,17 +32,7 @@ def test_a_mount_that_takes_nothing_for_a_while_costs_checkpoints_and_nothing_el
 ) -> None:
     if not may_mount(tmp_path):
         pytest.skip("needs the right to mount: run it as root, outside of a sandbox")
-    program = ["unshare", "--mount", sys.executable, "-m", "tests.ops.learn_on_mount"]
-    done = subprocess.run(
-        [*program, drawn_stream, str(tmp_path), kind],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout)
+    result = learn_on_mount(drawn_stream, tmp_path, kind)
     assert result["status"] == FINISHED
     assert "could not be written" in result["warnings"]
     assert told in result["warnings"]

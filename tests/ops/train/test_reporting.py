@@ -92,7 +92,7 @@ def test_prototypes_that_began_anew_are_an_event_on_the_live_page(tmp_path: Path
     reporter.notify(PublishResult(result="ok", samples=100, digest="d", version=3, reseeded=tuple(range(10))))
     event = reporter.live.events()[0]
     assert event["kind"] == "reseed"
-    assert event["text"] == "v3: 10 prototypes began anew: 0, 1, 2, 3, 4, 5, 6, 7, ..."
+    assert event["text"] == "v3: 10 prototypes re-seeded: 0, 1, 2, 3, 4, 5, 6, 7, ..."
 
 
 def test_a_run_that_goes_on_shows_the_usage_of_its_earlier_session(tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
         ("batch=64", "batch is 32 there and 64 here"),
         ("window=3", "window is 2 there and 3 here"),
         ("crops.0.size=20", "crops is"),
-        ("model.backbone=resnet8-w48", "model.backbone is 'resnet8-w32' there and 'resnet8-w48' here"),
+        ("model.backbone=resnet8-w48", "model.backbone is 'resnet8-w16' there and 'resnet8-w48' here"),
         ("swav.prototypes=17", "swav.prototypes is [16] there and [17] here"),
         ("model.projection_dim=8", "model.projection_dim is 16 there and 8 here"),
         ("order=shard", "order is 'window' there and 'shard' here"),
@@ -263,11 +263,11 @@ def test_a_lag_that_cannot_be_counted_ends_no_run(
 
 
 def test_redis_that_is_away_does_not_stop_the_learner(
-    tmp_path: Path, drawn_stream: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, drawn_stream: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("ops.train.listeners.PUBLISH_S", 0.3)
+    config = config_of("snapshot.url=redis://127.0.0.1:1/0")
     with caplog.at_level(logging.WARNING):
-        summary = run(drawn_stream, tmp_path / "run", config_of("snapshot.url=redis://127.0.0.1:1/0"))
+        summary = run(drawn_stream, tmp_path / "run", config, publish_s=0.3)
     assert summary.status == FINISHED
     assert summary.snapshot is None
     assert "snapshots cannot be published now, the learner goes on" in caplog.text

@@ -165,7 +165,7 @@ def test_a_position_of_a_log_with_other_records_is_refused(kafka: Broker, used: 
     fill(other, 1, range(50, 62))
     source, stranger = spec_of(url, 1).open(), spec_of(other, 1).open()
     positions = [after for _, after in source.read(Position(lane=0), 0)]
-    with pytest.raises(StreamDamaged, match=r"cut off or written anew before offset .* Begin a new run"):
+    with pytest.raises(StreamDamaged, match=r"cut off or rewritten before offset .* Begin a new run"):
         read_all(stranger, 0, positions[used - 1])
     assert len(read_all(source, 0, positions[used - 1])) == 12 - used
     source.close()
@@ -216,7 +216,7 @@ def test_a_topic_that_is_made_anew_while_it_is_read_is_noticed(
             source.refresh()
             time.sleep(0.1)
 
-    with pytest.raises(StreamMismatch, match="deleted and made anew while it was read"):
+    with pytest.raises(StreamMismatch, match="deleted and created again while it was read"):
         look_on()
     source.close()
 
@@ -247,10 +247,10 @@ def test_a_log_that_is_written_anew_is_noticed_while_it_is_read_and_at_a_resume(
     cut_log(kafka, url, size)
     for number in range(60, 80):
         fill(url, 1, [number])
-    with pytest.raises(StreamDamaged, match="cut off or written anew before offset 10"):
+    with pytest.raises(StreamDamaged, match="cut off or rewritten before offset 10"):
         list(reading)
     source.close()
     source = spec.open()
-    with pytest.raises(StreamDamaged, match="cut off or written anew before offset 10"):
+    with pytest.raises(StreamDamaged, match="cut off or rewritten before offset 10"):
         read_all(source, 0, position)
     source.close()

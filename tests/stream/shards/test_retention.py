@@ -21,7 +21,7 @@ from stream.shards.adopt import adopt_tar
 from stream.shards.digests import known_digests
 from stream.shards.low_watermark import NAME, Floor, decode_floor, encode_floor
 from stream.shards.manifest import Manifest
-from stream.shards.readers import Registered, decode_reader, encode_reader, read_readers, write_reader
+from stream.shards.readers import ReaderRecord, decode_reader, encode_reader, read_readers, write_reader
 from stream.shards.retention import Retention, forget, past_limits, prune, unread_by
 from stream.shards.source import ShardSpec
 from tests.stream.failing_store import FailingStore
@@ -104,7 +104,7 @@ def test_a_dry_run_changes_nothing(url: str) -> None:
 
 def test_nothing_that_a_registered_run_needs_is_pruned(url: str) -> None:
     manifest = make_stream(url, SIZES)
-    slow, fast = Registered(run="slow", first=1), Registered(run="fast", first=5)
+    slow, fast = ReaderRecord(run="slow", first=1), ReaderRecord(run="fast", first=5)
     write_reader(manifest.store, slow)
     write_reader(manifest.store, fast)
     assert read_readers(manifest.store) == [fast, slow]
@@ -123,7 +123,7 @@ def test_a_run_that_registers_while_a_prune_begins_keeps_its_shards(url: str) ->
         def replace(self, name: str, data: bytes) -> None:
             super().replace(name, data)
             if name == NAME and self.changes == 1:
-                write_reader(self, Registered(run="late", first=3))
+                write_reader(self, ReaderRecord(run="late", first=3))
 
     manifest.store = Late(manifest.store)
     done = prune(manifest, NOTHING)
@@ -137,8 +137,8 @@ def test_a_run_that_registers_while_a_prune_begins_keeps_its_shards(url: str) ->
 @pytest.mark.parametrize("name", ["", "nobody", "a"])
 def test_a_run_that_is_not_one_is_not_forgotten(url: str, name: str) -> None:
     manifest = make_stream(url, SIZES)
-    write_reader(manifest.store, Registered(run="ab"))
-    write_reader(manifest.store, Registered(run="ac"))
+    write_reader(manifest.store, ReaderRecord(run="ab"))
+    write_reader(manifest.store, ReaderRecord(run="ac"))
     with pytest.raises(ValueError, match="stream show"):
         forget(manifest, name)
     assert len(read_readers(manifest.store)) == 2
@@ -146,7 +146,7 @@ def test_a_run_that_is_not_one_is_not_forgotten(url: str, name: str) -> None:
 
 def test_nothing_is_pruned_while_it_cannot_be_read_who_reads(url: str) -> None:
     manifest = make_stream(url, SIZES)
-    write_reader(manifest.store, Registered(run="ab"))
+    write_reader(manifest.store, ReaderRecord(run="ab"))
     manifest.store.replace("readers/ab.json", b"{}")
     with pytest.raises(StreamDamaged, match="--forget ab"):
         prune(manifest, NOTHING)
@@ -191,7 +191,7 @@ def test_an_adopted_tar_is_no_longer_read_and_stays_where_it_is(tmp_path: Path) 
     append_shards(manifest, (4,), itertools.count(100))
     done = prune(manifest, replace(NOTHING, keep_hours=0.0, keep_bytes=10**9))
     assert done.commits == 0
-    write_reader(manifest.store, Registered(run="ab", first=1))
+    write_reader(manifest.store, ReaderRecord(run="ab", first=1))
     done = prune(manifest, NOTHING)
     assert (done.first, done.records, done.shards, done.bytes) == (1, 5, 0, 0)
     assert tar.exists()
@@ -308,7 +308,7 @@ def test_no_bytes_in_the_place_of_floor_or_entry_give_anything_but_damage(data: 
 def test_floor_and_entry_come_back_as_they_were() -> None:
     floor = Floor(first=3, records=30, swept=2)
     assert decode_floor(encode_floor(floor), url="here") == floor
-    entry = Registered(run="ab", where="here:/run", first=3, begin=2, used=9, waiting=True, seen=1.5)
+    entry = ReaderRecord(run="ab", where="here:/run", first=3, begin=2, used=9, waiting=True, seen=1.5)
     assert decode_reader(encode_reader(entry), name="ab") == entry
     with pytest.raises(StreamDamaged, match="of run ab"):
         decode_reader(encode_reader(entry), name="ac")
@@ -364,13 +364,13 @@ def test_a_writer_waits_while_the_slowest_run_is_too_far_behind(url: str) -> Non
     retention = Retention(manifest, RetentionConfig(max_ahead=30), clock=clock)
 
     def ahead(**entry: object) -> int:
-        write_reader(manifest.store, Registered(run="slow", **entry))  # type: ignore[arg-type]
+        write_reader(manifest.store, ReaderRecord(run="slow", **entry))  # type: ignore[arg-type]
         clock.now += 1.0
         found = retention.ahead_of()
         return found[1] if found else 0
 
     assert retention.ahead_of() is None, "nobody reads"
-    write_reader(manifest.store, Registered(run="fast", used=80))
+    write_reader(manifest.store, ReaderRecord(run="fast", used=80))
     assert ahead(used=10) == 36
     assert ahead(used=16) == 0
     assert ahead(begin=1, used=0) == 36
@@ -384,8 +384,8 @@ def test_a_writer_waits_while_the_slowest_run_is_too_far_behind(url: str) -> Non
 
 def test_unread_is_counted_from_where_the_run_began(url: str) -> None:
     manifest = make_stream(url, SIZES)
-    assert unread_by(manifest, Registered(run="a", begin=1, used=7)) == 29
-    assert unread_by(manifest, Registered(run="a", begin=99, used=0)) == 0
+    assert unread_by(manifest, ReaderRecord(run="a", begin=1, used=7)) == 29
+    assert unread_by(manifest, ReaderRecord(run="a", begin=99, used=0)) == 0
 
 
 def test_pruning_leaves_no_unfinished_file(tmp_path: Path) -> None:

@@ -11,10 +11,21 @@ import time
 from pathlib import Path
 
 from ops.rundir.checkpoint import CURSOR, name_of, numbers
+from ops.rundir.files import RunRecord, read_json
+from ops.train.events import (
+    CheckpointResult,
+    Event,
+    Leaving,
+    LeftOut,
+    Rewound,
+    Started,
+    StepDone,
+    Waiting,
+)
 from stream.cursor import Cursor
 from stream.errors import StreamDamaged, StreamError
 from stream.shards.manifest import Manifest
-from stream.shards.readers import Registered, forget_reader, read_reader, write_reader
+from stream.shards.readers import ReaderRecord, forget_reader, read_reader, write_reader
 from stream.storage import Store, open_store
 
 logger = logging.getLogger(__name__)
@@ -104,24 +115,24 @@ def leave(stream: str, run: str, run_dir: Path) -> None:
         )
 
 
-class Registration:
-    """Keeps the entry of one run up to date; a context. All methods return at once, and raise nothing.
+class StreamRegistration:
+    """A step listener that keeps the entry of one run up to date. It raises nothing.
 
-    Entering registers the run: with what its checkpoints need, or, when it has none, with all that is there.
-    `checkpointed`, `used` and `waiting` may be called from any thread. Leaving writes the last state; the
-    entry stays, unless the run is finished.
+    `Started` registers the run: with what its checkpoints need, or, when it has none, with all that is there.
+    Any thread may call `notify`. `Started` and `Leaving` may block on the stream's store, all else returns at
+    once. The entry stays, unless the run is finished.
     """
 
-    def __init__(self, stream: str, run: str, run_dir: Path, *, passes: int) -> None:
+    def __init__(self, run_dir: Path, record: RunRecord, *, passes: int) -> None:
         """Prepare; the stream is not touched yet.
 
         Args:
-            stream: address of the stream; a topic has no register, and nothing is done then.
-            run: uuid of the run.
             run_dir: the run directory, whose checkpoints are looked at.
+            record: what the run is; a topic has no register, and nothing is done then.
             passes: over the stream.
         """
-        self._stream, self._run, self._run_dir, self._passes = stream, run, run_dir, passes
+        self._run_dir, self._record, self._passes = run_dir, record, passes
+        self._stream = record.stream
         self._name = ""
         """Of the entry, once the register was looked at."""
         self._manifest: Manifest | None = None
@@ -131,13 +142,24 @@ class Registration:
         self._news, self._ending = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
 
-    def start(self) -> None:
-        """Register the run, and go on in the background. May block on the store, for this once."""
-        if self._stream.startswith(_TOPIC):
-            return
-        self._write()
-        self._thread = threading.Thread(target=self._serve, name="registration", daemon=True)
-        self._thread.start()
+    def notify(self, event: Event) -> None:
+        """See `StepListener`."""
+        match event:
+            case Started():
+                self._start()
+            case StepDone(batch=batch):
+                self._note(used=batch.cursor.read, waiting=False)
+            case Rewound(cursor=cursor) | LeftOut(cursor=cursor):
+                self._note(used=cursor.read, waiting=False)
+            case Waiting(records=records):
+                self._note(used=self._used, waiting=records)
+            case CheckpointResult(result="ok"):
+                self._look = True
+                self._news.set()
+            case Leaving(finished=finished):
+                # Before the summary is written: a finished run is not opened again, so one that is killed in
+                # between must not hold its shards for ever.
+                self.close(finished=finished)
 
     def close(self, *, finished: bool = False) -> None:
         """Write the last state and end; may block on the store as long as that takes. May be called twice.
@@ -154,21 +176,19 @@ class Registration:
         self._thread = None
         self._write()
 
-    def checkpointed(self) -> None:
-        """A checkpoint has become visible: what must stay is looked up again."""
-        self._look = True
-        self._news.set()
+    def _start(self) -> None:
+        # The stream may have moved since the run was opened.
+        self._stream = str((read_json(self._run_dir / "run.json") or {}).get("stream", self._record.stream))
+        if self._stream.startswith(_TOPIC):
+            return
+        self._write()
+        self._thread = threading.Thread(target=self._serve, name="registration", daemon=True)
+        self._thread.start()
 
-    def used(self, records: int) -> None:
-        """So many records were used or skipped by the run, over all its sessions."""
-        if records != self._used:
-            self._used = records
-            self._news.set()
-
-    def waiting(self, yes: bool) -> None:
-        """Whether the run waits for records."""
-        if yes != self._waiting:
-            self._waiting = yes
+    def _note(self, *, used: int, waiting: bool) -> None:
+        """So many records were used or skipped, over all sessions; whether the run waits for records."""
+        if (used, waiting) != (self._used, self._waiting):
+            self._used, self._waiting = used, waiting
             self._news.set()
 
     def _serve(self) -> None:
@@ -182,7 +202,7 @@ class Registration:
     def _write(self) -> None:
         try:
             manifest = self._manifest = self._manifest or Manifest.open(self._stream)
-            self._name = self._name or entry_name(manifest.store, self._run, self._run_dir)
+            self._name = self._name or entry_name(manifest.store, self._record.uuid, self._run_dir)
             if self._finished:
                 forget_reader(manifest.store, self._name)
                 return
@@ -191,7 +211,7 @@ class Registration:
                 self._look_up(manifest)
             write_reader(
                 manifest.store,
-                Registered(
+                ReaderRecord(
                     run=self._name,
                     where=_where(self._run_dir),
                     folder=_folder(self._run_dir),

@@ -12,16 +12,17 @@ from typing import Any
 
 import pytest
 
-from ops.rundir.files import read_run, write_json
-from ops.rundir.stream_registration import Registration, first_needed, kept_cursors
-from ops.rundir.summary import FINISHED, STOPPED, RunSummary, read_summary
+from ops.rundir.files import RunRecord, read_run, write_json
+from ops.rundir.summary import FINISHED, STOPPED, Progress, RunSummary, read_summary
+from ops.train.events import CheckpointResult, Started
 from ops.train.signals import StopRequest
+from ops.train.stream_registration import StreamRegistration, first_needed, kept_cursors
 from stream.config import RetentionConfig
 from stream.cursor import Cursor, WindowStart
 from stream.errors import StreamPruned
 from stream.lanes import Position
 from stream.shards.manifest import Manifest
-from stream.shards.readers import Registered, read_readers, write_reader
+from stream.shards.readers import ReaderRecord, read_readers, write_reader
 from stream.shards.retention import forget, prune
 from tests.ops.small_runs import RECORDS, StopAfter, bits, config_of, killed, run, write_stream
 from tests.waiting import LIMIT_S, wait_for
@@ -58,7 +59,13 @@ def test_while_passes_are_to_come_all_from_the_beginning_of_the_run_is_needed() 
     assert first_needed(cursor_at(6, 4, begin=2, pass_number=1), 2) == 4
 
 
-def readers(stream: str) -> list[Registered]:
+def registered(run_dir: Path, stream: str) -> StreamRegistration:
+    registration = StreamRegistration(run_dir, RunRecord.new(stream=stream, config={}), passes=1)
+    registration.notify(Started(Progress(), samples=0))
+    return registration
+
+
+def readers(stream: str) -> list[ReaderRecord]:
     return read_readers(Manifest.open(stream).store)
 
 
@@ -116,11 +123,10 @@ def test_a_new_run_begins_at_the_first_window_that_is_kept(tmp_path: Path) -> No
 
 def test_a_run_that_has_saved_nothing_keeps_all_that_is_there(tmp_path: Path) -> None:
     stream = write_stream(tmp_path / "stream", 130, seal=False)
-    registration = Registration(stream, "ab", tmp_path, passes=1)
-    registration.start()
+    registration = registered(tmp_path, stream)
     assert prune(Manifest.open(stream), NOTHING).commits == 0
     registration.close()
-    assert [entry.run for entry in readers(stream)] == ["ab"]
+    assert len(readers(stream)) == 1
 
 
 def test_a_run_that_waits_for_records_says_so_until_it_ends(tmp_path: Path) -> None:
@@ -152,7 +158,7 @@ def test_a_run_is_out_of_the_register_before_it_is_announced_as_finished(
 ) -> None:
     """Killed between the two, a finished run would hold its shards for ever: nobody opens it again."""
     stream = write_stream(tmp_path / "stream", 96)
-    there: list[list[Registered]] = []
+    there: list[list[ReaderRecord]] = []
 
     def look(path: Path, body: Mapping[str, Any]) -> None:
         there.append(read_readers(Manifest.open(stream).store))
@@ -176,7 +182,7 @@ def test_a_finished_run_that_the_stream_still_knows_is_taken_out_when_it_is_aske
     stream, run_dir = write_stream(tmp_path / "stream", seal=False), tmp_path / "run"
     config = config_of("end_samples=64")
     ended = run(stream, run_dir, config)
-    entry = Registered(run=read_run(run_dir).uuid, where="of a time when the stream could not be written")
+    entry = ReaderRecord(run=read_run(run_dir).uuid, where="of a time when the stream could not be written")
     write_reader(Manifest.open(stream).store, entry)
     assert run(stream, run_dir, config) == ended
     assert readers(stream) == []
@@ -234,7 +240,7 @@ def test_a_run_directory_that_cannot_be_read_for_a_while_is_one_warning_and_the_
         raise OSError(errno.ESTALE, "Stale file handle")
 
     stream, run_dir = write_stream(tmp_path / "stream", seal=False), tmp_path / "run"
-    monkeypatch.setattr(f"ops.rundir.stream_registration.{name}", away)
+    monkeypatch.setattr(f"ops.train.stream_registration.{name}", away)
     with caplog.at_level(logging.WARNING):
         summary = run(stream, run_dir, config_of(), stop=StopAfter(run_dir, 4))
     assert summary.status == STOPPED
@@ -272,9 +278,8 @@ def test_a_damaged_entry_is_written_anew_by_its_run(tmp_path: Path) -> None:
 
 
 def test_a_topic_has_no_register(tmp_path: Path) -> None:
-    registration = Registration("kafka://nowhere:1/topic", "ab", tmp_path, passes=1)
-    registration.start()
-    registration.checkpointed()
+    registration = registered(tmp_path, "kafka://nowhere:1/topic")
+    registration.notify(CheckpointResult("ok"))
     registration.close()
 
 
