@@ -31,8 +31,8 @@ class ModelConfig:
     A multiple of the ranks needs no communication, fewer groups are summed over neighbouring ranks each;
     accumulation needs a multiple of ranks x parts."""
     branch_centres: int = 0
-    """Centres of the patch branch, features of small patches beside the encoder that are learned in closed form;
-    0 = no branch. With it the features are both together."""
+    """Centres of the patch branch, features of small patches beside the encoder that are learned in closed
+    form; 0 = no branch. With it the features are both together."""
     branch_width: int = 128
     """Numbers that the patch branch adds to the features; >= 1."""
     branch_px: int = 32

@@ -90,7 +90,6 @@ class Learner:
         )
         self._health: HealthReport | None = None
         self._measured: StepStats | None = None  # the latest arriving batch, since this object was made
-        self._seed = seed
         self._branch_fit = self._new_branch_fit()
         self._watch = DriftMonitor(self._network, self._deal, config.swav.prototypes[0])
 
@@ -314,7 +313,7 @@ class Learner:
         branch, config = self._model.branch, self.config
         if branch is None:
             return None
-        return PatchBranchFit(branch, config.model, config.augment, self._group, seed=self._seed)
+        return PatchBranchFit(branch, config.model, config.augment, self._group)
 
     def state_dict(self, *, send_only: bool = False) -> dict[str, Any]:
         """Everything that the next steps depend on, of all ranks; every rank calls it.

@@ -107,7 +107,7 @@ def cosines(z: Tensor, prototypes_KD: Tensor) -> Tensor:
 
 
 def encoder_tensors(model: SwavModel) -> dict[str, Tensor]:
-    """Weights and buffers of the encoder and `branch.*`, as they are (not copies), in torch's row-major order."""
+    """Weights and buffers of the encoder, and `branch.*`; not copies, channels in torch's row-major order."""
     branch = {} if model.branch is None else model.branch.state_dict()
     return dict(model.encoder.state_dict()) | {f"branch.{name}": value for name, value in branch.items()}
 

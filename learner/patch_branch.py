@@ -1,4 +1,4 @@
-"""The patch branch: features of small patches beside the encoder, learned in closed form from the first views.
+"""The patch branch: features of small patches beside the encoder, learned in closed form from pairs of views.
 
 It is ready after the first minutes of a stream, long before a network has learned as much. Three steps, each
 from sums over all ranks:
@@ -7,9 +7,9 @@ from sums over all ranks:
 2. sums of products over pairs of views of one image: how far images differ, and how far views of one do,
 3. the linear map to the directions in which images differ most compared with their views.
 
-Source: the patches are those of Coates, Lee and Ng 2011, "An analysis of single-layer networks in unsupervised
-feature learning". The map is linear discriminant analysis with each image as a class of its own (Fisher 1936;
-Hatch, Kajarekar and Stolcke 2006: within-class covariance normalisation).
+Source: the patches are those of Coates, Lee and Ng 2011, "An analysis of single-layer networks in
+unsupervised feature learning". The map is linear discriminant analysis with each image as a class of its own
+(Fisher 1936; Hatch, Kajarekar and Stolcke 2006: within-class covariance normalisation).
 """
 
 # B samples of this rank   N samples over all ranks   F patch features, cells x K   W width of the branch
@@ -90,7 +90,7 @@ class PatchBranch(nn.Module):
         return bool(self.map_FW.any())
 
     def shrunk(self, images_B3SS: Tensor) -> Tensor:
-        """Images as the branch looks at them: at most `branch_px` a side, whole numbers 0 .. 255 if shrunk."""
+        """Images as the branch looks at them: at most `branch_px` a side, whole numbers where shrunk."""
         if images_B3SS.shape[-1] <= self._px and images_B3SS.shape[-2] <= self._px:
             return images_B3SS
         floating = images_B3SS.to(self.centres_KD.dtype)
@@ -126,17 +126,15 @@ class PatchBranchFit:
         config: `branch_*`.
         augment: the colour of views.
         group: the ranks.
-        seed: of the order of the patches.
     """
 
     def __init__(
-        self, branch: PatchBranch, config: ModelConfig, augment: AugmentConfig, group: Group, *, seed: int
+        self, branch: PatchBranch, config: ModelConfig, augment: AugmentConfig, group: Group
     ) -> None:
         self._branch = branch
         self._config = config
         self._augment = replace(augment, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
         self._group = group
-        self._seed = seed
         self._foreign = branch.learned
         self._patches: list[Tensor] = []
         self._samples = 0
@@ -205,7 +203,7 @@ class PatchBranchFit:
         branch = self._branch
         rows_ND = torch.cat(self._patches).view(-1, branch.centres_KD.shape[1]).to(branch.centres_KD.dtype)
         self._patches.clear()
-        generator = torch.Generator().manual_seed(self._seed)
+        generator = torch.Generator().manual_seed(0)
         learned = patches.learn_dictionary(rows_ND, centres=len(branch.centres_KD), generator=generator)
         # Fewer patches than centres: some centres are there more than once.
         index_K = torch.arange(len(branch.centres_KD), device=branch.device) % len(learned.centres_KD)

@@ -112,7 +112,8 @@ class RunConfig:
     device: str = "auto"
     """cpu, cuda, cuda:N, or auto: the first GPU when there is one."""
     precision: str = "float32"
-    """Of the encoder: float32, bfloat16 (autocast), float64. Scores, codes, loss are never below float32."""
+    """Of the encoder: float32, bfloat16 (autocast), float64. Scores, codes, loss are never below float32.
+    bfloat16 becomes float32 on an x86 CPU without AVX-512, which has no fast kernels for it."""
     lanes: int = 64
     """V, lanes that the stream is read as; on Kafka the number of partitions."""
     batch: int = 256

@@ -11,7 +11,7 @@ from learner.collective import Deal
 from learner.learner import Learner
 from ops.config import binding
 from ops.config.schema import RunConfig, is_identity
-from ops.distributed.device import device_of
+from ops.distributed.device import device_of, precision_of
 from ops.distributed.world import World
 from ops.errors import ConfigError, RankFailed, RunMismatch, RunNotFound
 from ops.rundir.checkpoint import Checkpoint, numbers
@@ -273,12 +273,13 @@ def restore(point: ResumePoint, saved: Checkpoint | None, world: World) -> Resto
         RunMismatch: the state of the checkpoint does not fit the settings, or this program.
     """
     config = point.config
+    device = device_of(config, world.local_rank)
     try:
         learner = Learner(
             config.learner,
             seed=config.seed,
-            device=device_of(config, world.local_rank),
-            precision=config.precision,
+            device=device,
+            precision=precision_of(config, device),
             total_samples=config.length(point.record.total_samples),
             clock=time.perf_counter,
             deal=Deal(world.group, owners_of(config.lanes, world.world_size, config.model.bn_groups)),

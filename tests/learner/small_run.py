@@ -133,6 +133,14 @@ KINDS: dict[str, LearnerConfig] = {
         swav={"prototypes": (40, 30)},
         reseed={"after_samples": 2 * BATCH, "interval_samples": BATCH, "share": 0.1},
     ),
+    "patch branch": small_config(
+        model={
+            "branch_centres": 6,
+            "branch_width": 4,
+            "branch_samples": 2 * BATCH,
+            "branch_pairs": 4 * BATCH,
+        }
+    ),
     "late queue, no head norm, rows kept in NCHW": small_config(
         swav={"queue_start_samples": 2 * BATCH},
         model={"projection_norm": False, "channels_last": False, "activation_checkpointing": True},

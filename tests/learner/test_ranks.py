@@ -71,6 +71,25 @@ def test_any_number_of_ranks_is_the_same_run_as_one(crew: Crew, world: int, grou
     assert_same_run(ranks, alone(config, steps=range(steps)))
 
 
+@pytest.mark.parametrize("world", [2, 3])
+def test_the_patch_branch_is_the_same_on_any_number_of_ranks(crew: Crew, world: int) -> None:
+    model = {"bn_groups": 4, "branch_centres": 6, "branch_width": 4}
+    config = small_config(model=model | {"branch_samples": 2 * BATCH, "branch_pairs": 4 * BATCH})
+    one = alone(config, steps=range(9))
+    assert np.abs(one["state"]["tensors"]["model.branch.map_FW"]).max() > 0
+    ranks = crew.run(rank_jobs.train, world, config=config, precision="float64", steps=range(9))
+    assert_same_run(ranks, one)
+    # A state saved by one number of ranks goes on with another.
+    for at in (1, 5):
+        saved = crew.run(rank_jobs.train, world, config=config, precision="float64", steps=range(at))
+        state = saved[0]["state"]
+        rest = alone(config, steps=range(at, 9), state=state)
+        for name, expected in one["state"]["tensors"].items():
+            if "branch" in name:
+                found = rest["state"]["tensors"][name]
+                np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9, err_msg=name)
+
+
 def test_the_first_step_agrees_in_float32_too(crew: Crew) -> None:
     config = grouped(4)
     ranks = crew.run(rank_jobs.train, 4, config=config, precision="float32", steps=range(1))

@@ -1,0 +1,167 @@
+"""The patch branch: its map against an oracle in float64, what weighs how much, what it adds to features."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from learner import patches
+from learner.patch_branch import FLATTENING, RIDGE, discriminant_map
+from tests.learner.small_run import BATCH, batch, pictures, run, same_bits, small_config, small_learner
+
+WIDTH = 4
+BRANCH: dict[str, object] = {
+    "branch_centres": 6,
+    "branch_width": WIDTH,
+    "branch_samples": 2 * BATCH,
+    "branch_pairs": 4 * BATCH,
+}
+
+
+def spd(side: int, seed: int) -> Tensor:
+    rows = torch.randn(3 * side, side, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return rows.T @ rows / len(rows)
+
+
+def test_the_map_solves_the_generalised_eigenproblem() -> None:
+    within, between = spd(12, 1), 4 * spd(12, 2)
+    found = discriminant_map(within, between, 5).numpy()
+    steadied = within.numpy() + RIDGE * np.trace(within.numpy()) / 12 * np.eye(12)
+    ratios, vectors = np.linalg.eig(np.linalg.solve(steadied, between.numpy()))
+    order = np.argsort(-ratios.real)[:5]
+    expected = []
+    for ratio, direction in zip(ratios.real[order], vectors.real[:, order].T, strict=True):
+        vector = direction / np.sqrt(direction @ steadied @ direction) * ratio**-FLATTENING
+        expected.append(vector * np.sign(vector[np.abs(vector).argmax()]))
+    stacked = np.stack(expected, axis=1)
+    stacked /= np.sqrt(np.trace(stacked.T @ (within + between).numpy() @ stacked))
+    np.testing.assert_allclose(found, stacked, rtol=1e-8, atol=1e-10)
+
+
+def test_directions_that_views_share_come_first_and_missing_ones_are_zero() -> None:
+    within = torch.diag(torch.tensor([1.0, 1.0, 1.0, 1.0], dtype=torch.float64))
+    between = torch.diag(torch.tensor([0.0, 9.0, 0.0, 1.0], dtype=torch.float64))
+    found = discriminant_map(within, between, 3)
+    assert found[:, 0].abs().argmax() == 1
+    assert found[:, 1].abs().argmax() == 3
+    assert torch.equal(found[:, 2], torch.zeros(4, dtype=torch.float64))
+
+
+def features_of(learner: object, images: Tensor) -> Tensor:
+    """Patch features of float images, by loops in float64."""
+    branch = learner._model.branch  # type: ignore[attr-defined]
+    mean, matrix, centres = (
+        value.double() for value in (branch.mean_D, branch.whitening_DD, branch.centres_KD)
+    )
+    places = [range(0, images.shape[-1] - patches.SIDE + 1, patches.STRIDE)] * 2
+    count = len(places[0])
+    rows = []
+    for image in images.double():
+        cells = torch.zeros(3, 3, len(centres), dtype=torch.float64)
+        for i, top in enumerate(places[0]):
+            for j, left in enumerate(places[1]):
+                patch = image[:, top : top + patches.SIDE, left : left + patches.SIDE].flatten()
+                centred = patch - patch.mean()
+                normal = centred / torch.sqrt(centred.square().mean() + patches.CONTRAST_FLOOR)
+                distance = ((normal - mean) @ matrix - centres).norm(dim=1)
+                cell = [next(c for c in range(3) if p < count * (c + 1) // 3) for p in (i, j)]
+                cells[cell[0], cell[1]] += (distance.mean() - distance).clamp_min(0)
+        rows.append(cells.flatten().sqrt())
+    return torch.stack(rows)
+
+
+def test_pairs_of_views_give_the_map_that_a_plain_loop_gives() -> None:
+    still = {"jitter": 0.0, "grayscale_probability": 0.0, "blur_probability": 0.0}
+    learner = small_learner(small_config(model=BRANCH, augment=still), precision="float64")
+    run(learner, 0, 3)  # two for the centres, one quarter of a period
+    views = batch(2).crops[0]
+    one, other = features_of(learner, views[0]), features_of(learner, views[1])
+    middle, apart = (one + other) / 2, one - other
+    within = apart.T @ apart / len(one) / 2
+    between = np.cov(middle.T.numpy(), bias=True) - within.numpy() / 2
+    expected = discriminant_map(within, torch.from_numpy(between), WIDTH)
+    branch = learner._model.branch
+    assert branch is not None
+    torch.testing.assert_close(branch.mean_F, middle.mean(0), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(branch.map_FW, expected, rtol=1e-6, atol=1e-8)
+
+
+def test_every_arrival_weighs_the_same_and_the_work_becomes_less() -> None:
+    learner = small_learner(small_config(model=BRANCH))
+    run(learner, 0, 2)
+    taken = []
+    for step in range(2, 90):
+        before = learner.state_dict()["values"]["branch_fit"]["weight"]
+        learner.step(batch(step))
+        taken.append(learner.state_dict()["values"]["branch_fit"]["weight"] - before)
+    # A fresh update a batch, so at most one of the three pairs that each arrival may give is there.
+    assert sum(taken[:4]) == 4 * BATCH
+    later = [weight for weight in taken[40:] if weight]
+    assert len(later) < len(taken[40:]) / 2
+    assert sum(later) / (len(taken[40:]) * BATCH) == pytest.approx(3, rel=0.35)
+
+
+def test_features_are_encoder_and_branch_side_by_side() -> None:
+    plain, learner = small_learner(small_config()), small_learner(small_config(model=BRANCH))
+    images = pictures(torch.Generator().manual_seed(0), 1, 16)[0]
+    width = plain.features(images).shape[1]
+    fresh = learner.features(images)
+    torch.testing.assert_close(fresh[:, :width], torch.nn.functional.normalize(plain.features(images)))
+    assert torch.equal(fresh[:, width:], torch.zeros(len(images), WIDTH))
+    run(learner, 0, 6)
+    learned = learner.features(images)
+    torch.testing.assert_close(learned[:, width:].norm(dim=1), torch.ones(len(images)))
+    branch = learner._model.branch
+    assert branch is not None
+    raw = (features_of(learner, images).float() - branch.mean_F) @ branch.map_FW
+    torch.testing.assert_close(learned[:, width:], torch.nn.functional.normalize(raw), rtol=1e-3, atol=1e-4)
+
+
+def test_the_network_learns_as_without_it() -> None:
+    plain, learner = small_learner(small_config()), small_learner(small_config(model=BRANCH))
+    assert [report.loss for report in run(plain, 0, 6)] == [report.loss for report in run(learner, 0, 6)]
+    ours, theirs = learner.snapshot(), plain.snapshot()
+    assert same_bits(theirs.encoder, {name: ours.encoder[name] for name in theirs.encoder})
+    assert {
+        name for name in ours.encoder if name.startswith("branch.")
+    } == ours.encoder.keys() - theirs.encoder.keys()
+    assert not any("branch" in name for name in plain.state_dict()["tensors"])
+
+
+def test_a_branch_that_comes_with_first_weights_stays_as_it_is() -> None:
+    config = small_config(model=BRANCH)
+    first, other = small_learner(config), small_learner(config, seed=1)
+    run(first, 0, 6)
+    shot = first.snapshot()
+    other.load_weights(shot.encoder, shot.tensors)
+    run(other, 0, 6)
+    after = other.snapshot().encoder
+    assert all(torch.equal(after[name], shot.encoder[name]) for name in after if name.startswith("branch."))
+
+
+def test_larger_images_are_shrunk() -> None:
+    learner = small_learner(small_config(model=BRANCH | {"branch_px": 18}))
+    run(learner, 0, 4)
+    images = pictures(torch.Generator().manual_seed(0), 1, 40)[0]
+    assert learner.features(images).isfinite().all()
+    branch = learner._model.branch
+    assert branch is not None
+    small = branch.shrunk(images)
+    assert small.shape[-2:] == (18, 18)
+    assert torch.equal(branch.patch_features(images), branch.patch_features(small))
+
+
+def test_one_crop_of_the_first_kind_is_refused() -> None:
+    learner = small_learner(small_config(model=BRANCH, swav={"assign_views": 1}))
+    whole = batch(0)
+    views = type(whole)(
+        crops=(whole.crops[0][:1], whole.crops[1]), uniforms=whole.uniforms[1:], lane_B=whole.lane_B
+    )
+    with pytest.raises(ValueError, match="two crops of the first kind"):
+        learner.step(views)
+
+
+@pytest.mark.parametrize("change", [{"branch_width": 0}, {"branch_px": 10}, {"branch_pairs": 3}])
+def test_settings_out_of_bounds_are_refused(change: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=f"model.{next(iter(change))}"):
+        small_config(model=change)
