@@ -276,7 +276,11 @@ def test_kmeans_of_patches_sees_more_in_photographs_than_raw_pixels(
         for split in ("train", "test")
     )
     report = protocol.evaluate_knn(
-        run_dir, train_url=train, test_url=test, baselines=("raw_pixels", "kmeans_400")
+        run_dir,
+        train_url=train,
+        test_url=test,
+        max_bank=1000,
+        baselines=("raw_pixels", "kmeans_400"),
     )
     raw, kmeans = report.baselines["raw_pixels"], report.baselines["kmeans_400"]
     assert kmeans.plain[20] > raw.plain[20]
