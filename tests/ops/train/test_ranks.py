@@ -112,15 +112,16 @@ def test_four_ranks_killed_two_ranks_killed_and_one_are_one_run(
     assert_same_end(run_dir, alone[0])
 
 
-@pytest.mark.parametrize("asked", [0, 1])
-def test_sigterm_to_any_rank_saves_once_and_ends_all(
-    tmp_path: Path, long_stream: str, alone: tuple[Path, Trace], asked: int
+@pytest.mark.parametrize(("asked", "number"), [(0, signal.SIGUSR2), (1, signal.SIGTERM)])
+def test_a_signal_to_any_rank_that_ends_a_run_saves_once_and_ends_all(
+    tmp_path: Path, long_stream: str, alone: tuple[Path, Trace], asked: int, number: signal.Signals
 ) -> None:
     def ask(rank: int, update: int) -> None:
         if (rank, update) == (asked, 4):
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
 
-    run_dir, config = tmp_path / "run", config_of(*EXACT, "checkpoint.every_samples=100000")
+    run_dir = tmp_path / "run"
+    config = config_of(*EXACT, "checkpoint.every_samples=100000", "signals.usr2=end")
     ranks = start(2, long_stream, run_dir, config, at=ask)
     outcomes = ranks.wait()
     assert ranks.codes == {0: 143, 1: 143}
