@@ -27,8 +27,11 @@ types: install
 
 # Tests start hundreds of processes: without .pyc files each compiles the program again.
 test soak bench: export PYTHONDONTWRITEBYTECODE =
-test: lint types
-	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
+# Types are checked beside the tests: mypy has one thread, and tests often wait.
+test: lint
+	@echo "$(BIN)/mypy beside the tests"; $(BIN)/mypy & types=$$!; \
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder; tests=$$?; \
+	wait $$types && exit $$tests
 
 # Writes the tables, trees and help texts of the documentation from the code; a test compares them.
 docs: install

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import click
 import pytest
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
+from ops.distributed import launcher
 from ops.distributed.environment import Nodes, nodes_of
 from ops.rundir.files import read_lines
 from ops.rundir.summary import FINISHED
@@ -79,39 +81,54 @@ def test_ranks_of_a_killed_launcher_save_end_and_say_what_happened_in_a_line(
     assert list(temporary.iterdir()) == []
 
 
-def test_a_killed_rank_ends_the_job_by_name_and_one_rank_goes_on(tmp_path: Path, drawn_stream: str) -> None:
-    run_dir = tmp_path / "run"
-    endless = ["--set=passes=1000", "--set=checkpoint.every_samples=32"]
-    process = started([*PROGRAM, *command(drawn_stream, run_dir, "--nproc=2", *endless)])
-    await_steps(run_dir, 4)
-    victim = ranks_of(process.pid)[1]
-    os.kill(victim, signal.SIGKILL)
-    _, err = process.communicate(timeout=LIMIT_S)
-    assert process.returncode == 1
-    assert f"rank 1 (process {victim}) was killed by SIGKILL" in err
-    assert "Traceback" not in err
-    assert run(drawn_stream, run_dir, config_of()).status == FINISHED
-
-
-def test_warnings_to_the_launcher_reach_the_ranks_and_spare_the_readers(
+def test_warnings_save_and_spare_the_readers_and_a_killed_rank_ends_the_job_by_name(
     tmp_path: Path, drawn_stream: str
 ) -> None:
     run_dir = tmp_path / "run"
-    endless = ["--set=passes=100000", "--set=checkpoint.every_samples=1000000000", "--set=signals.usr2=end"]
+    endless = ["--set=passes=100000", "--set=checkpoint.every_samples=1000000000"]
     process = started([*PROGRAM, *command(drawn_stream, run_dir, "--nproc=2", "--set=workers=1", *endless)])
     await_steps(run_dir, 2)
     for pid in descendants_of(process.pid) - {process.pid}:
         if b"valkey-server" not in Path(f"/proc/{pid}/cmdline").read_bytes():
             os.kill(pid, signal.SIGUSR1)
-    wait_for(lambda: list((run_dir / "checkpoints").glob("ckpt-*")), "a checkpoint")
-    process.send_signal(signal.SIGUSR1)
-    wait_for(lambda: len(list((run_dir / "checkpoints").glob("ckpt-*"))) == 2, "the second one")
-    process.send_signal(signal.SIGUSR2)
-    out, err = process.communicate(timeout=LIMIT_S)
-    assert process.returncode == 143, err
-    assert summary_of(out)["status"] == "stopped"
+    await_checkpoint(run_dir, 1)
+    for number, warning in enumerate((signal.SIGUSR1, signal.SIGUSR2), start=2):
+        process.send_signal(warning)
+        await_checkpoint(run_dir, number)
+    victim = ranks_of(process.pid)[1]
+    os.kill(victim, signal.SIGKILL)
+    _, err = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 1
     assert "as a signal asked" in err
     assert "reader" not in err, "none was replaced"
+    assert f"rank 1 (process {victim}) was killed by SIGKILL" in err
+    assert "Traceback" not in err
+    assert run(drawn_stream, run_dir, config_of()).status == FINISHED, "one rank goes on"
+
+
+def await_checkpoint(run_dir: Path, number: int) -> None:
+    """Until this checkpoint of the run is there."""
+    wait_for((run_dir / "checkpoints" / f"ckpt-{number:06d}").is_dir, f"checkpoint {number}")
+
+
+@pytest.mark.parametrize(
+    ("codes", "code"),
+    [((143, 143), 143), ((143, 0), 143), ((143, -15), 143), ((1, 78), 78), ((-9, 1), 1), ((3, -15), 1)],
+)
+def test_the_code_of_a_launcher_is_that_of_its_ranks(
+    codes: tuple[int, int], code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failures: dict[int, ProcessFailure] = {}
+    for rank, exit_code in enumerate(codes):
+        failure = ProcessFailure(local_rank=rank, pid=rank, exitcode=exit_code, error_file="")
+        failures |= {rank: failure} if exit_code else {}
+
+    def ended(*_: object) -> None:
+        raise ChildFailedError("ranks", failures)
+
+    monkeypatch.setattr(launcher, "elastic_launch", lambda _config, entrypoint: ended)
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    assert launcher.launch(["learn"], nproc=2) == code
 
 
 def descendants_of(root: int) -> set[int]:

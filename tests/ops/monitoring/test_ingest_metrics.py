@@ -48,7 +48,8 @@ def test_a_port_that_is_taken_is_one_clear_line(tmp_path: Path, capsys: pytest.C
     try:
         with pytest.raises(PortInUse):
             IngestMetrics().serve(int(port))
-        arguments = ["ingest", str(tmp_path / "in"), str(tmp_path / "out"), "--metrics-port", port]
+        where = [str(tmp_path / "in"), str(tmp_path / "out")]
+        arguments = ["ingest", *where, "--set", "workers=0", "--metrics-port", port]
         assert run(arguments) == 1
         assert "give --metrics-port another one" in capsys.readouterr().err
     finally:

@@ -21,13 +21,15 @@ from tests.ops.small_runs import config_of, write_stream
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 EXACT = ("precision=float64", "model.bn_groups=4", "checkpoint.every_samples=96")
-RECORDS = 32 * 21 + 19
+STEPS = 15
+BAD = 10
+RECORDS = 32 * STEPS + 19
 
 
 @pytest.fixture(scope="module")
 def long_stream(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Enough for 21 steps of 32, with a bad record here and there."""
-    return write_stream(tmp_path_factory.mktemp("long") / "stream", RECORDS + 14, bad_every=50)
+    """Enough for its steps of 32, with a bad record here and there."""
+    return write_stream(tmp_path_factory.mktemp("long") / "stream", RECORDS + BAD, bad_every=50)
 
 
 @pytest.fixture(scope="module")
@@ -69,11 +71,11 @@ def test_ranks_get_the_batches_of_one_and_learn_the_same(
 ) -> None:
     ranks = start(world, long_stream, tmp_path / "run", config_of(*EXACT))
     outcomes = ranks.wait()
-    assert len(alone[1]) == 21
+    assert len(alone[1]) == STEPS
     assert_same_trace(traced(ranks.folder), alone[1])
     assert_same_end(tmp_path / "run", alone[0])
     summary = outcomes[0]["summary"]
-    assert summary["samples"] + summary["skipped"] + summary["left_over"] == RECORDS + 14
+    assert summary["samples"] + summary["skipped"] + summary["left_over"] == RECORDS + BAD
     assert all(outcome["summary"]["samples"] == summary["samples"] for outcome in outcomes)
 
 
@@ -94,7 +96,7 @@ def test_four_ranks_killed_two_ranks_killed_and_one_are_one_run(
 ) -> None:
     run_dir = tmp_path / "run"
     lives = []
-    for world, victim, last in ((4, 2, 7), (2, 0, 14), (1, 0, 99)):
+    for world, victim, last in ((4, 2, 5), (2, 0, 10), (1, 0, 99)):
 
         def die(rank: int, update: int, victim: int = victim, last: int = last) -> None:
             if rank == victim and update == last:
@@ -112,15 +114,16 @@ def test_four_ranks_killed_two_ranks_killed_and_one_are_one_run(
     assert_same_end(run_dir, alone[0])
 
 
-@pytest.mark.parametrize("asked", [0, 1])
-def test_sigterm_to_any_rank_saves_once_and_ends_all(
-    tmp_path: Path, long_stream: str, alone: tuple[Path, Trace], asked: int
+@pytest.mark.parametrize(("asked", "number"), [(0, signal.SIGUSR2), (1, signal.SIGTERM)])
+def test_a_signal_to_any_rank_that_ends_a_run_saves_once_and_ends_all(
+    tmp_path: Path, long_stream: str, alone: tuple[Path, Trace], asked: int, number: signal.Signals
 ) -> None:
     def ask(rank: int, update: int) -> None:
         if (rank, update) == (asked, 4):
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
 
-    run_dir, config = tmp_path / "run", config_of(*EXACT, "checkpoint.every_samples=100000")
+    run_dir = tmp_path / "run"
+    config = config_of(*EXACT, "checkpoint.every_samples=100000", "signals.usr2=end")
     ranks = start(2, long_stream, run_dir, config, at=ask)
     outcomes = ranks.wait()
     assert ranks.codes == {0: 143, 1: 143}
