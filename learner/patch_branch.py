@@ -37,8 +37,6 @@ SOLUTIONS = 4
 RIDGE = 0.3
 """Share of the mean variance between views that is added to that of every direction: sums over few pairs see
 some directions as steadier than they are."""
-FLATTENING = 0.25
-"""Directions are divided by this power of how much better than views they tell images apart."""
 
 _STEPS = (0.7548776662466927, 0.5698402909980532)
 """Of a sequence that fills the square evenly: Roberts 2018, "The unreasonable effectiveness of quasirandom
@@ -309,11 +307,10 @@ def discriminant_map(within_FF: Tensor, between_FF: Tensor, width: int) -> Tenso
     factor_FF = torch.linalg.cholesky(steadied_FF)
     half_FF = torch.linalg.solve_triangular(factor_FF, between_FF, upper=False)
     ratio_FF = torch.linalg.solve_triangular(factor_FF, half_FF.T, upper=False)
-    ratio_W, vectors_FW = patches.leading_eigenpairs((ratio_FF + ratio_FF.T) / 2, width)
+    _, vectors_FW = patches.leading_eigenpairs((ratio_FF + ratio_FF.T) / 2, width)
     directions_FW = torch.linalg.solve_triangular(factor_FF.T, vectors_FW, upper=True)
     largest_W = directions_FW.abs().argmax(0, keepdim=True)
     directions_FW *= directions_FW.gather(0, largest_W).sign()
-    directions_FW *= ratio_W.pow(-FLATTENING)
     lengths = (directions_FW * ((within_FF + between_FF) @ directions_FW)).sum()
     directions_FW /= lengths.clamp_min(torch.finfo(torch.float64).tiny).sqrt()
     out = torch.zeros(side, width, dtype=directions_FW.dtype, device=directions_FW.device)

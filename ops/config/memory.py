@@ -37,7 +37,7 @@ class Memory:
     """Bytes of one rank, by what they are for; what lies on the device, and what beside it on the host."""
 
     weights: int
-    """Weights and statistics, with bfloat16 the casts of the weights too."""
+    """Weights, statistics and the sums of a patch branch; with bfloat16 the casts of the weights too."""
     gradients: int
     optimizer: int
     activations: int
@@ -108,8 +108,9 @@ def memory_of(config: RunConfig, *, ranks: int = 1) -> Memory:
     frames = (config.reader.prefetch if config.workers else 1) + config.replay.updates
     queue = swav.assign_views * queued * dim * unit
     weights = (numbers + statistics) * unit
+    sums = 0 if model.branch is None else 2 * len(model.branch.mean_F) ** 2 * unit
     return Memory(
-        weights=weights + casts,
+        weights=weights + casts + sums,
         gradients=numbers * unit,
         optimizer=state,
         activations=activations(config) * part // TRACED,
@@ -117,7 +118,7 @@ def memory_of(config: RunConfig, *, ranks: int = 1) -> Memory:
         scores=scores * unit,
         queue=queue,
         batches=frames * layout.num_bytes(),
-        saving=weights + state + queue * ranks,
+        saving=weights + state + queue * ranks + sums // 2,
     )
 
 

@@ -101,7 +101,7 @@ COUNTERS = _table(
         "seconds",
         "Where the learner's time goes.",
         "phase",
-        "load, augment, forward, sinkhorn, backward, optim, health, checkpoint, other",
+        "load, augment, forward, sinkhorn, backward, optim, branch, health, checkpoint, other",
     ),
     (
         "reader_seconds_total",

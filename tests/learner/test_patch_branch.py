@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from learner import patches
-from learner.patch_branch import FLATTENING, RIDGE, discriminant_map
+from learner.patch_branch import RIDGE, discriminant_map
 from tests.learner.small_run import BATCH, batch, pictures, run, same_bits, small_config, small_learner
 
 WIDTH = 4
@@ -30,8 +30,8 @@ def test_the_map_solves_the_generalised_eigenproblem() -> None:
     ratios, vectors = np.linalg.eig(np.linalg.solve(steadied, between.numpy()))
     order = np.argsort(-ratios.real)[:5]
     expected = []
-    for ratio, direction in zip(ratios.real[order], vectors.real[:, order].T, strict=True):
-        vector = direction / np.sqrt(direction @ steadied @ direction) * ratio**-FLATTENING
+    for direction in vectors.real[:, order].T:
+        vector = direction / np.sqrt(direction @ steadied @ direction)
         expected.append(vector * np.sign(vector[np.abs(vector).argmax()]))
     stacked = np.stack(expected, axis=1)
     stacked /= np.sqrt(np.trace(stacked.T @ (within + between).numpy() @ stacked))
