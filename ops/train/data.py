@@ -141,7 +141,7 @@ def sealed_samples(source: Source, cursor: Cursor, mode: str, config: RunConfig)
         records = source.records(cursor.begin)
         samples = pass_samples(config, records)
     else:
-        lanes = [source.outlook(position, 0).available for position in cursor.first_positions()]
+        lanes = [source.availability(position, 0).available for position in cursor.first_positions()]
         records, samples = sum(lanes), pass_samples(config, lanes, available=mode == AVAILABLE)
     if samples == 0:
         raise ConfigError(

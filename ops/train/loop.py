@@ -39,7 +39,7 @@ from ops.train.sync import Patience, Steps, StopVote
 from stream.cursor import Cursor, joined
 from stream.errors import TooManyBadRecords
 from stream.kafka_topic.dead_letters import TopicFollower
-from stream.lanes import BadPlace, LaneStats
+from stream.lanes import BadRecordRef, LaneStats
 from stream.loader.batch import Batch
 from stream.loader.replay import ReplayLoader
 from stream.source import SourceSpec
@@ -402,7 +402,7 @@ class Run:
             lanes = self._steps.loader.lanes  # those of the batch may be others, in a tail
             self._dead_letters.used([p for p in batch.cursor.positions if p.lane in lanes], batch.bad)
 
-    def _unusable(self, stats: LaneStats, places: Sequence[BadPlace]) -> None:
+    def _unusable(self, stats: LaneStats, places: Sequence[BadRecordRef]) -> None:
         """A pass has ended, and so many records of its last, unfilled step could not be used."""
         assert self._steps is not None
         if self._dead_letters is not None:

@@ -17,7 +17,7 @@ from ops.distributed.world import Rows, World
 from ops.errors import EXIT_FAILED, RankFailed, RankLost, Starved, exit_code_of
 from ops.train.events import Waiting
 from stream.errors import StreamError
-from stream.lanes import BadPlace, LaneLag, LaneStats, add_counts
+from stream.lanes import BadRecordRef, LaneLag, LaneStats, add_counts
 from stream.loader.batch import Batch
 from stream.loader.loader import TURN_S, Readiness
 from stream.loader.replay import ReplayLoader
@@ -137,7 +137,7 @@ class Steps:
         warn: Callable[[str], None],
         save_asked: Callable[[], bool] = lambda: False,
         on_save: Callable[[], None] = lambda: None,
-        on_unusable: Callable[[LaneStats, Sequence[BadPlace]], None] = lambda _stats, _places: None,
+        on_unusable: Callable[[LaneStats, Sequence[BadRecordRef]], None] = lambda _stats, _places: None,
     ) -> None:
         self.loader = loader
         self.stop = StopVote.NO
@@ -325,7 +325,7 @@ class Steps:
         if not self.loader.deal_tail([(*sample,) for found, _ in tails for sample in found]):
             self._end_pass([unusable for _, unusable in tails], self.loader.unusable_places)
 
-    def _end_pass(self, unusable: Sequence[dict[str, int]], places: Sequence[BadPlace]) -> None:
+    def _end_pass(self, unusable: Sequence[dict[str, int]], places: Sequence[BadRecordRef]) -> None:
         """Go to the next pass; what could not be used of the last step of this one is reported.
 
         Args:

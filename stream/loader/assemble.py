@@ -11,20 +11,20 @@ from torch import Tensor
 from stream.errors import BadRecord
 from stream.images import crops
 from stream.images.decode import decode_image
-from stream.lanes import BadPlace, LaneStats
-from stream.loader.plan import Place, ReadPlan
-from stream.loader.shared_memory import KEY_BYTES, Frame
+from stream.lanes import BadRecordRef, LaneStats
+from stream.loader.plan import ReadPlan, RecordRef
+from stream.loader.shared_memory import KEY_BYTES, BatchFrame
 from stream.record import Record
 from stream.source import Entry
 
-BAD_PLACES = 10_000
+BAD_REFS = 10_000
 """So many places of unusable records are remembered of a chunk; the budget is spent before."""
 KILLS_DECODER = "kills_decoder"
 """Reason of a record in whose decoder one reader after the other died."""
 
 
 @dataclass(slots=True, kw_only=True)
-class Account:
+class ReadStats:
     """What reading meets, as it goes on."""
 
     plan: ReadPlan
@@ -37,8 +37,8 @@ class Account:
     newest: float = 0.0
     """When the newest of the records was put on the stream, seconds since 1970; 0 = not known."""
     skipped: dict[str, int] = field(default_factory=dict)
-    bad: list[BadPlace] = field(default_factory=list)
-    deadly: list[Place] = field(default_factory=list)
+    bad: list[BadRecordRef] = field(default_factory=list)
+    deadly: list[RecordRef] = field(default_factory=list)
 
     def met(self, entry: Entry) -> None:
         """Count an entry that was read."""
@@ -58,13 +58,13 @@ class Account:
         if (entry.unit, entry.index) in plan.deadly:
             raise BadRecord(KILLS_DECODER)
         start = time.perf_counter()
-        if plan.mark is not None:
-            plan.mark.set(entry.unit, entry.index)
+        if plan.in_flight is not None:
+            plan.in_flight.set(entry.unit, entry.index)
         try:
             return record, decode_image(record.payload, max_pixels=plan.max_pixels)
         finally:
-            if plan.mark is not None:
-                plan.mark.clear()
+            if plan.in_flight is not None:
+                plan.in_flight.clear()
             self.decode_s += time.perf_counter() - start
 
     def skip(self, entry: Entry, lane: int, reason: str) -> None:
@@ -72,16 +72,16 @@ class Account:
         self.skipped[reason] = self.skipped.get(reason, 0) + entry.count
         if reason == KILLS_DECODER:
             self.deadly.append((entry.unit, entry.index))
-        if len(self.bad) < BAD_PLACES:
-            self.bad.append(BadPlace(lane, entry.unit, entry.index, reason))
+        if len(self.bad) < BAD_REFS:
+            self.bad.append(BadRecordRef(lane, entry.unit, entry.index, reason))
 
     def spent(self) -> bool:
         """Whether so many records were unusable that the step which they are read for is over the budget."""
-        bad = max(0, self.stats().seen - self.used - self.plan.accepted)
+        bad = max(0, self.lane_stats().seen - self.used - self.plan.accepted)
         # The other chunks of this step can only add good records up to a whole batch.
         return self.plan.over_budget(bad + self.plan.batch, bad)
 
-    def stats(self) -> LaneStats:
+    def lane_stats(self) -> LaneStats:
         """The account so far."""
         return LaneStats(
             read=self.read,
@@ -95,10 +95,10 @@ class Account:
 
 
 @dataclass(slots=True, kw_only=True)
-class Layout(Account):
+class BatchAssembler(ReadStats):
     """Samples while they are laid out, with the account of what was met."""
 
-    frame: Frame
+    frame: BatchFrame
     column: int
     """Of the frame, where the first sample goes."""
     floats: list[NDArray[np.float64]] = field(default_factory=list)

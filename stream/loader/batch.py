@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from stream.cursor import Cursor
-from stream.lanes import BadPlace, LaneStats
-from stream.loader.shared_memory import Frame
+from stream.lanes import BadRecordRef, LaneStats
+from stream.loader.shared_memory import BatchFrame
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,7 +33,7 @@ class Batch:
     """Hex SHA-256 of each record, empty where it states none."""
     thumbs: Tensor | None
     """[B, 3, T, T] uint8: the whole image squeezed; None when the thumbnail size is 0."""
-    bad: tuple[BadPlace, ...]
+    bad: tuple[BadRecordRef, ...]
     """Where the records lie that could not be used for this batch."""
     cursor: Cursor
     """After this batch. With several ranks only this rank's lanes have moved (`stream.cursor.joined`)."""
@@ -42,11 +42,11 @@ class Batch:
 
 
 def copied(
-    frame: Frame,
+    frame: BatchFrame,
     *,
     lane_B: Tensor,
     dealt_B: Tensor | None = None,
-    bad: tuple[BadPlace, ...],
+    bad: tuple[BadRecordRef, ...],
     cursor: Cursor,
     stats: LaneStats,
     thumbs: bool,

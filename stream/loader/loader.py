@@ -23,13 +23,13 @@ import torch
 from stream.config import CropConfig, ReaderConfig
 from stream.cursor import Cursor
 from stream.errors import StreamMismatch, StreamPruned, TooManyBadRecords
-from stream.lanes import BadPlace, LaneLag, LaneStats, Position, add_counts, owned_lanes
+from stream.lanes import BadRecordRef, LaneLag, LaneStats, Position, add_counts, owned_lanes
 from stream.loader.batch import Batch, copied
 from stream.loader.plan import ReadPlan, plan_of
 from stream.loader.pool import InlinePool, Pool, ProcessPool
 from stream.loader.prefetch import AvailableLookahead, Lookahead
-from stream.loader.shared_memory import Frame, FrameLayout, Slab
-from stream.loader.tasks import Answer, Chunk, Remains, Short, Spent, outlook_from
+from stream.loader.shared_memory import BatchFrame, FrameLayout, SharedBuffer
+from stream.loader.tasks import BudgetSpent, Chunk, NotEnough, Reply, TailSamples, availability_from
 from stream.source import Source, SourceSpec
 
 
@@ -115,7 +115,7 @@ def check_kept(source: Source, positions: Iterable[Position], pass_number: int) 
     missed, pruned = 0, None
     for position in positions:
         try:
-            outlook_from(source, position, pass_number)
+            availability_from(source, position, pass_number)
         except StreamPruned as error:
             missed, pruned = missed + error.missed, error
     if pruned is not None:
@@ -127,7 +127,7 @@ def check_kept(source: Source, positions: Iterable[Position], pass_number: int) 
 
 
 def charged(
-    before: Cursor, after: Cursor, stats: LaneStats, bad: Sequence[BadPlace], plan: ReadPlan
+    before: Cursor, after: Cursor, stats: LaneStats, bad: Sequence[BadRecordRef], plan: ReadPlan
 ) -> Cursor:
     """The cursor after a step, with what the step spent of the budget.
 
@@ -151,7 +151,7 @@ def charged(
 
 
 def too_many_bad(
-    cursor: Cursor, stats: LaneStats, bad: Sequence[BadPlace], plan: ReadPlan
+    cursor: Cursor, stats: LaneStats, bad: Sequence[BadRecordRef], plan: ReadPlan
 ) -> TooManyBadRecords:
     """What is raised in place of the step that follows a cursor."""
     reasons = ", ".join(f"{reason} {count}" for reason, count in stats.skipped.items())
@@ -247,9 +247,9 @@ class Loader:
                 check_kept(self._source, self._positions(), cursor.pass_number)
             # In this process nothing is read ahead, so one frame is enough.
             num_frames = config.prefetch if workers else 1
-            self._slab = Slab(layout, num_frames + more_frames)
-            opened.callback(self._slab.close)
-            self._frames = self._slab.frames
+            self._buffer = SharedBuffer(layout, num_frames + more_frames)
+            opened.callback(self._buffer.close)
+            self._frames = self._buffer.frames
             self._pool = self._readers(spec, workers)
             opened.callback(self._pool.close)
             self._opened = opened.pop_all()
@@ -349,7 +349,7 @@ class Loader:
 
     @property
     def upcoming(self) -> LaneStats:
-        """Account of this rank's part of the batch that is ready."""
+        """ReadStats of this rank's part of the batch that is ready."""
         return sum((chunk.stats for chunk in self._ahead.chunks()), LaneStats())
 
     def take(self, of_all: LaneStats | None = None) -> Batch:
@@ -386,7 +386,7 @@ class Loader:
         return reduce(add_counts, map(_skipped, self._unfilled()), {})
 
     @property
-    def unusable_places(self) -> tuple[BadPlace, ...]:
+    def unusable_places(self) -> tuple[BadRecordRef, ...]:
         """Where they are."""
         return tuple(place for part in self._unfilled() for place in part.bad)
 
@@ -410,7 +410,7 @@ class Loader:
         )
         self._ahead.begin(self._positions(), self.cursor.pass_number)
 
-    def _unfilled(self) -> Sequence[Chunk | Short | Spent | Remains]:
+    def _unfilled(self) -> Sequence[Chunk | NotEnough | BudgetSpent | TailSamples]:
         """What was read for a step that the pass ends without."""
         return self._ahead.unfilled()
 
@@ -425,12 +425,12 @@ class Loader:
 
     def _readers(self, spec: SourceSpec, workers: int) -> Pool:
         if workers:
-            return ProcessPool(spec, self._plan, self._slab, workers)
+            return ProcessPool(spec, self._plan, self._buffer, workers)
         return InlinePool(self._source, self._plan, self._frames)
 
     def _after(
-        self, parts: Sequence[Chunk | Remains], stats: LaneStats
-    ) -> tuple[Cursor, tuple[BadPlace, ...]]:
+        self, parts: Sequence[Chunk | TailSamples], stats: LaneStats
+    ) -> tuple[Cursor, tuple[BadRecordRef, ...]]:
         """The cursor after a step of these parts of lanes, and where their unusable records lie.
 
         Raises:
@@ -443,16 +443,16 @@ class Loader:
         self._newest |= {part.after.lane: part.newest for part in parts}
         return replace(cursor, deadly=tuple(sorted(deadly))), bad
 
-    def _moved(self, after: Cursor, frame: Frame) -> Cursor:
+    def _moved(self, after: Cursor, frame: BatchFrame) -> Cursor:
         """The cursor after the step that lies in a frame."""
         return after
 
     def _collect(self, timeout_s: float) -> None:
-        """Take in answers that have come; waits so long at most for the first."""
+        """Take in replies that have come; waits so long at most for the first."""
         for reply in self._pool.collect(timeout_s):
             self._take_in(reply)
 
-    def _take_in(self, reply: Answer) -> None:
+    def _take_in(self, reply: Reply) -> None:
         self._ahead.take_in(reply)
 
     def _positions(self) -> list[Position]:
@@ -468,7 +468,7 @@ class Loader:
         if self._ahead.ended():
             return Readiness.PASS_ENDED
         failure = self._ahead.failure()
-        if isinstance(failure, Spent):
+        if isinstance(failure, BudgetSpent):
             raise too_many_bad(self.cursor, failure.stats, failure.bad, self._plan)
         if failure is not None:
             raise failure.error
@@ -476,12 +476,12 @@ class Loader:
 
     def _batch(
         self,
-        frame: Frame,
+        frame: BatchFrame,
         stats: LaneStats,
         *,
         lanes: Sequence[int] | None = None,
         thumbs: bool = True,
-        bad: tuple[BadPlace, ...] = (),
+        bad: tuple[BadRecordRef, ...] = (),
     ) -> Batch:
         return copied(
             frame,
@@ -494,5 +494,5 @@ class Loader:
         )
 
 
-def _skipped(part: Chunk | Short | Spent | Remains) -> Mapping[str, int]:
-    return part.skipped if isinstance(part, Short) else part.stats.skipped
+def _skipped(part: Chunk | NotEnough | BudgetSpent | TailSamples) -> Mapping[str, int]:
+    return part.skipped if isinstance(part, NotEnough) else part.stats.skipped

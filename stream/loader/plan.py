@@ -15,12 +15,12 @@ from stream.config import CropConfig, ReaderConfig
 from stream.cursor import Cursor
 from stream.loader.shared_memory import anonymous
 
-Place = tuple[int, int]
+RecordRef = tuple[int, int]
 """Unit and index of a record, as in `Entry`."""
 _FORM = struct.Struct("<qqq")
 
 
-class Mark:
+class InFlightRecord:
     """One record at a time; can be handed to a process when it is started."""
 
     def __init__(self) -> None:
@@ -36,12 +36,12 @@ class Mark:
         """No record is."""
         self._memory[0] = 0
 
-    def place(self) -> Place | None:
+    def current(self) -> RecordRef | None:
         """The record that is being decoded, or was when the reader died."""
         there, unit, index = _FORM.unpack_from(self._memory)
         return (unit, index) if there else None
 
-    def latest(self) -> Place:
+    def latest(self) -> RecordRef:
         """The record that was decoded last, or is being decoded: it changes while a reader gets on."""
         _, unit, index = _FORM.unpack_from(self._memory)
         return unit, index
@@ -58,16 +58,16 @@ class Mark:
         return _received, (reduction.DupFd(self._fd),)
 
 
-def _received(descriptor: Any) -> Mark:
-    mark = Mark.__new__(Mark)
-    mark._fd = descriptor.detach()
-    mark._memory = mmap.mmap(mark._fd, _FORM.size)
-    return mark
+def _received(descriptor: Any) -> InFlightRecord:
+    record = InFlightRecord.__new__(InFlightRecord)
+    record._fd = descriptor.detach()
+    record._memory = mmap.mmap(record._fd, _FORM.size)
+    return record
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReadPlan:
-    """How records become samples; the same for every question of a loader."""
+    """How records become samples; the same for every request of a loader."""
 
     seed: int
     chunk: int
@@ -81,11 +81,11 @@ class ReadPlan:
     """Samples of one batch of this rank."""
     batch: int
     """B, samples of one batch of all ranks."""
-    deadly: frozenset[Place] = frozenset()
+    deadly: frozenset[RecordRef] = frozenset()
     """Records that are not decoded, because that kills."""
     accepted: int = 0
     """So many unusable records of a chunk or tail cost nothing of the budget: accepted beforehand."""
-    mark: Mark | None = None
+    in_flight: InFlightRecord | None = None
     """Where a reader process leaves the name of the record that it decodes."""
 
     def over_budget(self, read: int, bad: int) -> bool:

@@ -1,6 +1,6 @@
-"""Who answers the loader's questions: reader processes, or the calling process itself.
+"""Who answers the loader's requests: reader processes, or the calling process itself.
 
-Readers are stateless, so a dead one is replaced and its questions are asked again. One that hangs, as reads
+Readers are stateless, so a dead one is replaced and its requests are asked again. One that hangs, as reads
 from storage that is away do, is killed first. A record in whose decoder one reader after the other dies is
 not decoded any more: it is counted as unusable, and the cursor remembers it.
 """
@@ -20,17 +20,17 @@ from stream.errors import WorkerFailed
 from stream.loader import worker
 from stream.loader.assemble import KILLS_DECODER
 from stream.loader.fork_server import fork_server
-from stream.loader.plan import Mark, Place, ReadPlan
-from stream.loader.shared_memory import Frame, Slab
-from stream.loader.tasks import Answer, Failed, Question, answer
+from stream.loader.plan import InFlightRecord, ReadPlan, RecordRef
+from stream.loader.shared_memory import BatchFrame, SharedBuffer
+from stream.loader.tasks import Failed, Reply, Request, handle
 from stream.source import Source, SourceSpec
 
 logger = logging.getLogger(__name__)
 
-DEATHS_OF_ONE_QUESTION = 3
+DEATHS_OF_ONE_REQUEST = 3
 """So many readers in a row may die in the decoder of one record before that is taken for the cause."""
-MOST_DEATHS_OF_ONE_QUESTION = 9
-"""So many may die of one question at different places, or in no decoder, and no record of it be the cause."""
+MOST_DEATHS_OF_ONE_REQUEST = 9
+"""So many may die of one request at different places, or in no decoder, and no record of it be the cause."""
 MOST_DEADLY = 100
 """With more records than this that kill their decoder, it is not the records."""
 SILENCE_S = 300.0
@@ -40,26 +40,26 @@ _GRACE_S = 1.0
 
 
 class Pool(Protocol):
-    """Answers questions in any order; not thread-safe."""
+    """Answers requests in any order; not thread-safe."""
 
     restarts: int
     """Readers that died and were replaced."""
 
     @property
     def pending(self) -> int:
-        """Questions not answered yet."""
+        """Requests not answered yet."""
         ...
 
-    def submit(self, question: Question) -> None:
-        """Hand a question over; does not wait for the answer."""
+    def submit(self, request: Request) -> None:
+        """Hand a request over; does not wait for the reply."""
         ...
 
-    def collect(self, timeout_s: float) -> list[Answer]:
-        """Answers that have come; waits so long at most for the first."""
+    def collect(self, timeout_s: float) -> list[Reply]:
+        """Replies that have come; waits so long at most for the first."""
         ...
 
     def drain(self) -> None:
-        """Wait until no reader writes into a frame any more, and forget the answers."""
+        """Wait until no reader writes into a frame any more, and forget the replies."""
         ...
 
     def close(self) -> None:
@@ -68,35 +68,35 @@ class Pool(Protocol):
 
 
 class InlinePool:
-    """Answers in the calling process, one question at a `collect`."""
+    """Answers in the calling process, one request at a `collect`."""
 
-    def __init__(self, source: Source, plan: ReadPlan, frames: Sequence[Frame]) -> None:
+    def __init__(self, source: Source, plan: ReadPlan, frames: Sequence[BatchFrame]) -> None:
         self.restarts = 0
         self._source, self._plan, self._frames = source, plan, frames
-        self._questions: deque[Question] = deque()
+        self._requests: deque[Request] = deque()
 
     @property
     def pending(self) -> int:
-        """Questions not answered yet."""
-        return len(self._questions)
+        """Requests not answered yet."""
+        return len(self._requests)
 
-    def submit(self, question: Question) -> None:
-        """Keep a question for `collect`."""
-        self._questions.append(question)
+    def submit(self, request: Request) -> None:
+        """Keep a request for `collect`."""
+        self._requests.append(request)
 
-    def collect(self, timeout_s: float) -> list[Answer]:
-        """Answer the oldest question; blocks as long as reading takes."""
-        if not self._questions:
+    def collect(self, timeout_s: float) -> list[Reply]:
+        """Answer the oldest request; blocks as long as reading takes."""
+        if not self._requests:
             return []
-        return [answer(self._source, self._plan, self._frames, self._questions.popleft())]
+        return [handle(self._source, self._plan, self._frames, self._requests.popleft())]
 
     def drain(self) -> None:
         """Forget what was asked."""
-        self._questions.clear()
+        self._requests.clear()
 
     def close(self) -> None:
         """Forget what was asked."""
-        self._questions.clear()
+        self._requests.clear()
 
 
 @dataclass(slots=True, eq=False)
@@ -105,40 +105,40 @@ class _Reader:
 
     process: BaseProcess
     connection: "Connection[Any, Any]"
-    mark: Mark
-    asked: deque[Question] = field(default_factory=deque)
+    in_flight: InFlightRecord
+    requests: deque[Request] = field(default_factory=deque)
     silent_s: float = 0.0
     """Seconds spent waiting since it last got on; time in which no caller waited does not count."""
-    latest: Place = (0, 0)
+    latest: RecordRef = (0, 0)
     """The record that it had come to then."""
 
     def waited(self, seconds: float) -> None:
         """Note that a caller waited for it."""
-        latest = self.mark.latest()
-        self.silent_s = self.silent_s + seconds if self.asked and latest == self.latest else 0.0
+        latest = self.in_flight.latest()
+        self.silent_s = self.silent_s + seconds if self.requests and latest == self.latest else 0.0
         self.latest = latest
 
 
 class ProcessPool:
     """Reader processes, forked from a server that has imported what they need.
 
-    Questions are dealt at once, each to the least busy reader, so that all of them have work while the
-    learner computes. Handing over never blocks: questions and answers are small, samples travel in the slab.
+    Requests are dealt at once, each to the least busy reader, so that all of them have work while the
+    learner computes. Handing over never blocks: requests and replies are small, samples travel in the buffer.
 
     Args:
         spec: opens the stream in each process.
         plan: how records become samples.
-        slab: memory that answers are laid out in.
+        buffer: memory that replies are laid out in.
         workers: how many processes; >= 1.
     """
 
-    def __init__(self, spec: SourceSpec, plan: ReadPlan, slab: Slab, workers: int) -> None:
+    def __init__(self, spec: SourceSpec, plan: ReadPlan, buffer: SharedBuffer, workers: int) -> None:
         self.restarts = 0
-        self._arguments = (spec, plan, slab)
+        self._arguments = (spec, plan, buffer)
         self._context = fork_server([worker.__name__])
-        self._deaths: dict[int, list[Place | None]] = {}
-        """Of each question, where readers died of it: at which record's decoder, or elsewhere."""
-        self._deadly = frozenset[Place]()
+        self._deaths: dict[int, list[RecordRef | None]] = {}
+        """Of each request, where readers died of it: at which record's decoder, or elsewhere."""
+        self._deadly = frozenset[RecordRef]()
         self._readers: list[_Reader] = []
         # multiprocessing joins its children at exit, and ours wait until their connections are closed: close
         # them before that, also when `close` was never called.
@@ -148,21 +148,21 @@ class ProcessPool:
 
     @property
     def pending(self) -> int:
-        """Questions not answered yet."""
-        return sum(len(reader.asked) for reader in self._readers)
+        """Requests not answered yet."""
+        return sum(len(reader.requests) for reader in self._readers)
 
     def pids(self) -> list[int]:
         """Process ids of the readers."""
         return [reader.process.pid or 0 for reader in self._readers]
 
-    def submit(self, question: Question) -> None:
-        """Hand a question to the least busy reader."""
-        self._ask(min(self._readers, key=lambda reader: len(reader.asked)), question)
+    def submit(self, request: Request) -> None:
+        """Hand a request to the least busy reader."""
+        self._ask(min(self._readers, key=lambda reader: len(reader.requests)), request)
 
-    def collect(self, timeout_s: float) -> list[Answer]:
-        """Answers that have come; readers that died or hang are replaced, their questions asked again."""
+    def collect(self, timeout_s: float) -> list[Reply]:
+        """Replies that have come; readers that died or hang are replaced, their requests asked again."""
         by_connection = {reader.connection: reader for reader in self._readers}
-        answers: list[Answer] = []
+        replies: list[Reply] = []
         began = time.monotonic()
         with_news = wait(list(by_connection), timeout_s)
         # No longer than was asked for: a machine that slept meanwhile is no reader's fault.
@@ -173,22 +173,22 @@ class ProcessPool:
             reader = by_connection[ready]  # type: ignore[index]  # wait() is typed for sockets and numbers too
             try:
                 while reader.connection.poll():
-                    reply: Answer = reader.connection.recv()
-                    reader.asked.popleft()
+                    reply: Reply = reader.connection.recv()
+                    reader.requests.popleft()
                     reader.silent_s = 0.0
-                    self._deaths.pop(reply.ticket, None)
-                    answers.append(reply)
+                    self._deaths.pop(reply.request_id, None)
+                    replies.append(reply)
             except (EOFError, OSError):
-                answers += self._replace(reader)
+                replies += self._replace(reader)
         for reader in self._readers:
             if reader.silent_s > SILENCE_S:
                 logger.warning("a reader did not get on for %.0f s: it is replaced", reader.silent_s)
                 reader.process.kill()  # the next call finds it dead
                 reader.silent_s = 0.0
-        return answers
+        return replies
 
     def drain(self) -> None:
-        """Wait until no reader writes into a frame any more, and forget the answers."""
+        """Wait until no reader writes into a frame any more, and forget the replies."""
         while self.pending:
             self.collect(_GRACE_S)
 
@@ -198,47 +198,50 @@ class ProcessPool:
 
     def _start(self) -> _Reader:
         ours, theirs = self._context.Pipe()
-        mark = Mark()
+        in_flight = InFlightRecord()
         process = self._context.Process(
-            target=worker.serve, args=(theirs, mark, *self._arguments), daemon=True, name="swavstream-reader"
+            target=worker.serve,
+            args=(theirs, in_flight, *self._arguments),
+            daemon=True,
+            name="swavstream-reader",
         )
         process.start()
         theirs.close()  # so that the reader's death is the end of the connection
-        return _Reader(process, ours, mark)
+        return _Reader(process, ours, in_flight)
 
-    def _ask(self, reader: _Reader, question: Question) -> None:
-        if question.deadly != self._deadly:
-            question = replace(question, deadly=self._deadly)
-        reader.asked.append(question)
-        # A reader that has just died is noticed when answers are collected, and is replaced there.
+    def _ask(self, reader: _Reader, request: Request) -> None:
+        if request.deadly != self._deadly:
+            request = replace(request, deadly=self._deadly)
+        reader.requests.append(request)
+        # A reader that has just died is noticed when replies are collected, and is replaced there.
         with contextlib.suppress(OSError):
-            reader.connection.send(question)
+            reader.connection.send(request)
 
-    def _gives_up(self, question: Question, place: Place | None) -> bool:
-        """Note a death of a question; whether the question cannot be answered.
+    def _gives_up(self, request: Request, record: RecordRef | None) -> bool:
+        """Note a death of a request; whether the request cannot be answered.
 
-        A record in whose decoder three readers in a row died is left out from now on, and the question asked
+        A record in whose decoder three readers in a row died is left out from now on, and the request asked
         again: whenever and however often that happens, the same record is the one that is left out.
         """
-        deaths = self._deaths.setdefault(question.ticket, [])
-        deaths.append(place)
+        deaths = self._deaths.setdefault(request.request_id, [])
+        deaths.append(record)
         # One that dies in no decoder, perhaps before it has begun, was killed or has too little memory.
-        if place is None or deaths[-DEATHS_OF_ONE_QUESTION:] != [place] * DEATHS_OF_ONE_QUESTION:
-            return len(deaths) >= MOST_DEATHS_OF_ONE_QUESTION
+        if record is None or deaths[-DEATHS_OF_ONE_REQUEST:] != [record] * DEATHS_OF_ONE_REQUEST:
+            return len(deaths) >= MOST_DEATHS_OF_ONE_REQUEST
         if len(self._deadly) >= MOST_DEADLY:
             return True
-        self._deadly |= {place}
+        self._deadly |= {record}
         deaths.clear()
         logger.warning(
             "%d readers died while they decoded unit %d, record %d: it is skipped, with reason %s",
-            DEATHS_OF_ONE_QUESTION,
-            *place,
+            DEATHS_OF_ONE_REQUEST,
+            *record,
             KILLS_DECODER,
         )
         return False
 
-    def _replace(self, reader: _Reader) -> list[Answer]:
-        """Put a new reader in the place of a dead one; the answer for what readers die of, if they do."""
+    def _replace(self, reader: _Reader) -> list[Reply]:
+        """Put a new reader in the place of a dead one; the reply for what readers die of, if they do."""
         reader.connection.close()
         reader.process.join(_GRACE_S)
         if reader.process.exitcode is None:
@@ -246,20 +249,22 @@ class ProcessPool:
             reader.process.join()
         self.restarts += 1
         given_up = []
-        if reader.asked and self._gives_up(reader.asked[0], reader.mark.place()):
-            question = reader.asked.popleft()
-            failed = Failed(_unreadable(question, self._deaths.pop(question.ticket), reader.process.exitcode))
-            given_up = [Answer(question.ticket, (failed,) * len(question.wanted))]
-        reader.mark.close()
+        if reader.requests and self._gives_up(reader.requests[0], reader.in_flight.current()):
+            request = reader.requests.popleft()
+            failed = Failed(
+                _unreadable(request, self._deaths.pop(request.request_id), reader.process.exitcode)
+            )
+            given_up = [Reply(request.request_id, (failed,) * len(request.tasks))]
+        reader.in_flight.close()
         fresh = self._start()
         self._readers[self._readers.index(reader)] = fresh
-        for question in reader.asked:
-            self._ask(fresh, question)
+        for request in reader.requests:
+            self._ask(fresh, request)
         return given_up
 
 
-def _unreadable(question: Question, deaths: Sequence[object], exit_code: int | None) -> WorkerFailed:
-    where = "; ".join(map(str, question.wanted))
+def _unreadable(request: Request, deaths: Sequence[object], exit_code: int | None) -> WorkerFailed:
+    where = "; ".join(map(str, request.tasks))
     return WorkerFailed(
         f"{len(deaths)} reader processes ended, the last with exit code {exit_code}, while they "
         f"read {where}: look there for a record that crashes its decoder, for storage that does not answer, "
@@ -275,5 +280,5 @@ def _end_readers(readers: list[_Reader]) -> None:
         if reader.process.exitcode is None:
             reader.process.kill()
             reader.process.join()
-        reader.mark.close()
+        reader.in_flight.close()
     readers.clear()

@@ -18,14 +18,23 @@ import torch
 
 from stream.lanes import Position
 from stream.loader.pool import Pool
-from stream.loader.shared_memory import Frame
-from stream.loader.tasks import Answer, Chunk, Failed, Question, Short, Spent, Wanted, outlook_from
+from stream.loader.shared_memory import BatchFrame
+from stream.loader.tasks import (
+    BudgetSpent,
+    Chunk,
+    Failed,
+    NotEnough,
+    ReadChunk,
+    Reply,
+    Request,
+    availability_from,
+)
 from stream.source import Source
 
-_SAMPLES_OF_A_QUESTION = 32
-"""So many small images make a question long enough (about 5 ms at 32 pixels) that asking costs little."""
-_QUESTIONS_A_READER = 2
-"""Each step gives each reader at least so many questions, if lanes allow, so that they finish together."""
+_SAMPLES_OF_A_REQUEST = 32
+"""So many small images make a request long enough (about 5 ms at 32 pixels) that asking costs little."""
+_REQUESTS_A_READER = 2
+"""Each step gives each reader at least so many requests, if lanes allow, so that they finish together."""
 
 
 @dataclass(slots=True)
@@ -44,11 +53,11 @@ class Head:
     """No record comes beyond those that are there."""
     ended: bool = False
     """No further chunk comes."""
-    last: Short | None = None
+    last: NotEnough | None = None
     """What was found in the place of the chunk that a lane which has ended could not fill."""
     newest: float = 0.0
     """When the newest record of its last chunk was put on the stream; 0 = not known."""
-    failure: Failed | Spent | None = None
+    failure: Failed | BudgetSpent | None = None
     """Why the next chunk can never be had."""
 
 
@@ -78,17 +87,17 @@ class Lookahead:
     ) -> None:
         self._source, self._pool = source, pool
         self._lanes, self._chunk, self._num_frames, self._poll_s = lanes, chunk, num_frames, poll_s
-        by_reader = -(-len(lanes) // (_QUESTIONS_A_READER * max(1, workers)))
-        self._lanes_at_once = min(by_reader, -(-_SAMPLES_OF_A_QUESTION // chunk))
-        self._ticket = 0
-        self._asked: dict[int, tuple[Wanted, ...]] = {}
+        by_reader = -(-len(lanes) // (_REQUESTS_A_READER * max(1, workers)))
+        self._lanes_at_once = min(by_reader, -(-_SAMPLES_OF_A_REQUEST // chunk))
+        self._request_id = 0
+        self._asked: dict[int, tuple[ReadChunk, ...]] = {}
         self._pass_number = 0
         self._step = 0
         self._chunks: dict[int, dict[int, Chunk]] = {}
         self._heads: dict[int, Head] = {}
         self._next_look = 0.0
         self.accepted = 0
-        """Goes with each question: see `Question`."""
+        """Goes with each request: see `Request`."""
 
     @property
     def frame(self) -> int:
@@ -123,7 +132,7 @@ class Lookahead:
             and self._available(head)
         ]
         heads.sort(key=lambda head: (head.step, head.column))
-        # One step a question: when readers die of it, no chunk of an earlier step is lost with it.
+        # One step a request: when readers die of it, no chunk of an earlier step is lost with it.
         for _, same_step in groupby(heads, key=lambda head: head.step):
             while group := list(islice(same_step, self._lanes_at_once)):
                 self._submit(group)
@@ -137,9 +146,9 @@ class Lookahead:
             for head in self._heads.values():
                 head.starved = False
 
-    def take_in(self, reply: Answer) -> None:
-        """Take in the answer to a question that was asked here."""
-        wanted = self._asked.pop(reply.ticket)
+    def take_in(self, reply: Reply) -> None:
+        """Take in the reply to a request that was asked here."""
+        wanted = self._asked.pop(reply.request_id)
         for one, result in zip(wanted, reply.results, strict=True):
             head = self._heads[one.position.lane]
             head.asked = False
@@ -147,10 +156,10 @@ class Lookahead:
                 self._chunks.setdefault(head.step, {})[result.after.lane] = result
                 head.position, head.needs, head.newest = result.after, 0, result.newest
                 head.step += 1
-            elif isinstance(result, Short):
+            elif isinstance(result, NotEnough):
                 head.needs, head.ended = result.needs, result.ended
                 head.last = result if result.ended else None
-            elif isinstance(result, Failed | Spent):
+            elif isinstance(result, Failed | BudgetSpent):
                 head.failure = result
 
     def complete(self) -> bool:
@@ -165,20 +174,20 @@ class Lookahead:
         """Whether some lane can never fill its chunk of the current step, because no record comes."""
         return any(head.ended and head.step == self._step for head in self._heads.values())
 
-    def failure(self) -> Failed | Spent | None:
+    def failure(self) -> Failed | BudgetSpent | None:
         """Why the current step can never be had. Told only now, so that it does not depend on look-ahead."""
         for head in self._heads.values():
             if head.failure is not None and head.step == self._step:
                 return head.failure
         return None
 
-    def unfilled(self) -> list[Chunk | Short | Spent]:
+    def unfilled(self) -> list[Chunk | NotEnough | BudgetSpent]:
         """What reading found for the current step, of which a pass that ends here makes no batch."""
         here = [head for head in self._heads.values() if head.step == self._step]
         lasts = [head.last or head.failure for head in here]
         return [
             *self._chunks.get(self._step, {}).values(),
-            *(x for x in lasts if isinstance(x, Short | Spent)),
+            *(x for x in lasts if isinstance(x, NotEnough | BudgetSpent)),
         ]
 
     def chunks(self) -> list[Chunk]:
@@ -196,7 +205,7 @@ class Lookahead:
         """Lane of each chunk of the current step, as `batch` lays them out."""
         return list(self._lanes)
 
-    def batch(self, frames: Sequence[Frame]) -> Frame:
+    def batch(self, frames: Sequence[BatchFrame]) -> BatchFrame:
         """The frame of the current step."""
         return frames[self.frame]
 
@@ -206,14 +215,16 @@ class Lookahead:
 
     def _submit(self, heads: Sequence[Head]) -> None:
         wanted = tuple(
-            Wanted(head.position, self._pass_number, head.step % self._num_frames, head.column, head.ending)
+            ReadChunk(
+                head.position, self._pass_number, head.step % self._num_frames, head.column, head.ending
+            )
             for head in heads
         )
         for head in heads:
             head.asked = True
-        self._ticket += 1
-        self._asked[self._ticket] = wanted
-        self._pool.submit(Question(self._ticket, wanted, accepted=self.accepted))
+        self._request_id += 1
+        self._asked[self._request_id] = wanted
+        self._pool.submit(Request(self._request_id, wanted, accepted=self.accepted))
 
     def _look_for_the_starved(self) -> None:
         """Look for records that lanes wait for.
@@ -226,16 +237,16 @@ class Lookahead:
 
     def _available(self, head: Head) -> bool:
         """Whether asking for the lane's next chunk is worth it: to fill it, or to see what the last holds."""
-        outlook = outlook_from(self._source, head.position, self._pass_number)
-        enough = outlook.available >= max(head.needs, self._chunk)
-        head.starved = not outlook.ended and not enough
-        head.ending = outlook.ended and not enough
-        head.ended = head.ending and outlook.available == 0
+        availability = availability_from(self._source, head.position, self._pass_number)
+        enough = availability.available >= max(head.needs, self._chunk)
+        head.starved = not availability.ended and not enough
+        head.ending = availability.ended and not enough
+        head.ended = head.ending and availability.available == 0
         return enough or (head.ending and not head.ended)
 
 
 Slot = tuple[int, int]
-"""Frame and first column of a chunk."""
+"""BatchFrame and first column of a chunk."""
 
 
 class AvailableLookahead(Lookahead):
@@ -273,14 +284,14 @@ class AvailableLookahead(Lookahead):
             for head in group:
                 head.asked = True
                 frame, column = self._slots[head.position.lane] = self._free.popleft()
-                wanted.append(Wanted(head.position, self._pass_number, frame, column, head.ending))
-            self._ticket += 1
-            self._asked[self._ticket] = tuple(wanted)
-            self._pool.submit(Question(self._ticket, tuple(wanted), accepted=self.accepted))
+                wanted.append(ReadChunk(head.position, self._pass_number, frame, column, head.ending))
+            self._request_id += 1
+            self._asked[self._request_id] = tuple(wanted)
+            self._pool.submit(Request(self._request_id, tuple(wanted), accepted=self.accepted))
 
-    def take_in(self, reply: Answer) -> None:
-        """Take in the answer to a question that was asked here."""
-        wanted = self._asked.pop(reply.ticket)
+    def take_in(self, reply: Reply) -> None:
+        """Take in the reply to a request that was asked here."""
+        wanted = self._asked.pop(reply.request_id)
         for one, result in zip(wanted, reply.results, strict=True):
             lane = one.position.lane
             head, slot = self._heads[lane], self._slots.pop(lane)
@@ -290,10 +301,10 @@ class AvailableLookahead(Lookahead):
                 head.position, head.needs, head.newest = result.after, 0, result.newest
                 continue
             self._free.append(slot)
-            if isinstance(result, Short):
+            if isinstance(result, NotEnough):
                 head.needs, head.ended = result.needs, result.ended
                 head.last = result if result.ended else None
-            elif isinstance(result, Failed | Spent):
+            elif isinstance(result, Failed | BudgetSpent):
                 head.failure = result
 
     def complete(self) -> bool:
@@ -308,14 +319,17 @@ class AvailableLookahead(Lookahead):
         """Whether no lane gives a further chunk, and those that came do not fill a step."""
         return all(head.ended for head in self._heads.values())
 
-    def failure(self) -> Failed | Spent | None:
+    def failure(self) -> Failed | BudgetSpent | None:
         """Why a lane can give no further chunk, when the others do not fill the step."""
         return next((head.failure for head in self._heads.values() if head.failure is not None), None)
 
-    def unfilled(self) -> list[Chunk | Short | Spent]:
+    def unfilled(self) -> list[Chunk | NotEnough | BudgetSpent]:
         """What reading found that a pass which ends here makes no batch of."""
         lasts = [head.last or head.failure for head in self._heads.values()]
-        return [*(chunk for chunk, _ in self._came), *(x for x in lasts if isinstance(x, Short | Spent))]
+        return [
+            *(chunk for chunk, _ in self._came),
+            *(x for x in lasts if isinstance(x, NotEnough | BudgetSpent)),
+        ]
 
     def chunks(self) -> list[Chunk]:
         """The chunks of the step, in the order in which they came; those of a lane follow each other."""
@@ -325,10 +339,10 @@ class AvailableLookahead(Lookahead):
         """Lane of each chunk, in the order in which `batch` lays them out."""
         return [chunk.after.lane for chunk, _ in self._step_sorted()]
 
-    def batch(self, frames: Sequence[Frame]) -> Frame:
+    def batch(self, frames: Sequence[BatchFrame]) -> BatchFrame:
         """The samples of the step, in memory of their own: lanes ascending, and in order in each."""
         places = [(frames[frame], slice(at, at + self._chunk)) for _, (frame, at) in self._step_sorted()]
-        return Frame(
+        return BatchFrame(
             crops=tuple(
                 torch.cat([frame.crops[kind][:, columns] for frame, columns in places], 1)
                 for kind in range(len(frames[0].crops))

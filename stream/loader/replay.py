@@ -25,9 +25,9 @@ from stream.images.crops import unit_interval
 from stream.lanes import LaneStats
 from stream.loader.batch import Batch
 from stream.loader.loader import AVAILABLE, TURN_S, Loader, Readiness
-from stream.loader.shared_memory import Frame
+from stream.loader.shared_memory import BatchFrame
 from stream.loader.tail import LoaderOptions, TailLoader
-from stream.loader.tasks import Answer, Failed, Question, Recall, Recalled
+from stream.loader.tasks import Failed, ReadSamples, Reply, Request, Reread
 from stream.source import SourceSpec
 
 _PURPOSE = int.from_bytes(b"replay")
@@ -141,8 +141,8 @@ def with_pass_ended(cursor: Cursor) -> Cursor:
     return replace(cursor, replay=replace(cursor.replay, pass_ends=ends))
 
 
-_SAMPLES_OF_A_QUESTION = 32
-_QUESTIONS_A_READER = 2
+_SAMPLES_OF_A_REQUEST = 32
+_REQUESTS_A_READER = 2
 _SMALLEST_CROP = CropConfig(count=1, size=8, scale_min=1.0, scale_max=1.0)
 """What is cut when only names are wanted: a reader cuts something."""
 
@@ -160,7 +160,7 @@ class _Replay:
 
     frame: int
     missing: set[int] = field(default_factory=set)
-    """Tickets of questions without an answer."""
+    """Ids of requests without a reply."""
     stats: LaneStats = field(default_factory=LaneStats)
     failure: Exception | None = None
 
@@ -206,7 +206,7 @@ class ReplayLoader(TailLoader):
         num_steps = replay.window_steps(cursor.lanes * cursor.chunk)
         self._updates = replay.updates
         self._replays: deque[_Replay] = deque()
-        self._ticket = 0
+        self._request_id = 0
         self._past: Loader | None = None
         self._past_restarts = 0
         super().__init__(
@@ -219,8 +219,8 @@ class ReplayLoader(TailLoader):
             **options,
         )
         self._window = ReplayWindow(self._lanes, num_steps)
-        by_reader = -(-self._plan.columns // (_QUESTIONS_A_READER * max(1, workers)))
-        self._samples_at_once = min(by_reader, _SAMPLES_OF_A_QUESTION)
+        by_reader = -(-self._plan.columns // (_REQUESTS_A_READER * max(1, workers)))
+        self._samples_at_once = min(by_reader, _SAMPLES_OF_A_REQUEST)
         if cursor.replay is not None and num_steps > 1 and not self.finished:
             try:
                 self._past = self._open_past(cursor.replay, spec, config, workers, options)
@@ -289,7 +289,7 @@ class ReplayLoader(TailLoader):
 
     @property
     def upcoming_replay(self) -> LaneStats:
-        """Account of this rank's part of the replay that is ready."""
+        """ReadStats of this rank's part of the replay that is ready."""
         return self._replays[0].stats
 
     def take_replay(self, of_all: LaneStats | None = None) -> Batch:
@@ -323,7 +323,7 @@ class ReplayLoader(TailLoader):
             self._past.close()
         super().close()
 
-    def _moved(self, after: Cursor, frame: Frame) -> Cursor:
+    def _moved(self, after: Cursor, frame: BatchFrame) -> Cursor:
         if self._updates == 1:
             return after
         while self._replays:  # they were not wanted, but readers still write into their frames
@@ -346,9 +346,9 @@ class ReplayLoader(TailLoader):
         replay = _Replay(frame=len(self._frames) - self._updates + update)
         for column in range(0, len(samples), self._samples_at_once):
             some = tuple(samples[column : column + self._samples_at_once])
-            self._ticket -= 1  # below zero: questions of looking ahead are counted upwards
-            replay.missing.add(self._ticket)
-            self._pool.submit(Question(self._ticket, (Recall(some, draw, replay.frame, column),)))
+            self._request_id -= 1  # below zero: requests of looking ahead are counted upwards
+            replay.missing.add(self._request_id)
+            self._pool.submit(Request(self._request_id, (ReadSamples(some, draw, replay.frame, column),)))
         self._replays.append(replay)
 
     def _await(self, replay: _Replay) -> None:
@@ -356,16 +356,16 @@ class ReplayLoader(TailLoader):
             self._should_stop()
             self._collect(TURN_S)
 
-    def _take_in(self, reply: Answer) -> None:
-        if reply.ticket > 0:
+    def _take_in(self, reply: Reply) -> None:
+        if reply.request_id > 0:
             super()._take_in(reply)
             return
-        replay = next(replay for replay in self._replays if reply.ticket in replay.missing)
-        replay.missing.remove(reply.ticket)
+        replay = next(replay for replay in self._replays if reply.request_id in replay.missing)
+        replay.missing.remove(reply.request_id)
         for result in reply.results:
             if isinstance(result, Failed):
                 replay.failure = replay.failure or result.error
-            elif isinstance(result, Recalled):
+            elif isinstance(result, Reread):
                 replay.stats += result.stats
 
     def _open_past(

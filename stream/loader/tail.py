@@ -27,18 +27,18 @@ from stream.lanes import LaneStats
 from stream.loader.batch import Batch, copied
 from stream.loader.loader import Loader, Readiness, too_many_bad
 from stream.loader.tasks import (
-    Answer,
+    BudgetSpent,
     Chunk,
     Failed,
-    Question,
-    Recall,
-    Recalled,
-    Remains,
-    Rest,
+    NotEnough,
+    ReadSamples,
+    ReadTail,
+    Reply,
+    Request,
+    Reread,
     Result,
     Sample,
-    Short,
-    Spent,
+    TailSamples,
 )
 from stream.source import SourceSpec
 
@@ -88,7 +88,7 @@ def trainable(records: int, *, lanes: int, batch: int) -> int:
     return records if short >= lanes else records - short
 
 
-_SAMPLES_OF_A_QUESTION = 32
+_SAMPLES_OF_A_REQUEST = 32
 
 
 class LoaderOptions(TypedDict, total=False):
@@ -108,16 +108,16 @@ class _Tail:
     """One batch that is being made of what remains; it is no state: at a resume it is made again."""
 
     missing: set[int] = field(default_factory=set)
-    """Tickets of questions without an answer."""
-    remains: dict[int, Remains] = field(default_factory=dict)
+    """Ids of requests without a reply."""
+    remains: dict[int, TailSamples] = field(default_factory=dict)
     """Of lanes of this rank."""
-    failures: dict[int, Failed | Spent] = field(default_factory=dict)
-    """By ticket."""
+    failures: dict[int, Failed | BudgetSpent] = field(default_factory=dict)
+    """By request_id."""
     own: list[tuple[int, Sample]] | None = None
     """Samples that were dealt to this rank, with their lanes there; None before."""
     recalled: LaneStats = field(default_factory=LaneStats)
 
-    def parts(self) -> list[Remains]:
+    def parts(self) -> list[TailSamples]:
         """In order of lanes."""
         return [self.remains[lane] for lane in sorted(self.remains)]
 
@@ -188,7 +188,7 @@ class TailLoader(Loader):
         wanted = quotas(unread, batch=self._plan.batch)
         for position in self._positions():
             if position.lane in wanted:
-                rest = Rest(position, self.cursor.pass_number, wanted[position.lane])
+                rest = ReadTail(position, self.cursor.pass_number, wanted[position.lane])
                 self._ask(tail, position.lane + 1, rest)
         return True
 
@@ -209,14 +209,14 @@ class TailLoader(Loader):
         if len(found) < lanes:
             return False
         tail.own = [(lane, some) for lane, some in dealt(found, lanes) if lane in self._lanes]
-        for column in range(0, len(tail.own), _SAMPLES_OF_A_QUESTION):
-            some = tuple(sample for _, sample in tail.own[column : column + _SAMPLES_OF_A_QUESTION])
-            self._ask(tail, lanes + column + 1, Recall(some, draw=0, frame=0, column=column))
+        for column in range(0, len(tail.own), _SAMPLES_OF_A_REQUEST):
+            some = tuple(sample for _, sample in tail.own[column : column + _SAMPLES_OF_A_REQUEST])
+            self._ask(tail, lanes + column + 1, ReadSamples(some, draw=0, frame=0, column=column))
         return True
 
     @property
     def upcoming(self) -> LaneStats:
-        """Account of this rank's part of the batch that is ready; in a tail, of its lanes' part of it."""
+        """ReadStats of this rank's part of the batch that is ready; in a tail, of its lanes' part of it."""
         if self._tail is None:
             return super().upcoming
         return sum((part.stats for part in self._tail.parts()), self._tail.recalled)
@@ -248,7 +248,7 @@ class TailLoader(Loader):
         super().end_pass(unread, unusable)
         self._tail = None
 
-    def _unfilled(self) -> Sequence[Chunk | Short | Spent | Remains]:
+    def _unfilled(self) -> Sequence[Chunk | NotEnough | BudgetSpent | TailSamples]:
         return super()._unfilled() if self._tail is None else self._tail.parts()
 
     def _end_chunks(self, state: Readiness) -> None:
@@ -264,9 +264,9 @@ class TailLoader(Loader):
         """The cursor after a tail."""
         return after
 
-    def _ask(self, tail: _Tail, ticket: int, task: Rest | Recall) -> None:
-        tail.missing.add(ticket)
-        self._pool.submit(Question(ticket, (task,), accepted=self.cursor.accepted))
+    def _ask(self, tail: _Tail, request_id: int, task: ReadTail | ReadSamples) -> None:
+        tail.missing.add(request_id)
+        self._pool.submit(Request(request_id, (task,), accepted=self.cursor.accepted))
 
     def _state(self) -> Readiness:
         tail = self._tail
@@ -275,23 +275,23 @@ class TailLoader(Loader):
         if tail.missing:
             return Readiness.WAITING
         for _, failure in sorted(tail.failures.items()):
-            if isinstance(failure, Spent):
+            if isinstance(failure, BudgetSpent):
                 raise too_many_bad(self.cursor, failure.stats, failure.bad, self._plan)
             raise failure.error
         return Readiness.TAIL_FOUND if tail.own is None else Readiness.READY
 
-    def _take_in(self, reply: Answer) -> None:
+    def _take_in(self, reply: Reply) -> None:
         if self._tail is None:
             super()._take_in(reply)
             return
-        self._tail.missing.remove(reply.ticket)
+        self._tail.missing.remove(reply.request_id)
         for result in reply.results:
-            self._keep(self._tail, reply.ticket, result)
+            self._keep(self._tail, reply.request_id, result)
 
-    def _keep(self, tail: _Tail, ticket: int, result: Result) -> None:
-        if isinstance(result, Remains):
+    def _keep(self, tail: _Tail, request_id: int, result: Result) -> None:
+        if isinstance(result, TailSamples):
             tail.remains[result.after.lane] = result
-        elif isinstance(result, Recalled):
+        elif isinstance(result, Reread):
             tail.recalled += result.stats
-        elif isinstance(result, Failed | Spent):
-            tail.failures[ticket] = result
+        elif isinstance(result, Failed | BudgetSpent):
+            tail.failures[request_id] = result

@@ -14,14 +14,18 @@ from multiprocessing.connection import Connection, wait
 import torch
 
 from stream.errors import StreamError
-from stream.loader.plan import Mark, ReadPlan
-from stream.loader.shared_memory import Slab
-from stream.loader.tasks import Answer, Failed, Question, Result, answer
+from stream.loader.plan import InFlightRecord, ReadPlan
+from stream.loader.shared_memory import SharedBuffer
+from stream.loader.tasks import Failed, Reply, Request, Result, handle
 from stream.source import Source, SourceSpec
 
 
 def serve(
-    connection: "Connection[Answer, Question]", mark: Mark, spec: SourceSpec, plan: ReadPlan, slab: Slab
+    connection: "Connection[Reply, Request]",
+    in_flight: InFlightRecord,
+    spec: SourceSpec,
+    plan: ReadPlan,
+    buffer: SharedBuffer,
 ) -> None:
     """Main function of a reader process.
 
@@ -29,11 +33,11 @@ def serve(
     process group, or job; they are left to the parent, which decides when readers end.
 
     Args:
-        connection: questions come in, answers go out, in the same order.
-        mark: where the record stands that is being decoded.
+        connection: requests come in, replies go out, in the same order.
+        in_flight: where the record stands that is being decoded.
         spec: opens the stream.
         plan: how records become samples.
-        slab: memory that requests refer to.
+        buffer: memory that requests refer to.
     """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
@@ -41,18 +45,18 @@ def serve(
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     gc.freeze()
-    plan = replace(plan, mark=mark)
+    plan = replace(plan, in_flight=in_flight)
     source: Source | None = None
     with contextlib.suppress(EOFError, ConnectionError):  # the parent has closed its end
         while True:
-            question = connection.recv()
+            request = connection.recv()
             try:
                 source = source or spec.open()
             except (StreamError, OSError) as error:
-                results: tuple[Result, ...] = (Failed(error),) * len(question.wanted)
+                results: tuple[Result, ...] = (Failed(error),) * len(request.tasks)
             else:
-                results = answer(source, plan, slab.frames, question).results
-            connection.send(Answer(question.ticket, tuple(map(_portable, results))))
+                results = handle(source, plan, buffer.frames, request).results
+            connection.send(Reply(request.request_id, tuple(map(_portable, results))))
     if source is not None:
         source.close()
 

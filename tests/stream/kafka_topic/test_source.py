@@ -115,7 +115,7 @@ def test_reading_resumes_from_every_position_with_the_same_tail(sixty: str) -> N
     whole = list(source.read(Position(lane=0), 3))
     for number, (_, after) in enumerate(whole):
         assert list(source.read(after, 3)) == whole[number + 1 :]
-        assert source.outlook(after, 3).available == source.unread([after], 3) == len(whole) - number - 1
+        assert source.availability(after, 3).available == source.unread([after], 3) == len(whole) - number - 1
     source.close()
 
 
@@ -173,7 +173,7 @@ def test_what_is_left_over_and_used_is_all_there_was(sixty: str) -> None:
 def test_a_block_of_an_open_topic_is_read_once_it_is_full(kafka: Broker) -> None:
     url = filled(kafka, 1, 7)
     source = spec_of(url, 1, until="").open()
-    assert len(read_all(source, 0)) == source.outlook(Position(lane=0), 0).available == 4
+    assert len(read_all(source, 0)) == source.availability(Position(lane=0), 0).available == 4
     assert source.unread([Position(lane=0)]) == 7
     fill(url, 1, range(7, 8))
     assert source.refresh()
@@ -200,7 +200,7 @@ def test_a_run_may_end_at_an_offset_or_a_time(kafka: Broker) -> None:
     assert begin(spec_of(url, 2, until=text))[1].bounds == ((0, 4), (0, 4))
     assert begin(spec_of(url, 2, until="3"))[1].bounds == ((0, 3), (0, 3))
     beyond = spec_of(url, 2, until="9").open()
-    assert not beyond.outlook(Position(lane=0), 0).ended
+    assert not beyond.availability(Position(lane=0), 0).ended
     beyond.close()
     with pytest.raises(ValueError, match="`now`, an offset, or a time"):
         spec_of(url, 2, until="tomorrow").open()
@@ -278,7 +278,7 @@ def test_records_that_go_while_they_are_read_are_noticed(kafka: Broker) -> None:
 def test_a_log_that_ends_before_the_cursor_is_refused(sixty: str) -> None:
     source = spec_of(sixty, LANES, until="").open()
     with pytest.raises(StreamDamaged, match="cut off"):
-        source.outlook(Position(lane=0, base=400), 0)
+        source.availability(Position(lane=0, base=400), 0)
     source.close()
 
 
@@ -294,7 +294,7 @@ def test_a_log_that_ends_before_the_cursor_is_refused(sixty: str) -> None:
 def test_a_position_of_another_reading_is_refused(sixty: str, position: Position) -> None:
     source = spec_of(sixty, LANES).open()
     with pytest.raises(StreamMismatch, match="another topic, number of lanes or window"):
-        source.outlook(position, 0)
+        source.availability(position, 0)
     source.close()
 
 

@@ -15,7 +15,7 @@ from stream.errors import StreamError, StreamMismatch, TooManyBadRecords
 from stream.lanes import LaneStats, Position
 from stream.loader.batch import Batch
 from stream.loader.loader import AVAILABLE, STRICT, Loader
-from stream.loader.tasks import Short, Wanted
+from stream.loader.tasks import NotEnough, ReadChunk
 from tests.stream.fake_source import FakeSpec, grow
 from tests.waiting import LIMIT_S
 
@@ -173,17 +173,17 @@ def test_the_end_of_a_stream_that_another_process_has_seen_is_asked_about_once(t
     growth = tmp_path / "growth.json"
     grow(growth, 8)
     source = FakeSpec(lanes=2, growth=str(growth), block=4, first_bad=0).open()
-    wanted = Wanted(Position(lane=0), 0, frame=0, column=0, ended=True)
+    wanted = ReadChunk(Position(lane=0), 0, frame=0, column=0, ended=True)
     with Loader(
         FakeSpec(lanes=2), cursor=begin(FakeSpec(lanes=2)), crops=KINDS, config=CONFIG, workers=0
     ) as one:
         plan, frames = one._plan, one._frames
         short = wanted.result(source, plan, frames)
-        assert isinstance(short, Short)
+        assert isinstance(short, NotEnough)
         assert (short.ended, dict(short.skipped)) == (True, {})
         grow(growth, 8, sealed=True)
         short = wanted.result(source, plan, frames)
-    assert isinstance(short, Short)
+    assert isinstance(short, NotEnough)
     assert (short.ended, sum(short.skipped.values())) == (True, 4)
 
 

@@ -13,7 +13,7 @@ from stream.lanes import LaneStats, add_counts
 from stream.loader.batch import Batch
 from stream.loader.loader import Loader, Readiness
 from stream.loader.pool import Pool
-from stream.loader.tasks import Answer, Question, answer
+from stream.loader.tasks import Reply, Request, handle
 from stream.source import SourceSpec
 from tests.stream.loader.test_loader import CONFIG, KINDS, SPEC, begin, load
 
@@ -25,34 +25,34 @@ class ScrambledPool:
         self.restarts = 0
         self._spec, self._loader, self._rng = spec, loader, rng
         self._source = spec.open()
-        self._questions: list[Question] = []
+        self._requests: list[Request] = []
 
     @property
     def pending(self) -> int:
-        return len(self._questions)
+        return len(self._requests)
 
-    def submit(self, question: Question) -> None:
-        self._questions.append(question)
+    def submit(self, request: Request) -> None:
+        self._requests.append(request)
 
-    def collect(self, timeout_s: float) -> list[Answer]:
-        answers = []
-        for _ in range(self._rng.randint(0, len(self._questions))):
-            question = self._rng.choice(self._questions)
-            reply = answer(self._source, self._loader.plan, self._loader.frames, question)
+    def collect(self, timeout_s: float) -> list[Reply]:
+        replies = []
+        for _ in range(self._rng.randint(0, len(self._requests))):
+            request = self._rng.choice(self._requests)
+            reply = handle(self._source, self._loader.plan, self._loader.frames, request)
             if self._rng.random() < 0.2:
                 self._source = self._spec.open()
                 self.restarts += 1
             else:
-                self._questions.remove(question)
-                answers.append(reply)
-        return answers
+                self._requests.remove(request)
+                replies.append(reply)
+        return replies
 
     def drain(self) -> None:
         while self.pending:
             self.collect(0.0)
 
     def close(self) -> None:
-        self._questions.clear()
+        self._requests.clear()
 
 
 class ScrambledLoader(Loader):

@@ -16,9 +16,9 @@ import pytest
 
 from stream.errors import WorkerFailed
 from stream.loader.batch import Batch
-from stream.loader.plan import Mark
-from stream.loader.pool import MOST_DEATHS_OF_ONE_QUESTION, _Reader
-from stream.loader.tasks import Question
+from stream.loader.plan import InFlightRecord
+from stream.loader.pool import MOST_DEATHS_OF_ONE_REQUEST, _Reader
+from stream.loader.tasks import Request
 from tests.stream.fake_source import FakeSpec, grow
 from tests.stream.loader.load_and_leave import PooledLoader
 from tests.stream.loader.test_loader import CONFIG, KINDS, SPEC, begin, growing, load, same, until_error
@@ -95,20 +95,20 @@ def test_a_reader_that_hangs_is_replaced(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_a_reader_that_begins_another_record_is_not_silent() -> None:
-    mark = Mark()
+    in_flight = InFlightRecord()
     ours, theirs = multiprocessing.Pipe()
-    reader = _Reader(multiprocessing.get_context("forkserver").Process(), ours, mark)
+    reader = _Reader(multiprocessing.get_context("forkserver").Process(), ours, in_flight)
     reader.waited(200.0)
     assert reader.silent_s == 0.0, "nothing was asked of it"
-    reader.asked.append(Question(0, ()))
+    reader.requests.append(Request(0, ()))
     for record in (1, 2):
-        mark.set(0, record)
+        in_flight.set(0, record)
         reader.waited(200.0)
         assert reader.silent_s == 0.0
-    mark.clear()
+    in_flight.clear()
     reader.waited(200.0)
     assert reader.silent_s == 200.0
-    for end in (ours, theirs, mark):
+    for end in (ours, theirs, in_flight):
         end.close()
 
 
@@ -126,7 +126,7 @@ def test_a_record_that_kills_every_reader_is_named_after_the_batches_before_it(t
         got, message = until_error(loader, WorkerFailed)
     assert equal(got, load(SPEC)[:step])
     assert f"lane {lane} at unit" in message
-    assert f"{MOST_DEATHS_OF_ONE_QUESTION} reader processes" in message
+    assert f"{MOST_DEATHS_OF_ONE_REQUEST} reader processes" in message
     assert "-9" in message
 
 
