@@ -41,7 +41,7 @@ from stream.errors import TooManyBadRecords
 from stream.kafka_topic.dead_letters import TopicFollower
 from stream.lanes import BadRecordRef, LaneStats
 from stream.loader.batch import Batch
-from stream.loader.replay import ReplayLoader
+from stream.loader.loader import Loader
 from stream.source import SourceSpec
 
 logger = logging.getLogger(__name__)
@@ -337,13 +337,13 @@ class Run:
         # A run that has just begun is worth no checkpoint of its own.
         self._saved = self.cursor
 
-    def _open_loader(self) -> ReplayLoader:
+    def _open_loader(self) -> Loader:
         device = device_of(self.config, self._world.local_rank)
         return open_loader(
             self._spec, self.config, self.cursor, world=self._world, pin_memory=device.type == "cuda"
         )
 
-    def _in_step(self, loader: ReplayLoader) -> Steps:
+    def _in_step(self, loader: Loader) -> Steps:
         ranks = self.config.ranks
         return Steps(
             loader,

@@ -45,7 +45,7 @@ def copied(
     frame: BatchFrame,
     *,
     lane_B: Tensor,
-    dealt_B: Tensor | None = None,
+    dealt_B: Tensor,
     bad: tuple[BadRecordRef, ...],
     cursor: Cursor,
     stats: LaneStats,
@@ -57,7 +57,7 @@ def copied(
     Args:
         frame: its columns are the samples.
         lane_B: [B] int64, of each column.
-        dealt_B: as in `Batch`; None = the same.
+        dealt_B: as in `Batch`.
         bad: as in `Batch`.
         cursor: as in `Batch`.
         stats: as in `Batch`.
@@ -73,7 +73,7 @@ def copied(
         uniforms=own(frame.uniforms),
         lane_B=lane_B,
         seq_B=frame.seq_B.clone(),
-        dealt_B=lane_B if dealt_B is None else dealt_B,
+        dealt_B=dealt_B,
         refs_B2=frame.refs_B2.clone(),
         keys=tuple(bytes(row).rstrip(b"\0").decode("ascii") for row in frame.keys.numpy()),
         thumbs=frame.thumbs.clone() if thumbs else None,

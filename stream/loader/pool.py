@@ -9,7 +9,7 @@ import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from multiprocessing import util
 from multiprocessing.connection import Connection, wait
@@ -22,7 +22,8 @@ from stream.loader.assemble import KILLS_DECODER
 from stream.loader.fork_server import fork_server
 from stream.loader.plan import InFlightRecord, ReadPlan, RecordRef
 from stream.loader.shared_memory import BatchFrame, SharedBuffer
-from stream.loader.tasks import Failed, Reply, Request, handle
+from stream.loader.step import Readiness
+from stream.loader.tasks import Failed, Reply, Request, Result, Task, handle
 from stream.source import Source, SourceSpec
 
 logger = logging.getLogger(__name__)
@@ -97,6 +98,56 @@ class InlinePool:
     def close(self) -> None:
         """Forget what was asked."""
         self._requests.clear()
+
+
+class Requests:
+    """Requests in work, each with the function that takes its results; not thread-safe."""
+
+    def __init__(self, pool: Pool) -> None:
+        self.waiting = False
+        """Nothing is in work: what is waited for has not arrived. May be read by any thread."""
+        self._pool = pool
+        self._last_id = 0
+        self._takers: dict[int, Callable[[Sequence[Result]], None]] = {}
+
+    @property
+    def restarts(self) -> int:
+        """Readers that died and were replaced."""
+        return self._pool.restarts
+
+    def submit(
+        self, tasks: Sequence[Task], take: Callable[[Sequence[Result]], None], *, accepted: int = 0
+    ) -> None:
+        """Have one reader do some tasks; does not wait.
+
+        Args:
+            tasks: one after the other.
+            take: called by `wait_for` with one result for each task.
+            accepted: as in `Request`.
+        """
+        self._last_id += 1
+        self._takers[self._last_id] = take
+        self._pool.submit(Request(self._last_id, tuple(tasks), accepted=accepted))
+
+    def wait_for(self, state: Callable[[], Readiness], timeout_s: float) -> Readiness:
+        """Hand out results until a state is no longer WAITING, for so long at most; the state."""
+        deadline = time.monotonic() + timeout_s
+        left = timeout_s
+        while (found := state()) is Readiness.WAITING and left >= 0:
+            self.waiting = not self._pool.pending
+            if self.waiting:
+                time.sleep(left)
+            else:
+                for reply in self._pool.collect(left):
+                    self._takers.pop(reply.request_id)(reply.results)
+            left = deadline - time.monotonic()
+        self.waiting = self.waiting and found is Readiness.WAITING
+        return found
+
+    def drain(self) -> None:
+        """Wait until no reader writes into a frame any more, and forget all that was submitted."""
+        self._pool.drain()
+        self._takers.clear()
 
 
 @dataclass(slots=True, eq=False)
@@ -282,3 +333,10 @@ def _end_readers(readers: list[_Reader]) -> None:
             reader.process.join()
         reader.in_flight.close()
     readers.clear()
+
+
+def open_pool(spec: SourceSpec, source: Source, plan: ReadPlan, buffer: SharedBuffer, workers: int) -> Pool:
+    """Reader processes; with 0 workers the calling process, which reads by its own view of the stream."""
+    if workers:
+        return ProcessPool(spec, plan, buffer, workers)
+    return InlinePool(source, plan, buffer.frames)

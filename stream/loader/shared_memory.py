@@ -44,16 +44,28 @@ class BatchFrame:
     keys: Tensor
     """[B, KEY_BYTES] uint8, ASCII; zeros where a record states no digest."""
 
-    def first(self, columns: int) -> "BatchFrame":
-        """The first columns of it, in the same memory."""
+    def columns(self, some: slice) -> "BatchFrame":
+        """Some of the columns, in the same memory."""
         return BatchFrame(
-            crops=tuple(kind[:, :columns] for kind in self.crops),
-            uniforms=self.uniforms[:, :columns],
-            thumbs=self.thumbs[:columns],
-            seq_B=self.seq_B[:columns],
-            refs_B2=self.refs_B2[:columns],
-            keys=self.keys[:columns],
+            crops=tuple(kind[:, some] for kind in self.crops),
+            uniforms=self.uniforms[:, some],
+            thumbs=self.thumbs[some],
+            seq_B=self.seq_B[some],
+            refs_B2=self.refs_B2[some],
+            keys=self.keys[some],
         )
+
+
+def joined_frame(parts: Sequence[BatchFrame]) -> BatchFrame:
+    """The columns of several frames, in memory of their own."""
+    return BatchFrame(
+        crops=tuple(torch.cat(kind, 1) for kind in zip(*(part.crops for part in parts), strict=True)),
+        uniforms=torch.cat([part.uniforms for part in parts], 1),
+        thumbs=torch.cat([part.thumbs for part in parts]),
+        seq_B=torch.cat([part.seq_B for part in parts]),
+        refs_B2=torch.cat([part.refs_B2 for part in parts]),
+        keys=torch.cat([part.keys for part in parts]),
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -258,7 +258,7 @@ def test_each_pass_of_a_run_over_a_pruned_stream_begins_where_the_first_did(url:
     with Loader(
         spec, cursor=cursor, crops=KINDS, config=ReaderConfig(max_bad_fraction=1.0), workers=0, passes=2
     ) as loader:
-        loader.end_pass()
+        loader.settle([loader.pass_report()])
         assert [position.unit for position in loader.cursor.positions] == [4, 4]
         assert loader.cursor.left_over == 20
 
