@@ -12,8 +12,9 @@ from stream.errors import BadRecord
 from stream.images import crops
 from stream.images.decode import decode_image
 from stream.lanes import BadRecordRef, LaneStats
-from stream.loader.plan import ReadPlan, RecordRef
+from stream.loader.plan import ReadPlan
 from stream.loader.shared_memory import KEY_BYTES, BatchFrame
+from stream.processes import RecordRef
 from stream.record import Record
 from stream.source import Entry
 

@@ -7,7 +7,6 @@ process that maps it, however that process ends, and the size of /dev/shm does n
 
 import mmap
 import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing import reduction
@@ -20,6 +19,7 @@ from stream.config import CropConfig
 from stream.errors import StreamError
 from stream.images.crops import UNIFORMS_PER_VIEW, num_views
 from stream.machine import free_memory
+from stream.processes import anonymous_memory
 
 KEY_BYTES = 64
 """Length of a hex SHA-256."""
@@ -172,7 +172,7 @@ def _allocate(size: int, layout: FrameLayout, num_frames: int) -> int:
     free = free_memory()
     if free is not None and size > free * _SHARE_OF_FREE_MEMORY:
         raise StreamError(f"only {free / 2**20:.0f} MiB of memory are free, reading needs {want}")
-    fd = anonymous()
+    fd = anonymous_memory()
     try:
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(fd, 0, size)
@@ -182,14 +182,3 @@ def _allocate(size: int, layout: FrameLayout, num_frames: int) -> int:
         os.close(fd)
         raise StreamError(f"cannot reserve {want} ({error.strerror})") from error
     return fd
-
-
-def anonymous() -> int:
-    """Descriptor of memory without a name, empty yet."""
-    if hasattr(os, "memfd_create"):
-        try:
-            return os.memfd_create("swavstream-buffer")
-        except OSError:
-            pass  # forbidden in some sandboxes: the file serves as well
-    with tempfile.TemporaryFile() as file:
-        return os.dup(file.fileno())

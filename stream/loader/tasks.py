@@ -16,8 +16,9 @@ from typing import Protocol
 from stream.errors import BadRecord, StreamDamaged, StreamError, StreamMismatch
 from stream.lanes import BadRecordRef, LaneStats, Position
 from stream.loader.assemble import BatchAssembler, ReadStats
-from stream.loader.plan import ReadPlan, RecordRef
+from stream.loader.plan import ReadPlan
 from stream.loader.shared_memory import BatchFrame
+from stream.processes import RecordRef
 from stream.source import Availability, Source
 
 Sample = tuple[int, int, int, int]

@@ -1,7 +1,6 @@
 """The loader with real reader processes: killed, interrupted, orphaned."""
 
 import contextlib
-import multiprocessing
 import os
 import random
 import signal
@@ -18,9 +17,12 @@ import pytest
 from stream.errors import WorkerFailed
 from stream.loader.batch import Batch
 from stream.loader.loader import Loader
-from stream.loader.plan import InFlightRecord
-from stream.loader.pool import MOST_DEATHS_OF_ONE_REQUEST, _Reader
-from stream.loader.tasks import Request
+from stream.loader.open_stream import PoolOpener
+from stream.loader.plan import ReadPlan
+from stream.loader.pool import Pool, ProcessPool
+from stream.loader.shared_memory import SharedBuffer
+from stream.processes import MOST_DEATHS_OF_ONE_JOB
+from stream.source import Source, SourceSpec
 from tests.stream.fake_source import FakeSpec, grow
 from tests.stream.loader.driving import KeptPools, batches_of, steps_of
 from tests.stream.loader.test_loader import CONFIG, KINDS, SPEC, begin, growing, load, same, until_error
@@ -86,35 +88,22 @@ def test_a_reader_killed_in_the_middle_of_a_chunk_is_replaced(tmp_path: Path) ->
         assert loader.worker_restarts == 1
 
 
-def test_a_reader_that_hangs_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def pool_with(**limits: Any) -> PoolOpener:
+    """Opens reader processes with other limits."""
+
+    def opened(spec: SourceSpec, source: Source, plan: ReadPlan, buffer: SharedBuffer, workers: int) -> Pool:
+        return ProcessPool(spec, plan, buffer, workers, **limits)
+
+    return opened
+
+
+def test_a_reader_that_hangs_is_replaced(tmp_path: Path) -> None:
     trap = tmp_path / "trap"
     trap.touch()
     spec = replace(SPEC, kill_at=70, kill_while=str(trap), kill_with=signal.SIGSTOP)
-    with pooled(spec) as loader:
-        steps = steps_of(loader)
-        got = [next(iter(steps))]
-        monkeypatch.setattr("stream.loader.pool.SILENCE_S", 1.5)
-        got += steps
-        assert equal(got, load(SPEC))
+    with pooled(spec, pool=pool_with(silence_s=3.0)) as loader:
+        assert equal(batches_of(loader), load(SPEC))
         assert loader.worker_restarts >= 1
-
-
-def test_a_reader_that_begins_another_record_is_not_silent() -> None:
-    in_flight = InFlightRecord()
-    ours, theirs = multiprocessing.Pipe()
-    reader = _Reader(multiprocessing.get_context("forkserver").Process(), ours, in_flight)
-    reader.waited(200.0)
-    assert reader.silent_s == 0.0, "nothing was asked of it"
-    reader.requests.append(Request(0, ()))
-    for record in (1, 2):
-        in_flight.set(0, record)
-        reader.waited(200.0)
-        assert reader.silent_s == 0.0
-    in_flight.clear()
-    reader.waited(200.0)
-    assert reader.silent_s == 200.0
-    for end in (ours, theirs, in_flight):
-        end.close()
 
 
 def test_a_record_that_kills_every_reader_is_named_after_the_batches_before_it(tmp_path: Path) -> None:
@@ -131,7 +120,7 @@ def test_a_record_that_kills_every_reader_is_named_after_the_batches_before_it(t
         got, message = until_error(loader, WorkerFailed)
     assert equal(got, load(SPEC)[:step])
     assert f"lane {lane} at unit" in message
-    assert f"{MOST_DEATHS_OF_ONE_REQUEST} reader processes" in message
+    assert f"{MOST_DEATHS_OF_ONE_JOB} reader processes" in message
     assert "-9" in message
 
 
@@ -185,9 +174,8 @@ def test_what_is_known_of_deadly_records_does_not_depend_on_looking_ahead() -> N
     assert runs[0] == runs[1]
 
 
-def test_when_too_many_records_kill_it_is_not_the_records(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stream.loader.pool.MOST_DEADLY", 1)
-    with pooled(spoiled(SPEC, 33, 70)) as loader:
+def test_when_too_many_records_kill_it_is_not_the_records() -> None:
+    with pooled(spoiled(SPEC, 33, 70), pool=pool_with(most_deadly=1)) as loader:
         _, message = until_error(loader, WorkerFailed)
     assert "record that crashes its decoder" in message
 
