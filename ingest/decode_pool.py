@@ -70,18 +70,18 @@ FAILED_IN_A_ROW = 20
 """Images that crash or hang one after the other until something else must be wrong."""
 
 
-Answer = Prepared | tuple[str, str] | BadRecord
+Reply = Prepared | tuple[str, str] | BadRecord
 """Of a process: the image, or reason and detail; of the pool: why it was given up."""
 
 
 @dataclass(eq=False, slots=True, kw_only=True)
-class _Image(Job[tuple[bytes, str], Answer]):
+class _Image(Job[tuple[bytes, str], Reply]):
     found: Found
 
     @property
     def result(self) -> Result | None:
         """None while there is none."""
-        return BadRecord(*self.answer) if isinstance(self.answer, tuple) else self.answer
+        return BadRecord(*self.reply) if isinstance(self.reply, tuple) else self.reply
 
 
 def count_of(config: IngestConfig) -> int:
@@ -97,7 +97,7 @@ class Preparers:
     def __init__(self, config: IngestConfig) -> None:
         self._config = config
         self._count = count_of(config)
-        self._processes: Processes[tuple[bytes, str], Answer] | None = None
+        self._processes: Processes[tuple[bytes, str], Reply] | None = None
         self._order: deque[_Image] = deque()
         self._batches: deque[list[_Image]] = deque()
         self._filling: list[_Image] = []
@@ -175,7 +175,7 @@ class Preparers:
             image = _Image((found.payload, found.path), nothing_to_do(found), found=found)
             self._order.append(image)
             self._ahead_bytes += len(found.payload)
-            if image.answer is None:
+            if image.reply is None:
                 self._add(image)
             if self._order[0].result is not None or self._has_waited():
                 break
@@ -194,7 +194,7 @@ class Preparers:
     def _has_waited(self) -> bool:
         return bool(self._filling) and time.monotonic() - self._filling_since > BATCH_AGE_S
 
-    def _dispatch(self, processes: Processes[tuple[bytes, str], Answer], *, flush: bool) -> None:
+    def _dispatch(self, processes: Processes[tuple[bytes, str], Reply], *, flush: bool) -> None:
         """Give work to idle processes; they are reading, so that writing to them cannot block for long."""
         if self._filling and (flush or self._has_waited()):
             self._batches.append(self._filling)
@@ -202,7 +202,7 @@ class Preparers:
         while self._batches and processes.idle:
             processes.submit(self._batches.popleft())
 
-    def _listen(self, processes: Processes[tuple[bytes, str], Answer]) -> None:
+    def _listen(self, processes: Processes[tuple[bytes, str], Reply]) -> None:
         """Take the answers; too many images in a row that bring their process down end the ingest."""
         try:
             answered = processes.collect(TICK_S)
@@ -213,7 +213,7 @@ class Preparers:
             ) from error
         for image in answered:
             assert isinstance(image, _Image)
-            given_up = image.answer
+            given_up = image.reply
             self._failed_in_a_row = self._failed_in_a_row + 1 if isinstance(given_up, BadRecord) else 0
             if isinstance(given_up, BadRecord) and self._failed_in_a_row >= FAILED_IN_A_ROW:
                 raise PreparersFailed(
@@ -223,7 +223,7 @@ class Preparers:
                 )
 
 
-def _give_up(image: Job[tuple[bytes, str], Answer], loss: Loss) -> BadRecord | None:
+def _give_up(image: Job[tuple[bytes, str], Reply], loss: Loss) -> BadRecord | None:
     """Why an image at which a process was lost is given up; None when it is tried again."""
     if loss.hung:
         return BadRecord("decode_timeout")

@@ -100,24 +100,24 @@ def anonymous_memory() -> int:
     """Descriptor of memory without a name, empty yet."""
     if hasattr(os, "memfd_create"):
         try:
-            return os.memfd_create("swavstream")
+            return os.memfd_create("swavstream-memory")
         except OSError:
             pass  # forbidden in some sandboxes: the file serves as well
     with tempfile.TemporaryFile() as file:
         return os.dup(file.fileno())
 
 
-Asked = TypeVar("Asked")
-Answer = TypeVar("Answer")
+Request = TypeVar("Request")
+Reply = TypeVar("Reply")
 
 
 @dataclass(eq=False, slots=True)
-class Job(Generic[Asked, Answer]):
+class Job(Generic[Request, Reply]):
     """What one process is asked."""
 
-    asked: Asked
+    request: Request
     """Is sent; may be changed before it is asked again."""
-    answer: Answer | None = None
+    reply: Reply | None = None
     """None while it is not answered."""
     deaths: list[RecordRef | None] = field(default_factory=list)
     """For each process that was lost at it, the record that it was at; None = at none."""
@@ -148,7 +148,7 @@ class NoStart(Exception):
 
 
 @dataclass(eq=False, slots=True)
-class _Process(Generic[Asked, Answer]):
+class _Process(Generic[Request, Reply]):
     """One process and what it was asked, oldest first."""
 
     process: BaseProcess
@@ -156,7 +156,7 @@ class _Process(Generic[Asked, Answer]):
     in_flight: InFlightRecord
     ready: bool = False
     """It has begun to answer; before, nothing was sent to it."""
-    jobs: deque[Job[Asked, Answer]] = field(default_factory=deque)
+    jobs: deque[Job[Request, Reply]] = field(default_factory=deque)
     silent_s: float = 0.0
     """Seconds spent waiting since it last got on."""
     latest: RecordRef = (0, 0)
@@ -168,11 +168,11 @@ class _Process(Generic[Asked, Answer]):
         self.silent_s = self.silent_s + seconds if busy and latest == self.latest else 0.0
         self.latest = latest
 
-    def send(self, jobs: Sequence[Job[Asked, Answer]]) -> None:
-        """Send jobs; that it is gone shows when its answers are read."""
+    def send(self, jobs: Sequence[Job[Request, Reply]]) -> None:
+        """Send jobs; that it is gone shows when its replies are read."""
         if jobs:
             with contextlib.suppress(OSError):
-                self.connection.send([job.asked for job in jobs])
+                self.connection.send([job.request for job in jobs])
 
     def end(self) -> int | None:
         """Wait for its end, or bring it about; the exit code."""
@@ -184,7 +184,7 @@ class _Process(Generic[Asked, Answer]):
         return self.process.exitcode
 
 
-class Processes(Generic[Asked, Answer]):
+class Processes(Generic[Request, Reply]):
     """Processes that answer jobs in any order; each its own in the order asked. Not thread-safe.
 
     Jobs are sent at once, so that a process has work while this program does something else. One that has
@@ -197,7 +197,7 @@ class Processes(Generic[Asked, Answer]):
         arguments: picklable.
         count: processes; >= 1.
         silence_s: one that was waited for so long, and did not get on, hangs.
-        lost: decides about the suspect of a lost process: gives its answer, or None to ask it again.
+        lost: decides about the suspect of a lost process: gives its reply, or None to ask it again.
         name: of the processes.
     """
 
@@ -208,7 +208,7 @@ class Processes(Generic[Asked, Answer]):
         *,
         count: int,
         silence_s: float,
-        lost: Callable[[Job[Asked, Answer], Loss], Answer | None],
+        lost: Callable[[Job[Request, Reply], Loss], Reply | None],
         name: str,
     ) -> None:
         self.restarts = 0
@@ -217,7 +217,7 @@ class Processes(Generic[Asked, Answer]):
         self._silence_s, self._lost = silence_s, lost
         self._context = fork_server([opener.partition(":")[0]])
         self._failed_starts = 0
-        self._processes: list[_Process[Asked, Answer]] = []
+        self._processes: list[_Process[Request, Reply]] = []
         # multiprocessing joins its children at exit, and ours wait until their connections are closed: close
         # them before that, also when `close` was never called.
         self._end = util.Finalize(self, _end_all, args=(self._processes,), exitpriority=100)
@@ -239,21 +239,21 @@ class Processes(Generic[Asked, Answer]):
         chosen = [process for process in self._processes if not busy or (process.ready and process.jobs)]
         return [process.process.pid or 0 for process in chosen]
 
-    def submit(self, jobs: Sequence[Job[Asked, Answer]]) -> None:
+    def submit(self, jobs: Sequence[Job[Request, Reply]]) -> None:
         """Hand jobs to the least busy process, in one message."""
         process = min(self._processes, key=lambda process: (len(process.jobs), not process.ready))
         process.jobs.extend(jobs)
         if process.ready:
             process.send(jobs)
 
-    def collect(self, timeout_s: float) -> list[Job[Asked, Answer]]:
+    def collect(self, timeout_s: float) -> list[Job[Request, Reply]]:
         """Jobs that have been answered; waits so long at most for the first.
 
         Raises:
             NoStart: processes die as they start.
         """
         by_connection = {process.connection: process for process in self._processes}
-        answered: list[Job[Asked, Answer]] = []
+        answered: list[Job[Request, Reply]] = []
         began = time.monotonic()
         heard = wait(list(by_connection), timeout_s)
         # No longer than was asked for: what stopped this program, or the machine, is no process's fault.
@@ -278,7 +278,7 @@ class Processes(Generic[Asked, Answer]):
         """End all processes; what they are at is dropped. May be called twice."""
         self._end()
 
-    def _start(self) -> _Process[Asked, Answer]:
+    def _start(self) -> _Process[Request, Reply]:
         ours, theirs = self._context.Pipe()
         in_flight = InFlightRecord()
         process = self._context.Process(
@@ -291,18 +291,18 @@ class Processes(Generic[Asked, Answer]):
         theirs.close()  # so that the process's death is the end of the connection
         return _Process(process, ours, in_flight)
 
-    def _take(self, process: _Process[Asked, Answer], message: Answer | None) -> list[Job[Asked, Answer]]:
-        """Take in what a process says: that it is ready, or an answer."""
+    def _take(self, process: _Process[Request, Reply], message: Reply | None) -> list[Job[Request, Reply]]:
+        """Take in what a process says: that it is ready, or a reply."""
         process.silent_s = 0.0
         if message is None:
             process.ready, self._failed_starts = True, 0
             process.send(process.jobs)
             return []
         job = process.jobs.popleft()
-        job.answer = message
+        job.reply = message
         return [job]
 
-    def _replace(self, lost: _Process[Asked, Answer], *, hung: bool) -> list[Job[Asked, Answer]]:
+    def _replace(self, lost: _Process[Request, Reply], *, hung: bool) -> list[Job[Request, Reply]]:
         """Put a new process in the place of a lost one; the suspect, where it is given up."""
         if hung:
             lost.process.kill()
@@ -321,8 +321,8 @@ class Processes(Generic[Asked, Answer]):
         elif fresh.jobs:
             suspect = fresh.jobs[0]
             suspect.deaths.append(record)
-            suspect.answer = self._lost(suspect, Loss(hung, exit_code))
-            if suspect.answer is not None:
+            suspect.reply = self._lost(suspect, Loss(hung, exit_code))
+            if suspect.reply is not None:
                 return [fresh.jobs.popleft()]
         return []
 
@@ -356,8 +356,8 @@ def _serve(
         answer = getattr(importlib.import_module(module), function)(in_flight, *arguments)
         connection.send(None)
         while True:
-            for asked in connection.recv():
-                connection.send(answer(asked))
+            for request in connection.recv():
+                connection.send(answer(request))
 
 
 def _end_with_parent() -> None:

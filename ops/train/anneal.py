@@ -26,7 +26,7 @@ from ops.rundir.lock import RunClaim
 from ops.rundir.summary import Progress
 from ops.train.data import reading_mode, sealed_samples, source_spec
 from stream.cursor import Cursor
-from stream.loader.open_stream import AVAILABLE
+from stream.loader.prefetch import AVAILABLE
 
 KIND = "anneal"
 SHARE = 0.2

@@ -13,7 +13,7 @@ from stream.kafka_topic.address import OPEN, check, is_topic, read_address
 from stream.kafka_topic.dead_letters import TopicFollower
 from stream.kafka_topic.source import TopicSpec
 from stream.loader.loader import Loader
-from stream.loader.open_stream import AVAILABLE, STRICT
+from stream.loader.prefetch import AVAILABLE, STRICT
 from stream.shards.source import ShardSource, ShardSpec
 from stream.source import Source, SourceSpec
 from stream.storage import local_path

@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +25,19 @@ KILLS_DECODER = "kills_decoder"
 """Reason of a record in whose decoder one reader after the other died."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Met:
+    """What reading some records of a lane cost and met."""
+
+    stats: LaneStats = field(default_factory=LaneStats)
+    bad: tuple[BadRecordRef, ...] = ()
+    """Those that could not be used."""
+    deadly: tuple[RecordRef, ...] = ()
+    """Those that were left out because they kill their decoder."""
+    newest: float = 0.0
+    """When the newest of them was put on the stream, seconds since 1970; 0 = not known."""
+
+
 @dataclass(slots=True, kw_only=True)
 class ReadStats:
     """What reading meets, as it goes on."""
@@ -36,12 +50,11 @@ class ReadStats:
     decode_s: float = 0.0
     crop_s: float = 0.0
     newest: float = 0.0
-    """When the newest of the records was put on the stream, seconds since 1970; 0 = not known."""
     skipped: dict[str, int] = field(default_factory=dict)
     bad: list[BadRecordRef] = field(default_factory=list)
     deadly: list[RecordRef] = field(default_factory=list)
 
-    def met(self, entry: Entry) -> None:
+    def count(self, entry: Entry) -> None:
         """Count an entry that was read."""
         self.read += entry.count
         self.newest = max(self.newest, entry.time)
@@ -81,6 +94,11 @@ class ReadStats:
         bad = max(0, self.lane_stats().seen - self.used - self.plan.accepted)
         # The other chunks of this step can only add good records up to a whole batch.
         return self.plan.over_budget(bad + self.plan.batch, bad)
+
+    def met(self) -> dict[str, Any]:
+        """The fields of `Met` so far."""
+        bad, deadly = tuple(self.bad), tuple(self.deadly)
+        return {"stats": self.lane_stats(), "bad": bad, "deadly": deadly, "newest": self.newest}
 
     def lane_stats(self) -> LaneStats:
         """The account so far."""

@@ -20,15 +20,16 @@ from typing import Any, Self
 from stream.config import CropConfig, ReaderConfig, ReplayConfig
 from stream.cursor import Cursor
 from stream.lanes import BadRecordRef, LaneLag, LaneStats, Position, add_counts, owned_lanes
+from stream.loader.assemble import Met
 from stream.loader.batch import Batch, copied
 from stream.loader.budget import charged
-from stream.loader.open_stream import AVAILABLE, STRICT, OpenStream, PoolOpener
+from stream.loader.open_stream import OpenStream, PoolOpener
 from stream.loader.pool import open_pool
-from stream.loader.prefetch import samples_per_request
+from stream.loader.prefetch import AVAILABLE, STRICT, ChunkSource
 from stream.loader.replay import FifoWindow, Rebuild, Replays
 from stream.loader.step import Readiness, StepSource
 from stream.loader.tail import PassPolicy, Tail, leave_over, train_tail
-from stream.loader.tasks import BudgetSpent, Chunk, NotEnough, TailSamples
+from stream.loader.tasks import Chunk, TailSamples
 from stream.source import SourceSpec
 
 
@@ -114,20 +115,18 @@ class Loader:
         with ExitStack() as opened:
             self._stream = stream = OpenStream(
                 spec,
-                cursor=cursor,
-                lanes=self.lanes,
+                cursor,
+                self.lanes,
                 crops=crops,
                 config=config,
                 workers=workers,
-                mode=mode,
                 more_frames=replay.updates - 1,
                 finished=self.finished,
                 pool=pool,
             )
             opened.callback(stream.close)
-            at_once = samples_per_request(stream.plan.columns, workers=workers)
             window = FifoWindow(
-                self.lanes, num_steps=num_steps, updates=replay.updates, samples_at_once=at_once
+                self.lanes, num_steps=num_steps, updates=replay.updates, samples_at_once=stream.per_request()
             )
             start = None if self.finished else window.begin(cursor)
             self._rebuild: Rebuild | None = None
@@ -143,6 +142,7 @@ class Loader:
                     pool=pool,
                 )
             self._opened = opened.pop_all()
+        self._chunks = ChunkSource(stream, cursor, mode)
         self._replays = Replays(window, replay.updates, stream)
         self._pass_policy: PassPolicy = train_tail if tail else leave_over
         self._tail: Tail | None = None
@@ -176,7 +176,7 @@ class Loader:
     @property
     def starving(self) -> tuple[int, ...]:
         """Lanes of which the next chunk cannot be read before records arrive."""
-        return self._stream.chunks.starving
+        return self._chunks.starving
 
     @property
     def rebuilding(self) -> bool:
@@ -190,14 +190,14 @@ class Loader:
 
     def lag(self) -> int:
         """Records of this rank's lanes, committed and not used yet. May block on I/O, not on arrivals."""
-        self._stream.chunks.look()
+        self._chunks.look()
         return self._unread(*self._stream.positions(self.cursor))
 
     def lane_lags(self) -> tuple[LaneLag, ...]:
         """How far each lane of this rank is behind, in learning and in reading ahead. Quick: no I/O."""
         now = time.time()
         found = []
-        for lane, (ahead, newest) in self._stream.chunks.fetched().items():
+        for lane, (ahead, newest) in self._chunks.fetched().items():
             unlearned, unread = self._unread(self.cursor.positions[lane]), self._unread(ahead)
             found.append(
                 LaneLag(
@@ -275,7 +275,7 @@ class Loader:
         Raises:
             StreamError, OSError: the stream cannot be looked at.
         """
-        unusable: dict[str, int] = reduce(add_counts, map(_skipped, self._unfilled()), {})
+        unusable: dict[str, int] = reduce(add_counts, [part.stats.skipped for part in self._unfilled()], {})
         return {
             "unread": list(self._stream.unread(self.cursor).items()),
             "unusable": unusable,
@@ -331,7 +331,7 @@ class Loader:
         """What gives the next batch."""
         if self._replays.left:
             return self._replays
-        return self._stream.chunks if self._tail is None else self._tail
+        return self._chunks if self._tail is None else self._tail
 
     def _after(
         self, parts: Sequence[Chunk | TailSamples], stats: LaneStats, bad: Sequence[BadRecordRef]
@@ -346,25 +346,19 @@ class Loader:
         self._newest |= {part.after.lane: part.newest for part in parts}
         return replace(cursor, deadly=self._deadly(parts))
 
-    def _deadly(
-        self, parts: Sequence[Chunk | NotEnough | BudgetSpent | TailSamples]
-    ) -> tuple[tuple[int, int], ...]:
+    def _deadly(self, parts: Sequence[Met]) -> tuple[tuple[int, int], ...]:
         return tuple(sorted({*self.cursor.deadly, *(ref for part in parts for ref in part.deadly)}))
 
-    def _unfilled(self) -> Sequence[Chunk | NotEnough | BudgetSpent | TailSamples]:
+    def _unfilled(self) -> Sequence[Met]:
         """What was read for a step that the pass ends without."""
-        return self._stream.chunks.unfilled() if self._tail is None else self._tail.parts()
+        return self._chunks.unfilled() if self._tail is None else self._tail.parts()
 
     def _end_tail(self) -> None:
         """Read chunks from the cursor on."""
         self._tail = None
-        self._stream.begin(self.cursor)
+        self._chunks.begin(self.cursor)
 
     def _end_rebuild(self) -> None:
         if self._rebuild is not None:
             self._rebuild.close()
             self._rebuild = None
-
-
-def _skipped(part: Chunk | NotEnough | BudgetSpent | TailSamples) -> Mapping[str, int]:
-    return part.skipped if isinstance(part, NotEnough) else part.stats.skipped

@@ -1,4 +1,4 @@
-"""A stream that one rank has opened: its view of it, memory for batches, and readers that fill it ahead."""
+"""A stream that one rank has opened: its view of it, memory for batches, and readers that fill it."""
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
@@ -8,22 +8,21 @@ from stream.cursor import Cursor
 from stream.errors import StreamMismatch, StreamPruned
 from stream.lanes import Position
 from stream.loader.plan import ReadPlan, plan_of
-from stream.loader.pool import Pool, Requests, open_pool
-from stream.loader.prefetch import ArrivalOrder, ChunkSource, LaneOrder
+from stream.loader.pool import Lost, Pool, Requests, open_pool
 from stream.loader.shared_memory import FrameLayout, SharedBuffer
 from stream.loader.tasks import availability_from
 from stream.source import Source, SourceSpec
 
-STRICT, AVAILABLE = "strict", "available"
-PoolOpener = Callable[[SourceSpec, Source, ReadPlan, SharedBuffer, int], Pool]
+PoolOpener = Callable[[SourceSpec, Source, ReadPlan, SharedBuffer, int, Lost], Pool]
+
+SAMPLES_OF_A_REQUEST = 32
+"""So many small images make a request long enough (about 5 ms at 32 pixels) that asking costs little."""
+_REQUESTS_A_READER = 2
+"""Each step gives each reader at least so many requests, if there is enough, so that they finish together."""
 
 
-def check_same_stream(source: Source, cursor: Cursor) -> None:
-    """Refuse a cursor of another stream.
-
-    Raises:
-        StreamMismatch: names both.
-    """
+def _check_same_stream(source: Source, cursor: Cursor) -> None:
+    """Refuse a cursor of another stream."""
     identity = source.identity()
     if dict(cursor.source) != identity or cursor.lanes != source.lanes:
         raise StreamMismatch(
@@ -32,12 +31,8 @@ def check_same_stream(source: Source, cursor: Cursor) -> None:
         )
 
 
-def check_kept(source: Source, positions: Iterable[Position], pass_number: int) -> None:
-    """Refuse before anything is read when records of any lane have been pruned.
-
-    Raises:
-        StreamPruned: says how many were missed.
-    """
+def _check_kept(source: Source, positions: Iterable[Position], pass_number: int) -> None:
+    """Refuse before anything is read when records of any lane have been pruned; says how many."""
     missed, pruned = 0, None
     for position in positions:
         try:
@@ -53,78 +48,57 @@ def check_kept(source: Source, positions: Iterable[Position], pass_number: int) 
 
 
 class OpenStream:
-    """Source, readers, and the chunks that these read ahead.
+    """Source, memory and readers for some lanes.
 
     Args:
-        spec: opens the stream, here and in each reader process.
-        cursor: of the run; reading begins there.
+        spec, cursor, crops, config, workers, pool: as for `Loader`.
         lanes: that are read, ascending.
-        crops: kinds of crops.
-        config: how records become batches.
-        workers: reader processes; 0 reads in this process.
-        mode: STRICT or AVAILABLE.
         more_frames: memory for so many further batches, beyond those of reading ahead.
         finished: nothing is read any more.
-        pool: opens the readers.
 
     Raises:
-        StreamMismatch: the cursor is of another stream or number of lanes.
-        StreamPruned: records that come next are gone.
-        StreamError: the stream cannot be opened, or memory for the batches is missing.
+        StreamMismatch, StreamPruned, StreamError: as `Loader`.
     """
 
-    def __init__(  # noqa: PLR0913  as of the loader
+    def __init__(  # noqa: PLR0913  as `Loader`
         self,
         spec: SourceSpec,
-        *,
         cursor: Cursor,
         lanes: Sequence[int],
+        *,
         crops: Sequence[CropConfig],
         config: ReaderConfig,
         workers: int,
-        mode: str = STRICT,
         more_frames: int = 0,
         finished: bool = False,
         pool: PoolOpener = open_pool,
     ) -> None:
-        self.lanes, self.workers = tuple(lanes), workers
+        self.lanes, self.config, self.workers = lanes, config, workers
+        self.num_ahead = config.prefetch if workers else 1
+        """Batches that are read ahead; in this process nothing is, so one frame is enough."""
         self.plan = plan_of(cursor, tuple(crops), config, lanes=len(lanes))
         layout = FrameLayout(crops=tuple(crops), thumbnail_px=config.thumbnail_px, columns=self.plan.columns)
         with ExitStack() as opened:
             self.source = spec.open()
             opened.callback(self.source.close)
-            check_same_stream(self.source, cursor)
+            _check_same_stream(self.source, cursor)
             if not finished:
-                check_kept(self.source, self.positions(cursor), cursor.pass_number)
-            # In this process nothing is read ahead, so one frame is enough.
-            num_frames = config.prefetch if workers else 1
-            buffer = SharedBuffer(layout, num_frames + more_frames)
+                _check_kept(self.source, self.positions(cursor), cursor.pass_number)
+            buffer = SharedBuffer(layout, self.num_ahead + more_frames)
             opened.callback(buffer.close)
             self.frames = buffer.frames
-            readers = pool(spec, self.source, self.plan, buffer, workers)
-            opened.callback(readers.close)
+            self.requests = Requests(lambda lost: pool(spec, self.source, self.plan, buffer, workers, lost))
+            opened.callback(self.requests.close)
             self._opened = opened.pop_all()
-        self.requests = Requests(readers)
-        by_lane = mode == STRICT
-        order = LaneOrder(num_frames) if by_lane else ArrivalOrder(num_frames, cursor.chunk)
-        self.chunks = ChunkSource(
-            self.source,
-            self.requests,
-            self.frames,
-            order,
-            plan=self.plan,
-            workers=workers,
-            poll_s=config.poll_s,
-        )
-        self.begin(cursor)
-
-    def begin(self, cursor: Cursor) -> None:
-        """Forget what was read ahead, and read on from there."""
-        self.chunks.begin(self.positions(cursor), cursor.pass_number)
 
     def positions(self, cursor: Cursor) -> list[Position]:
         """Where the lanes that are read stand."""
         return [cursor.positions[lane] for lane in self.lanes]
+
+    def per_request(self, samples: int = 1) -> int:
+        """How many parts of a step, of so many samples each, one request asks for."""
+        by_reader = -(-self.plan.columns // samples // (_REQUESTS_A_READER * max(1, self.workers)))
+        return min(by_reader, -(-SAMPLES_OF_A_REQUEST // samples))
 
     def unread(self, cursor: Cursor) -> dict[int, int]:
         """Records of each lane that a pass which has ended leaves unread."""

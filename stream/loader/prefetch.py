@@ -20,31 +20,17 @@ import torch
 
 from stream.cursor import Cursor
 from stream.lanes import LaneStats, Position
+from stream.loader.assemble import Met
 from stream.loader.budget import too_many_bad
-from stream.loader.plan import ReadPlan
-from stream.loader.pool import Requests
+from stream.loader.open_stream import OpenStream
 from stream.loader.shared_memory import BatchFrame, joined_frame
 from stream.loader.step import Readiness, Step
-from stream.loader.tasks import BudgetSpent, Chunk, Failed, NotEnough, ReadChunk, Result, availability_from
-from stream.source import Source
+from stream.loader.tasks import BudgetSpent, Chunk, Failed, NotEnough, ReadChunk, Reply, availability_from
 
-_SAMPLES_OF_A_REQUEST = 32
-"""So many small images make a request long enough (about 5 ms at 32 pixels) that asking costs little."""
-_REQUESTS_A_READER = 2
-"""Each step gives each reader at least so many requests, if there is enough, so that they finish together."""
-
+STRICT, AVAILABLE = "strict", "available"
+"""Modes: see `LaneOrder` and `ArrivalOrder`."""
 Slot = tuple[int, int]
 """Frame and first column of a chunk."""
-
-
-def per_request(parts: int, *, workers: int, most: int) -> int:
-    """How many parts of a step one request asks for, `most` at most."""
-    return min(-(-parts // (_REQUESTS_A_READER * max(1, workers))), most)
-
-
-def samples_per_request(samples: int, *, workers: int) -> int:
-    """How many samples of a step one request asks for."""
-    return per_request(samples, workers=workers, most=_SAMPLES_OF_A_REQUEST)
 
 
 @dataclass(slots=True)
@@ -212,48 +198,32 @@ class ChunkSource:
     """Steps made of chunks: what is asked for, and what has come (implements StepSource).
 
     Args:
-        source: this process's view of the stream.
-        requests: who reads.
-        frames: where readers lay chunks out.
-        order: which chunks make a step.
-        plan: how records become samples.
-        workers: readers that answer at once.
-        poll_s: seconds between two looks for new records.
+        stream: of this rank.
+        cursor: where reading begins.
+        mode: STRICT or AVAILABLE.
     """
 
-    def __init__(
-        self,
-        source: Source,
-        requests: Requests,
-        frames: Sequence[BatchFrame],
-        order: LaneOrder | ArrivalOrder,
-        *,
-        plan: ReadPlan,
-        workers: int,
-        poll_s: float,
-    ) -> None:
-        self._source, self._requests, self._frames, self._order = source, requests, frames, order
-        self._plan, self._poll_s = plan, poll_s
-        lanes = plan.columns // plan.chunk
-        self._lanes_at_once = per_request(
-            lanes, workers=workers, most=-(-_SAMPLES_OF_A_REQUEST // plan.chunk)
-        )
-        self._pass_number = 0
-        self._heads: Sequence[Head] = ()
+    def __init__(self, stream: OpenStream, cursor: Cursor, mode: str = STRICT) -> None:
+        self._stream, self._plan = stream, stream.plan
+        by_lane = mode == STRICT
+        frames = stream.num_ahead
+        self._order = LaneOrder(frames) if by_lane else ArrivalOrder(frames, self._plan.chunk)
+        self._lanes_at_once = stream.per_request(self._plan.chunk)
         self._next_look = 0.0
-        self._accepted = 0
+        self.begin(cursor)
 
     @property
     def starving(self) -> tuple[int, ...]:
         """Lanes of which the next chunk cannot be read before records arrive."""
         return tuple(head.position.lane for head in self._heads if head.starved)
 
-    def begin(self, positions: Iterable[Position], pass_number: int) -> None:
-        """Forget what was read ahead, and ask from these positions on, one a lane, lanes ascending."""
-        self._requests.drain()  # readers still write into the frames
-        self._pass_number = pass_number
+    def begin(self, cursor: Cursor) -> None:
+        """Forget what was read ahead, and read on from there."""
+        self._stream.requests.drain()  # readers still write into the frames
+        self._cursor = cursor
         self._heads = [
-            Head(position, number * self._plan.chunk, 0) for number, position in enumerate(positions)
+            Head(position, number * self._plan.chunk, 0)
+            for number, position in enumerate(self._stream.positions(cursor))
         ]
         self._order.begin(self._heads)
 
@@ -261,14 +231,14 @@ class ChunkSource:
         """Look for new records, but not more often than `poll_s` unless at once. May block on I/O."""
         now = time.monotonic()
         if at_once or now >= self._next_look:
-            self._next_look = now + self._poll_s
-            self._source.refresh()
+            self._next_look = now + self._stream.config.poll_s
+            self._stream.source.refresh()
             for head in self._heads:
                 head.starved = False
 
     def state(self, cursor: Cursor) -> Readiness:
         """See StepSource. A failure is raised when the run has come to it: reading ahead must not count."""
-        self._accepted = cursor.accepted
+        self._cursor = cursor
         self._ask()
         if self._order.complete():
             return Readiness.READY
@@ -290,7 +260,7 @@ class ChunkSource:
 
     def step(self) -> Step:
         """See StepSource."""
-        chunks, frame = self._order.step(self._frames)
+        chunks, frame = self._order.step(self._stream.frames)
         lane_B = torch.tensor([chunk.after.lane for chunk in chunks]).repeat_interleave(self._plan.chunk)
         return Step(frame=frame, lane_B=lane_B, dealt_B=lane_B, parts=tuple(chunks))
 
@@ -299,10 +269,10 @@ class ChunkSource:
         self._order.advance()
         self._ask()
 
-    def unfilled(self) -> list[Chunk | NotEnough | BudgetSpent]:
+    def unfilled(self) -> list[Met]:
         """What reading found for the current step, of which a pass that ends here makes no batch."""
         lasts = [head.last or head.failure for head in self._order.here()]
-        return [*self._order.came(), *(x for x in lasts if isinstance(x, NotEnough | BudgetSpent))]
+        return [*self._order.came(), *(last for last in lasts if isinstance(last, Met))]
 
     def fetched(self) -> dict[int, tuple[Position, float]]:
         """For each lane, the position that reading ahead has come to, and the time of its newest record."""
@@ -328,10 +298,10 @@ class ChunkSource:
         tasks = []
         for head, (frame, column) in group:
             head.asked = True
-            tasks.append(ReadChunk(head.position, self._pass_number, frame, column, head.ending))
-        self._requests.submit(tasks, partial(self._take_in, group), accepted=self._accepted)
+            tasks.append(ReadChunk(head.position, self._cursor.pass_number, frame, column, head.ending))
+        self._stream.requests.submit(tasks, partial(self._take_in, group), accepted=self._cursor.accepted)
 
-    def _take_in(self, group: Sequence[tuple[Head, Slot]], results: Sequence[Result]) -> None:
+    def _take_in(self, group: Sequence[tuple[Head, Slot]], results: Reply) -> None:
         for (head, slot), result in zip(group, results, strict=True):
             head.asked = False
             if isinstance(result, Chunk):
@@ -347,7 +317,7 @@ class ChunkSource:
 
     def _available(self, head: Head) -> bool:
         """Whether asking for the lane's next chunk is worth it: to fill it, or to see what the last holds."""
-        left = availability_from(self._source, head.position, self._pass_number)
+        left = availability_from(self._stream.source, head.position, self._cursor.pass_number)
         enough = left.available >= max(head.needs, self._plan.chunk)
         head.starved = not left.ended and not enough
         head.ending = left.ended and not enough

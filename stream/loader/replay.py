@@ -24,9 +24,10 @@ from stream.errors import StreamMismatch
 from stream.images.crops import unit_interval
 from stream.lanes import LaneStats
 from stream.loader.open_stream import OpenStream, PoolOpener
+from stream.loader.prefetch import ChunkSource
 from stream.loader.shared_memory import BatchFrame
 from stream.loader.step import Readiness, Step
-from stream.loader.tasks import Failed, ReadSamples, Reread, Result, Sample, Task
+from stream.loader.tasks import Failed, ReadSamples, Reply, Reread, Sample, Task
 from stream.source import SourceSpec
 
 _PURPOSE = int.from_bytes(b"replay")
@@ -189,7 +190,7 @@ class _Replay:
     stats: LaneStats = field(default_factory=LaneStats)
     failure: Exception | None = None
 
-    def take_in(self, results: Sequence[Result]) -> None:
+    def take_in(self, results: Reply) -> None:
         """Take in the results of one request."""
         self.missing -= 1
         for result in results:
@@ -278,8 +279,7 @@ class Rebuild:
         policy: is given the steps.
         start: where they begin.
         cursor: where the run goes on, and they end.
-        spec, lanes, workers, pool: as for `OpenStream`.
-        config: of the run.
+        spec, lanes, config, workers, pool: as for `OpenStream`.
 
     Raises:
         StreamMismatch, StreamPruned, StreamError: as `OpenStream`.
@@ -308,14 +308,15 @@ class Rebuild:
         )
         self._stream = OpenStream(
             spec,
-            cursor=self._cursor,
-            lanes=lanes,
+            self._cursor,
+            lanes,
             crops=(_SMALLEST_CROP,),
             # The budget of bad records was kept when they came.
             config=replace(config, thumbnail_px=0, max_bad_fraction=1.0),
             workers=workers,
             pool=pool,
         )
+        self._chunks = ChunkSource(self._stream, self._cursor)
 
     @property
     def restarts(self) -> int:
@@ -331,12 +332,12 @@ class Rebuild:
         while self._pass_ends and self._cursor.steps == self._pass_ends[0]:
             self._pass_ends.popleft()
             self._cursor = self._cursor.next_pass()
-            self._stream.begin(self._cursor)
+            self._chunks.begin(self._cursor)
         if self._cursor.steps == self._end.steps:
             if self._stream.positions(self._cursor) != self._stream.positions(self._end):
                 raise _changed()
             return True
-        chunks = self._stream.chunks
+        chunks = self._chunks
         state = self._stream.requests.wait_for(lambda: chunks.state(self._cursor), timeout_s)
         if state is Readiness.READY:
             step = chunks.step()

@@ -37,7 +37,7 @@ class Step:
     dealt_B: Tensor
     """[B] int64, see `Batch`."""
     parts: tuple[Chunk | TailSamples, ...] = ()
-    """What the cursor moves over; empty for samples that have been counted before."""
+    """What the cursor moves over. A replay has none, nor a tail in which this rank's lanes give none."""
 
 
 class StepSource(Protocol):

@@ -23,15 +23,15 @@ import torch
 from stream.cursor import Cursor
 from stream.lanes import LaneStats
 from stream.loader.budget import too_many_bad
-from stream.loader.open_stream import OpenStream
+from stream.loader.open_stream import SAMPLES_OF_A_REQUEST, OpenStream
 from stream.loader.step import Readiness, Step
 from stream.loader.tasks import (
     BudgetSpent,
     Failed,
     ReadSamples,
     ReadTail,
+    Reply,
     Reread,
-    Result,
     Sample,
     TailSamples,
 )
@@ -82,9 +82,6 @@ def trainable(records: int, *, lanes: int, batch: int) -> int:
     return records if short >= lanes else records - short
 
 
-_SAMPLES_OF_A_REQUEST = 32
-
-
 class Tail:
     """One step of what remains (implements StepSource); it is no state: at a resume it is made again.
 
@@ -127,8 +124,9 @@ class Tail:
         if len(found) < lanes:
             return False
         own = [(lane, some) for lane, some in dealt(found, lanes) if lane in self._stream.lanes]
-        for column in range(0, len(own), _SAMPLES_OF_A_REQUEST):
-            some = tuple(sample for _, sample in own[column : column + _SAMPLES_OF_A_REQUEST])
+        at_once = SAMPLES_OF_A_REQUEST
+        for column in range(0, len(own), at_once):
+            some = tuple(sample for _, sample in own[column : column + at_once])
             self._ask(lanes + column, ReadSamples(some, draw=0, frame=0, column=column))
         self._own = own
         return True
@@ -168,7 +166,7 @@ class Tail:
         self._missing += 1
         self._stream.requests.submit((task,), partial(self._take_in, number), accepted=self._cursor.accepted)
 
-    def _take_in(self, number: int, results: Sequence[Result]) -> None:
+    def _take_in(self, number: int, results: Reply) -> None:
         self._missing -= 1
         for result in results:
             if isinstance(result, TailSamples):
@@ -193,5 +191,5 @@ def train_tail(stream: OpenStream, cursor: Cursor, unread: Mapping[int, int]) ->
     """They are trained, until fewer than V samples remain: a `PassPolicy`."""
     if sum(unread.values()) < cursor.lanes:
         return None
-    stream.begin(cursor)  # readers still write into the frames
+    stream.requests.drain()  # readers still write into the frames
     return Tail(stream, cursor, quotas(unread, batch=stream.plan.batch))

@@ -9,13 +9,13 @@ are cut from it.
 """
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from stream.errors import BadRecord, StreamDamaged, StreamError, StreamMismatch
-from stream.lanes import BadRecordRef, LaneStats, Position
-from stream.loader.assemble import BatchAssembler, ReadStats
+from stream.lanes import LaneStats, Position
+from stream.loader.assemble import BatchAssembler, Met, ReadStats
 from stream.loader.plan import ReadPlan
 from stream.loader.shared_memory import BatchFrame
 from stream.processes import RecordRef
@@ -25,44 +25,30 @@ Sample = tuple[int, int, int, int]
 """Lane and number in it, which are its name; unit and index of its record."""
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chunk(Met):
     """C samples lie in the frame."""
 
     after: Position
-    stats: LaneStats
-    bad: tuple[BadRecordRef, ...]
-    deadly: tuple[RecordRef, ...] = ()
-    """Records that were left out because they kill their decoder."""
-    newest: float = 0.0
-    """When the newest of its records was put on the stream, seconds since 1970; 0 = not known."""
 
 
-@dataclass(frozen=True, slots=True)
-class NotEnough:
-    """The lane cannot fill a chunk from this position now; nothing was consumed."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NotEnough(Met):
+    """The lane cannot fill a chunk from this position now; nothing was consumed.
+
+    Only of a lane that has ended it says what its records from the position on are.
+    """
 
     lane: int
     needs: int
     """The request is worth asking again once so many records of the lane may be read."""
     ended: bool
     """It never will: no further record comes."""
-    skipped: Mapping[str, int] = field(default_factory=dict)
-    """Of a lane that has ended: its unusable records from the position on, by reason."""
-    bad: tuple[BadRecordRef, ...] = ()
-    """Where they are."""
-    deadly: tuple[RecordRef, ...] = ()
-    """As of a `Chunk`."""
 
 
-@dataclass(frozen=True, slots=True)
-class BudgetSpent:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BudgetSpent(Met):
     """So many records were unusable that this step alone is over the budget."""
-
-    stats: LaneStats
-    bad: tuple[BadRecordRef, ...]
-    deadly: tuple[RecordRef, ...] = ()
-    """As of a `Chunk`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,16 +59,11 @@ class Reread:
     """Bytes and seconds; no record is counted twice."""
 
 
-@dataclass(frozen=True, slots=True)
-class TailSamples:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TailSamples(Met):
     """What a lane still has, by name: no frame holds it yet."""
 
     after: Position
-    stats: LaneStats
-    bad: tuple[BadRecordRef, ...]
-    deadly: tuple[RecordRef, ...]
-    newest: float
-    """As of a `Chunk`."""
     samples: tuple[Sample, ...]
 
 
@@ -132,7 +113,6 @@ class ReadChunk:
 class Request:
     """What one reader is asked for at once."""
 
-    request_id: int
     tasks: tuple[Task, ...]
     deadly: frozenset[RecordRef] = frozenset()
     """Records that were found to kill their decoder, beside those of the plan."""
@@ -140,12 +120,8 @@ class Request:
     """As of a `ReadPlan`: the run has so many records still to read, on all its lanes, without a budget."""
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """One result for each task of the request."""
-
-    request_id: int
-    results: tuple[Result, ...]
+Reply = tuple[Result, ...]
+"""One result for each task of a request."""
 
 
 def handle(source: Source, plan: ReadPlan, frames: Sequence[BatchFrame], request: Request) -> Reply:
@@ -166,7 +142,7 @@ def handle(source: Source, plan: ReadPlan, frames: Sequence[BatchFrame], request
             results.append(Failed(failure))
         else:
             results.append(result)
-    return Reply(request.request_id, tuple(results))
+    return tuple(results)
 
 
 def read_chunk(
@@ -204,33 +180,25 @@ def read_chunk(
         source.refresh()
         availability = source.availability(position, pass_number)
     if availability.available < plan.chunk and not availability.ended:
-        return NotEnough(position.lane, plan.chunk, ended=False)
+        return NotEnough(lane=position.lane, needs=plan.chunk, ended=False)
     batch = BatchAssembler(plan=plan, frame=frame, column=column)
     clock = time.perf_counter()
     for entry, after in source.read(position, pass_number):
         batch.read_s += time.perf_counter() - clock
-        batch.met(entry)
+        batch.count(entry)
         try:
             batch.add(entry, lane=position.lane, seq=position.seq + batch.used)
         except BadRecord as error:
             batch.skip(entry, position.lane, error.reason)
             if batch.spent():
-                return BudgetSpent(batch.lane_stats(), tuple(batch.bad), tuple(batch.deadly))
+                return BudgetSpent(**batch.met())
         if batch.used == plan.chunk:
             batch.finish()
-            return Chunk(
-                replace(after, seq=position.seq + plan.chunk),
-                batch.lane_stats(),
-                tuple(batch.bad),
-                tuple(batch.deadly),
-                batch.newest,
-            )
+            return Chunk(after=replace(after, seq=position.seq + plan.chunk), **batch.met())
         clock = time.perf_counter()
     needs = max(batch.read, availability.available) + plan.chunk - batch.used
-    if not availability.ended:
-        return NotEnough(position.lane, needs, ended=False)
-    skipped = batch.lane_stats().skipped
-    return NotEnough(position.lane, needs, True, skipped, tuple(batch.bad), tuple(batch.deadly))
+    met = batch.met() if availability.ended else {}
+    return NotEnough(lane=position.lane, needs=needs, ended=availability.ended, **met)
 
 
 def availability_from(source: Source, position: Position, pass_number: int) -> Availability:
@@ -308,27 +276,21 @@ class ReadTail:
         clock = time.perf_counter()
         for entry, after in source.read(position, self.pass_number):  # noqa: B007  the last one counts
             stats.read_s += time.perf_counter() - clock
-            stats.met(entry)
+            stats.count(entry)
             try:
                 stats.image(entry)
             except BadRecord as error:
                 stats.skip(entry, position.lane, error.reason)
                 if stats.spent():
-                    return BudgetSpent(stats.lane_stats(), tuple(stats.bad), tuple(stats.deadly))
+                    return BudgetSpent(**stats.met())
             else:
                 samples.append((position.lane, position.seq + stats.used, entry.unit, entry.index))
                 stats.used += 1
             if stats.used == self.most:
                 break
             clock = time.perf_counter()
-        return TailSamples(
-            replace(after, seq=position.seq + stats.used),
-            stats.lane_stats(),
-            tuple(stats.bad),
-            tuple(stats.deadly),
-            stats.newest,
-            tuple(samples),
-        )
+        after = replace(after, seq=position.seq + stats.used)
+        return TailSamples(after=after, samples=tuple(samples), **stats.met())
 
     def __str__(self) -> str:
         position = self.position

@@ -36,10 +36,10 @@ def open_reader(
         try:
             source = source or spec.open()
         except (StreamError, OSError) as error:
-            results: tuple[Result, ...] = (Failed(error),) * len(request.tasks)
+            reply: Reply = (Failed(error),) * len(request.tasks)
         else:
-            results = handle(source, plan, buffer.frames, request).results
-        return Reply(request.request_id, tuple(map(_portable, results)))
+            reply = handle(source, plan, buffer.frames, request)
+        return tuple(map(_portable, reply))
 
     return answer
 

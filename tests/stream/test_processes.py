@@ -21,14 +21,14 @@ from stream.processes import (
 )
 from tests.waiting import LIMIT_S
 
-Asked = tuple[str, float]
+Request = tuple[str, float]
 
 
-def open_obedient(in_flight: InFlightRecord, tag: str) -> Callable[[Asked], str]:
+def open_obedient(in_flight: InFlightRecord, tag: str) -> Callable[[Request], str]:
     """Answers by doing what is asked for."""
 
-    def answer(asked: Asked) -> str:
-        what, seconds = asked
+    def answer(request: Request) -> str:
+        what, seconds = request
         if what == "stop":
             os.kill(os.getpid(), signal.SIGSTOP)
         if what == "die":
@@ -46,28 +46,28 @@ def open_obedient(in_flight: InFlightRecord, tag: str) -> Callable[[Asked], str]
     return answer
 
 
-def open_never(in_flight: InFlightRecord) -> Callable[[Asked], str]:
+def open_never(in_flight: InFlightRecord) -> Callable[[Request], str]:
     os._exit(5)
 
 
 @contextmanager
 def processes(
-    lost: Callable[[Job[Asked, str], Loss], str | None] = lambda _job, _loss: None, **more: Any
-) -> Iterator[Processes[Asked, str]]:
+    lost: Callable[[Job[Request, str], Loss], str | None] = lambda _job, _loss: None, **more: Any
+) -> Iterator[Processes[Request, str]]:
     given: dict[str, Any] = {"count": 1, "silence_s": 60.0, "name": "test", **more}
-    pool = Processes[Asked, str](f"{__name__}:open_obedient", ("yes",), lost=lost, **given)
+    pool = Processes[Request, str](f"{__name__}:open_obedient", ("yes",), lost=lost, **given)
     try:
         yield pool
     finally:
         pool.close()
 
 
-def answers(pool: Processes[Asked, str]) -> list[str | None]:
+def answers(pool: Processes[Request, str]) -> list[str | None]:
     """Of all that was asked, in the order in which they come."""
     deadline, found = time.monotonic() + LIMIT_S, list[str | None]()
     while pool.pending:
         assert time.monotonic() < deadline
-        found += [job.answer for job in pool.collect(0.1)]
+        found += [job.reply for job in pool.collect(0.1)]
     return found
 
 
@@ -82,10 +82,10 @@ def test_jobs_are_answered_in_the_order_in_which_they_were_asked_of_a_process() 
 
 
 def test_what_a_lost_process_had_not_answered_is_asked_again_and_the_first_is_the_suspect() -> None:
-    losses: list[tuple[Asked, bool, int | None]] = []
+    losses: list[tuple[Request, bool, int | None]] = []
 
-    def lost(job: Job[Asked, str], loss: Loss) -> str | None:
-        losses.append((job.asked, loss.hung, loss.exit_code))
+    def lost(job: Job[Request, str], loss: Loss) -> str | None:
+        losses.append((job.request, loss.hung, loss.exit_code))
         return "given up" if len(job.deaths) == 2 else None
 
     with processes(lost) as pool:
@@ -96,8 +96,8 @@ def test_what_a_lost_process_had_not_answered_is_asked_again_and_the_first_is_th
 
 
 def test_a_job_that_is_asked_again_may_be_another() -> None:
-    def lost(job: Job[Asked, str], _loss: Loss) -> str | None:
-        job.asked = ("a", 0.0)
+    def lost(job: Job[Request, str], _loss: Loss) -> str | None:
+        job.request = ("a", 0.0)
         return None
 
     with processes(lost) as pool:
@@ -129,7 +129,7 @@ def test_time_in_which_the_program_does_not_wait_is_no_silence() -> None:
 
 
 def test_a_record_is_blamed_when_processes_in_a_row_are_lost_at_it_and_a_job_after_many_losses() -> None:
-    job = Job[Asked, str](("a", 0.0))
+    job = Job[Request, str](("a", 0.0))
     job.deaths += [None, (3, 4), None, *[(3, 4)] * (DEATHS_OF_ONE_RECORD - 1)]
     assert job.record_to_blame is None
     job.deaths.append((3, 4))
@@ -142,17 +142,17 @@ def test_a_record_is_blamed_when_processes_in_a_row_are_lost_at_it_and_a_job_aft
 
 def test_the_record_that_a_process_was_at_is_known() -> None:
     with processes(lambda job, _loss: "given up" if job.record_to_blame else None) as pool:
-        job = Job[Asked, str](("die at a record", 0.0))
+        job = Job[Request, str](("die at a record", 0.0))
         pool.submit([job])
         assert answers(pool) == ["given up"]
         assert job.deaths == [(3, 4)] * DEATHS_OF_ONE_RECORD
 
 
 def test_processes_that_never_begin_are_an_error_and_no_job_is_to_blame() -> None:
-    def lost(_job: Job[Asked, str], _loss: Loss) -> str | None:
+    def lost(_job: Job[Request, str], _loss: Loss) -> str | None:
         raise AssertionError("no job was begun")
 
-    pool = Processes[Asked, str](
+    pool = Processes[Request, str](
         f"{__name__}:open_never", (), count=2, silence_s=60.0, lost=lost, name="test"
     )
     pool.submit([Job(("a", 0.0))])

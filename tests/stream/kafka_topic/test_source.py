@@ -21,7 +21,7 @@ from stream.kafka_topic.writer import TopicWriter
 from stream.lanes import Position
 from stream.loader.batch import Batch
 from stream.loader.loader import Loader
-from stream.loader.open_stream import AVAILABLE, STRICT
+from stream.loader.prefetch import AVAILABLE, STRICT
 from stream.loader.step import Readiness
 from stream.order import record_order
 from stream.source import Source

@@ -11,7 +11,8 @@ from ops.distributed.world import Rows, World
 from ops.train.sync import Patience, Steps, StopVote
 from stream.loader.batch import Batch
 from stream.loader.loader import Loader
-from stream.loader.pool import Pool, ProcessPool, open_pool
+from stream.loader.pool import Pool, open_pool
+from stream.processes import Processes
 from tests.waiting import LIMIT_S
 
 NEVER = Patience(warn_s=10**6, fail_s=10**6)
@@ -108,4 +109,4 @@ class KeptPools:
         return self.pools[-1]
 
     def pids(self) -> list[int]:
-        return [pid for pool in self.pools if isinstance(pool, ProcessPool) for pid in pool.pids()]
+        return [pid for pool in self.pools if isinstance(pool, Processes) for pid in pool.pids()]

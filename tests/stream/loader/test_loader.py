@@ -14,8 +14,8 @@ from stream.errors import StreamError, StreamMismatch, TooManyBadRecords
 from stream.lanes import LaneStats, Position
 from stream.loader.batch import Batch
 from stream.loader.loader import Loader
-from stream.loader.open_stream import AVAILABLE, STRICT
 from stream.loader.plan import plan_of
+from stream.loader.prefetch import AVAILABLE, STRICT
 from stream.loader.shared_memory import FrameLayout, SharedBuffer
 from stream.loader.tasks import NotEnough, ReadChunk
 from tests.stream.fake_source import FakeSpec, grow
@@ -181,12 +181,12 @@ def test_the_end_of_a_stream_that_another_process_has_seen_is_asked_about_once(t
     buffer = SharedBuffer(FrameLayout(crops=KINDS, thumbnail_px=4, columns=plan.columns), 1)
     short = wanted.result(source, plan, buffer.frames)
     assert isinstance(short, NotEnough)
-    assert (short.ended, dict(short.skipped)) == (True, {})
+    assert (short.ended, dict(short.stats.skipped)) == (True, {})
     grow(growth, 8, sealed=True)
     short = wanted.result(source, plan, buffer.frames)
     buffer.close()
     assert isinstance(short, NotEnough)
-    assert (short.ended, sum(short.skipped.values())) == (True, 4)
+    assert (short.ended, sum(short.stats.skipped.values())) == (True, 4)
 
 
 def test_a_batch_keeps_its_memory() -> None:

@@ -12,9 +12,9 @@ from stream.loader.batch import Batch
 from stream.loader.loader import Loader
 from stream.loader.open_stream import PoolOpener
 from stream.loader.plan import ReadPlan
-from stream.loader.pool import Pool, open_pool
+from stream.loader.pool import Lost, Pool, ReaderJob, open_pool
 from stream.loader.shared_memory import BatchFrame, SharedBuffer
-from stream.loader.tasks import Reply, Request, handle
+from stream.loader.tasks import handle
 from stream.source import Source, SourceSpec
 from tests.stream.loader.driving import batches_of, together
 from tests.stream.loader.test_loader import CONFIG, KINDS, SPEC, begin, load
@@ -29,42 +29,41 @@ class ScrambledPool:
         self.restarts = 0
         self._spec, self._plan, self._frames, self._rng = spec, plan, frames, rng
         self._source = spec.open()
-        self._requests: list[Request] = []
+        self._jobs: list[ReaderJob] = []
 
     @property
     def pending(self) -> int:
-        return len(self._requests)
+        return len(self._jobs)
 
-    def submit(self, request: Request) -> None:
-        self._requests.append(request)
+    def submit(self, jobs: Sequence[ReaderJob]) -> None:
+        self._jobs += jobs
 
-    def collect(self, timeout_s: float) -> list[Reply]:
-        replies = []
-        for _ in range(self._rng.randint(0, len(self._requests))):
-            request = self._rng.choice(self._requests)
-            reply = handle(self._source, self._plan, self._frames, request)
+    def collect(self, timeout_s: float) -> list[ReaderJob]:
+        answered = []
+        for _ in range(self._rng.randint(0, len(self._jobs))):
+            job = self._rng.choice(self._jobs)
+            reply = handle(self._source, self._plan, self._frames, job.request)
             if self._rng.random() < 0.2:
                 self._source = self._spec.open()
                 self.restarts += 1
             else:
-                self._requests.remove(request)
-                replies.append(reply)
-        return replies
-
-    def drain(self) -> None:
-        while self.pending:
-            self.collect(0.0)
+                self._jobs.remove(job)
+                job.reply = reply
+                answered.append(job)
+        return answered
 
     def close(self) -> None:
-        self._requests.clear()
+        self._jobs.clear()
 
 
 def scrambled(rng: random.Random) -> PoolOpener:
     """Opens such readers, where there are any."""
 
-    def opened(spec: SourceSpec, source: Source, plan: ReadPlan, buffer: SharedBuffer, workers: int) -> Pool:
+    def opened(
+        spec: SourceSpec, source: Source, plan: ReadPlan, buffer: SharedBuffer, workers: int, lost: Lost
+    ) -> Pool:
         if not workers:
-            return open_pool(spec, source, plan, buffer, 0)
+            return open_pool(spec, source, plan, buffer, 0, lost)
         return ScrambledPool(spec, plan, buffer.frames, rng)
 
     return opened

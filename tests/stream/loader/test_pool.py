@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,8 @@ import pytest
 from stream.errors import WorkerFailed
 from stream.loader.batch import Batch
 from stream.loader.loader import Loader
-from stream.loader.open_stream import PoolOpener
-from stream.loader.plan import ReadPlan
-from stream.loader.pool import Pool, ProcessPool
-from stream.loader.shared_memory import SharedBuffer
+from stream.loader.pool import open_pool
 from stream.processes import MOST_DEATHS_OF_ONE_JOB
-from stream.source import Source, SourceSpec
 from tests.stream.fake_source import FakeSpec, grow
 from tests.stream.loader.driving import KeptPools, batches_of, steps_of
 from tests.stream.loader.test_loader import CONFIG, KINDS, SPEC, begin, growing, load, same, until_error
@@ -88,20 +85,11 @@ def test_a_reader_killed_in_the_middle_of_a_chunk_is_replaced(tmp_path: Path) ->
         assert loader.worker_restarts == 1
 
 
-def pool_with(**limits: Any) -> PoolOpener:
-    """Opens reader processes with other limits."""
-
-    def opened(spec: SourceSpec, source: Source, plan: ReadPlan, buffer: SharedBuffer, workers: int) -> Pool:
-        return ProcessPool(spec, plan, buffer, workers, **limits)
-
-    return opened
-
-
 def test_a_reader_that_hangs_is_replaced(tmp_path: Path) -> None:
     trap = tmp_path / "trap"
     trap.touch()
     spec = replace(SPEC, kill_at=70, kill_while=str(trap), kill_with=signal.SIGSTOP)
-    with pooled(spec, pool=pool_with(silence_s=3.0)) as loader:
+    with pooled(spec, pool=partial(open_pool, silence_s=3.0)) as loader:
         assert equal(batches_of(loader), load(SPEC))
         assert loader.worker_restarts >= 1
 
@@ -174,8 +162,9 @@ def test_what_is_known_of_deadly_records_does_not_depend_on_looking_ahead() -> N
     assert runs[0] == runs[1]
 
 
-def test_when_too_many_records_kill_it_is_not_the_records() -> None:
-    with pooled(spoiled(SPEC, 33, 70), pool=pool_with(most_deadly=1)) as loader:
+def test_when_too_many_records_kill_it_is_not_the_records(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stream.loader.pool.MOST_DEADLY", 1)
+    with pooled(spoiled(SPEC, 33, 70)) as loader:
         _, message = until_error(loader, WorkerFailed)
     assert "record that crashes its decoder" in message
 

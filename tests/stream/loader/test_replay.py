@@ -18,8 +18,8 @@ from stream.images import crops
 from stream.images.decode import decode_image
 from stream.loader.batch import Batch
 from stream.loader.loader import Loader
-from stream.loader.pool import ProcessPool
 from stream.loader.replay import choose
+from stream.processes import Processes
 from stream.shards.manifest import Manifest
 from stream.shards.source import ShardSpec
 from stream.source import Entry
@@ -205,7 +205,7 @@ def test_killed_readers_are_replaced_and_no_replay_is_lost_or_changed() -> None:
     def kill_one(number: int) -> None:
         """One of each pool: of the loader, and of what reads the window again while there is such."""
         for pool in readers.pools:
-            if isinstance(pool, ProcessPool) and (pids := pool.pids()):
+            if isinstance(pool, Processes) and (pids := pool.pids()):
                 os.kill(pids[number % len(pids)], signal.SIGKILL)
 
     with open_loader(whole[2][0].cursor, workers=2, pool=readers) as loader:

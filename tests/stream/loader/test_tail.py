@@ -21,7 +21,7 @@ from stream.images.decode import decode_image
 from stream.lanes import owned_lanes
 from stream.loader.batch import Batch
 from stream.loader.loader import Loader
-from stream.loader.open_stream import AVAILABLE
+from stream.loader.prefetch import AVAILABLE
 from stream.loader.tail import dealt, quotas, trainable
 from stream.shards.manifest import Manifest
 from stream.shards.source import ShardSpec

@@ -144,13 +144,15 @@ def test_a_position_counts_good_samples_on_from_where_it_stood() -> None:
 
 def test_a_lane_that_ends_before_the_chunk_is_full_says_so_and_consumes_nothing() -> None:
     source = FakeSpec(lanes=3, records=9).open()
-    assert read_chunk(source, Position(lane=0), 0, PLAN, new_frame(), 0) == NotEnough(0, 4, ended=True)
+    short = read_chunk(source, Position(lane=0), 0, PLAN, new_frame(), 0)
+    assert isinstance(short, NotEnough)
+    assert (short.lane, short.needs, short.ended, dict(short.stats.skipped)) == (0, 4, True, {})
     enough_but_bad = FakeSpec(lanes=1, records=7, bad_every=2).open()
     short = read_chunk(enough_but_bad, Position(lane=0), 0, replace(PLAN, chunk=5), new_frame(), 0)
     assert isinstance(short, NotEnough)
     assert (short.lane, short.needs, short.ended) == (0, 8, True)
     # Every second of the seven records is bad.
-    assert dict(short.skipped) == {"bad_checksum": 2, "empty": 1}
+    assert dict(short.stats.skipped) == {"bad_checksum": 2, "empty": 1}
     assert sorted(place.index for place in short.bad) == [1, 3, 5]
 
 
@@ -159,7 +161,7 @@ def test_a_lane_that_may_grow_says_how_many_records_it_needs(tmp_path: Path) -> 
     grow(growth, 8)
     source = FakeSpec(lanes=1, growth=str(growth), block=4, bad_every=2).open()
     short = read_chunk(source, Position(lane=0), 0, replace(PLAN, chunk=6), new_frame(), 0)
-    assert short == NotEnough(0, 10, ended=False)
+    assert short == NotEnough(lane=0, needs=10, ended=False)
 
 
 def test_a_reader_that_has_not_seen_the_newest_records_looks_for_them(tmp_path: Path) -> None:
@@ -213,21 +215,21 @@ def test_a_frame_without_thumbnails_has_an_empty_tensor_for_them() -> None:
     assert frame.thumbs.shape == (5, 3, 0, 0)
 
 
-def slab_mappings() -> list[str]:
+def shared_mappings() -> list[str]:
     lines = Path("/proc/self/maps").read_text().splitlines()
-    return [line for line in lines if "swavstream-buffer" in line]
+    return [line for line in lines if "swavstream-memory" in line]
 
 
 @pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="anonymous memory is looked up in Linux' /proc")
 def test_shared_memory_has_no_name_and_is_let_go() -> None:
-    before = slab_mappings()
+    before = shared_mappings()
     buffer = SharedBuffer(FrameLayout(crops=KINDS, thumbnail_px=6, columns=5), 2)
-    new = set(slab_mappings()) - set(before)
+    new = set(shared_mappings()) - set(before)
     assert len(new) == 1
     assert new.pop().endswith("(deleted)")
     buffer.close()
     del buffer
-    assert slab_mappings() == before
+    assert shared_mappings() == before
 
 
 def test_where_anonymous_memory_is_forbidden_an_unlinked_file_serves(monkeypatch: pytest.MonkeyPatch) -> None:
