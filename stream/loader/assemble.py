@@ -20,7 +20,7 @@ from stream.record import Record
 from stream.source import Entry
 
 BAD_REFS = 10_000
-"""So many places of unusable records are remembered of a chunk; the budget is spent before."""
+"""So many unusable records of a chunk are named; the budget is spent before."""
 KILLS_DECODER = "kills_decoder"
 """Reason of a record in whose decoder one reader after the other died."""
 

@@ -211,7 +211,7 @@ class Loader:
         return tuple(found)
 
     def ready(self, timeout_s: float) -> Readiness:
-        """What comes next; blocks so long at most until that is known.
+        """What comes next, while the loader is not `finished`; blocks so long at most until that is known.
 
         Raises:
             TooManyBadRecords: the budget of unusable records is spent.
@@ -220,8 +220,6 @@ class Loader:
             StreamDamaged: a record of that window can no longer be used.
             StreamError: what the source raised in a reader.
         """
-        if self.finished:
-            return Readiness.FINISHED
         if self._rebuild is not None:
             if self._rebuild.go_on(timeout_s):
                 self._rebuild_restarts = self._rebuild.restarts
@@ -234,19 +232,19 @@ class Loader:
         """Account of this rank's part of what is ready."""
         return self._next().stats()
 
-    def take(self, of_all: LaneStats | None = None) -> Batch:
+    def take(self, stats: LaneStats) -> Batch:
         """What is ready, in memory of its own; the cursor is after it.
 
         Args:
-            of_all: `upcoming` of all ranks, added up, for samples, skips and the budget of unusable records
-                are of the run and not of a rank; None when there is one rank.
+            stats: `upcoming` of all ranks, added up, for samples, skips and the budget of unusable records
+                are of the run and not of a rank.
 
         Raises:
             TooManyBadRecords: the budget of unusable records is spent; on all ranks at the same step.
         """
         source = self._next()
         again = source is self._replays
-        step, stats = source.step(), source.stats() if of_all is None else of_all
+        step = source.step()
         bad = tuple(ref for part in step.parts for ref in part.bad)
         if not again:
             before, after = self.cursor, self._after(step.parts, stats, bad)
@@ -301,7 +299,9 @@ class Loader:
             The unusable records of all ranks, by reason; empty when the pass goes on.
         """
         unread = {lane: records for report in reports for lane, records in report["unread"]}
+        deadly = self._deadly(self._unfilled())
         if self._tail is None:
+            self._chunks.begin(self.cursor)  # no reader writes into the frames any more
             self._tail = self._pass_policy(self._stream, self.cursor, unread)
             going_on = self._tail is not None
         else:
@@ -313,7 +313,7 @@ class Loader:
             self.cursor.next_pass(),
             skipped=add_counts(self.cursor.skipped, unusable),
             left_over=self.cursor.left_over + sum(unread.values()) - sum(unusable.values()),
-            deadly=self._deadly(self._unfilled()),
+            deadly=deadly,
         )
         self._end_tail()
         return unusable

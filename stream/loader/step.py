@@ -23,8 +23,6 @@ class Readiness(enum.Enum):
     """A lane can fill no further chunk of this pass: ranks exchange `pass_report`, and `settle`."""
     TAIL_FOUND = enum.auto()
     """What remains of this rank's lanes has been read: ranks exchange `pass_report`, and `settle`."""
-    FINISHED = enum.auto()
-    """All passes are done."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -179,7 +179,8 @@ class Tail:
 
 PassPolicy = Callable[[OpenStream, Cursor, Mapping[int, int]], Tail | None]
 """What becomes of the records that the chunks of a pass leave: gives the next step of them, or None when the
-pass ends. It is given the stream of a rank, the cursor, and the records that each lane of all ranks has."""
+pass ends. It is given the stream of a rank, of which nothing is being read, the cursor, and the records that
+each lane of all ranks has."""
 
 
 def leave_over(_stream: OpenStream, _cursor: Cursor, _unread: Mapping[int, int]) -> Tail | None:
@@ -191,5 +192,4 @@ def train_tail(stream: OpenStream, cursor: Cursor, unread: Mapping[int, int]) ->
     """They are trained, until fewer than V samples remain: a `PassPolicy`."""
     if sum(unread.values()) < cursor.lanes:
         return None
-    stream.requests.drain()  # readers still write into the frames
     return Tail(stream, cursor, quotas(unread, batch=stream.plan.batch))
