@@ -1,19 +1,17 @@
-"""What a process that prepares images does: it answers for each image that it is sent, within its limits."""
+"""What a process that prepares images does for each that it is sent; started by `stream.processes`."""
 
-import contextlib
-import os
 import resource
-import signal
-from multiprocessing.connection import Connection
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from ingest.config import IngestConfig
-from ingest.decode_pool import Result
+from ingest.decode_pool import Prepared, Result
 from ingest.sources import Found
 from ingest.transcode import prepare
 from stream.errors import BadRecord
+from stream.processes import InFlightRecord
 
 
 def attempt(found: Found, config: IngestConfig) -> Result:
@@ -24,30 +22,25 @@ def attempt(found: Found, config: IngestConfig) -> Result:
         return bad
 
 
-def serve(connection: Connection, config: IngestConfig) -> None:
-    """What a process does: say that it is ready, then answer each image of each batch."""
-    # Whether to stop is for the parent to decide; when it goes, the connection ends.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)
-    _silence_decoders()
+def open_decoder(
+    in_flight: InFlightRecord, config: IngestConfig
+) -> Callable[[tuple[bytes, str]], Prepared | tuple[str, str]]:
+    """What answers for each image, given its bytes or its path: the image, or reason and detail."""
     torch.set_num_threads(1)
     _limit_memory(config.memory_bytes)
-    with contextlib.suppress(EOFError, OSError):
-        connection.send(None)
-        while True:
-            for payload, path in connection.recv():
-                try:
-                    result = attempt(Found(name="", position={}, payload=payload, path=path), config)
-                except MemoryError:
-                    result = BadRecord("too_large", "not enough memory")
-                connection.send((result.reason, result.detail) if isinstance(result, BadRecord) else result)
 
+    def answer(image: tuple[bytes, str]) -> Prepared | tuple[str, str]:
+        payload, path = image
+        in_flight.set(0, 0)
+        try:
+            result = attempt(Found(name="", position={}, payload=payload, path=path), config)
+        except MemoryError:
+            result = BadRecord("too_large", "not enough memory")
+        finally:
+            in_flight.clear()
+        return (result.reason, result.detail) if isinstance(result, BadRecord) else result
 
-def _silence_decoders() -> None:
-    """C libraries write a line for each oddity to descriptor 2, thousands for one bad file."""
-    nothing = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nothing, 2)
-    os.close(nothing)
+    return answer
 
 
 def _limit_memory(beyond: int) -> None:

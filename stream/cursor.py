@@ -106,6 +106,14 @@ class Cursor:
             positions=tuple(moved.get(position.lane, position) for position in self.positions),
         )
 
+    def next_pass(self) -> "Cursor":
+        """The cursor at the start of the next pass; the window of replays goes on over it."""
+        window = self.replay
+        if window is not None:
+            window = replace(window, pass_ends=(*window.pass_ends, self.steps))
+        positions = self.first_positions()
+        return replace(self, pass_number=self.pass_number + 1, positions=positions, replay=window)
+
     def to_json(self) -> str:
         """One JSON object; `Cursor.from_json` reads it back equal."""
         body: dict[str, Any] = {"version": CURSOR_VERSION}

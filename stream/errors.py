@@ -11,7 +11,7 @@ StreamError
 BadRecord               one record that cannot be used; carries its reason, never ends a run
 """
 
-from stream.lanes import BadPlace
+from stream.lanes import BadRecordRef
 
 
 class StreamError(Exception):
@@ -55,7 +55,7 @@ class TooManyBadRecords(StreamError):
         bad: the unusable records of the step that spent it, of this process's lanes.
     """
 
-    def __init__(self, message: str, bad: tuple[BadPlace, ...] = ()) -> None:
+    def __init__(self, message: str, bad: tuple[BadRecordRef, ...] = ()) -> None:
         super().__init__(message)
         self.bad = bad
 

@@ -93,7 +93,7 @@ class LaneLag:
 
 
 @dataclass(frozen=True, slots=True)
-class BadPlace:
+class BadRecordRef:
     """Where an unusable record stands, and why it is unusable."""
 
     lane: int

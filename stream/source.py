@@ -29,7 +29,7 @@ class Entry:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Outlook:
+class Availability:
     """What one lane still has after a position."""
 
     available: int
@@ -62,7 +62,7 @@ class Source(Protocol):
         """Whether the stream has its end."""
         ...
 
-    def outlook(self, position: Position, pass_number: int) -> Outlook:
+    def availability(self, position: Position, pass_number: int) -> Availability:
         """How much of the lane after `position` may be read now. No record is read."""
         ...
 

@@ -28,7 +28,7 @@ def command(run_dir: Path, source: str, as_json: bool) -> None:
         swavstream assign RUN/ 'MORE/*.tar' --json > assigned.jsonl
     """  # noqa: D301  click reads the escape as "do not rewrap"
     from ops.inference import assign, load_model
-    from ops.inference.images import decoders_silenced
+    from stream.processes import decoders_silenced
 
     network = load_model.load(run_dir)
     with decoders_silenced():

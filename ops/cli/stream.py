@@ -176,9 +176,9 @@ def verify(stream: str, deep: bool, as_json: bool) -> int:
         swavstream stream verify STREAM/
         swavstream stream verify STREAM/ --deep --json
     """  # noqa: D301
-    from ops.inference.images import decoders_silenced
     from ops.train.progress import ProgressLine
     from stream.errors import StreamDamaged
+    from stream.processes import decoders_silenced
     from stream.shards.verify import Damage, Looked
     from stream.shards.verify import verify as look
 

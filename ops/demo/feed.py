@@ -26,8 +26,8 @@ from ingest.worker import FINISHED, IngestReport, run_ingest
 from ops.demo.drawings.pictures import KINDS, draw
 from ops.rundir.files import read_json, write_json
 from stream.config import ShardConfig
+from stream.fork_server import fork_server
 from stream.loader import worker
-from stream.loader.fork_server import fork_server
 from stream.record import Record
 from stream.shards.manifest import Manifest
 

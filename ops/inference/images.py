@@ -1,16 +1,9 @@
-"""How evaluation and `assign` look at an image: its view, and decoding many images in threads.
+"""How evaluation and `assign` look at an image: its view, and decoding many images in threads."""
 
-Image libraries write what they think of bad files to descriptor 2, many lines each; it is kept quiet here.
-"""
-
-import contextlib
-import os
-import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Generic, TypeVar
 
 import torch
@@ -142,24 +135,3 @@ def _gather(names: Sequence[Name], answers: Sequence[Future[Tensor] | BadRecord]
             errors.append(None)
     stacked = torch.stack(views) if views else torch.empty(0, 3, size, size, dtype=torch.uint8)
     return Seen(tuple(names), tuple(errors), stacked)
-
-
-@contextlib.contextmanager
-def decoders_silenced() -> Iterator[None]:
-    """While images are decoded in this process; what Python writes to stderr still gets there."""
-    python, kept = sys.stderr, os.dup(2)
-    with Path(os.devnull).open("wb") as nothing, os.fdopen(kept, "w", buffering=1) as aside:
-        try:
-            own = python.fileno() == 2
-        except (OSError, ValueError, AttributeError):  # a stand-in without a file
-            own = False
-        python.flush()
-        if own:
-            sys.stderr = aside
-        os.dup2(nothing.fileno(), 2)
-        try:
-            yield
-        finally:
-            aside.flush()
-            os.dup2(kept, 2)
-            sys.stderr = python

@@ -26,7 +26,7 @@ from ops.rundir.lock import RunClaim
 from ops.rundir.summary import Progress
 from ops.train.data import reading_mode, sealed_samples, source_spec
 from stream.cursor import Cursor
-from stream.loader.loader import AVAILABLE
+from stream.loader.prefetch import AVAILABLE
 
 KIND = "anneal"
 SHARE = 0.2
@@ -181,7 +181,7 @@ def _left(stream: str, config: RunConfig, cursor: Cursor) -> int | None:
             return None
         if cursor.pass_number >= config.passes:
             return 0
-        left = [source.outlook(position, cursor.pass_number).available for position in cursor.positions]
+        left = [source.availability(position, cursor.pass_number).available for position in cursor.positions]
         now = pass_samples(config, left, available=mode == AVAILABLE)
         return now + whole * (config.passes - 1 - cursor.pass_number)
     finally:

@@ -12,8 +12,8 @@ from stream.cursor import Cursor
 from stream.kafka_topic.address import OPEN, check, is_topic, read_address
 from stream.kafka_topic.dead_letters import KafkaProgress
 from stream.kafka_topic.source import TopicSpec
-from stream.loader.loader import AVAILABLE, STRICT
-from stream.loader.replay import ReplayLoader
+from stream.loader.loader import Loader
+from stream.loader.prefetch import AVAILABLE, STRICT
 from stream.shards.source import ShardSource, ShardSpec
 from stream.source import Source, SourceSpec
 from stream.storage import local_path
@@ -93,7 +93,7 @@ def reading_mode(config: RunConfig, spec: SourceSpec) -> str:
 
 def open_loader(
     spec: SourceSpec, config: RunConfig, cursor: Cursor, *, world: World, pin_memory: bool
-) -> ReplayLoader:
+) -> Loader:
     """Start the readers of one rank.
 
     Args:
@@ -106,7 +106,7 @@ def open_loader(
     Raises:
         StreamError: the stream cannot be read, or is not the one of the cursor.
     """
-    return ReplayLoader(
+    return Loader(
         spec,
         replay=config.replay,
         cursor=cursor,
@@ -141,7 +141,7 @@ def sealed_samples(source: Source, cursor: Cursor, mode: str, config: RunConfig)
         records = source.records(cursor.begin)
         samples = pass_samples(config, records)
     else:
-        lanes = [source.outlook(position, 0).available for position in cursor.first_positions()]
+        lanes = [source.availability(position, 0).available for position in cursor.first_positions()]
         records, samples = sum(lanes), pass_samples(config, lanes, available=mode == AVAILABLE)
     if samples == 0:
         raise ConfigError(

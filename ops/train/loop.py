@@ -39,9 +39,9 @@ from ops.train.sync import LAG_S, Patience, Steps, StopVote
 from stream.cursor import Cursor, joined
 from stream.errors import TooManyBadRecords
 from stream.kafka_topic.dead_letters import KafkaProgress
-from stream.lanes import BadPlace, LaneStats
+from stream.lanes import BadRecordRef, LaneStats
 from stream.loader.batch import Batch
-from stream.loader.replay import ReplayLoader
+from stream.loader.loader import Loader
 from stream.source import SourceSpec
 
 logger = logging.getLogger(__name__)
@@ -340,13 +340,13 @@ class Run:
         # A run that has just begun is worth no checkpoint of its own.
         self._saved = self.cursor
 
-    def _open_loader(self) -> ReplayLoader:
+    def _open_loader(self) -> Loader:
         device = device_of(self.config, self._world.local_rank)
         return open_loader(
             self._spec, self.config, self.cursor, world=self._world, pin_memory=device.type == "cuda"
         )
 
-    def _in_step(self, loader: ReplayLoader) -> Steps:
+    def _in_step(self, loader: Loader) -> Steps:
         ranks = self.config.ranks
         return Steps(
             loader,
@@ -406,7 +406,7 @@ class Run:
             lanes = self._steps.loader.lanes  # those of the batch may be others, in a tail
             self._dead_letters.used([p for p in batch.cursor.positions if p.lane in lanes], batch.bad)
 
-    def _unusable(self, stats: LaneStats, places: Sequence[BadPlace]) -> None:
+    def _unusable(self, stats: LaneStats, places: Sequence[BadRecordRef]) -> None:
         """A pass has ended, and so many records of its last, unfilled step could not be used."""
         assert self._steps is not None
         if self._dead_letters is not None:

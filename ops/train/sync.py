@@ -10,17 +10,16 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import reduce
 from typing import Any, NoReturn
 
 from ops.distributed.world import Rows, World
 from ops.errors import EXIT_FAILED, RankFailed, RankLost, Starved, exit_code_of
 from ops.train.events import Waiting
 from stream.errors import StreamError
-from stream.lanes import BadPlace, LaneLag, LaneStats, add_counts
+from stream.lanes import BadRecordRef, LaneLag, LaneStats, add_counts
 from stream.loader.batch import Batch
-from stream.loader.loader import TURN_S, Readiness
-from stream.loader.replay import ReplayLoader
+from stream.loader.loader import Loader
+from stream.loader.step import Readiness
 
 
 class State(enum.IntEnum):
@@ -91,6 +90,8 @@ def decided(rows: Sequence[Row]) -> State:
 
 logger = logging.getLogger(__name__)
 
+# Longest time between two votes while not all ranks are ready.
+TURN_S = 0.1
 LAG_S = 0.5
 """Seconds between two counts of the lag."""
 # A message names so many lanes, or ranks, and no more.
@@ -129,7 +130,7 @@ class Steps:
 
     def __init__(  # noqa: PLR0913  what a run knows only when it is wired
         self,
-        loader: ReplayLoader,
+        loader: Loader,
         world: World,
         *,
         stop: Callable[[], StopVote],
@@ -138,7 +139,7 @@ class Steps:
         warn: Callable[[str], None],
         save_asked: Callable[[], bool] = lambda: False,
         on_save: Callable[[], None] = lambda: None,
-        on_unusable: Callable[[LaneStats, Sequence[BadPlace]], None] = lambda _stats, _places: None,
+        on_unusable: Callable[[LaneStats, Sequence[BadRecordRef]], None] = lambda _stats, _places: None,
         lag_s: float = LAG_S,
     ) -> None:
         self.loader = loader
@@ -161,18 +162,14 @@ class Steps:
         self._lag_here, self._next_lag, self._tell = 0, 0.0, 0
         self._waits_since = 0.0
         self._named_at = 0.0
-        self._left_over = 0
 
     def __iter__(self) -> Iterator[Batch]:
         while not self.loader.finished:
             state, stats = self._agree()
             if self.stop is not StopVote.NO:
                 return
-            if state is State.PASS_ENDED:
-                self._end_chunks()
-                continue
-            if state is State.TAIL_FOUND:
-                self._deal_tail()
+            if state in {State.PASS_ENDED, State.TAIL_FOUND}:
+                self._settle()
                 continue
             batch = self.loader.take(stats)
             self._say_ahead()
@@ -182,7 +179,7 @@ class Steps:
         """The replays of the batch that was given last. A step is done as a whole: no stop is applied."""
         while self.loader.replays_left:
             _, stats = self._agree()
-            again = self.loader.take_replay(stats)
+            again = self.loader.take(stats)
             self._say_ahead()
             yield again
 
@@ -226,9 +223,6 @@ class Steps:
         try:
             if self.error is not None:
                 state = State.FAILED
-            elif self.loader.replays_left:
-                if self.loader.replay_ready(timeout_s):
-                    state, stats = State.READY, self.loader.upcoming_replay
             elif not self.loader.finished:
                 state = _STATES[self.loader.ready(timeout_s)]
                 stats = self.loader.upcoming if state is State.READY else stats
@@ -302,42 +296,23 @@ class Steps:
             crop_s=sum(row.crop_us for row in rows) / 1e6,
         )
 
-    def _end_chunks(self) -> None:
-        """Some lane can fill no further chunk of the pass: begin with what remains, or the next pass."""
+    def _settle(self) -> None:
+        """The chunks of a pass, or of its tail, have ended: all ranks go on alike, by what each has found."""
         # A lane of this rank that cannot be read on does not matter any more: the pass ends without it, as it
         # does when one rank has all lanes. In what remains, or the next pass, the fault comes again.
         self.error = None
-        own: dict[int, int] = {}
+        own: dict[str, Any] = {}
         try:
-            own = self.loader.unread_by_lane()
+            own = self.loader.pass_report()
         except (StreamError, OSError) as error:
             self.error = error
-        reports = self._world.all_gather_objects([list(own.items()), self.loader.unusable, self._failure()])
-        if any(failed for _, _, failed in reports):
-            self._raise([failed for _, _, failed in reports])
-        unread = {lane: records for rows, _, _ in reports for lane, records in rows}
-        self._left_over = sum(unread.values())
+        reports = self._world.all_gather_objects([own, self._failure()])
+        if any(failed for _, failed in reports):
+            self._raise([failed for _, failed in reports])
         places = self.loader.unusable_places
-        if not self.loader.begin_tail(unread):
-            self._end_pass([unusable for _, unusable, _ in reports], places)
-
-    def _deal_tail(self) -> None:
-        """All ranks know which of the samples that remain are good: deal them, or go to the next pass."""
-        tails = self._world.all_gather_objects([self.loader.tail_found, self.loader.unusable])
-        if not self.loader.deal_tail([(*sample,) for found, _ in tails for sample in found]):
-            self._end_pass([unusable for _, unusable in tails], self.loader.unusable_places)
-
-    def _end_pass(self, unusable: Sequence[dict[str, int]], places: Sequence[BadPlace]) -> None:
-        """Go to the next pass; what could not be used of the last step of this one is reported.
-
-        Args:
-            unusable: counts by reason of each rank.
-            places: of this rank.
-        """
-        skipped: dict[str, int] = reduce(add_counts, unusable, {})
-        self.loader.end_pass(self._left_over, skipped)
-        if skipped:
-            self._on_unusable(LaneStats(read=sum(skipped.values()), skipped=skipped), places)
+        unusable = self.loader.settle([report for report, _ in reports])
+        if unusable:
+            self._on_unusable(LaneStats(read=sum(unusable.values()), skipped=unusable), places)
 
     def _failure(self) -> list[Any] | None:
         """Why this rank cannot go on, for the others, and with which exit code."""

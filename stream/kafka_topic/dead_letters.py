@@ -19,7 +19,7 @@ from stream.config import KafkaConfig
 from stream.errors import StreamError
 from stream.kafka_topic.address import TopicAddress
 from stream.kafka_topic.client import client_options, kafka_as_stream_error, open_admin, patiently
-from stream.lanes import LOST, BadPlace, Position
+from stream.lanes import LOST, BadRecordRef, Position
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class KafkaProgress:
         """Dead letters acknowledged."""
         self.dropped = 0
         """Dead letters given up."""
-        self._letters: queue.Queue[BadPlace | None] = queue.Queue(MOST_WAITING)
+        self._letters: queue.Queue[BadRecordRef | None] = queue.Queue(MOST_WAITING)
         self._positions: Mapping[int, Position] = {}
         self._committed: Mapping[int, Position] = {}
         self._admin: KafkaAdminClient | None = None
@@ -63,7 +63,7 @@ class KafkaProgress:
         self._thread = threading.Thread(target=self._follow, name="swavstream-kafka-progress", daemon=True)
         self._thread.start()
 
-    def used(self, positions: Iterable[Position], bad: Iterable[BadPlace]) -> None:
+    def used(self, positions: Iterable[Position], bad: Iterable[BadRecordRef]) -> None:
         """Note the positions after a step, and the records that it left out."""
         # A new one each time: the thread reads it without a lock.
         self._positions = {**self._positions, **{position.lane: position for position in positions}}
@@ -99,9 +99,9 @@ class KafkaProgress:
                 with contextlib.suppress(errors.KafkaError):
                     client.close()
 
-    def _waiting(self) -> list[BadPlace]:
+    def _waiting(self) -> list[BadRecordRef]:
         """Letters that have come; waits a while for the first."""
-        found: list[BadPlace] = []
+        found: list[BadRecordRef] = []
         with contextlib.suppress(queue.Empty):
             place = self._letters.get(timeout=COMMIT_S)
             while True:
@@ -121,7 +121,7 @@ class KafkaProgress:
             if isinstance(what, list):
                 self.dropped += len(what)
 
-    def _send(self, places: list[BadPlace]) -> None:
+    def _send(self, places: list[BadRecordRef]) -> None:
         if self._producer is None:
             self._make_topic()
             with kafka_as_stream_error(self._address):
@@ -146,7 +146,7 @@ class KafkaProgress:
                 future.get(timeout=SEND_MS / 1000 + 20)
         self.sent += len(sent)
 
-    def _letter(self, place: BadPlace) -> Mapping[str, str | int]:
+    def _letter(self, place: BadRecordRef) -> Mapping[str, str | int]:
         return {
             "reason": place.reason,
             "topic": self._address.topic,

@@ -21,7 +21,7 @@ from stream.kafka_topic.fetch import Message, TopicFetcher
 from stream.kafka_topic.message import decode_message
 from stream.lanes import LOST, Bounds, Position
 from stream.order import LARGEST_SEED, record_order
-from stream.source import Entry, Outlook
+from stream.source import Availability, Entry
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,8 +101,8 @@ logger = logging.getLogger(__name__)
 class TopicSource:
     """A topic being read (implements source.Source); one per process, not thread-safe.
 
-    `refresh`, `outlook` and `read` may block while brokers are away (as long as `kafka.patience_s`), never
-    on records that are still to come.
+    `refresh`, `availability` and `read` may block while brokers are away (as long as `kafka.patience_s`), but
+    never on records that are still to come.
     """
 
     def __init__(self, spec: TopicSpec) -> None:
@@ -148,7 +148,7 @@ class TopicSource:
         """Whether every lane has its end."""
         return all(end != OPEN for _, end in self._blocks.bounds)
 
-    def outlook(self, position: Position, pass_number: int) -> Outlook:
+    def availability(self, position: Position, pass_number: int) -> Availability:
         """Unread messages of the lane in blocks that can be read, by their offsets: gaps count as messages.
 
         Raises:
@@ -165,7 +165,7 @@ class TopicSource:
         beyond = max(stop - begin, 0)
         if not ended:
             beyond -= beyond % self._spec.window
-        return Outlook(available=rest + beyond, ended=ended)
+        return Availability(available=rest + beyond, ended=ended)
 
     def unread(self, positions: Iterable[Position], pass_number: int = 0) -> int:
         """Messages after these positions up to the end of the topic or the run, by their offsets."""
@@ -185,7 +185,7 @@ class TopicSource:
         what is missing from a block comes before its first message.
 
         Raises:
-            StreamMismatch: as `outlook`.
+            StreamMismatch: as `availability`.
             StreamDamaged: messages are gone, and `kafka.on_gap` says stop; or the log was written again.
             StreamError: brokers are away for too long.
         """

@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,20 +12,34 @@ from torch import Tensor
 from stream.errors import BadRecord
 from stream.images import crops
 from stream.images.decode import decode_image
-from stream.lanes import BadPlace, LaneStats
-from stream.loader.plan import Place, ReadPlan
-from stream.loader.shared_memory import KEY_BYTES, Frame
+from stream.lanes import BadRecordRef, LaneStats
+from stream.loader.plan import ReadPlan
+from stream.loader.shared_memory import KEY_BYTES, BatchFrame
+from stream.processes import RecordRef
 from stream.record import Record
 from stream.source import Entry
 
-BAD_PLACES = 10_000
-"""So many places of unusable records are remembered of a chunk; the budget is spent before."""
+BAD_REFS = 10_000
+"""So many unusable records of a chunk are named; the budget is spent before."""
 KILLS_DECODER = "kills_decoder"
 """Reason of a record in whose decoder one reader after the other died."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Met:
+    """What reading some records of a lane cost and met."""
+
+    stats: LaneStats = field(default_factory=LaneStats)
+    bad: tuple[BadRecordRef, ...] = ()
+    """Those that could not be used."""
+    deadly: tuple[RecordRef, ...] = ()
+    """Those that were left out because they kill their decoder."""
+    newest: float = 0.0
+    """When the newest of them was put on the stream, seconds since 1970; 0 = not known."""
+
+
 @dataclass(slots=True, kw_only=True)
-class Account:
+class ReadStats:
     """What reading meets, as it goes on."""
 
     plan: ReadPlan
@@ -35,12 +50,11 @@ class Account:
     decode_s: float = 0.0
     crop_s: float = 0.0
     newest: float = 0.0
-    """When the newest of the records was put on the stream, seconds since 1970; 0 = not known."""
     skipped: dict[str, int] = field(default_factory=dict)
-    bad: list[BadPlace] = field(default_factory=list)
-    deadly: list[Place] = field(default_factory=list)
+    bad: list[BadRecordRef] = field(default_factory=list)
+    deadly: list[RecordRef] = field(default_factory=list)
 
-    def met(self, entry: Entry) -> None:
+    def count(self, entry: Entry) -> None:
         """Count an entry that was read."""
         self.read += entry.count
         self.newest = max(self.newest, entry.time)
@@ -58,13 +72,13 @@ class Account:
         if (entry.unit, entry.index) in plan.deadly:
             raise BadRecord(KILLS_DECODER)
         start = time.perf_counter()
-        if plan.mark is not None:
-            plan.mark.set(entry.unit, entry.index)
+        if plan.in_flight is not None:
+            plan.in_flight.set(entry.unit, entry.index)
         try:
             return record, decode_image(record.payload, max_pixels=plan.max_pixels)
         finally:
-            if plan.mark is not None:
-                plan.mark.clear()
+            if plan.in_flight is not None:
+                plan.in_flight.clear()
             self.decode_s += time.perf_counter() - start
 
     def skip(self, entry: Entry, lane: int, reason: str) -> None:
@@ -72,16 +86,21 @@ class Account:
         self.skipped[reason] = self.skipped.get(reason, 0) + entry.count
         if reason == KILLS_DECODER:
             self.deadly.append((entry.unit, entry.index))
-        if len(self.bad) < BAD_PLACES:
-            self.bad.append(BadPlace(lane, entry.unit, entry.index, reason))
+        if len(self.bad) < BAD_REFS:
+            self.bad.append(BadRecordRef(lane, entry.unit, entry.index, reason))
 
     def spent(self) -> bool:
         """Whether so many records were unusable that the step which they are read for is over the budget."""
-        bad = max(0, self.stats().seen - self.used - self.plan.accepted)
+        bad = max(0, self.lane_stats().seen - self.used - self.plan.accepted)
         # The other chunks of this step can only add good records up to a whole batch.
         return self.plan.over_budget(bad + self.plan.batch, bad)
 
-    def stats(self) -> LaneStats:
+    def met(self) -> dict[str, Any]:
+        """The fields of `Met` so far."""
+        bad, deadly = tuple(self.bad), tuple(self.deadly)
+        return {"stats": self.lane_stats(), "bad": bad, "deadly": deadly, "newest": self.newest}
+
+    def lane_stats(self) -> LaneStats:
         """The account so far."""
         return LaneStats(
             read=self.read,
@@ -95,10 +114,10 @@ class Account:
 
 
 @dataclass(slots=True, kw_only=True)
-class Layout(Account):
+class BatchAssembler(ReadStats):
     """Samples while they are laid out, with the account of what was met."""
 
-    frame: Frame
+    frame: BatchFrame
     column: int
     """Of the frame, where the first sample goes."""
     floats: list[NDArray[np.float64]] = field(default_factory=list)

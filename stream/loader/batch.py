@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from stream.cursor import Cursor
-from stream.lanes import BadPlace, LaneStats
-from stream.loader.shared_memory import Frame
+from stream.lanes import BadRecordRef, LaneStats
+from stream.loader.shared_memory import BatchFrame
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,7 +33,7 @@ class Batch:
     """Hex SHA-256 of each record, empty where it states none."""
     thumbs: Tensor | None
     """[B, 3, T, T] uint8: the whole image squeezed; None when the thumbnail size is 0."""
-    bad: tuple[BadPlace, ...]
+    bad: tuple[BadRecordRef, ...]
     """Where the records lie that could not be used for this batch."""
     cursor: Cursor
     """After this batch. With several ranks only this rank's lanes have moved (`stream.cursor.joined`)."""
@@ -42,11 +42,11 @@ class Batch:
 
 
 def copied(
-    frame: Frame,
+    frame: BatchFrame,
     *,
     lane_B: Tensor,
-    dealt_B: Tensor | None = None,
-    bad: tuple[BadPlace, ...],
+    dealt_B: Tensor,
+    bad: tuple[BadRecordRef, ...],
     cursor: Cursor,
     stats: LaneStats,
     thumbs: bool,
@@ -57,7 +57,7 @@ def copied(
     Args:
         frame: its columns are the samples.
         lane_B: [B] int64, of each column.
-        dealt_B: as in `Batch`; None = the same.
+        dealt_B: as in `Batch`.
         bad: as in `Batch`.
         cursor: as in `Batch`.
         stats: as in `Batch`.
@@ -73,7 +73,7 @@ def copied(
         uniforms=own(frame.uniforms),
         lane_B=lane_B,
         seq_B=frame.seq_B.clone(),
-        dealt_B=lane_B if dealt_B is None else dealt_B,
+        dealt_B=dealt_B,
         refs_B2=frame.refs_B2.clone(),
         keys=tuple(bytes(row).rstrip(b"\0").decode("ascii") for row in frame.keys.numpy()),
         thumbs=frame.thumbs.clone() if thumbs else None,

@@ -4,85 +4,33 @@ The loader alone knows where lanes stand; what readers have read ahead is simply
 crash. So the sequence of batches is a function of (seed, V, C, data), whatever the number of ranks and
 readers and whatever dies.
 
-It also refuses a cursor that its stream cannot continue (another stream, or records that are gone), says
-what the next step of a rank can be and how far each lane is behind the end of the stream, and stops a run
-when too many of the newest records are unusable.
+It is made of a source of chunks (`prefetch`), a policy for what these leave of a pass (`tail`), and a policy
+for replays (`replay`). It also says how far each lane is behind the end of the stream, and stops a run when
+too many of the newest records are unusable.
 """
 
-import enum
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import reduce
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
-import torch
-
-from stream.config import CropConfig, ReaderConfig
+from stream.config import CropConfig, ReaderConfig, ReplayConfig
 from stream.cursor import Cursor
-from stream.errors import StreamMismatch, StreamPruned, TooManyBadRecords
-from stream.lanes import BadPlace, LaneLag, LaneStats, Position, add_counts, owned_lanes
+from stream.lanes import BadRecordRef, LaneLag, LaneStats, Position, add_counts, owned_lanes
+from stream.loader.assemble import Met
 from stream.loader.batch import Batch, copied
-from stream.loader.plan import ReadPlan, plan_of
-from stream.loader.pool import InlinePool, Pool, ProcessPool
-from stream.loader.prefetch import AvailableLookahead, Lookahead
-from stream.loader.shared_memory import Frame, FrameLayout, Slab
-from stream.loader.tasks import Answer, Chunk, Remains, Short, Spent, outlook_from
-from stream.source import Source, SourceSpec
-
-
-class Readiness(enum.Enum):
-    """What the next step of this rank can be."""
-
-    READY = enum.auto()
-    """`take` gives a batch."""
-    WAITING = enum.auto()
-    """Not yet: chunks are in work, or records have not arrived."""
-    PASS_ENDED = enum.auto()
-    """A lane can fill no further chunk of this pass; `end_pass` goes to the next one."""
-    TAIL_FOUND = enum.auto()
-    """What remains of this rank's lanes has been read; `deal_tail` makes a batch of it."""
-    FINISHED = enum.auto()
-    """All passes are done."""
-
-
-def lane_lags(
-    source: Source,
-    pass_number: int,
-    *,
-    trained: Iterable[Position],
-    trained_newest: Mapping[int, float],
-    fetched: Mapping[int, tuple[Position, float]],
-    finished: bool,
-) -> tuple[LaneLag, ...]:
-    """The lag of some lanes; quick: no I/O.
-
-    Args:
-        source: this process's view of the stream.
-        pass_number: which pass over it.
-        trained: where learning stands, for each of the lanes.
-        trained_newest: when the newest record learned from was put on the stream, by lane.
-        fetched: where reading ahead stands, and when its newest record was put on the stream, by lane.
-        finished: the last pass is done: nothing is behind.
-    """
-    positions = {position.lane: position for position in trained}
-    now = time.time()
-    found = []
-    for lane, (ahead, newest) in fetched.items():
-        unlearned = 0 if finished else source.unread((positions[lane],), pass_number)
-        unread = 0 if finished else source.unread((ahead,), pass_number)
-        found.append(
-            LaneLag(
-                lane=lane,
-                trained_records=unlearned,
-                trained_s=_behind(unlearned, trained_newest.get(lane, 0.0), now),
-                fetched_records=unread,
-                fetched_s=_behind(unread, newest, now),
-            )
-        )
-    return tuple(found)
+from stream.loader.budget import charged
+from stream.loader.open_stream import OpenStream, PoolOpener
+from stream.loader.pool import open_pool
+from stream.loader.prefetch import AVAILABLE, STRICT, ChunkSource
+from stream.loader.replay import FifoWindow, Rebuild, Replays
+from stream.loader.step import Readiness, StepSource
+from stream.loader.tail import PassPolicy, Tail, leave_over, train_tail
+from stream.loader.tasks import Chunk, TailSamples
+from stream.source import SourceSpec
 
 
 def _behind(records: int, newest: float, now: float) -> float | None:
@@ -92,101 +40,20 @@ def _behind(records: int, newest: float, now: float) -> float | None:
     return max(now - newest, 0.0) if records else 0.0
 
 
-def check_same_stream(source: Source, cursor: Cursor) -> None:
-    """Refuse a cursor of another stream.
-
-    Raises:
-        StreamMismatch: names both.
-    """
-    identity = source.identity()
-    if dict(cursor.source) != identity or cursor.lanes != source.lanes:
-        raise StreamMismatch(
-            f"the cursor is of {dict(cursor.source)}, {cursor.lanes} lanes, but the stream is {identity}, "
-            f"{source.lanes} lanes: give the stream that the run began with, or begin a new run"
-        )
-
-
-def check_kept(source: Source, positions: Iterable[Position], pass_number: int) -> None:
-    """Refuse before anything is read when records of any lane have been pruned.
-
-    Raises:
-        StreamPruned: says how many were missed.
-    """
-    missed, pruned = 0, None
-    for position in positions:
-        try:
-            outlook_from(source, position, pass_number)
-        except StreamPruned as error:
-            missed, pruned = missed + error.missed, error
-    if pruned is not None:
-        raise StreamPruned(
-            f"{missed:,} records that come next for this run were pruned from its stream ({pruned}): "
-            "a new run begins at the first that is kept",
-            missed=missed,
-        ) from pruned
-
-
-def charged(
-    before: Cursor, after: Cursor, stats: LaneStats, bad: Sequence[BadPlace], plan: ReadPlan
-) -> Cursor:
-    """The cursor after a step, with what the step spent of the budget.
-
-    Args:
-        before: the cursor before the step.
-        after: the one behind it, which has read and counted, but spent nothing.
-        stats: of the step, over all ranks.
-        bad: places of unusable records, for the message.
-        plan: says how many may be unusable.
-
-    Raises:
-        TooManyBadRecords: the budget is spent; on all ranks at the same step.
-    """
-    # What was accepted beforehand is forgotten too: the budget begins again behind it.
-    accepted = before.read < after.accept_until
-    newest = () if accepted else (*after.recent, (stats.seen, stats.seen - stats.used))
-    recent = _newest(newest, plan.bad_window)
-    if plan.over_budget(sum(read for read, _ in recent), sum(bad for _, bad in recent)):
-        raise too_many_bad(before, stats, bad, plan)
-    return replace(after, recent=recent)
-
-
-def too_many_bad(
-    cursor: Cursor, stats: LaneStats, bad: Sequence[BadPlace], plan: ReadPlan
-) -> TooManyBadRecords:
-    """What is raised in place of the step that follows a cursor."""
-    reasons = ", ".join(f"{reason} {count}" for reason, count in stats.skipped.items())
-    examples = f"; for example {'; '.join(map(str, bad[:3]))}" if bad else ""
-    return TooManyBadRecords(
-        f"more than {plan.max_bad_fraction:.0%} of the last {plan.bad_window} records cannot "
-        f"be used; in this step: {reasons}{examples}. Mend the stream "
-        "or raise reader.max_bad_fraction; `learn --accept-bad-until now` goes past all that the stream "
-        f"has now (this run has read {cursor.read:,} records)",
-        bad=tuple(bad),
-    )
-
-
-def _newest(steps: Sequence[tuple[int, int]], window: int) -> tuple[tuple[int, int], ...]:
-    """As few of the newest steps as hold `window` records."""
-    first, read = len(steps), 0
-    while first > 0 and read < window:
-        first -= 1
-        read += steps[first][0]
-    return tuple(steps[first:])
-
-
-STRICT, AVAILABLE = "strict", "available"
-TURN_S = 0.1
-"""Longest time between two looks at `should_stop`."""
-
-
 class Loader:
-    """Iterates over the batches of one rank.
+    """The batches of one rank, each followed by its replays; `ops.train.sync.Steps` iterates over them.
 
-    Iterating blocks: until chunks are read, and on an open stream until records arrive, for ever. It ends
-    when all passes over a sealed stream are done (`finished` is then true) or when `should_stop` says so. To
-    be used by one thread; `waiting` and `worker_restarts` may be read by any. After an exception only `close`
-    may be called. Several ranks agree between `ready` and `take` or `end_pass`, instead of iterating. What
-    remains of a pass it leaves over (`TailLoader` does not), and it replays nothing (`ReplayLoader` does).
+    `ready` says what comes next. On READY `take` gives it: the next batch of the pass, or, while
+    `replays_left` is above 0, a replay of the batch before. At the end of the chunks of a pass, and in its
+    tail, all ranks exchange what `pass_report` says and go on by `settle`. Ranks agree between `ready` and
+    `take` or `settle`.
+
+    A replay's cursor is that of its batch, `thumbs` is None, and its `stats` count bytes and seconds but no
+    record. As for batches, which samples and views it holds does not depend on ranks, readers, crashes or
+    where a run was resumed. A tail gets its own update and no replay, and the window is empty behind it.
+
+    To be used by one thread; `waiting` and `worker_restarts` may be read by any. After an exception only
+    `close` may be called.
 
     Args:
         spec: opens the stream, here and in each reader process.
@@ -196,15 +63,16 @@ class Loader:
         workers: reader processes; 0 reads in this process.
         ranks: learners that share the lanes.
         rank: which of them this is.
-        passes: over a sealed stream; >= 1.
-        pin_memory: give batches in page-locked memory, for copying to a CUDA device.
-        should_stop: asked at least every 0.1 s while iterating waits.
-        mode: strict: each lane gives one chunk a step. available: as many chunks from lanes that are ready.
         groups: of batch norm, by which lanes are dealt to ranks.
-        more_frames: memory for so many further batches, beyond those of looking ahead.
+        passes: over a sealed stream; >= 1.
+        mode: strict: each lane gives one chunk a step. available: as many chunks from lanes that are ready.
+        tail: whether what the chunks of a pass leave is trained; else it is left over.
+        replay: how many updates each batch gets, and from which window.
+        pin_memory: give batches in page-locked memory, for copying to a CUDA device.
+        pool: opens the readers.
 
     Raises:
-        ValueError: an argument out of range.
+        ValueError: an argument out of range, or a window that is not whole batches.
         StreamMismatch: the cursor is of another stream or number of lanes.
         StreamPruned: records that come next are gone.
         StreamError: the stream cannot be opened, or memory for the batches is missing.
@@ -220,12 +88,13 @@ class Loader:
         workers: int,
         ranks: int = 1,
         rank: int = 0,
-        passes: int = 1,
-        pin_memory: bool = False,
-        should_stop: Callable[[], bool] = lambda: False,
-        mode: str = STRICT,
         groups: int = 1,
-        more_frames: int = 0,
+        passes: int = 1,
+        mode: str = STRICT,
+        tail: bool = False,
+        replay: ReplayConfig = ReplayConfig(),  # noqa: B008  it is frozen
+        pin_memory: bool = False,
+        pool: PoolOpener = open_pool,
     ) -> None:
         if mode not in {STRICT, AVAILABLE}:
             raise ValueError(f"mode must be {STRICT} or {AVAILABLE}, got {mode!r}")
@@ -233,53 +102,52 @@ class Loader:
             raise ValueError(
                 f"workers must be >= 0, passes >= 1, crops not empty; got {workers}, {passes}, {tuple(crops)}"
             )
-        self._lanes = owned_lanes(cursor.lanes, ranks, rank, groups)
+        if replay.updates > 1 and mode == AVAILABLE:
+            raise ValueError(
+                "replay.updates > 1 needs mode = strict: what a replay is drawn from is a function of the "
+                "data only when every lane gives one chunk a step"
+            )
+        num_steps = replay.window_steps(cursor.lanes * cursor.chunk)
+        self.lanes = owned_lanes(cursor.lanes, ranks, rank, groups)
+        """Lanes of this rank, ascending."""
         self.cursor = cursor
-        self.waiting = False
-        self._passes, self._pin_memory, self._should_stop = passes, pin_memory, should_stop
-        self._plan = plan_of(cursor, tuple(crops), config, lanes=len(self._lanes))
-        layout = FrameLayout(crops=tuple(crops), thumbnail_px=config.thumbnail_px, columns=self._plan.columns)
+        self._passes, self._pin_memory = passes, pin_memory
         with ExitStack() as opened:
-            self._source = spec.open()
-            opened.callback(self._source.close)
-            check_same_stream(self._source, cursor)
-            if not self.finished:
-                check_kept(self._source, self._positions(), cursor.pass_number)
-            # In this process nothing is read ahead, so one frame is enough.
-            num_frames = config.prefetch if workers else 1
-            self._slab = Slab(layout, num_frames + more_frames)
-            opened.callback(self._slab.close)
-            self._frames = self._slab.frames
-            self._pool = self._readers(spec, workers)
-            opened.callback(self._pool.close)
+            self._stream = stream = OpenStream(
+                spec,
+                cursor,
+                self.lanes,
+                crops=crops,
+                config=config,
+                workers=workers,
+                more_frames=replay.updates - 1,
+                finished=self.finished,
+                pool=pool,
+            )
+            opened.callback(stream.close)
+            window = FifoWindow(
+                self.lanes, num_steps=num_steps, updates=replay.updates, samples_at_once=stream.per_request()
+            )
+            start = None if self.finished else window.begin(cursor)
+            self._rebuild: Rebuild | None = None
+            if start is not None:
+                self._rebuild = Rebuild(
+                    window,
+                    start,
+                    cursor,
+                    spec=spec,
+                    lanes=self.lanes,
+                    config=config,
+                    workers=workers,
+                    pool=pool,
+                )
             self._opened = opened.pop_all()
+        self._chunks = ChunkSource(stream, cursor, mode)
+        self._replays = Replays(window, replay.updates, stream)
+        self._pass_policy: PassPolicy = train_tail if tail else leave_over
+        self._tail: Tail | None = None
+        self._rebuild_restarts = 0
         self._newest: dict[int, float] = {}
-        kind = AvailableLookahead if mode == AVAILABLE else Lookahead
-        self._ahead = kind(
-            self._source,
-            self._pool,
-            lanes=self._lanes,
-            chunk=cursor.chunk,
-            num_frames=num_frames,
-            workers=workers,
-            poll_s=config.poll_s,
-        )
-        self._ahead.begin(self._positions(), cursor.pass_number)
-
-    def __iter__(self) -> Iterator[Batch]:
-        return self
-
-    def __next__(self) -> Batch:
-        while not self._should_stop():
-            state = self.ready(TURN_S)
-            if state is Readiness.READY:
-                return self.take()
-            if state is Readiness.FINISHED:
-                break
-            if state is not Readiness.WAITING:
-                self._end_chunks(state)
-        self.waiting = False
-        raise StopIteration
 
     def __enter__(self) -> Self:
         return self
@@ -295,204 +163,202 @@ class Loader:
         return self.cursor.pass_number >= self._passes
 
     @property
-    def worker_restarts(self) -> int:
-        """Reader processes that died and were replaced."""
-        return self._pool.restarts
+    def waiting(self) -> bool:
+        """Whether `ready` waits, or waited, for records to arrive."""
+        return self._stream.requests.waiting
 
     @property
-    def lanes(self) -> tuple[int, ...]:
-        """Lanes of this rank, ascending."""
-        return self._lanes
+    def worker_restarts(self) -> int:
+        """Reader processes that died and were replaced."""
+        rebuilding = self._rebuild.restarts if self._rebuild is not None else self._rebuild_restarts
+        return self._stream.requests.restarts + rebuilding
 
     @property
     def starving(self) -> tuple[int, ...]:
         """Lanes of which the next chunk cannot be read before records arrive."""
-        return self._ahead.starving
+        return self._chunks.starving
+
+    @property
+    def rebuilding(self) -> bool:
+        """Whether the window of a cursor is being read again; no batch comes before that is done."""
+        return self._rebuild is not None
+
+    @property
+    def replays_left(self) -> int:
+        """Replays of the batch that was taken last that have not been taken; they come next."""
+        return self._replays.left
 
     def lag(self) -> int:
         """Records of this rank's lanes, committed and not used yet. May block on I/O, not on arrivals."""
-        self._ahead.look()
-        return 0 if self.finished else self._source.unread(self._positions(), self.cursor.pass_number)
+        self._chunks.look()
+        return self._unread(*self._stream.positions(self.cursor))
 
     def lane_lags(self) -> tuple[LaneLag, ...]:
         """How far each lane of this rank is behind, in learning and in reading ahead. Quick: no I/O."""
-        return lane_lags(
-            self._source,
-            self.cursor.pass_number,
-            trained=self._positions(),
-            trained_newest=self._newest,
-            fetched=self._ahead.fetched(),
-            finished=self.finished,
-        )
+        now = time.time()
+        found = []
+        for lane, (ahead, newest) in self._chunks.fetched().items():
+            unlearned, unread = self._unread(self.cursor.positions[lane]), self._unread(ahead)
+            found.append(
+                LaneLag(
+                    lane=lane,
+                    trained_records=unlearned,
+                    trained_s=_behind(unlearned, self._newest.get(lane, 0.0), now),
+                    fetched_records=unread,
+                    fetched_s=_behind(unread, newest, now),
+                )
+            )
+        return tuple(found)
 
     def ready(self, timeout_s: float) -> Readiness:
-        """What the next step can be; blocks so long at most until that is known.
+        """What comes next, while the loader is not `finished`; blocks so long at most until that is known.
 
         Raises:
             TooManyBadRecords: the budget of unusable records is spent.
-            WorkerFailed: readers die of the same chunks again and again.
+            WorkerFailed: readers die of the same records again and again.
+            StreamMismatch: the records of the window of replays are not what they were.
+            StreamDamaged: a record of that window can no longer be used.
             StreamError: what the source raised in a reader.
         """
-        if self.finished:
-            return Readiness.FINISHED
-        deadline = time.monotonic() + timeout_s
-        left = timeout_s
-        while (state := self._state()) is Readiness.WAITING and left >= 0:
-            self.waiting = not self._pool.pending
-            if self.waiting:
-                time.sleep(left)
-            else:
-                self._collect(left)
-            left = deadline - time.monotonic()
-        self.waiting = self.waiting and state is Readiness.WAITING
-        return state
+        if self._rebuild is not None:
+            if self._rebuild.go_on(timeout_s):
+                self._rebuild_restarts = self._rebuild.restarts
+                self._end_rebuild()
+            return Readiness.WAITING
+        return self._stream.requests.wait_for(lambda: self._next().state(self.cursor), timeout_s)
 
     @property
     def upcoming(self) -> LaneStats:
-        """Account of this rank's part of the batch that is ready."""
-        return sum((chunk.stats for chunk in self._ahead.chunks()), LaneStats())
+        """Account of this rank's part of what is ready."""
+        return self._next().stats()
 
-    def take(self, of_all: LaneStats | None = None) -> Batch:
-        """The batch that is ready, in memory of its own; the cursor is after it.
+    def take(self, stats: LaneStats) -> Batch:
+        """What is ready, in memory of its own; the cursor is after it.
 
         Args:
-            of_all: `upcoming` of all ranks, added up, for samples, skips and the budget of unusable records
-                are of the run and not of a rank; None when there is one rank.
+            stats: `upcoming` of all ranks, added up, for samples, skips and the budget of unusable records
+                are of the run and not of a rank.
 
         Raises:
             TooManyBadRecords: the budget of unusable records is spent; on all ranks at the same step.
         """
-        chunks = self._ahead.chunks()
-        stats = self.upcoming if of_all is None else of_all
-        cursor, bad = self._after(chunks, stats)
-        frame = self._ahead.batch(self._frames)
-        self.cursor = self._moved(cursor, frame)
-        batch = self._batch(frame, stats, lanes=self._ahead.lanes(), bad=bad)
-        self._ahead.advance()
+        source = self._next()
+        again = source is self._replays
+        step = source.step()
+        bad = tuple(ref for part in step.parts for ref in part.bad)
+        if not again:
+            before, after = self.cursor, self._after(step.parts, stats, bad)
+            if source is self._tail:
+                self.cursor = self._replays.tail_trained(after)
+            else:
+                self.cursor = self._replays.arrived(before, after, step.frame)
+        batch = copied(
+            step.frame,
+            lane_B=step.lane_B,
+            dealt_B=step.dealt_B,
+            bad=bad,
+            cursor=self.cursor,
+            stats=stats,
+            thumbs=not again and self._stream.plan.thumbnail_px > 0,
+            pin_memory=self._pin_memory,
+        )
+        source.advance()
+        if source is self._tail:
+            self._end_tail()
         return batch
 
-    def unread(self) -> int:
-        """Records of this rank's lanes that a pass which has ended leaves unread."""
-        self._source.refresh()  # a reader may have seen more of the stream than this process has
-        return self._source.unread(self._positions(), self.cursor.pass_number)
+    def pass_report(self) -> dict[str, Any]:
+        """What this rank found where a pass has ended, or in its tail: a JSON value for `settle`.
 
-    @property
-    def unusable(self) -> dict[str, int]:
-        """Unusable records that were found for a step which the pass ends without, of this rank's lanes.
-
-        In strict mode they are a function of the stream and of the cursor: each lane is read up to its chunk
-        of that step or to its end.
+        Raises:
+            StreamError, OSError: the stream cannot be looked at.
         """
-        return reduce(add_counts, map(_skipped, self._unfilled()), {})
+        unusable: dict[str, int] = reduce(add_counts, [part.stats.skipped for part in self._unfilled()], {})
+        return {
+            "unread": list(self._stream.unread(self.cursor).items()),
+            "unusable": unusable,
+            "samples": self._tail.samples if self._tail is not None else [],
+        }
 
     @property
-    def unusable_places(self) -> tuple[BadPlace, ...]:
-        """Where they are."""
-        return tuple(place for part in self._unfilled() for place in part.bad)
+    def unusable_places(self) -> tuple[BadRecordRef, ...]:
+        """Unusable records of this rank's lanes that were found for a step which the pass ends without."""
+        return tuple(ref for part in self._unfilled() for ref in part.bad)
 
-    def end_pass(self, unread: int | None = None, unusable: Mapping[str, int] | None = None) -> None:
-        """Go to the start of the next pass. What is unusable counts as skipped, the rest as left over.
+    def settle(self, reports: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+        """Go on with what remains of the pass, or go to the start of the next one.
+
+        Unusable records of a step that the pass ends without count as skipped, the rest as left over. In
+        strict mode they are a function of the stream and of the cursor: each lane is read up to its chunk of
+        that step or to its end.
 
         Args:
-            unread: `unread` of all ranks, added up; None when there is one rank.
-            unusable: `unusable` of all ranks, added up; None when there is one rank.
+            reports: `pass_report` of all ranks.
+
+        Returns:
+            The unusable records of all ranks, by reason; empty when the pass goes on.
         """
-        unread = self.unread() if unread is None else unread
-        unusable = self.unusable if unusable is None else unusable
-        deadly = {*self.cursor.deadly, *(place for part in self._unfilled() for place in part.deadly)}
+        unread = {lane: records for report in reports for lane, records in report["unread"]}
+        deadly = self._deadly(self._unfilled())
+        if self._tail is None:
+            self._chunks.begin(self.cursor)  # no reader writes into the frames any more
+            self._tail = self._pass_policy(self._stream, self.cursor, unread)
+            going_on = self._tail is not None
+        else:
+            going_on = self._tail.deal([(*sample,) for report in reports for sample in report["samples"]])
+        if going_on:
+            return {}
+        unusable: dict[str, int] = reduce(add_counts, [report["unusable"] for report in reports], {})
         self.cursor = replace(
-            self.cursor,
-            pass_number=self.cursor.pass_number + 1,
+            self.cursor.next_pass(),
             skipped=add_counts(self.cursor.skipped, unusable),
-            left_over=self.cursor.left_over + unread - sum(unusable.values()),
-            positions=self.cursor.first_positions(),
-            deadly=tuple(sorted(deadly)),
+            left_over=self.cursor.left_over + sum(unread.values()) - sum(unusable.values()),
+            deadly=deadly,
         )
-        self._ahead.begin(self._positions(), self.cursor.pass_number)
-
-    def _unfilled(self) -> Sequence[Chunk | Short | Spent | Remains]:
-        """What was read for a step that the pass ends without."""
-        return self._ahead.unfilled()
-
-    def _end_chunks(self, state: Readiness) -> None:
-        """Go on, alone, from where a pass can fill no further chunk of some lane."""
-        self.end_pass()
+        self._end_tail()
+        return unusable
 
     def close(self) -> None:
         """End the readers and let go of memory and files. May be called twice."""
-        self._frames = ()
+        self._end_rebuild()
         self._opened.close()
 
-    def _readers(self, spec: SourceSpec, workers: int) -> Pool:
-        if workers:
-            return ProcessPool(spec, self._plan, self._slab, workers)
-        return InlinePool(self._source, self._plan, self._frames)
+    def _unread(self, *positions: Position) -> int:
+        """Records after some positions; none once the last pass is done."""
+        return 0 if self.finished else self._stream.source.unread(positions, self.cursor.pass_number)
+
+    def _next(self) -> StepSource:
+        """What gives the next batch."""
+        if self._replays.left:
+            return self._replays
+        return self._chunks if self._tail is None else self._tail
 
     def _after(
-        self, parts: Sequence[Chunk | Remains], stats: LaneStats
-    ) -> tuple[Cursor, tuple[BadPlace, ...]]:
-        """The cursor after a step of these parts of lanes, and where their unusable records lie.
+        self, parts: Sequence[Chunk | TailSamples], stats: LaneStats, bad: Sequence[BadRecordRef]
+    ) -> Cursor:
+        """The cursor after a step of these parts of lanes.
 
         Raises:
             TooManyBadRecords: the budget of unusable records is spent.
         """
         cursor = self.cursor.advanced((part.after for part in parts), stats)
-        bad = tuple(place for part in parts for place in part.bad)
-        cursor = charged(self.cursor, cursor, stats, bad, self._plan)
-        deadly = {*cursor.deadly, *(place for part in parts for place in part.deadly)}
+        cursor = charged(self.cursor, cursor, stats, bad, self._stream.plan)
         self._newest |= {part.after.lane: part.newest for part in parts}
-        return replace(cursor, deadly=tuple(sorted(deadly))), bad
+        return replace(cursor, deadly=self._deadly(parts))
 
-    def _moved(self, after: Cursor, frame: Frame) -> Cursor:
-        """The cursor after the step that lies in a frame."""
-        return after
+    def _deadly(self, parts: Sequence[Met]) -> tuple[tuple[int, int], ...]:
+        return tuple(sorted({*self.cursor.deadly, *(ref for part in parts for ref in part.deadly)}))
 
-    def _collect(self, timeout_s: float) -> None:
-        """Take in answers that have come; waits so long at most for the first."""
-        for reply in self._pool.collect(timeout_s):
-            self._take_in(reply)
+    def _unfilled(self) -> Sequence[Met]:
+        """What was read for a step that the pass ends without."""
+        return self._chunks.unfilled() if self._tail is None else self._tail.parts()
 
-    def _take_in(self, reply: Answer) -> None:
-        self._ahead.take_in(reply)
+    def _end_tail(self) -> None:
+        """Read chunks from the cursor on."""
+        self._tail = None
+        self._chunks.begin(self.cursor)
 
-    def _positions(self) -> list[Position]:
-        return [self.cursor.positions[lane] for lane in self._lanes]
-
-    def _state(self) -> Readiness:
-        self._ahead.accepted = self.cursor.accepted
-        self._ahead.ask()
-        if self._ahead.complete():
-            return Readiness.READY
-        if not self._ahead.settled():
-            return Readiness.WAITING
-        if self._ahead.ended():
-            return Readiness.PASS_ENDED
-        failure = self._ahead.failure()
-        if isinstance(failure, Spent):
-            raise too_many_bad(self.cursor, failure.stats, failure.bad, self._plan)
-        if failure is not None:
-            raise failure.error
-        return Readiness.WAITING
-
-    def _batch(
-        self,
-        frame: Frame,
-        stats: LaneStats,
-        *,
-        lanes: Sequence[int] | None = None,
-        thumbs: bool = True,
-        bad: tuple[BadPlace, ...] = (),
-    ) -> Batch:
-        return copied(
-            frame,
-            lane_B=torch.tensor(lanes or self._lanes).repeat_interleave(self._plan.chunk),
-            bad=bad,
-            cursor=self.cursor,
-            stats=stats,
-            thumbs=thumbs and self._plan.thumbnail_px > 0,
-            pin_memory=self._pin_memory,
-        )
-
-
-def _skipped(part: Chunk | Short | Spent | Remains) -> Mapping[str, int]:
-    return part.skipped if isinstance(part, Short) else part.stats.skipped
+    def _end_rebuild(self) -> None:
+        if self._rebuild is not None:
+            self._rebuild.close()
+            self._rebuild = None

@@ -3,29 +3,34 @@
 Chunks of a lane follow from each other: the next is asked for when the position after the one before is
 known. What was asked for or read ahead is not state: at a resume it is asked for again.
 
-Without an order among lanes a step is made of the chunks that came first: as many as the rank has lanes, from
-whichever are ready, so a lane without records does not stop the others. Each lane's own chunks stay in order,
-so still nothing is lost or repeated; which chunks make a step depends on when they came.
+An order says which chunks make a step. In `LaneOrder` each lane gives one. In `ArrivalOrder` they are those
+that came first: as many as the rank has lanes, from whichever are ready. So a lane without records does not
+stop the others. Each lane's own chunks stay in order, so still nothing is lost or repeated. Which chunks make
+a step depends on when they came.
 """
 
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby, islice
 
 import torch
 
-from stream.lanes import Position
-from stream.loader.pool import Pool
-from stream.loader.shared_memory import Frame
-from stream.loader.tasks import Answer, Chunk, Failed, Question, Short, Spent, Wanted, outlook_from
-from stream.source import Source
+from stream.cursor import Cursor
+from stream.lanes import LaneStats, Position
+from stream.loader.assemble import Met
+from stream.loader.budget import too_many_bad
+from stream.loader.open_stream import OpenStream
+from stream.loader.shared_memory import BatchFrame, joined_frame
+from stream.loader.step import Readiness, Step
+from stream.loader.tasks import BudgetSpent, Chunk, Failed, NotEnough, ReadChunk, Reply, availability_from
 
-_SAMPLES_OF_A_QUESTION = 32
-"""So many small images make a question long enough (about 5 ms at 32 pixels) that asking costs little."""
-_QUESTIONS_A_READER = 2
-"""Each step gives each reader at least so many questions, if lanes allow, so that they finish together."""
+STRICT, AVAILABLE = "strict", "available"
+"""Modes: see `LaneOrder` and `ArrivalOrder`."""
+Slot = tuple[int, int]
+"""Frame and first column of a chunk."""
 
 
 @dataclass(slots=True)
@@ -35,7 +40,7 @@ class Head:
     position: Position
     column: int
     step: int
-    """Step that the lane's next chunk is for."""
+    """Step that the lane's next chunk is for; stays as it is in `ArrivalOrder`."""
     asked: bool = False
     needs: int = 0
     """The next chunk is worth asking for once so many records may be read."""
@@ -44,309 +49,277 @@ class Head:
     """No record comes beyond those that are there."""
     ended: bool = False
     """No further chunk comes."""
-    last: Short | None = None
+    last: NotEnough | None = None
     """What was found in the place of the chunk that a lane which has ended could not fill."""
     newest: float = 0.0
     """When the newest record of its last chunk was put on the stream; 0 = not known."""
-    failure: Failed | Spent | None = None
+    failure: Failed | BudgetSpent | None = None
     """Why the next chunk can never be had."""
 
+    @property
+    def idle(self) -> bool:
+        """Whether asking for the next chunk can be of use now."""
+        return not (self.asked or self.ended or self.starved or self.failure)
 
-class Lookahead:
-    """What is asked for and what has come.
+
+class LaneOrder:
+    """Each lane gives one chunk to each step: a function of the data alone.
 
     Args:
-        source: this process's view of the stream.
-        pool: who answers.
-        lanes: of this rank, ascending; lane number n has columns n x chunk and on.
-        chunk: C.
         num_frames: so many steps may be in work at once; step s is laid out in frame s mod num_frames.
-        workers: readers that answer at once.
-        poll_s: seconds between two looks for new records.
     """
 
-    def __init__(
-        self,
-        source: Source,
-        pool: Pool,
-        *,
-        lanes: Sequence[int],
-        chunk: int,
-        num_frames: int,
-        workers: int,
-        poll_s: float,
-    ) -> None:
-        self._source, self._pool = source, pool
-        self._lanes, self._chunk, self._num_frames, self._poll_s = lanes, chunk, num_frames, poll_s
-        by_reader = -(-len(lanes) // (_QUESTIONS_A_READER * max(1, workers)))
-        self._lanes_at_once = min(by_reader, -(-_SAMPLES_OF_A_QUESTION // chunk))
-        self._ticket = 0
-        self._asked: dict[int, tuple[Wanted, ...]] = {}
-        self._pass_number = 0
+    def __init__(self, num_frames: int) -> None:
+        self._num_frames = num_frames
+        self._heads: Sequence[Head] = ()
         self._step = 0
         self._chunks: dict[int, dict[int, Chunk]] = {}
-        self._heads: dict[int, Head] = {}
-        self._next_look = 0.0
-        self.accepted = 0
-        """Goes with each question: see `Question`."""
 
-    @property
-    def frame(self) -> int:
-        """Number of the frame in which the current step is laid out."""
-        return self._step % self._num_frames
+    def begin(self, heads: Sequence[Head]) -> None:
+        """Forget all chunks; these are the lanes of the rank."""
+        self._heads = heads
+        self._chunks.clear()
+        for head in heads:
+            head.step = self._step
+
+    def turns(self) -> Iterable[Head]:
+        """Lanes that there is memory for, in the order of asking: the nearest steps first."""
+        heads = [head for head in self._heads if head.step < self._step + self._num_frames]
+        return sorted(heads, key=lambda head: (head.step, head.column))
+
+    def slot(self, head: Head) -> Slot:
+        """Take memory for the next chunk of a lane."""
+        return head.step % self._num_frames, head.column
+
+    def keep(self, head: Head, slot: Slot, chunk: Chunk) -> None:
+        """The lane's next chunk lies there."""
+        self._chunks.setdefault(head.step, {})[chunk.after.lane] = chunk
+        head.step += 1
+
+    def release(self, slot: Slot) -> None:
+        """No chunk lies there."""
+
+    def here(self) -> Sequence[Head]:
+        """Lanes that can still give a chunk to the current step."""
+        return [head for head in self._heads if head.step == self._step]
+
+    def complete(self) -> bool:
+        """Whether the current step has all its chunks."""
+        return len(self.came()) == len(self._heads)
+
+    def ended(self) -> bool:
+        """Whether some lane can never fill its chunk of the current step, because no record comes."""
+        return any(head.ended for head in self.here())
+
+    def came(self) -> Sequence[Chunk]:
+        """What has come for the current step, complete or not."""
+        return list(self._chunks.get(self._step, {}).values())
+
+    def step(self, frames: Sequence[BatchFrame]) -> tuple[Sequence[Chunk], BatchFrame]:
+        """The chunks of the current step, lanes ascending and in order in each, and the frame of them all."""
+        chunks = sorted(self.came(), key=lambda chunk: chunk.after.lane)
+        return chunks, frames[self._step % self._num_frames]
+
+    def advance(self) -> None:
+        """Go to the next step; the memory of this one is filled again."""
+        del self._chunks[self._step]
+        self._step += 1
+
+
+class ArrivalOrder:
+    """A step is as many chunks as the rank has lanes, in the order of their arrival. Methods as `LaneOrder`.
+
+    Args:
+        num_frames: memory for so many steps.
+        chunk: C.
+    """
+
+    def __init__(self, num_frames: int, chunk: int) -> None:
+        self._num_frames, self._chunk = num_frames, chunk
+        self._heads: Sequence[Head] = ()
+        self._came: deque[tuple[Chunk, Slot]] = deque()
+
+    def begin(self, heads: Sequence[Head]) -> None:
+        """Lanes take turns, else the first ones would be read alone where frames are few."""
+        self._heads, self._turns = heads, deque(heads)
+        self._came.clear()
+        self._free = deque((frame, head.column) for frame in range(self._num_frames) for head in heads)
+
+    def turns(self) -> Iterable[Head]:
+        """All lanes, as long as memory is free; the next call begins with the lane after the last."""
+        for _ in range(len(self._turns)):
+            if not self._free:
+                return
+            self._turns.rotate(-1)
+            yield self._turns[-1]
+
+    def slot(self, head: Head) -> Slot:
+        """Any that is free."""
+        return self._free.popleft()
+
+    def keep(self, head: Head, slot: Slot, chunk: Chunk) -> None:
+        """Its place in a step is its place in the queue."""
+        self._came.append((chunk, slot))
+
+    def release(self, slot: Slot) -> None:
+        """It is free again."""
+        self._free.append(slot)
+
+    def here(self) -> Sequence[Head]:
+        """All lanes."""
+        return self._heads
+
+    def complete(self) -> bool:
+        """Whether there are chunks for a step."""
+        return len(self._came) >= len(self._heads)
+
+    def ended(self) -> bool:
+        """Whether no lane gives a further chunk."""
+        return all(head.ended for head in self._heads)
+
+    def came(self) -> Sequence[Chunk]:
+        """The oldest chunks, as many as make a step."""
+        return [chunk for chunk, _ in islice(self._came, len(self._heads))]
+
+    def step(self, frames: Sequence[BatchFrame]) -> tuple[Sequence[Chunk], BatchFrame]:
+        """The frame is memory of its own."""
+        oldest = islice(self._came, len(self._heads))
+        pairs = sorted(oldest, key=lambda pair: (pair[0].after.lane, pair[0].after.seq))
+        parts = [frames[frame].columns(slice(at, at + self._chunk)) for _, (frame, at) in pairs]
+        return [chunk for chunk, _ in pairs], joined_frame(parts)
+
+    def advance(self) -> None:
+        """The oldest chunks leave their memory."""
+        for _ in range(len(self._heads)):
+            self._free.append(self._came.popleft()[1])
+
+
+class ChunkSource:
+    """Steps made of chunks: what is asked for, and what has come (implements StepSource).
+
+    Args:
+        stream: of this rank.
+        cursor: where reading begins.
+        mode: STRICT or AVAILABLE.
+    """
+
+    def __init__(self, stream: OpenStream, cursor: Cursor, mode: str = STRICT) -> None:
+        self._stream, self._plan = stream, stream.plan
+        by_lane = mode == STRICT
+        frames = stream.num_ahead
+        self._order = LaneOrder(frames) if by_lane else ArrivalOrder(frames, self._plan.chunk)
+        self._lanes_at_once = stream.per_request(self._plan.chunk)
+        self._next_look = 0.0
+        self.begin(cursor)
 
     @property
     def starving(self) -> tuple[int, ...]:
         """Lanes of which the next chunk cannot be read before records arrive."""
-        return tuple(lane for lane, head in self._heads.items() if head.starved)
+        return tuple(head.position.lane for head in self._heads if head.starved)
 
-    def begin(self, positions: Iterable[Position], pass_number: int) -> None:
-        """Forget what was read ahead, and ask from these positions on, one a lane."""
-        self._pool.drain()  # readers still write into the frames
-        self._asked.clear()
-        self._chunks.clear()
-        self._pass_number = pass_number
-        self._heads = {
-            position.lane: Head(position, number * self._chunk, self._step)
-            for number, position in enumerate(positions)
-        }
-
-    def ask(self) -> None:
-        """Ask for every chunk that may be asked for now, the nearest steps first. Does not wait."""
-        self._look_for_the_starved()
-        end = self._step + self._num_frames
-        heads = [
-            head
-            for head in self._heads.values()
-            if head.step < end
-            and not (head.asked or head.ended or head.starved or head.failure)
-            and self._available(head)
+    def begin(self, cursor: Cursor) -> None:
+        """Forget what was read ahead, and read on from there."""
+        self._stream.requests.drain()  # readers still write into the frames
+        self._cursor = cursor
+        self._heads = [
+            Head(position, number * self._plan.chunk, 0)
+            for number, position in enumerate(self._stream.positions(cursor))
         ]
-        heads.sort(key=lambda head: (head.step, head.column))
-        # One step a question: when readers die of it, no chunk of an earlier step is lost with it.
-        for _, same_step in groupby(heads, key=lambda head: head.step):
-            while group := list(islice(same_step, self._lanes_at_once)):
-                self._submit(group)
+        self._order.begin(self._heads)
 
     def look(self, *, at_once: bool = False) -> None:
         """Look for new records, but not more often than `poll_s` unless at once. May block on I/O."""
         now = time.monotonic()
         if at_once or now >= self._next_look:
-            self._next_look = now + self._poll_s
-            self._source.refresh()
-            for head in self._heads.values():
+            self._next_look = now + self._stream.config.poll_s
+            self._stream.source.refresh()
+            for head in self._heads:
                 head.starved = False
 
-    def take_in(self, reply: Answer) -> None:
-        """Take in the answer to a question that was asked here."""
-        wanted = self._asked.pop(reply.ticket)
-        for one, result in zip(wanted, reply.results, strict=True):
-            head = self._heads[one.position.lane]
-            head.asked = False
-            if isinstance(result, Chunk):
-                self._chunks.setdefault(head.step, {})[result.after.lane] = result
-                head.position, head.needs, head.newest = result.after, 0, result.newest
-                head.step += 1
-            elif isinstance(result, Short):
-                head.needs, head.ended = result.needs, result.ended
-                head.last = result if result.ended else None
-            elif isinstance(result, Failed | Spent):
-                head.failure = result
+    def state(self, cursor: Cursor) -> Readiness:
+        """See StepSource. A failure is raised when the run has come to it: reading ahead must not count."""
+        self._cursor = cursor
+        self._ask()
+        if self._order.complete():
+            return Readiness.READY
+        here = self._order.here()
+        if any(head.asked for head in here):
+            return Readiness.WAITING
+        if self._order.ended():
+            return Readiness.PASS_ENDED
+        failure = next((head.failure for head in here if head.failure is not None), None)
+        if isinstance(failure, BudgetSpent):
+            raise too_many_bad(cursor, failure.stats, failure.bad, self._plan)
+        if failure is not None:
+            raise failure.error
+        return Readiness.WAITING
 
-    def complete(self) -> bool:
-        """Whether every lane has its chunk of the current step."""
-        return len(self._chunks.get(self._step, ())) == len(self._lanes)
+    def stats(self) -> LaneStats:
+        """See StepSource."""
+        return sum((chunk.stats for chunk in self._order.came()), LaneStats())
 
-    def settled(self) -> bool:
-        """Whether no chunk of the current step is in work, so that what is known of it will not change."""
-        return not any(head.asked and head.step == self._step for head in self._heads.values())
-
-    def ended(self) -> bool:
-        """Whether some lane can never fill its chunk of the current step, because no record comes."""
-        return any(head.ended and head.step == self._step for head in self._heads.values())
-
-    def failure(self) -> Failed | Spent | None:
-        """Why the current step can never be had. Told only now, so that it does not depend on look-ahead."""
-        for head in self._heads.values():
-            if head.failure is not None and head.step == self._step:
-                return head.failure
-        return None
-
-    def unfilled(self) -> list[Chunk | Short | Spent]:
-        """What reading found for the current step, of which a pass that ends here makes no batch."""
-        here = [head for head in self._heads.values() if head.step == self._step]
-        lasts = [head.last or head.failure for head in here]
-        return [
-            *self._chunks.get(self._step, {}).values(),
-            *(x for x in lasts if isinstance(x, Short | Spent)),
-        ]
-
-    def chunks(self) -> list[Chunk]:
-        """The current step's chunks, in lane order."""
-        chunks = self._chunks[self._step]
-        return [chunks[lane] for lane in self._lanes]
+    def step(self) -> Step:
+        """See StepSource."""
+        chunks, frame = self._order.step(self._stream.frames)
+        lane_B = torch.tensor([chunk.after.lane for chunk in chunks]).repeat_interleave(self._plan.chunk)
+        return Step(frame=frame, lane_B=lane_B, dealt_B=lane_B, parts=tuple(chunks))
 
     def advance(self) -> None:
-        """Go to the next step; the frame of this one is filled again."""
-        del self._chunks[self._step]
-        self._step += 1
-        self.ask()
+        """See StepSource."""
+        self._order.advance()
+        self._ask()
 
-    def lanes(self) -> list[int]:
-        """Lane of each chunk of the current step, as `batch` lays them out."""
-        return list(self._lanes)
-
-    def batch(self, frames: Sequence[Frame]) -> Frame:
-        """The frame of the current step."""
-        return frames[self.frame]
+    def unfilled(self) -> list[Met]:
+        """What reading found for the current step, of which a pass that ends here makes no batch."""
+        lasts = [head.last or head.failure for head in self._order.here()]
+        return [*self._order.came(), *(last for last in lasts if isinstance(last, Met))]
 
     def fetched(self) -> dict[int, tuple[Position, float]]:
         """For each lane, the position that reading ahead has come to, and the time of its newest record."""
-        return {lane: (head.position, head.newest) for lane, head in self._heads.items()}
+        return {head.position.lane: (head.position, head.newest) for head in self._heads}
 
-    def _submit(self, heads: Sequence[Head]) -> None:
-        wanted = tuple(
-            Wanted(head.position, self._pass_number, head.step % self._num_frames, head.column, head.ending)
-            for head in heads
-        )
-        for head in heads:
+    def _ask(self) -> None:
+        """Ask for every chunk that may be asked for now."""
+        if any(head.starved for head in self._heads):
+            # At once when the pass can end here: a lane may only seem to wait because this process has not
+            # seen the end of the stream yet, and what its last records are worth is still to be asked.
+            self.look(at_once=self._order.ended())
+        asked = [
+            (head, self._order.slot(head))
+            for head in self._order.turns()
+            if head.idle and self._available(head)
+        ]
+        # One step a request: when readers die of it, no chunk of an earlier step is lost with it.
+        for _, same_step in groupby(asked, key=lambda pair: pair[0].step):
+            while group := list(islice(same_step, self._lanes_at_once)):
+                self._submit(group)
+
+    def _submit(self, group: Sequence[tuple[Head, Slot]]) -> None:
+        tasks = []
+        for head, (frame, column) in group:
             head.asked = True
-        self._ticket += 1
-        self._asked[self._ticket] = wanted
-        self._pool.submit(Question(self._ticket, wanted, accepted=self.accepted))
+            tasks.append(ReadChunk(head.position, self._cursor.pass_number, frame, column, head.ending))
+        self._stream.requests.submit(tasks, partial(self._take_in, group), accepted=self._cursor.accepted)
 
-    def _look_for_the_starved(self) -> None:
-        """Look for records that lanes wait for.
-
-        At once when the pass can end here: a lane may only seem to wait because this process has not seen the
-        end of the stream yet, and what its last records are worth is still to be asked.
-        """
-        if any(head.starved for head in self._heads.values()):
-            self.look(at_once=self.ended())
+    def _take_in(self, group: Sequence[tuple[Head, Slot]], results: Reply) -> None:
+        for (head, slot), result in zip(group, results, strict=True):
+            head.asked = False
+            if isinstance(result, Chunk):
+                self._order.keep(head, slot, result)
+                head.position, head.needs, head.newest = result.after, 0, result.newest
+                continue
+            self._order.release(slot)
+            if isinstance(result, NotEnough):
+                head.needs, head.ended = result.needs, result.ended
+                head.last = result if result.ended else None
+            elif isinstance(result, Failed | BudgetSpent):
+                head.failure = result
 
     def _available(self, head: Head) -> bool:
         """Whether asking for the lane's next chunk is worth it: to fill it, or to see what the last holds."""
-        outlook = outlook_from(self._source, head.position, self._pass_number)
-        enough = outlook.available >= max(head.needs, self._chunk)
-        head.starved = not outlook.ended and not enough
-        head.ending = outlook.ended and not enough
-        head.ended = head.ending and outlook.available == 0
+        left = availability_from(self._stream.source, head.position, self._cursor.pass_number)
+        enough = left.available >= max(head.needs, self._plan.chunk)
+        head.starved = not left.ended and not enough
+        head.ending = left.ended and not enough
+        head.ended = head.ending and left.available == 0
         return enough or (head.ending and not head.ended)
-
-
-Slot = tuple[int, int]
-"""Frame and first column of a chunk."""
-
-
-class AvailableLookahead(Lookahead):
-    """What is asked for and what has come; arguments as for `Lookahead`."""
-
-    def begin(self, positions: Iterable[Position], pass_number: int) -> None:
-        """As `Lookahead.begin`."""
-        super().begin(positions, pass_number)
-        self._came: deque[tuple[Chunk, Slot]] = deque()
-        self._slots: dict[int, Slot] = {}
-        self._free: deque[Slot] = deque(
-            (frame, number * self._chunk)
-            for frame in range(self._num_frames)
-            for number in range(len(self._lanes))
-        )
-        # Lanes take turns, else the first ones would be read alone where frames are few.
-        self._turns = deque(self._heads)
-
-    def ask(self) -> None:
-        """Ask for a chunk of each lane that has records, as far as there is memory. Does not wait."""
-        self._look_for_the_starved()
-        heads: list[Head] = []
-        for _ in range(len(self._turns)):
-            if len(heads) == len(self._free):
-                break
-            lane = self._turns[0]
-            self._turns.rotate(-1)
-            head = self._heads[lane]
-            busy = head.asked or head.ended or head.starved or head.failure
-            if not busy and self._available(head):
-                heads.append(head)
-        waiting = iter(heads)
-        while group := list(islice(waiting, self._lanes_at_once)):
-            wanted = []
-            for head in group:
-                head.asked = True
-                frame, column = self._slots[head.position.lane] = self._free.popleft()
-                wanted.append(Wanted(head.position, self._pass_number, frame, column, head.ending))
-            self._ticket += 1
-            self._asked[self._ticket] = tuple(wanted)
-            self._pool.submit(Question(self._ticket, tuple(wanted), accepted=self.accepted))
-
-    def take_in(self, reply: Answer) -> None:
-        """Take in the answer to a question that was asked here."""
-        wanted = self._asked.pop(reply.ticket)
-        for one, result in zip(wanted, reply.results, strict=True):
-            lane = one.position.lane
-            head, slot = self._heads[lane], self._slots.pop(lane)
-            head.asked = False
-            if isinstance(result, Chunk):
-                self._came.append((result, slot))
-                head.position, head.needs, head.newest = result.after, 0, result.newest
-                continue
-            self._free.append(slot)
-            if isinstance(result, Short):
-                head.needs, head.ended = result.needs, result.ended
-                head.last = result if result.ended else None
-            elif isinstance(result, Failed | Spent):
-                head.failure = result
-
-    def complete(self) -> bool:
-        """Whether there are chunks for a step."""
-        return len(self._came) >= len(self._lanes)
-
-    def settled(self) -> bool:
-        """Whether no chunk is in work."""
-        return not any(head.asked for head in self._heads.values())
-
-    def ended(self) -> bool:
-        """Whether no lane gives a further chunk, and those that came do not fill a step."""
-        return all(head.ended for head in self._heads.values())
-
-    def failure(self) -> Failed | Spent | None:
-        """Why a lane can give no further chunk, when the others do not fill the step."""
-        return next((head.failure for head in self._heads.values() if head.failure is not None), None)
-
-    def unfilled(self) -> list[Chunk | Short | Spent]:
-        """What reading found that a pass which ends here makes no batch of."""
-        lasts = [head.last or head.failure for head in self._heads.values()]
-        return [*(chunk for chunk, _ in self._came), *(x for x in lasts if isinstance(x, Short | Spent))]
-
-    def chunks(self) -> list[Chunk]:
-        """The chunks of the step, in the order in which they came; those of a lane follow each other."""
-        return [chunk for chunk, _ in islice(self._came, len(self._lanes))]
-
-    def lanes(self) -> list[int]:
-        """Lane of each chunk, in the order in which `batch` lays them out."""
-        return [chunk.after.lane for chunk, _ in self._step_sorted()]
-
-    def batch(self, frames: Sequence[Frame]) -> Frame:
-        """The samples of the step, in memory of their own: lanes ascending, and in order in each."""
-        places = [(frames[frame], slice(at, at + self._chunk)) for _, (frame, at) in self._step_sorted()]
-        return Frame(
-            crops=tuple(
-                torch.cat([frame.crops[kind][:, columns] for frame, columns in places], 1)
-                for kind in range(len(frames[0].crops))
-            ),
-            uniforms=torch.cat([frame.uniforms[:, columns] for frame, columns in places], 1),
-            thumbs=torch.cat([frame.thumbs[columns] for frame, columns in places]),
-            seq_B=torch.cat([frame.seq_B[columns] for frame, columns in places]),
-            refs_B2=torch.cat([frame.refs_B2[columns] for frame, columns in places]),
-            keys=torch.cat([frame.keys[columns] for frame, columns in places]),
-        )
-
-    def advance(self) -> None:
-        """Go to the next step; the memory of this one is filled again."""
-        for _ in range(len(self._lanes)):
-            _, slot = self._came.popleft()
-            self._free.append(slot)
-        self.ask()
-
-    def _step_sorted(self) -> list[tuple[Chunk, Slot]]:
-        step = list(islice(self._came, len(self._lanes)))
-        return sorted(step, key=lambda pair: (pair[0].after.lane, pair[0].after.seq))

@@ -10,24 +10,24 @@ L lanes of this rank   V lanes of the run   C samples that a lane gives to one s
 """
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Unpack
+from typing import Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from stream.config import CropConfig, ReaderConfig, ReplayConfig
+from stream.config import CropConfig, ReaderConfig
 from stream.cursor import Cursor, WindowStart
-from stream.errors import StreamError, StreamMismatch
+from stream.errors import StreamMismatch
 from stream.images.crops import unit_interval
 from stream.lanes import LaneStats
-from stream.loader.batch import Batch
-from stream.loader.loader import AVAILABLE, TURN_S, Loader, Readiness
-from stream.loader.shared_memory import Frame
-from stream.loader.tail import LoaderOptions, TailLoader
-from stream.loader.tasks import Answer, Failed, Question, Recall, Recalled
+from stream.loader.open_stream import OpenStream, PoolOpener
+from stream.loader.prefetch import ChunkSource
+from stream.loader.shared_memory import BatchFrame
+from stream.loader.step import Readiness, Step
+from stream.loader.tasks import Failed, ReadSamples, Reply, Reread, Sample, Task
 from stream.source import SourceSpec
 
 _PURPOSE = int.from_bytes(b"replay")
@@ -65,6 +65,40 @@ def choose(*, seed: int, step: int, update: int, lanes: int, chunk: int, held: i
     return order_Vh[:, :chunk]
 
 
+class ReplayPolicy(Protocol):
+    """Which samples of the past a step is repeated with, and what is kept of them; called between steps.
+
+    `FifoWindow` keeps the names of the latest steps. Another policy may keep other samples, or encoded bytes:
+    its tasks then lay those out instead of reading the stream again.
+    """
+
+    def begin(self, cursor: Cursor) -> WindowStart | None:
+        """Where steps must be read again, and be given to `add`, before the run goes on; None = nowhere."""
+        ...
+
+    def add(self, before: Cursor, frame: BatchFrame) -> None:
+        """Take in the step that begins at a cursor: a chunk of each lane of this rank, lanes ascending."""
+        ...
+
+    def tasks(self, before: Cursor, update: int, frame: int) -> Sequence[Task]:
+        """What readers do for one replay of the step that was added last.
+
+        Args:
+            before: the cursor before the step.
+            update: number of the update within the step; the first replay is 1.
+            frame: number of the frame in which the replay is laid out, lanes ascending.
+        """
+        ...
+
+    def after(self, after: Cursor) -> Cursor:
+        """The cursor after the step that was added last, with all that `begin` needs there."""
+        ...
+
+    def clear(self) -> None:
+        """Forget all samples: a step has come that was not added."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class _Step:
     """The samples of one step."""
@@ -74,55 +108,45 @@ class _Step:
     """Number in the lane, unit, index."""
 
 
-class ReplayWindow:
-    """The samples of the latest steps of one rank.
+class FifoWindow:
+    """The samples of the latest steps of one rank, each as likely as the others (implements ReplayPolicy).
+
+    Each replay is, for every lane, C samples drawn without replacement from the lane's part of the window:
+    its latest `window_samples / V` samples, those of the arriving batch included, or all there are yet. When
+    these are just C, they come in another order. Views are new at each draw.
 
     Args:
         lanes: of this rank, ascending.
-        num_steps: that it holds; 0 holds none.
+        num_steps: that it holds.
+        updates: of each step, its own among them.
+        samples_at_once: that one task lays out.
     """
 
-    def __init__(self, lanes: tuple[int, ...], num_steps: int) -> None:
+    def __init__(self, lanes: Sequence[int], *, num_steps: int, updates: int, samples_at_once: int) -> None:
         self._lanes_L = np.array(lanes, dtype=np.int64)
-        self._num_steps = num_steps
+        self._num_steps, self._updates, self._samples_at_once = num_steps, updates, samples_at_once
         self._steps: deque[_Step] = deque(maxlen=num_steps)
 
-    def add(self, before: Cursor, seq_B: Tensor, refs_B2: Tensor) -> None:
-        """Take in the step that begins at a cursor; the oldest one goes when the window is full.
+    def begin(self, cursor: Cursor) -> WindowStart | None:
+        """See ReplayPolicy."""
+        return cursor.replay if self._num_steps > 1 else None
 
-        Args:
-            before: the cursor before the step.
-            seq_B: [B] int64, number of each sample in its lane; lanes ascending.
-            refs_B2: [B, 2] int64, unit and index of each record.
-        """
+    def add(self, before: Cursor, frame: BatchFrame) -> None:
+        """Take in a step; the oldest one goes when the window is full."""
         start = WindowStart(pass_number=before.pass_number, steps=before.steps, positions=before.positions)
-        samples_B3 = np.concatenate([seq_B.numpy()[:, None], refs_B2.numpy()], axis=1)
+        samples_B3 = np.concatenate([frame.seq_B.numpy()[:, None], frame.refs_B2.numpy()], axis=1)
         self._steps.append(_Step(start, samples_B3.reshape(len(self._lanes_L), -1, 3)))
 
-    def draw(self, cursor: Cursor, update: int) -> NDArray[np.int64]:
-        """What one replay is made of, once the step that begins at `cursor` has been added.
+    def tasks(self, before: Cursor, update: int, frame: int) -> Sequence[Task]:
+        """See ReplayPolicy."""
+        samples: list[Sample] = [(*row,) for row in self._draw(before, update).tolist()]
+        draw, at_once = before.steps * self._updates + update, self._samples_at_once
+        return [
+            ReadSamples(tuple(samples[column : column + at_once]), draw, frame, column)
+            for column in range(0, len(samples), at_once)
+        ]
 
-        Returns:
-            [L x C, 4] int64: lane, number in it, unit, index; lanes ascending.
-        """
-        held_LW3 = np.concatenate([step.samples_LC3 for step in self._steps], axis=1)
-        picks_VC = choose(
-            seed=cursor.seed,
-            step=cursor.steps,
-            update=update,
-            lanes=cursor.lanes,
-            chunk=cursor.chunk,
-            held=held_LW3.shape[1],
-        )
-        picked_LC3 = np.take_along_axis(held_LW3, picks_VC[self._lanes_L][:, :, None], axis=1)
-        lanes_LC1 = np.broadcast_to(self._lanes_L[:, None, None], (*picked_LC3.shape[:2], 1))
-        return np.concatenate([lanes_LC1, picked_LC3], axis=2).reshape(-1, 4)
-
-    def clear(self) -> None:
-        """Forget all samples."""
-        self._steps.clear()
-
-    def marked(self, after: Cursor) -> Cursor:
+    def after(self, after: Cursor) -> Cursor:
         """The cursor with the start of what the next step's window will still hold of the past."""
         kept = self._num_steps - 1
         if kept < 1 or not self._steps:
@@ -132,26 +156,28 @@ class ReplayWindow:
         passes = after.pass_number - start.pass_number
         return replace(after, replay=replace(start, pass_ends=ends[len(ends) - passes :]))
 
+    def clear(self) -> None:
+        """See ReplayPolicy."""
+        self._steps.clear()
 
-def with_pass_ended(cursor: Cursor) -> Cursor:
-    """A cursor that has just gone to the next pass, with the end of the last one noted for its window."""
-    if cursor.replay is None:
-        return cursor
-    ends = (*cursor.replay.pass_ends, cursor.steps)
-    return replace(cursor, replay=replace(cursor.replay, pass_ends=ends))
+    def _draw(self, before: Cursor, update: int) -> NDArray[np.int64]:
+        """What one replay is made of.
 
-
-_SAMPLES_OF_A_QUESTION = 32
-_QUESTIONS_A_READER = 2
-_SMALLEST_CROP = CropConfig(count=1, size=8, scale_min=1.0, scale_max=1.0)
-"""What is cut when only names are wanted: a reader cuts something."""
-
-
-class ReplayOptions(LoaderOptions, total=False):
-    """What else a `ReplayLoader` may be given."""
-
-    tail: bool
-    """Whether the remains of a pass are trained, see `TailLoader`."""
+        Returns:
+            [L x C, 4] int64: lane, number in it, unit, index; lanes ascending.
+        """
+        held_LW3 = np.concatenate([step.samples_LC3 for step in self._steps], axis=1)
+        picks_VC = choose(
+            seed=before.seed,
+            step=before.steps,
+            update=update,
+            lanes=before.lanes,
+            chunk=before.chunk,
+            held=held_LW3.shape[1],
+        )
+        picked_LC3 = np.take_along_axis(held_LW3, picks_VC[self._lanes_L][:, :, None], axis=1)
+        lanes_LC1 = np.broadcast_to(self._lanes_L[:, None, None], (*picked_LC3.shape[:2], 1))
+        return np.concatenate([lanes_LC1, picked_LC3], axis=2).reshape(-1, 4)
 
 
 @dataclass(slots=True)
@@ -159,259 +185,176 @@ class _Replay:
     """One batch that is being read again."""
 
     frame: int
-    missing: set[int] = field(default_factory=set)
-    """Tickets of questions without an answer."""
+    missing: int = 0
+    """Requests without a reply."""
     stats: LaneStats = field(default_factory=LaneStats)
     failure: Exception | None = None
 
+    def take_in(self, results: Reply) -> None:
+        """Take in the results of one request."""
+        self.missing -= 1
+        for result in results:
+            if isinstance(result, Failed):
+                self.failure = self.failure or result.error
+            elif isinstance(result, Reread):
+                self.stats += result.stats
 
-class ReplayLoader(TailLoader):
-    """A loader that also gives `updates - 1` batches of replays after each batch that it gives.
 
-    Each replay is, for every lane, C samples drawn without replacement from the lane's part of the window:
-    its latest `window_samples / V` samples, those of the batch itself included, or all there are yet. When
-    these are just C, they come in another order. Views are new at each draw. As for batches, which samples
-    and views these are does not depend on ranks, readers, crashes or where a run was resumed.
+class Replays:
+    """The replays of each step that arrives (implements StepSource); they are taken before the next arrives.
 
-    A tail gets its own update and no replay, and the window is empty behind it: a replay is whole chunks of
-    every lane, and the samples of a tail are none.
-
-    The readers are asked for all replays of a step when its batch is taken. Until the window of a cursor has
-    been read again, `ready` answers WAITING.
+    Readers are asked for all of them when the step arrives. They count bytes and seconds, but no record.
 
     Args:
-        replay: how many updates, and the window; `updates = 1` is a plain loader.
-        spec, cursor, crops, config, workers, options: as for `TailLoader`.
+        policy: which samples they are.
+        updates: of each step, its own among them; 1 replays nothing.
+        stream: of this rank; its last `updates - 1` frames are for replays.
+    """
+
+    def __init__(self, policy: ReplayPolicy, updates: int, stream: OpenStream) -> None:
+        self._policy, self._updates, self._stream = policy, updates, stream
+        lanes = torch.tensor(stream.lanes)
+        self._lane_B = lanes.repeat_interleave(stream.plan.chunk)
+        self._replays: deque[_Replay] = deque()
+
+    @property
+    def left(self) -> int:
+        """Replays of the latest step that have not been taken."""
+        return len(self._replays)
+
+    def arrived(self, before: Cursor, after: Cursor, frame: BatchFrame) -> Cursor:
+        """Ask for the replays of a step; its cursor with what it takes to go on from there."""
+        if self._updates == 1:
+            return after
+        self._policy.add(before, frame)
+        for update in range(1, self._updates):
+            replay = _Replay(frame=len(self._stream.frames) - self._updates + update)
+            self._replays.append(replay)
+            for task in self._policy.tasks(before, update, replay.frame):
+                replay.missing += 1
+                self._stream.requests.submit((task,), replay.take_in)
+        return self._policy.after(after)
+
+    def tail_trained(self, after: Cursor) -> Cursor:
+        """The cursor after a tail, which is not replayed: a replay is whole chunks of every lane."""
+        self._policy.clear()
+        return replace(after, replay=None)
+
+    def state(self, cursor: Cursor) -> Readiness:
+        """See StepSource.
+
+        Raises:
+            StreamDamaged: a record of the window can no longer be used.
+            WorkerFailed, StreamError: as StepSource.
+        """
+        replay = self._replays[0]
+        if replay.missing:
+            return Readiness.WAITING
+        if replay.failure is not None:
+            raise replay.failure
+        return Readiness.READY
+
+    def stats(self) -> LaneStats:
+        """See StepSource."""
+        return self._replays[0].stats
+
+    def step(self) -> Step:
+        """See StepSource."""
+        frame = self._stream.frames[self._replays[0].frame]
+        return Step(frame=frame, lane_B=self._lane_B, dealt_B=self._lane_B)
+
+    def advance(self) -> None:
+        """See StepSource."""
+        self._replays.popleft()
+
+
+_SMALLEST_CROP = CropConfig(count=1, size=8, scale_min=1.0, scale_max=1.0)
+"""What is cut when only names are wanted: a reader cuts something."""
+
+
+class Rebuild:
+    """Reads again what a policy held when the run stopped: which records were good takes decoding them.
+
+    Args:
+        policy: is given the steps.
+        start: where they begin.
+        cursor: where the run goes on, and they end.
+        spec, lanes, config, workers, pool: as for `OpenStream`.
 
     Raises:
-        ValueError, StreamMismatch, StreamError: as `Loader`, and for a window that is not whole batches.
+        StreamMismatch, StreamPruned, StreamError: as `OpenStream`.
     """
 
     def __init__(
         self,
-        spec: SourceSpec,
-        *,
-        replay: ReplayConfig,
+        policy: ReplayPolicy,
+        start: WindowStart,
         cursor: Cursor,
-        crops: Sequence[CropConfig],
+        *,
+        spec: SourceSpec,
+        lanes: Sequence[int],
         config: ReaderConfig,
         workers: int,
-        **options: Unpack[ReplayOptions],
+        pool: PoolOpener,
     ) -> None:
-        if replay.updates > 1 and options.get("mode") == AVAILABLE:
-            raise ValueError(
-                "replay.updates > 1 needs mode = strict: what a replay is drawn from is a function of the "
-                "data only when every lane gives one chunk a step"
-            )
-        num_steps = replay.window_steps(cursor.lanes * cursor.chunk)
-        self._updates = replay.updates
-        self._replays: deque[_Replay] = deque()
-        self._ticket = 0
-        self._past: Loader | None = None
-        self._past_restarts = 0
-        super().__init__(
-            spec,
-            cursor=cursor,
-            crops=crops,
-            config=config,
-            workers=workers,
-            more_frames=self._updates - 1,
-            **options,
-        )
-        self._window = ReplayWindow(self._lanes, num_steps)
-        by_reader = -(-self._plan.columns // (_QUESTIONS_A_READER * max(1, workers)))
-        self._samples_at_once = min(by_reader, _SAMPLES_OF_A_QUESTION)
-        if cursor.replay is not None and num_steps > 1 and not self.finished:
-            try:
-                self._past = self._open_past(cursor.replay, spec, config, workers, options)
-            except StreamError:
-                self.close()
-                raise
-            self._pass_ends = deque(cursor.replay.pass_ends)
-
-    @property
-    def worker_restarts(self) -> int:
-        """Reader processes that died and were replaced."""
-        return super().worker_restarts + self._past_restarts
-
-    def ready(self, timeout_s: float) -> Readiness:
-        """As `Loader.ready`; WAITING while the window is read again.
-
-        Raises:
-            StreamMismatch: the records of the window are not what they were.
-        """
-        if self._past is not None:
-            self._read_past(self._past, timeout_s)
-            return Readiness.WAITING
-        return super().ready(timeout_s)
-
-    def replays(self) -> Iterator[Batch]:
-        """The replays of the step whose batch was taken last, in order.
-
-        Blocks while readers are at it. A step is done as a whole, so `should_stop` is ignored;
-        it is asked all the same, as a sign of life.
-
-        Their `cursor` is that of the batch, `thumbs` is None, `stats` counts bytes and seconds but no record.
-
-        Raises:
-            StreamDamaged: a record of the window can no longer be used.
-            WorkerFailed, StreamError: as `ready`.
-        """
-        while self._replays:
-            self._await(self._replays[0])
-            yield self.take_replay()
-
-    @property
-    def rebuilding(self) -> bool:
-        """Whether the window of a cursor is being read again; no batch comes before that is done."""
-        return self._past is not None
-
-    @property
-    def replays_left(self) -> int:
-        """Replays of the step whose batch was taken last that have not been taken."""
-        return len(self._replays)
-
-    def replay_ready(self, timeout_s: float) -> bool:
-        """Whether `take_replay` can give the next replay; blocks so long at most until it can.
-
-        Raises:
-            StreamDamaged: a record of the window can no longer be used.
-            WorkerFailed, StreamError: as `ready`.
-        """
-        replay = self._replays[0]
-        if replay.missing:
-            self._collect(timeout_s)
-        if replay.missing:
-            return False
-        if replay.failure is not None:
-            raise replay.failure
-        return True
-
-    @property
-    def upcoming_replay(self) -> LaneStats:
-        """Account of this rank's part of the replay that is ready."""
-        return self._replays[0].stats
-
-    def take_replay(self, of_all: LaneStats | None = None) -> Batch:
-        """The replay that is ready, as `replays` gives it.
-
-        Args:
-            of_all: `upcoming_replay` of all ranks, added up; None when there is one rank.
-        """
-        replay = self._replays.popleft()
-        if replay.failure is not None:
-            raise replay.failure
-        stats = replay.stats if of_all is None else of_all
-        return self._batch(self._frames[replay.frame], stats, thumbs=False)
-
-    def begin_tail(self, unread: Mapping[int, int]) -> bool:
-        """As `TailLoader.begin_tail`."""
-        began = super().begin_tail(unread)
-        if began:
-            self._replays.clear()  # if they were not wanted; readers have been waited for
-        return began
-
-    def end_pass(self, unread: int | None = None, unusable: Mapping[str, int] | None = None) -> None:
-        """As `Loader.end_pass`; the window goes on over it."""
-        super().end_pass(unread, unusable)
-        self._replays.clear()  # if they were not wanted; readers have been waited for
-        self.cursor = with_pass_ended(self.cursor)
-
-    def close(self) -> None:
-        """End the readers and let go of memory and files. May be called twice."""
-        if self._past is not None:
-            self._past.close()
-        super().close()
-
-    def _moved(self, after: Cursor, frame: Frame) -> Cursor:
-        if self._updates == 1:
-            return after
-        while self._replays:  # they were not wanted, but readers still write into their frames
-            self._await(self._replays[0])
-            self._replays.popleft()
-        before = self.cursor
-        self._window.add(before, frame.seq_B, frame.refs_B2)
-        for update in range(1, self._updates):
-            self._ask_replay(before, update)
-        return self._window.marked(after)
-
-    def _after_tail(self, after: Cursor) -> Cursor:
-        self._window.clear()
-        return replace(after, replay=None)
-
-    def _ask_replay(self, before: Cursor, update: int) -> None:
-        """Ask for the samples of one replay, in pieces that all readers can work at."""
-        samples = [tuple(row) for row in self._window.draw(before, update).tolist()]
-        draw = before.steps * self._updates + update
-        replay = _Replay(frame=len(self._frames) - self._updates + update)
-        for column in range(0, len(samples), self._samples_at_once):
-            some = tuple(samples[column : column + self._samples_at_once])
-            self._ticket -= 1  # below zero: questions of looking ahead are counted upwards
-            replay.missing.add(self._ticket)
-            self._pool.submit(Question(self._ticket, (Recall(some, draw, replay.frame, column),)))
-        self._replays.append(replay)
-
-    def _await(self, replay: _Replay) -> None:
-        while replay.missing:
-            self._should_stop()
-            self._collect(TURN_S)
-
-    def _take_in(self, reply: Answer) -> None:
-        if reply.ticket > 0:
-            super()._take_in(reply)
-            return
-        replay = next(replay for replay in self._replays if reply.ticket in replay.missing)
-        replay.missing.remove(reply.ticket)
-        for result in reply.results:
-            if isinstance(result, Failed):
-                replay.failure = replay.failure or result.error
-            elif isinstance(result, Recalled):
-                replay.stats += result.stats
-
-    def _open_past(
-        self, start: WindowStart, spec: SourceSpec, config: ReaderConfig, workers: int, options: ReplayOptions
-    ) -> Loader:
-        """A loader that finds again what the window held: which records were good takes decoding them."""
-        cursor = replace(
-            self.cursor,
+        self._policy, self._end = policy, cursor
+        self._pass_ends = deque(start.pass_ends)
+        self._cursor = replace(
+            cursor,
             pass_number=start.pass_number,
             steps=start.steps,
             positions=start.positions,
             replay=None,
         )
-        return Loader(
+        self._stream = OpenStream(
             spec,
-            cursor=cursor,
+            self._cursor,
+            lanes,
             crops=(_SMALLEST_CROP,),
             # The budget of bad records was kept when they came.
             config=replace(config, thumbnail_px=0, max_bad_fraction=1.0),
             workers=workers,
-            ranks=options.get("ranks", 1),
-            rank=options.get("rank", 0),
-            passes=self.cursor.pass_number + 1,
+            pool=pool,
         )
+        self._chunks = ChunkSource(self._stream, self._cursor)
 
-    def _read_past(self, past: Loader, timeout_s: float) -> None:
-        """Go on with reading the window again: to the cursor, ending passes where they ended then."""
-        while self._pass_ends and past.cursor.steps == self._pass_ends[0]:
+    @property
+    def restarts(self) -> int:
+        """Reader processes that died and were replaced."""
+        return self._stream.requests.restarts
+
+    def go_on(self, timeout_s: float) -> bool:
+        """Read one more step, for so long at most; whether all have been read.
+
+        Raises:
+            StreamMismatch: the records are not what they were.
+        """
+        while self._pass_ends and self._cursor.steps == self._pass_ends[0]:
             self._pass_ends.popleft()
-            past.end_pass()
-        if past.cursor.steps < self.cursor.steps:
-            state = past.ready(timeout_s)
-            if state is Readiness.READY:
-                before = past.cursor
-                batch = past.take()
-                self._window.add(before, batch.seq_B, batch.refs_B2)
-            elif state is not Readiness.WAITING:
-                raise self._changed()
-            return
-        self._past, self._past_restarts = None, past.worker_restarts
-        past.close()
-        if any(past.cursor.positions[lane] != self.cursor.positions[lane] for lane in self._lanes):
-            raise self._changed()
+            self._cursor = self._cursor.next_pass()
+            self._chunks.begin(self._cursor)
+        if self._cursor.steps == self._end.steps:
+            if self._stream.positions(self._cursor) != self._stream.positions(self._end):
+                raise _changed()
+            return True
+        chunks = self._chunks
+        state = self._stream.requests.wait_for(lambda: chunks.state(self._cursor), timeout_s)
+        if state is Readiness.READY:
+            step = chunks.step()
+            self._policy.add(self._cursor, step.frame)
+            self._cursor = self._cursor.advanced((part.after for part in step.parts), LaneStats())
+            chunks.advance()
+        elif state is not Readiness.WAITING:
+            raise _changed()
+        return False
 
-    def _changed(self) -> StreamMismatch:
-        return StreamMismatch(
-            "the latest samples, read again for replay, do not end where the run stood: records of the "
-            "stream have changed, or reader.max_pixels has; put them back, or begin a new run"
-        )
+    def close(self) -> None:
+        """End its readers. May be called twice."""
+        self._stream.close()
+
+
+def _changed() -> StreamMismatch:
+    return StreamMismatch(
+        "the latest samples, read again for replay, do not end where the run stood: records of the "
+        "stream have changed, or reader.max_pixels has; put them back, or begin a new run"
+    )

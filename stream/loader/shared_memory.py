@@ -1,13 +1,12 @@
 """Memory in which reader processes lay out whole batches, shared without names.
 
-A frame is the memory of one batch in work, laid out as the learner gets it; a slab is some frames. The memory
-behind a slab is anonymous (memfd on Linux, else a file that is unlinked at once), so it is gone with the last
+A frame is the memory of one batch in work, laid out as the learner gets it. A buffer is some frames. Its
+memory is anonymous (memfd on Linux, else a file that is unlinked at once). So it is gone with the last
 process that maps it, however that process ends, and the size of /dev/shm does not matter.
 """
 
 import mmap
 import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing import reduction
@@ -20,6 +19,7 @@ from stream.config import CropConfig
 from stream.errors import StreamError
 from stream.images.crops import UNIFORMS_PER_VIEW, num_views
 from stream.machine import free_memory
+from stream.processes import anonymous_memory
 
 KEY_BYTES = 64
 """Length of a hex SHA-256."""
@@ -28,7 +28,7 @@ _SHARE_OF_FREE_MEMORY = 0.9
 
 
 @dataclass(frozen=True, slots=True)
-class Frame:
+class BatchFrame:
     """Memory of one batch; B columns, one a sample."""
 
     crops: tuple[Tensor, ...]
@@ -44,16 +44,28 @@ class Frame:
     keys: Tensor
     """[B, KEY_BYTES] uint8, ASCII; zeros where a record states no digest."""
 
-    def first(self, columns: int) -> "Frame":
-        """The first columns of it, in the same memory."""
-        return Frame(
-            crops=tuple(kind[:, :columns] for kind in self.crops),
-            uniforms=self.uniforms[:, :columns],
-            thumbs=self.thumbs[:columns],
-            seq_B=self.seq_B[:columns],
-            refs_B2=self.refs_B2[:columns],
-            keys=self.keys[:columns],
+    def columns(self, some: slice) -> "BatchFrame":
+        """Some of the columns, in the same memory."""
+        return BatchFrame(
+            crops=tuple(kind[:, some] for kind in self.crops),
+            uniforms=self.uniforms[:, some],
+            thumbs=self.thumbs[some],
+            seq_B=self.seq_B[some],
+            refs_B2=self.refs_B2[some],
+            keys=self.keys[some],
         )
+
+
+def joined_frame(parts: Sequence[BatchFrame]) -> BatchFrame:
+    """The columns of several frames, in memory of their own."""
+    return BatchFrame(
+        crops=tuple(torch.cat(kind, 1) for kind in zip(*(part.crops for part in parts), strict=True)),
+        uniforms=torch.cat([part.uniforms for part in parts], 1),
+        thumbs=torch.cat([part.thumbs for part in parts]),
+        seq_B=torch.cat([part.seq_B for part in parts]),
+        refs_B2=torch.cat([part.refs_B2 for part in parts]),
+        keys=torch.cat([part.keys for part in parts]),
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,7 +78,7 @@ class FrameLayout:
     """B, samples of one batch of this rank."""
 
     def shapes(self) -> list[tuple[tuple[int, ...], torch.dtype]]:
-        """Shape and type of each tensor of a frame, in the order of `Frame`."""
+        """Shape and type of each tensor of a frame, in the order of `BatchFrame`."""
         columns, px = self.columns, self.thumbnail_px
         crops = [((c.count, columns, 3, c.size, c.size), torch.uint8) for c in self.crops]
         return [
@@ -82,7 +94,7 @@ class FrameLayout:
         """Size of one frame, a multiple of the alignment."""
         return sum(_aligned(_bytes_of(shape, dtype)) for shape, dtype in self.shapes())
 
-    def frame(self, memory: mmap.mmap, offset: int) -> Frame:
+    def frame(self, memory: mmap.mmap, offset: int) -> BatchFrame:
         """The frame that begins at `offset` of some writable memory."""
         tensors = []
         for shape, dtype in self.shapes():
@@ -94,7 +106,7 @@ class FrameLayout:
                 tensors.append(torch.empty(shape, dtype=dtype))
             offset += _aligned(size)
         kinds = len(self.crops)
-        return Frame(tuple(tensors[:kinds]), *tensors[kinds:])
+        return BatchFrame(tuple(tensors[:kinds]), *tensors[kinds:])
 
 
 def _bytes_of(shape: Sequence[int], dtype: torch.dtype) -> int:
@@ -108,7 +120,7 @@ def _aligned(size: int) -> int:
     return -(-size // _ALIGNMENT) * _ALIGNMENT
 
 
-class Slab:
+class SharedBuffer:
     """Frames in memory that can be handed to a reader process when it is started.
 
     Args:
@@ -125,7 +137,7 @@ class Slab:
         self._fd = _allocate(layout.num_bytes() * num_frames, layout, num_frames)
         self.frames = self._map()
 
-    def _map(self) -> tuple[Frame, ...]:
+    def _map(self) -> tuple[BatchFrame, ...]:
         # The tensors keep the mapping alive; it goes when the last of them does.
         size = self.layout.num_bytes()
         memory = mmap.mmap(self._fd, size * self.num_frames)
@@ -143,12 +155,12 @@ class Slab:
             self._fd = -1
 
 
-def _received(layout: FrameLayout, num_frames: int, descriptor: Any) -> Slab:
-    slab = Slab.__new__(Slab)
-    slab.layout, slab.num_frames = layout, num_frames
-    slab._fd = descriptor.detach()
-    slab.frames = slab._map()
-    return slab
+def _received(layout: FrameLayout, num_frames: int, descriptor: Any) -> SharedBuffer:
+    buffer = SharedBuffer.__new__(SharedBuffer)
+    buffer.layout, buffer.num_frames = layout, num_frames
+    buffer._fd = descriptor.detach()
+    buffer.frames = buffer._map()
+    return buffer
 
 
 def _allocate(size: int, layout: FrameLayout, num_frames: int) -> int:
@@ -160,7 +172,7 @@ def _allocate(size: int, layout: FrameLayout, num_frames: int) -> int:
     free = free_memory()
     if free is not None and size > free * _SHARE_OF_FREE_MEMORY:
         raise StreamError(f"only {free / 2**20:.0f} MiB of memory are free, reading needs {want}")
-    fd = anonymous()
+    fd = anonymous_memory()
     try:
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(fd, 0, size)
@@ -170,14 +182,3 @@ def _allocate(size: int, layout: FrameLayout, num_frames: int) -> int:
         os.close(fd)
         raise StreamError(f"cannot reserve {want} ({error.strerror})") from error
     return fd
-
-
-def anonymous() -> int:
-    """Descriptor of memory without a name, empty yet."""
-    if hasattr(os, "memfd_create"):
-        try:
-            return os.memfd_create("swavstream-slab")
-        except OSError:
-            pass  # forbidden in some sandboxes: the file serves as well
-    with tempfile.TemporaryFile() as file:
-        return os.dup(file.fileno())

@@ -16,31 +16,25 @@ passes.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TypedDict, Unpack
+from functools import partial
 
 import torch
 
-from stream.config import CropConfig, ReaderConfig
 from stream.cursor import Cursor
 from stream.lanes import LaneStats
-from stream.loader.batch import Batch, copied
-from stream.loader.loader import Loader, Readiness, too_many_bad
+from stream.loader.budget import too_many_bad
+from stream.loader.open_stream import SAMPLES_OF_A_REQUEST, OpenStream
+from stream.loader.step import Readiness, Step
 from stream.loader.tasks import (
-    Answer,
-    Chunk,
+    BudgetSpent,
     Failed,
-    Question,
-    Recall,
-    Recalled,
-    Remains,
-    Rest,
-    Result,
+    ReadSamples,
+    ReadTail,
+    Reply,
+    Reread,
     Sample,
-    Short,
-    Spent,
+    TailSamples,
 )
-from stream.source import SourceSpec
 
 
 def quotas(unread: Mapping[int, int], *, batch: int) -> dict[int, int]:
@@ -88,210 +82,114 @@ def trainable(records: int, *, lanes: int, batch: int) -> int:
     return records if short >= lanes else records - short
 
 
-_SAMPLES_OF_A_QUESTION = 32
+class Tail:
+    """One step of what remains (implements StepSource); it is no state: at a resume it is made again.
 
-
-class LoaderOptions(TypedDict, total=False):
-    """What else a `Loader` may be given, and what it means there."""
-
-    ranks: int
-    rank: int
-    passes: int
-    pin_memory: bool
-    should_stop: Callable[[], bool]
-    mode: str
-    groups: int
-
-
-@dataclass(slots=True)
-class _Tail:
-    """One batch that is being made of what remains; it is no state: at a resume it is made again."""
-
-    missing: set[int] = field(default_factory=set)
-    """Tickets of questions without an answer."""
-    remains: dict[int, Remains] = field(default_factory=dict)
-    """Of lanes of this rank."""
-    failures: dict[int, Failed | Spent] = field(default_factory=dict)
-    """By ticket."""
-    own: list[tuple[int, Sample]] | None = None
-    """Samples that were dealt to this rank, with their lanes there; None before."""
-    recalled: LaneStats = field(default_factory=LaneStats)
-
-    def parts(self) -> list[Remains]:
-        """In order of lanes."""
-        return [self.remains[lane] for lane in sorted(self.remains)]
-
-
-class TailLoader(Loader):
-    """A loader that can also train what the chunks of a pass leave.
-
-    Then, where a pass has ended, `begin_tail` asks which of the next B remaining records are good: readers
-    find that out by decoding. `ready` answers TAIL_FOUND when those of this rank's lanes are known, and
-    `deal_tail`, given those of all ranks, asks for the samples that are this rank's in the batch, which may
-    be of any lane: that is why they are read a second time. Then `ready` answers READY, and `take` gives the
-    batch, with a cursor behind all of its records. So it goes on until fewer than V samples remain.
+    First readers find out, by decoding, which of the records that come next are good. `state` is TAIL_FOUND
+    when those of this rank's lanes are known. `deal`, given those of all ranks, asks for the samples that are
+    this rank's in the batch. They may be of any lane: that is why they are read a second time.
 
     Args:
-        tail: whether; else it is a plain loader.
-        spec: as for `Loader`.
-        cursor: as for `Loader`.
-        crops: as for `Loader`.
-        config: as for `Loader`.
-        workers: as for `Loader`.
-        more_frames: as for `Loader`.
-        options: as for `Loader`.
-
-    Raises:
-        ValueError, StreamMismatch, StreamPruned, StreamError: as `Loader`.
+        stream: of this rank; nothing is in work.
+        cursor: where its lanes stand.
+        wanted: samples that are wanted at most, by lane, of all ranks.
     """
 
-    def __init__(
-        self,
-        spec: SourceSpec,
-        *,
-        cursor: Cursor,
-        crops: Sequence[CropConfig],
-        config: ReaderConfig,
-        workers: int,
-        tail: bool = False,
-        more_frames: int = 0,
-        **options: Unpack[LoaderOptions],
-    ) -> None:
-        self._trains_tail = tail
-        self._tail: _Tail | None = None
-        super().__init__(
-            spec,
-            cursor=cursor,
-            crops=crops,
-            config=config,
-            workers=workers,
-            more_frames=more_frames,
-            **options,
-        )
-
-    def unread_by_lane(self) -> dict[int, int]:
-        """Records of each of this rank's lanes that the chunks of a pass which has ended leave unread."""
-        self._source.refresh()  # a reader may have seen more of the stream than this process has
-        pass_number = self.cursor.pass_number
-        return {p.lane: self._source.unread((p,), pass_number) for p in self._positions()}
-
-    def begin_tail(self, unread: Mapping[int, int]) -> bool:
-        """Ask for the samples that remain; False when there cannot be enough, and the pass ends.
-
-        Args:
-            unread: `unread_by_lane` of all ranks.
-        """
-        if not self._trains_tail or sum(unread.values()) < self.cursor.lanes:
-            return False
-        self._ahead.begin(self._positions(), self.cursor.pass_number)
-        self._tail = tail = _Tail()
-        wanted = quotas(unread, batch=self._plan.batch)
-        for position in self._positions():
+    def __init__(self, stream: OpenStream, cursor: Cursor, wanted: Mapping[int, int]) -> None:
+        self._stream, self._cursor = stream, cursor
+        self._missing = 0
+        self._found: dict[int, TailSamples] = {}
+        self._failures: dict[int, Failed | BudgetSpent] = {}
+        """By lane, or by V + column: the first one is raised, whichever came first."""
+        self._own: list[tuple[int, Sample]] | None = None
+        """Samples that were dealt to this rank, with their lanes there; None before."""
+        self._reread = LaneStats()
+        for position in stream.positions(cursor):
             if position.lane in wanted:
-                rest = Rest(position, self.cursor.pass_number, wanted[position.lane])
-                self._ask(tail, position.lane + 1, rest)
-        return True
+                task = ReadTail(position, cursor.pass_number, wanted[position.lane])
+                self._ask(position.lane, task)
 
     @property
-    def tail_found(self) -> list[Sample]:
+    def samples(self) -> list[Sample]:
         """The good ones of the samples that remain, of this rank's lanes."""
-        assert self._tail is not None
-        return [sample for part in self._tail.parts() for sample in part.samples]
+        return [sample for part in self.parts() for sample in part.samples]
 
-    def deal_tail(self, found: Sequence[Sample]) -> bool:
-        """Ask for this rank's samples of the tail; False when there are too few in all: the pass ends.
+    def deal(self, found: Sequence[Sample]) -> bool:
+        """Ask for this rank's samples; False when there are too few in all, and the pass ends.
 
         Args:
-            found: `tail_found` of all ranks.
+            found: `samples` of all ranks.
         """
-        assert self._tail is not None
-        tail, lanes = self._tail, self.cursor.lanes
+        lanes = self._cursor.lanes
         if len(found) < lanes:
             return False
-        tail.own = [(lane, some) for lane, some in dealt(found, lanes) if lane in self._lanes]
-        for column in range(0, len(tail.own), _SAMPLES_OF_A_QUESTION):
-            some = tuple(sample for _, sample in tail.own[column : column + _SAMPLES_OF_A_QUESTION])
-            self._ask(tail, lanes + column + 1, Recall(some, draw=0, frame=0, column=column))
+        own = [(lane, some) for lane, some in dealt(found, lanes) if lane in self._stream.lanes]
+        at_once = SAMPLES_OF_A_REQUEST
+        for column in range(0, len(own), at_once):
+            some = tuple(sample for _, sample in own[column : column + at_once])
+            self._ask(lanes + column, ReadSamples(some, draw=0, frame=0, column=column))
+        self._own = own
         return True
 
-    @property
-    def upcoming(self) -> LaneStats:
-        """Account of this rank's part of the batch that is ready; in a tail, of its lanes' part of it."""
-        if self._tail is None:
-            return super().upcoming
-        return sum((part.stats for part in self._tail.parts()), self._tail.recalled)
-
-    def take(self, of_all: LaneStats | None = None) -> Batch:
-        """As `Loader.take`."""
-        if self._tail is None:
-            return super().take(of_all)
-        tail, stats = self._tail, self.upcoming if of_all is None else of_all
-        assert tail.own is not None
-        cursor, bad = self._after(tail.parts(), stats)
-        self.cursor = self._after_tail(cursor)
-        batch = copied(
-            self._frames[0].first(len(tail.own)),
-            lane_B=torch.tensor([lane for _, (lane, _, _, _) in tail.own]),
-            dealt_B=torch.tensor([lane for lane, _ in tail.own]),
-            bad=bad,
-            cursor=self.cursor,
-            stats=stats,
-            thumbs=self._plan.thumbnail_px > 0,
-            pin_memory=self._pin_memory,
-        )
-        self._tail = None
-        self._ahead.begin(self._positions(), self.cursor.pass_number)
-        return batch
-
-    def end_pass(self, unread: int | None = None, unusable: Mapping[str, int] | None = None) -> None:
-        """As `Loader.end_pass`."""
-        super().end_pass(unread, unusable)
-        self._tail = None
-
-    def _unfilled(self) -> Sequence[Chunk | Short | Spent | Remains]:
-        return super()._unfilled() if self._tail is None else self._tail.parts()
-
-    def _end_chunks(self, state: Readiness) -> None:
-        going_on = False
-        if state is Readiness.PASS_ENDED:
-            going_on = self.begin_tail(self.unread_by_lane())
-        elif state is Readiness.TAIL_FOUND:
-            going_on = self.deal_tail(self.tail_found)
-        if not going_on:
-            self.end_pass()
-
-    def _after_tail(self, after: Cursor) -> Cursor:
-        """The cursor after a tail."""
-        return after
-
-    def _ask(self, tail: _Tail, ticket: int, task: Rest | Recall) -> None:
-        tail.missing.add(ticket)
-        self._pool.submit(Question(ticket, (task,), accepted=self.cursor.accepted))
-
-    def _state(self) -> Readiness:
-        tail = self._tail
-        if tail is None:
-            return super()._state()
-        if tail.missing:
+    def state(self, cursor: Cursor) -> Readiness:
+        """See StepSource."""
+        if self._missing:
             return Readiness.WAITING
-        for _, failure in sorted(tail.failures.items()):
-            if isinstance(failure, Spent):
-                raise too_many_bad(self.cursor, failure.stats, failure.bad, self._plan)
+        for _, failure in sorted(self._failures.items()):
+            if isinstance(failure, BudgetSpent):
+                raise too_many_bad(cursor, failure.stats, failure.bad, self._stream.plan)
             raise failure.error
-        return Readiness.TAIL_FOUND if tail.own is None else Readiness.READY
+        return Readiness.TAIL_FOUND if self._own is None else Readiness.READY
 
-    def _take_in(self, reply: Answer) -> None:
-        if self._tail is None:
-            super()._take_in(reply)
-            return
-        self._tail.missing.remove(reply.ticket)
-        for result in reply.results:
-            self._keep(self._tail, reply.ticket, result)
+    def stats(self) -> LaneStats:
+        """Account of this rank's lanes' part of the batch, and of reading its own samples again."""
+        return sum((part.stats for part in self.parts()), self._reread)
 
-    def _keep(self, tail: _Tail, ticket: int, result: Result) -> None:
-        if isinstance(result, Remains):
-            tail.remains[result.after.lane] = result
-        elif isinstance(result, Recalled):
-            tail.recalled += result.stats
-        elif isinstance(result, Failed | Spent):
-            tail.failures[ticket] = result
+    def advance(self) -> None:
+        """There is one step: another tail is another object."""
+
+    def step(self) -> Step:
+        """See StepSource."""
+        assert self._own is not None
+        return Step(
+            frame=self._stream.frames[0].columns(slice(len(self._own))),
+            lane_B=torch.tensor([lane for _, (lane, _, _, _) in self._own]),
+            dealt_B=torch.tensor([lane for lane, _ in self._own]),
+            parts=tuple(self.parts()),
+        )
+
+    def parts(self) -> list[TailSamples]:
+        """What was found, in order of lanes."""
+        return [self._found[lane] for lane in sorted(self._found)]
+
+    def _ask(self, number: int, task: ReadTail | ReadSamples) -> None:
+        self._missing += 1
+        self._stream.requests.submit((task,), partial(self._take_in, number), accepted=self._cursor.accepted)
+
+    def _take_in(self, number: int, results: Reply) -> None:
+        self._missing -= 1
+        for result in results:
+            if isinstance(result, TailSamples):
+                self._found[result.after.lane] = result
+            elif isinstance(result, Reread):
+                self._reread += result.stats
+            elif isinstance(result, Failed | BudgetSpent):
+                self._failures[number] = result
+
+
+PassPolicy = Callable[[OpenStream, Cursor, Mapping[int, int]], Tail | None]
+"""What becomes of the records that the chunks of a pass leave: gives the next step of them, or None when the
+pass ends. It is given the stream of a rank, of which nothing is being read, the cursor, and the records that
+each lane of all ranks has."""
+
+
+def leave_over(_stream: OpenStream, _cursor: Cursor, _unread: Mapping[int, int]) -> Tail | None:
+    """They are left over: a `PassPolicy`."""
+    return None
+
+
+def train_tail(stream: OpenStream, cursor: Cursor, unread: Mapping[int, int]) -> Tail | None:
+    """They are trained, until fewer than V samples remain: a `PassPolicy`."""
+    if sum(unread.values()) < cursor.lanes:
+        return None
+    return Tail(stream, cursor, quotas(unread, batch=stream.plan.batch))

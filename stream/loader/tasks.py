@@ -1,7 +1,7 @@
 """What a reader does: the chunk of a lane that starts at a position, as a pure function.
 
 A reader holds no position. It is asked for the chunk of a lane from a position on, lays the samples out in a
-frame, and answers with the position after them; any reader gives the same answer.
+frame, and answers with the position after them; any reader gives the same reply.
 
 For a tail it also names the samples that a lane still has. For a replay or a tail it reads samples again by
 the place of their records. No pixels are kept anywhere: the record is read and decoded again, and other views
@@ -9,79 +9,61 @@ are cut from it.
 """
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from stream.errors import BadRecord, StreamDamaged, StreamError, StreamMismatch
-from stream.lanes import BadPlace, LaneStats, Position
-from stream.loader.assemble import Account, Layout
-from stream.loader.plan import Place, ReadPlan
-from stream.loader.shared_memory import Frame
-from stream.source import Outlook, Source
+from stream.lanes import LaneStats, Position
+from stream.loader.assemble import BatchAssembler, Met, ReadStats
+from stream.loader.plan import ReadPlan
+from stream.loader.shared_memory import BatchFrame
+from stream.processes import RecordRef
+from stream.source import Availability, Source
 
 Sample = tuple[int, int, int, int]
 """Lane and number in it, which are its name; unit and index of its record."""
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chunk(Met):
     """C samples lie in the frame."""
 
     after: Position
-    stats: LaneStats
-    bad: tuple[BadPlace, ...]
-    deadly: tuple[Place, ...] = ()
-    """Records that were left out because they kill their decoder."""
-    newest: float = 0.0
-    """When the newest of its records was put on the stream, seconds since 1970; 0 = not known."""
 
 
-@dataclass(frozen=True, slots=True)
-class Short:
-    """The lane cannot fill a chunk from this position now; nothing was consumed."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NotEnough(Met):
+    """The lane cannot fill a chunk from this position now; nothing was consumed.
+
+    Only of a lane that has ended it says what its records from the position on are.
+    """
 
     lane: int
     needs: int
-    """The question is worth asking again once so many records of the lane may be read."""
+    """The request is worth asking again once so many records of the lane may be read."""
     ended: bool
     """It never will: no further record comes."""
-    skipped: Mapping[str, int] = field(default_factory=dict)
-    """Of a lane that has ended: its unusable records from the position on, by reason."""
-    bad: tuple[BadPlace, ...] = ()
-    """Where they are."""
-    deadly: tuple[Place, ...] = ()
-    """As of a `Chunk`."""
 
 
-@dataclass(frozen=True, slots=True)
-class Spent:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BudgetSpent(Met):
     """So many records were unusable that this step alone is over the budget."""
 
-    stats: LaneStats
-    bad: tuple[BadPlace, ...]
-    deadly: tuple[Place, ...] = ()
-    """As of a `Chunk`."""
-
 
 @dataclass(frozen=True, slots=True)
-class Recalled:
+class Reread:
     """Samples that were read before lie in the frame again."""
 
     stats: LaneStats
     """Bytes and seconds; no record is counted twice."""
 
 
-@dataclass(frozen=True, slots=True)
-class Remains:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TailSamples(Met):
     """What a lane still has, by name: no frame holds it yet."""
 
     after: Position
-    stats: LaneStats
-    bad: tuple[BadPlace, ...]
-    deadly: tuple[Place, ...]
-    newest: float
-    """As of a `Chunk`."""
     samples: tuple[Sample, ...]
 
 
@@ -92,19 +74,19 @@ class Failed:
     error: Exception
 
 
-Result = Chunk | Short | Spent | Recalled | Remains | Failed
+Result = Chunk | NotEnough | BudgetSpent | Reread | TailSamples | Failed
 
 
 class Task(Protocol):
     """One thing that a reader may be asked for; small and picklable. Its text says where it lies."""
 
-    def result(self, source: Source, plan: ReadPlan, frames: Sequence[Frame]) -> Result:
+    def result(self, source: Source, plan: ReadPlan, frames: Sequence[BatchFrame]) -> Result:
         """Read it, and lay it out in its frame."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class ReadChunk:
     """One chunk: from where, and where its samples go (implements Task)."""
 
     position: Position
@@ -114,13 +96,13 @@ class Wanted:
     ended: bool = False
     """The asker knows that the lane ends before a chunk is full; which of its records are bad is asked."""
 
-    def result(self, source: Source, plan: ReadPlan, frames: Sequence[Frame]) -> Result:
+    def result(self, source: Source, plan: ReadPlan, frames: Sequence[BatchFrame]) -> Result:
         """The chunk, or why it cannot be had."""
         found = read_chunk(
             source, self.position, self.pass_number, plan, frames[self.frame], self.column, ended=self.ended
         )
         # This process may not see the end yet, although it has just looked: asking again would not help.
-        return replace(found, ended=True) if self.ended and isinstance(found, Short) else found
+        return replace(found, ended=True) if self.ended and isinstance(found, NotEnough) else found
 
     def __str__(self) -> str:
         position = self.position
@@ -128,44 +110,39 @@ class Wanted:
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class Request:
     """What one reader is asked for at once."""
 
-    ticket: int
-    wanted: tuple[Task, ...]
-    deadly: frozenset[Place] = frozenset()
+    tasks: tuple[Task, ...]
+    deadly: frozenset[RecordRef] = frozenset()
     """Records that were found to kill their decoder, beside those of the plan."""
     accepted: int = 0
     """As of a `ReadPlan`: the run has so many records still to read, on all its lanes, without a budget."""
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """One result for each task that was wanted."""
-
-    ticket: int
-    results: tuple[Result, ...]
+Reply = tuple[Result, ...]
+"""One result for each task of a request."""
 
 
-def answer(source: Source, plan: ReadPlan, frames: Sequence[Frame], question: Question) -> Answer:
-    """Do all tasks of one question."""
-    if question.deadly:
-        plan = replace(plan, deadly=plan.deadly | question.deadly)
-    if question.accepted:
-        plan = replace(plan, accepted=question.accepted)
+def handle(source: Source, plan: ReadPlan, frames: Sequence[BatchFrame], request: Request) -> Reply:
+    """Do all tasks of one request."""
+    if request.deadly:
+        plan = replace(plan, deadly=plan.deadly | request.deadly)
+    if request.accepted:
+        plan = replace(plan, accepted=request.accepted)
     results: list[Result] = []
-    for wanted in question.wanted:
+    for task in request.tasks:
         try:
-            result = wanted.result(source, plan, frames)
+            result = task.result(source, plan, frames)
         except (StreamError, OSError) as error:  # raised by the loader, when the run comes to this place
             results.append(Failed(error))
         except Exception as error:  # noqa: BLE001  one bad record: the run saves what it has, and names it
-            failure = StreamError(f"reading failed at {wanted}: {type(error).__name__}: {error}")
+            failure = StreamError(f"reading failed at {task}: {type(error).__name__}: {error}")
             failure.__cause__ = error
             results.append(Failed(failure))
         else:
             results.append(result)
-    return Answer(question.ticket, tuple(results))
+    return tuple(results)
 
 
 def read_chunk(
@@ -173,11 +150,11 @@ def read_chunk(
     position: Position,
     pass_number: int,
     plan: ReadPlan,
-    frame: Frame,
+    frame: BatchFrame,
     column: int,
     *,
     ended: bool = False,
-) -> Chunk | Short | Spent:
+) -> Chunk | NotEnough | BudgetSpent:
     """Read on from a position until a chunk of good samples is laid out.
 
     A function of its arguments and of what is committed. Unusable records are skipped and counted, also those
@@ -193,57 +170,49 @@ def read_chunk(
         ended: another process has seen the end of the lane.
 
     Returns:
-        A Chunk; or Short or Spent, and then these columns of the frame hold no sample.
+        A Chunk; or NotEnough or BudgetSpent, and then these columns of the frame hold no sample.
 
     Raises:
         StreamError: what the source raises.
     """
-    outlook = outlook_from(source, position, pass_number)
-    if not outlook.ended and (ended or outlook.available < plan.chunk):
+    availability = availability_from(source, position, pass_number)
+    if not availability.ended and (ended or availability.available < plan.chunk):
         source.refresh()
-        outlook = source.outlook(position, pass_number)
-    if outlook.available < plan.chunk and not outlook.ended:
-        return Short(position.lane, plan.chunk, ended=False)
-    layout = Layout(plan=plan, frame=frame, column=column)
+        availability = source.availability(position, pass_number)
+    if availability.available < plan.chunk and not availability.ended:
+        return NotEnough(lane=position.lane, needs=plan.chunk, ended=False)
+    batch = BatchAssembler(plan=plan, frame=frame, column=column)
     clock = time.perf_counter()
     for entry, after in source.read(position, pass_number):
-        layout.read_s += time.perf_counter() - clock
-        layout.met(entry)
+        batch.read_s += time.perf_counter() - clock
+        batch.count(entry)
         try:
-            layout.add(entry, lane=position.lane, seq=position.seq + layout.used)
+            batch.add(entry, lane=position.lane, seq=position.seq + batch.used)
         except BadRecord as error:
-            layout.skip(entry, position.lane, error.reason)
-            if layout.spent():
-                return Spent(layout.stats(), tuple(layout.bad), tuple(layout.deadly))
-        if layout.used == plan.chunk:
-            layout.finish()
-            return Chunk(
-                replace(after, seq=position.seq + plan.chunk),
-                layout.stats(),
-                tuple(layout.bad),
-                tuple(layout.deadly),
-                layout.newest,
-            )
+            batch.skip(entry, position.lane, error.reason)
+            if batch.spent():
+                return BudgetSpent(**batch.met())
+        if batch.used == plan.chunk:
+            batch.finish()
+            return Chunk(after=replace(after, seq=position.seq + plan.chunk), **batch.met())
         clock = time.perf_counter()
-    needs = max(layout.read, outlook.available) + plan.chunk - layout.used
-    if not outlook.ended:
-        return Short(position.lane, needs, ended=False)
-    skipped = layout.stats().skipped
-    return Short(position.lane, needs, True, skipped, tuple(layout.bad), tuple(layout.deadly))
+    needs = max(batch.read, availability.available) + plan.chunk - batch.used
+    met = batch.met() if availability.ended else {}
+    return NotEnough(lane=position.lane, needs=needs, ended=availability.ended, **met)
 
 
-def outlook_from(source: Source, position: Position, pass_number: int) -> Outlook:
+def availability_from(source: Source, position: Position, pass_number: int) -> Availability:
     """What a lane still has after a position that another process may have found in newer commits."""
     try:
-        return source.outlook(position, pass_number)
+        return source.availability(position, pass_number)
     except StreamMismatch:
         source.refresh()
-    return source.outlook(position, pass_number)
+    return source.availability(position, pass_number)
 
 
 @dataclass(frozen=True, slots=True)
-class Recall:
-    """Samples that were read before, and where they go (implements reader.Task)."""
+class ReadSamples:
+    """Samples that were read before, and where they go (implements Task)."""
 
     samples: tuple[Sample, ...]
     draw: int
@@ -252,29 +221,29 @@ class Recall:
     column: int
     """Of the first one; the others follow."""
 
-    def result(self, source: Source, plan: ReadPlan, frames: Sequence[Frame]) -> Recalled:
+    def result(self, source: Source, plan: ReadPlan, frames: Sequence[BatchFrame]) -> Reread:
         """Lay the samples out.
 
         Raises:
             StreamDamaged: a record can no longer be used.
             StreamError: what the source raises.
         """
-        layout = Layout(plan=plan, frame=frames[self.frame], column=self.column)
+        batch = BatchAssembler(plan=plan, frame=frames[self.frame], column=self.column)
         for lane, seq, unit, index in self.samples:
             clock = time.perf_counter()
             entry = source.entry(unit, index)
-            layout.read_s += time.perf_counter() - clock
-            layout.num_bytes += entry.size
+            batch.read_s += time.perf_counter() - clock
+            batch.num_bytes += entry.size
             try:
-                layout.add(entry, lane=lane, seq=seq, draw=self.draw)
+                batch.add(entry, lane=lane, seq=seq, draw=self.draw)
             except BadRecord as error:
                 raise StreamDamaged(
                     f"lane {lane}, unit {unit}, record {index} was used before and is now unusable: {error}; "
                     "mend the stream"
                 ) from error
-        layout.finish()
+        batch.finish()
         # Counted as read and used when it arrived.
-        return Recalled(replace(layout.stats(), used=0))
+        return Reread(replace(batch.lane_stats(), used=0))
 
     def __str__(self) -> str:
         places = ", ".join(f"{unit}/{index}" for _, _, unit, index in self.samples)
@@ -282,50 +251,46 @@ class Recall:
 
 
 @dataclass(frozen=True, slots=True)
-class Rest:
-    """The next samples of a lane, or all that it has up to its end (implements reader.Task)."""
+class ReadTail:
+    """The next samples of a lane, or all that it has up to its end (implements Task)."""
 
     position: Position
     pass_number: int
     most: int
     """Samples that are wanted at most; >= 1."""
 
-    def result(self, source: Source, plan: ReadPlan, frames: Sequence[Frame]) -> Remains | Spent:
+    def result(
+        self, source: Source, plan: ReadPlan, frames: Sequence[BatchFrame]
+    ) -> TailSamples | BudgetSpent:
         """Read on, and see by decoding which records are good; where no sample is missing, to the end.
 
         Raises:
             StreamError: this process does not see the end of the stream; what the source raises.
         """
         position = after = self.position
-        if not outlook_from(source, position, self.pass_number).ended:
+        if not availability_from(source, position, self.pass_number).ended:
             source.refresh()
-            if not source.outlook(position, self.pass_number).ended:
+            if not source.availability(position, self.pass_number).ended:
                 raise StreamError(f"{self}: the stream was seen sealed, and is not now; run the same again")
-        account, samples = Account(plan=plan), list[Sample]()
+        stats, samples = ReadStats(plan=plan), list[Sample]()
         clock = time.perf_counter()
         for entry, after in source.read(position, self.pass_number):  # noqa: B007  the last one counts
-            account.read_s += time.perf_counter() - clock
-            account.met(entry)
+            stats.read_s += time.perf_counter() - clock
+            stats.count(entry)
             try:
-                account.image(entry)
+                stats.image(entry)
             except BadRecord as error:
-                account.skip(entry, position.lane, error.reason)
-                if account.spent():
-                    return Spent(account.stats(), tuple(account.bad), tuple(account.deadly))
+                stats.skip(entry, position.lane, error.reason)
+                if stats.spent():
+                    return BudgetSpent(**stats.met())
             else:
-                samples.append((position.lane, position.seq + account.used, entry.unit, entry.index))
-                account.used += 1
-            if account.used == self.most:
+                samples.append((position.lane, position.seq + stats.used, entry.unit, entry.index))
+                stats.used += 1
+            if stats.used == self.most:
                 break
             clock = time.perf_counter()
-        return Remains(
-            replace(after, seq=position.seq + account.used),
-            account.stats(),
-            tuple(account.bad),
-            tuple(account.deadly),
-            account.newest,
-            tuple(samples),
-        )
+        after = replace(after, seq=position.seq + stats.used)
+        return TailSamples(after=after, samples=tuple(samples), **stats.met())
 
     def __str__(self) -> str:
         position = self.position

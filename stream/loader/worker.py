@@ -1,76 +1,47 @@
-"""The process around a reader: it answers requests until its parent sends no more."""
+"""What a reader process does with requests; started by `stream.processes`."""
 
-import contextlib
 import gc
-import os
-import signal
-import sys
-import threading
 import traceback
+from collections.abc import Callable
 from dataclasses import replace
-from multiprocessing import parent_process
-from multiprocessing.connection import Connection, wait
 
 import torch
 
 from stream.errors import StreamError
-from stream.loader.plan import Mark, ReadPlan
-from stream.loader.shared_memory import Slab
-from stream.loader.tasks import Answer, Failed, Question, Result, answer
+from stream.loader.plan import ReadPlan
+from stream.loader.shared_memory import SharedBuffer
+from stream.loader.tasks import Failed, Reply, Request, Result, handle
+from stream.processes import InFlightRecord
 from stream.source import Source, SourceSpec
 
 
-def serve(
-    connection: "Connection[Answer, Question]", mark: Mark, spec: SourceSpec, plan: ReadPlan, slab: Slab
-) -> None:
-    """Main function of a reader process.
-
-    Ends when the other end of the connection is closed or the parent process is gone. Signals go to the whole
-    process group, or job; they are left to the parent, which decides when readers end.
+def open_reader(
+    in_flight: InFlightRecord, spec: SourceSpec, plan: ReadPlan, buffer: SharedBuffer
+) -> Callable[[Request], Reply]:
+    """What answers the requests of a loader; the stream is opened at the first.
 
     Args:
-        connection: questions come in, answers go out, in the same order.
-        mark: where the record stands that is being decoded.
+        in_flight: where the record stands that is being decoded.
         spec: opens the stream.
         plan: how records become samples.
-        slab: memory that requests refer to.
+        buffer: memory that requests refer to.
     """
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)
-    _silence_libraries()
-    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     gc.freeze()
-    plan = replace(plan, mark=mark)
+    plan = replace(plan, in_flight=in_flight)
     source: Source | None = None
-    with contextlib.suppress(EOFError, ConnectionError):  # the parent has closed its end
-        while True:
-            question = connection.recv()
-            try:
-                source = source or spec.open()
-            except (StreamError, OSError) as error:
-                results: tuple[Result, ...] = (Failed(error),) * len(question.wanted)
-            else:
-                results = answer(source, plan, slab.frames, question).results
-            connection.send(Answer(question.ticket, tuple(map(_portable, results))))
-    if source is not None:
-        source.close()
 
+    def answer(request: Request) -> Reply:
+        nonlocal source
+        try:
+            source = source or spec.open()
+        except (StreamError, OSError) as error:
+            reply: Reply = (Failed(error),) * len(request.tasks)
+        else:
+            reply = handle(source, plan, buffer.frames, request)
+        return tuple(map(_portable, reply))
 
-def _silence_libraries() -> None:
-    """Image libraries write what they think of bad files to descriptor 2; keep that for Python alone."""
-    sys.stderr = os.fdopen(os.dup(2), "w", buffering=1, errors="backslashreplace")
-    nothing = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nothing, 2)
-    os.close(nothing)
-
-
-def _end_with_parent() -> None:
-    """A parent that was killed cannot close anything: leave, even out of the middle of a read."""
-    parent = parent_process()
-    assert parent is not None
-    wait([parent.sentinel])
-    os._exit(1)
+    return answer
 
 
 def _portable(result: Result) -> Result:

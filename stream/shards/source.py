@@ -14,7 +14,7 @@ from stream.order import LARGEST_SEED, ORDERS, SHARD, WINDOW, lane_total
 from stream.shards.files import ShardFiles
 from stream.shards.manifest import Manifest
 from stream.shards.window_walk import Place, ShardWalk, Walk, Window, WindowWalk
-from stream.source import Entry, Outlook
+from stream.source import Availability, Entry
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,8 +68,8 @@ class ShardSpec:
 class ShardSource:
     """A stream of shards being read (implements source.Source); one per process, not thread-safe.
 
-    `refresh`, `outlook` and `read` may block on disk or network, never on records that are still to come.
-    After an exception the source can be asked again.
+    `refresh`, `availability` and `read` may block on disk or network, never on records that are
+    still to come. After an exception the source can be asked again.
     """
 
     def __init__(self, spec: ShardSpec, manifest: Manifest) -> None:
@@ -111,7 +111,7 @@ class ShardSource:
         """Whether the stream has its end."""
         return self.manifest.sealed
 
-    def outlook(self, position: Position, pass_number: int) -> Outlook:
+    def availability(self, position: Position, pass_number: int) -> Availability:
         """Unread records of the lane in windows that can be read, and whether that is all there will be.
 
         Raises:
@@ -121,7 +121,7 @@ class ShardSource:
         self._check_kept(position, pass_number)
         total = lane_total(self.manifest.before(self._readable()), self.lanes, position.lane)
         available = max(total - self._used(position, pass_number), 0)
-        return Outlook(available=available, ended=self.manifest.sealed)
+        return Availability(available=available, ended=self.manifest.sealed)
 
     def unread(self, positions: Iterable[Position], pass_number: int = 0) -> int:
         """Committed records after these positions, also those of windows that cannot be read yet."""
@@ -136,7 +136,7 @@ class ShardSource:
         Bytes are read when the entry is asked for. `seq` stays as it is in `position`.
 
         Raises:
-            StreamMismatch: as `outlook`.
+            StreamMismatch: as `availability`.
             StreamDamaged: a shard or its index is gone or cannot be trusted.
             StreamError: it cannot be read.
         """
@@ -147,7 +147,7 @@ class ShardSource:
         """As `read`, but no record is read: only where each is, and the position after it.
 
         Raises:
-            StreamMismatch: as `outlook`.
+            StreamMismatch: as `availability`.
         """
         lane, unit, base, idx = position.lane, position.unit, position.base, position.idx
         while count := self._window(position, unit):

@@ -137,7 +137,7 @@ def test_killed_processes_cost_nothing(payloads: list[bytes]) -> None:
     assert results == alone
 
 
-def test_an_image_that_brings_its_process_down_twice_is_given_up(tmp_path: Path) -> None:
+def test_an_image_that_brings_process_after_process_down_is_given_up(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "crashes.jpg")
     found = [
         Found(name="crashes", position={}, path=str(tmp_path / "crashes.jpg")),

@@ -71,7 +71,7 @@ def features_of(learner: object, images: Tensor) -> Tensor:
 
 
 def test_pairs_of_views_give_the_map_that_a_plain_loop_gives() -> None:
-    still = {"jitter": 0.0, "grayscale_probability": 0.0, "blur_probability": 0.0}
+    still: dict[str, object] = {"jitter": 0.0, "grayscale_probability": 0.0, "blur_probability": 0.0}
     learner = small_learner(small_config(model=BRANCH, augment=still), precision="float64")
     run(learner, 0, 3)  # two for the centres, one quarter of a period
     views = batch(2).crops[0]

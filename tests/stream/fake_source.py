@@ -20,7 +20,7 @@ from PIL import Image
 
 from stream.lanes import Bounds, Position
 from stream.record import Record
-from stream.source import Entry, Outlook
+from stream.source import Availability, Entry
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,8 +120,8 @@ class FakeSource:
     def sealed(self) -> bool:
         return self._sealed
 
-    def outlook(self, position: Position, pass_number: int) -> Outlook:
-        return Outlook(
+    def availability(self, position: Position, pass_number: int) -> Availability:
+        return Availability(
             available=max(0, self._readable(position.lane) - position.base - position.idx),
             ended=self._sealed,
         )

@@ -10,9 +10,8 @@ from ops.distributed.world import Rows, World
 from ops.errors import RankFailed, RankLost, Starved
 from ops.train.events import Waiting
 from ops.train.sync import Patience, Row, State, Steps, StopVote, decided
-from stream.config import ReplayConfig
-from stream.loader.loader import Readiness
-from stream.loader.replay import ReplayLoader
+from stream.loader.loader import Loader
+from stream.loader.step import Readiness
 from tests.stream.loader.test_loader import CONFIG, KINDS, SPEC, begin
 
 NEVER = Patience(warn_s=10**6, fail_s=10**6)
@@ -46,8 +45,8 @@ class Two(World):
 def steps_of(
     world: World, *, patience: Patience = NEVER, waits: list[Waiting] | None = None, **more: Any
 ) -> Steps:
-    loader = ReplayLoader(
-        SPEC, replay=ReplayConfig(), cursor=begin(SPEC), crops=KINDS, config=CONFIG, workers=0,
+    loader = Loader(
+        SPEC, cursor=begin(SPEC), crops=KINDS, config=CONFIG, workers=0,
         ranks=world.world_size, rank=0,
     )  # fmt: skip
     while loader.ready(60.0) is Readiness.WAITING:  # so that the turns of a test are those it is about

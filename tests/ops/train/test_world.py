@@ -28,7 +28,8 @@ from ops.train.reporting import RunReporter
 from ops.train.signals import StopRequest
 from stream.config import ShardConfig
 from stream.errors import StreamError, StreamMismatch, StreamNotFound, TooManyBadRecords
-from stream.loader.loader import Loader, Readiness
+from stream.loader.loader import Loader
+from stream.loader.step import Readiness
 from stream.record import Record
 from stream.shards.adopt import adopt_tar
 from stream.shards.manifest import Manifest

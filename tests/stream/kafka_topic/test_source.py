@@ -3,13 +3,14 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
 from kafka import KafkaConsumer, TopicPartition
 
-from stream.config import KafkaConfig, ReaderConfig, ReplayConfig, TopicWriterConfig
+from stream.config import KafkaConfig, ReaderConfig, TopicWriterConfig
 from stream.cursor import Cursor, joined, start_cursor
 from stream.errors import StreamDamaged, StreamError, StreamMismatch
 from stream.kafka_topic.address import read_address
@@ -19,8 +20,9 @@ from stream.kafka_topic.source import TopicSpec
 from stream.kafka_topic.writer import TopicWriter
 from stream.lanes import Position
 from stream.loader.batch import Batch
-from stream.loader.loader import AVAILABLE, STRICT, Loader, Readiness
-from stream.loader.replay import ReplayLoader
+from stream.loader.loader import Loader
+from stream.loader.prefetch import AVAILABLE, STRICT
+from stream.loader.step import Readiness
 from stream.order import record_order
 from stream.source import Source
 from tests.kafka_broker import Broker
@@ -34,8 +36,9 @@ from tests.stream.kafka_topic.make_topic import (  # fmt: skip
     record_of,
     spec_of,
 )
+from tests.stream.loader.driving import batches_of, steps_of, together
 from tests.stream.loader.test_loader import KINDS, content
-from tests.stream.loader.test_loader_elastic import agree, samples
+from tests.stream.loader.test_loader_elastic import samples
 from tests.waiting import LIMIT_S
 
 CONFIG = ReaderConfig(thumbnail_px=4, poll_s=0.02, max_bad_fraction=1.0)
@@ -60,7 +63,7 @@ def begin(spec: TopicSpec, chunk: int = 4) -> tuple[TopicSpec, Cursor]:
 def load(spec: TopicSpec, cursor: Cursor, **options: Any) -> list[Batch]:
     options = {"workers": 0, **options}
     with Loader(spec, cursor=cursor, crops=KINDS, config=CONFIG, **options) as loader:
-        return list(loader)
+        return batches_of(loader)
 
 
 def names(batches: Sequence[Batch]) -> list[tuple[int, int]]:
@@ -115,7 +118,7 @@ def test_reading_resumes_from_every_position_with_the_same_tail(sixty: str) -> N
     whole = list(source.read(Position(lane=0), 3))
     for number, (_, after) in enumerate(whole):
         assert list(source.read(after, 3)) == whole[number + 1 :]
-        assert source.outlook(after, 3).available == source.unread([after], 3) == len(whole) - number - 1
+        assert source.availability(after, 3).available == source.unread([after], 3) == len(whole) - number - 1
     source.close()
 
 
@@ -144,13 +147,8 @@ def test_two_ranks_share_the_partitions_and_give_the_same_batches(sixty: str) ->
             Loader(spec, cursor=cursor, crops=KINDS, config=CONFIG, workers=0, ranks=ranks, rank=rank)
             for rank in range(ranks)
         ]
-        for _ in range(steps):
-            if (batches := agree(loaders)) is None:
-                break
-            got.append(samples(batches))
+        got += [samples([batch for (batch,) in step]) for step in together(loaders, steps)]
         cursor = joined([loader.cursor for loader in loaders])
-        for loader in loaders:
-            loader.close()
     assert got == whole
 
 
@@ -166,14 +164,14 @@ def test_a_second_pass_begins_where_the_lanes_begin(kafka: Broker) -> None:
 def test_what_is_left_over_and_used_is_all_there_was(sixty: str) -> None:
     spec, cursor = begin(spec_of(sixty, LANES), chunk=7)
     with Loader(spec, cursor=cursor, crops=KINDS, config=CONFIG, workers=0) as loader:
-        used = sum(batch.stats.used for batch in loader)
+        used = sum(batch.stats.used for batch in steps_of(loader))
         assert used + loader.cursor.left_over == 60
 
 
 def test_a_block_of_an_open_topic_is_read_once_it_is_full(kafka: Broker) -> None:
     url = filled(kafka, 1, 7)
     source = spec_of(url, 1, until="").open()
-    assert len(read_all(source, 0)) == source.outlook(Position(lane=0), 0).available == 4
+    assert len(read_all(source, 0)) == source.availability(Position(lane=0), 0).available == 4
     assert source.unread([Position(lane=0)]) == 7
     fill(url, 1, range(7, 8))
     assert source.refresh()
@@ -200,7 +198,7 @@ def test_a_run_may_end_at_an_offset_or_a_time(kafka: Broker) -> None:
     assert begin(spec_of(url, 2, until=text))[1].bounds == ((0, 4), (0, 4))
     assert begin(spec_of(url, 2, until="3"))[1].bounds == ((0, 3), (0, 3))
     beyond = spec_of(url, 2, until="9").open()
-    assert not beyond.outlook(Position(lane=0), 0).ended
+    assert not beyond.availability(Position(lane=0), 0).ended
     beyond.close()
     with pytest.raises(ValueError, match="`now`, an offset, or a time"):
         spec_of(url, 2, until="tomorrow").open()
@@ -278,7 +276,7 @@ def test_records_that_go_while_they_are_read_are_noticed(kafka: Broker) -> None:
 def test_a_log_that_ends_before_the_cursor_is_refused(sixty: str) -> None:
     source = spec_of(sixty, LANES, until="").open()
     with pytest.raises(StreamDamaged, match="cut off"):
-        source.outlook(Position(lane=0, base=400), 0)
+        source.availability(Position(lane=0, base=400), 0)
     source.close()
 
 
@@ -294,7 +292,7 @@ def test_a_log_that_ends_before_the_cursor_is_refused(sixty: str) -> None:
 def test_a_position_of_another_reading_is_refused(sixty: str, position: Position) -> None:
     source = spec_of(sixty, LANES).open()
     with pytest.raises(StreamMismatch, match="another topic, number of lanes or window"):
-        source.outlook(position, 0)
+        source.availability(position, 0)
     source.close()
 
 
@@ -395,7 +393,7 @@ def test_a_lane_without_records_does_not_stop_the_others_in_available_mode(kafka
     fill(url, 3, [number for number in range(60) if number % 3])  # partition 0 has none
     spec, cursor = begin(spec_of(url, 3, window=1, until=""))
     with Loader(spec, cursor=cursor, crops=KINDS, config=CONFIG, workers=1, mode=AVAILABLE) as loader:
-        batches = [next(loader) for _ in range(3)]
+        batches = list(islice(steps_of(loader), 3))
         assert loader.ready(0.3) is Readiness.WAITING
     assert all(len(batch.keys) == 12 for batch in batches)
     got = names(batches)
@@ -422,16 +420,13 @@ def test_available_mode_uses_every_record_once_over_crashes_and_ranks(kafka: Bro
             )
             for rank in range(ranks)
         ]
-        for _ in range(steps):
-            if (batches := agree(loaders)) is None:
-                break
+        for step in together(loaders, steps):
+            batches = [batch for (batch,) in step]
             assert sum(len(batch.keys) for batch in batches) == 15
             for batch in batches:
                 assert batch.lane_B.tolist() == [unit for unit, _ in batch.refs_B2.tolist()]
                 got += names([batch])
         cursor = joined([loader.cursor for loader in loaders])
-        for loader in loaders:
-            loader.close()
     assert len(got) == len(set(got)) == 105 == cursor.samples
     assert cursor.left_over == 5
 
@@ -441,17 +436,8 @@ def test_the_tail_of_a_topic_is_trained_also_where_lanes_are_uneven(kafka: Broke
     url = made(kafka, 3)
     fill(url, 3, [n for n in range(120) if n % 3 != 1 or n < 90])  # 40, 30 and 40 records
     spec, cursor = begin(spec_of(url, 3, window=4), chunk=5)
-    with ReplayLoader(
-        spec,
-        cursor=cursor,
-        crops=KINDS,
-        config=CONFIG,
-        workers=0,
-        mode=mode,
-        replay=ReplayConfig(),
-        tail=True,
-    ) as loader:
-        batches = list(loader)
+    with Loader(spec, cursor=cursor, crops=KINDS, config=CONFIG, workers=0, mode=mode, tail=True) as loader:
+        batches = batches_of(loader)
         assert loader.lag() == 0
     assert len(names(batches)) == len(set(names(batches))) == 110
     assert sorted(len(batch.keys) for batch in batches) == [5] + [15] * 7
@@ -464,13 +450,14 @@ def test_lag_is_told_by_lane_in_records_and_seconds(kafka: Broker) -> None:
     with Loader(spec, cursor=cursor, crops=KINDS, config=CONFIG, workers=1) as loader:
         assert [lag.trained_records for lag in loader.lane_lags()] == [12, 12]
         assert loader.lane_lags()[0].trained_s is None
-        next(loader)
+        steps = steps_of(loader)
+        next(iter(steps))
         lag = loader.lane_lags()[1]
         assert (lag.lane, lag.trained_records) == (1, 8)
         assert lag.trained_s is not None
         assert 0 <= lag.trained_s < 60
         assert lag.fetched_records <= 8
-        list(loader)
+        list(steps)
     assert loader.cursor.left_over == 0
 
 
@@ -494,9 +481,10 @@ def test_the_broker_may_be_restarted_while_a_topic_is_read(kafka: Broker, tmp_pa
     # Fetches of a record or two, so that most are made after the restart.
     spec, cursor = begin(spec_of(url, 2, window=1, kafka=KafkaConfig(fetch_bytes=1000)))
     with Loader(spec, cursor=cursor, crops=KINDS, config=CONFIG, workers=1) as loader:
-        first = [next(loader) for _ in range(2)]
+        steps = steps_of(loader)
+        first = list(islice(steps, 2))
         kafka.restart()
-        rest = list(loader)
+        rest = list(steps)
     assert len(set(names([*first, *rest]))) == len(names([*first, *rest])) == 80
 
 

@@ -1,7 +1,6 @@
 import hashlib
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,13 @@ from stream.cursor import Cursor, start_cursor
 from stream.errors import StreamError, StreamMismatch, TooManyBadRecords
 from stream.lanes import LaneStats, Position
 from stream.loader.batch import Batch
-from stream.loader.loader import AVAILABLE, STRICT, Loader
-from stream.loader.tasks import Short, Wanted
+from stream.loader.loader import Loader
+from stream.loader.plan import plan_of
+from stream.loader.prefetch import AVAILABLE, STRICT
+from stream.loader.shared_memory import FrameLayout, SharedBuffer
+from stream.loader.tasks import NotEnough, ReadChunk
 from tests.stream.fake_source import FakeSpec, grow
+from tests.stream.loader.driving import batches_of, steps_of
 from tests.waiting import LIMIT_S
 
 KINDS = (
@@ -35,7 +38,7 @@ def begin(spec: FakeSpec, chunk: int = CHUNK, seed: int = 5) -> Cursor:
 def load(spec: FakeSpec, cursor: Cursor | None = None, *, workers: int = 0, passes: int = 1) -> list[Batch]:
     cursor = begin(spec) if cursor is None else cursor
     with Loader(spec, cursor=cursor, crops=KINDS, config=CONFIG, workers=workers, passes=passes) as loader:
-        return list(loader)
+        return batches_of(loader)
 
 
 def content(batch: Batch) -> str:
@@ -98,7 +101,7 @@ def test_every_record_is_used_once_skipped_or_left_over_in_each_pass() -> None:
     batches = load(SPEC, passes=3)
     with Loader(SPEC, cursor=begin(SPEC), crops=KINDS, config=CONFIG, workers=0, passes=3) as loader:
         used: dict[int, list[int]] = {0: [], 1: [], 2: []}
-        for batch in loader:
+        for batch in steps_of(loader):
             used[batch.cursor.pass_number] += records(batch)
         end = loader.cursor
         assert loader.finished
@@ -125,18 +128,18 @@ def test_the_account_of_each_batch_adds_up_to_that_of_the_cursor() -> None:
 
 def test_a_finished_run_does_nothing() -> None:
     with Loader(SPEC, cursor=begin(SPEC), crops=KINDS, config=CONFIG, workers=0) as loader:
-        deque(loader, maxlen=0)
+        batches_of(loader)
         end = loader.cursor
     assert end.left_over > 0
     with Loader(SPEC, cursor=end, crops=KINDS, config=CONFIG, workers=0) as loader:
-        assert list(loader) == []
+        assert batches_of(loader) == []
         assert loader.cursor == end
 
 
 def test_a_stream_too_small_for_one_step_is_left_over() -> None:
     small = FakeSpec(lanes=6, records=17)
     with Loader(small, cursor=begin(small), crops=KINDS, config=CONFIG, workers=0, passes=2) as loader:
-        assert list(loader) == []
+        assert batches_of(loader) == []
         assert loader.cursor.left_over == 34
 
 
@@ -144,7 +147,7 @@ def unfilled(spec: FakeSpec, **options: Any) -> Cursor:
     """The cursor behind all passes."""
     given: dict[str, Any] = {"crops": KINDS, "config": CONFIG, "workers": 0, **options}
     with Loader(spec, cursor=begin(spec), **given) as loader:
-        deque(loader, maxlen=0)
+        batches_of(loader)
         return loader.cursor
 
 
@@ -173,32 +176,32 @@ def test_the_end_of_a_stream_that_another_process_has_seen_is_asked_about_once(t
     growth = tmp_path / "growth.json"
     grow(growth, 8)
     source = FakeSpec(lanes=2, growth=str(growth), block=4, first_bad=0).open()
-    wanted = Wanted(Position(lane=0), 0, frame=0, column=0, ended=True)
-    with Loader(
-        FakeSpec(lanes=2), cursor=begin(FakeSpec(lanes=2)), crops=KINDS, config=CONFIG, workers=0
-    ) as one:
-        plan, frames = one._plan, one._frames
-        short = wanted.result(source, plan, frames)
-        assert isinstance(short, Short)
-        assert (short.ended, dict(short.skipped)) == (True, {})
-        grow(growth, 8, sealed=True)
-        short = wanted.result(source, plan, frames)
-    assert isinstance(short, Short)
-    assert (short.ended, sum(short.skipped.values())) == (True, 4)
+    wanted = ReadChunk(Position(lane=0), 0, frame=0, column=0, ended=True)
+    plan = plan_of(begin(FakeSpec(lanes=2)), KINDS, CONFIG, lanes=2)
+    buffer = SharedBuffer(FrameLayout(crops=KINDS, thumbnail_px=4, columns=plan.columns), 1)
+    short = wanted.result(source, plan, buffer.frames)
+    assert isinstance(short, NotEnough)
+    assert (short.ended, dict(short.stats.skipped)) == (True, {})
+    grow(growth, 8, sealed=True)
+    short = wanted.result(source, plan, buffer.frames)
+    buffer.close()
+    assert isinstance(short, NotEnough)
+    assert (short.ended, sum(short.stats.skipped.values())) == (True, 4)
 
 
 def test_a_batch_keeps_its_memory() -> None:
     with Loader(SPEC, cursor=begin(SPEC), crops=KINDS, config=CONFIG, workers=0) as loader:
-        first = next(loader)
+        steps = steps_of(loader)
+        first = next(iter(steps))
         before = content(first)
-        deque(loader, maxlen=0)
+        list(steps)
     assert content(first) == before
 
 
 def test_lag_is_what_is_not_used_yet() -> None:
     with Loader(SPEC, cursor=begin(SPEC), crops=KINDS, config=CONFIG, workers=0) as loader:
         assert loader.lag() == SPEC.records
-        for batch in loader:
+        for batch in steps_of(loader):
             assert loader.lag() == SPEC.records - batch.cursor.samples - sum(batch.cursor.skipped.values())
 
 
@@ -221,8 +224,8 @@ def test_an_open_stream_is_waited_on_and_gives_the_batches_of_the_sealed_one(tmp
             grow(tmp_path / "growth.json", length, sealed=length == 100)
         return False
 
-    with Loader(spec, cursor=begin(spec), crops=KINDS, config=CONFIG, workers=0, should_stop=look) as loader:
-        got = list(loader)
+    with Loader(spec, cursor=begin(spec), crops=KINDS, config=CONFIG, workers=0) as loader:
+        got = batches_of(loader, stop=look)
         end = loader.cursor
     assert waited >= 8
     assert not loader.waiting
@@ -235,15 +238,8 @@ def test_waiting_costs_next_to_nothing_and_ends_when_told(tmp_path: Path) -> Non
     spec = growing(tmp_path / "growth.json", 6)
     end = time.monotonic() + 1.0
     cpu = time.process_time()
-    with Loader(
-        spec,
-        cursor=begin(spec),
-        crops=KINDS,
-        config=CONFIG,
-        workers=0,
-        should_stop=lambda: time.monotonic() > end,
-    ) as loader:
-        assert list(loader) == []
+    with Loader(spec, cursor=begin(spec), crops=KINDS, config=CONFIG, workers=0) as loader:
+        assert batches_of(loader, stop=lambda: time.monotonic() > end) == []
         assert loader.starving == (0, 1)
         assert not loader.finished
     assert time.process_time() - cpu < 0.3
@@ -251,23 +247,24 @@ def test_waiting_costs_next_to_nothing_and_ends_when_told(tmp_path: Path) -> Non
 
 def test_a_stopped_loader_can_be_asked_to_go_on() -> None:
     stop = False
-    with Loader(
-        SPEC, cursor=begin(SPEC), crops=KINDS, config=CONFIG, workers=0, should_stop=lambda: stop
-    ) as loader:
-        batches = [next(loader)]
+    with Loader(SPEC, cursor=begin(SPEC), crops=KINDS, config=CONFIG, workers=0) as loader:
+        steps = steps_of(loader, stop=lambda: stop)
+        batches = [next(iter(steps))]
         stop = True
-        assert list(loader) == []
+        assert list(steps) == []
         stop = False
-        batches += loader
+        batches += steps
     assert list(map(content, batches)) == list(map(content, load(SPEC)))
 
 
-def until_error(batches: Iterator[Batch], kind: type[Exception]) -> tuple[list[Batch], str]:
-    """All batches that come before the iteration ends with this error, and its message."""
+def until_error(
+    loader: Loader, kind: type[Exception], stop: Callable[[], bool] = lambda: False
+) -> tuple[list[Batch], str]:
+    """All batches that come before the loader ends with this error, and its message."""
     got: list[Batch] = []
 
     def keep_all() -> None:
-        for batch in batches:
+        for batch in steps_of(loader, stop=stop):
             got.append(batch)
 
     with pytest.raises(kind) as caught:
@@ -313,7 +310,7 @@ def test_too_many_bad_records_end_the_run_with_reasons_and_places() -> None:
 def test_the_records_that_spent_the_budget_come_with_the_error() -> None:
     with Loader(WORSE, cursor=begin(WORSE), crops=KINDS, config=BUDGET, workers=0) as loader:
         with pytest.raises(TooManyBadRecords) as caught:
-            list(loader)
+            batches_of(loader)
         assert {place.lane for place in caught.value.bad} <= set(range(6))
         assert len(caught.value.bad) > 20
 
@@ -321,7 +318,7 @@ def test_the_records_that_spent_the_budget_come_with_the_error() -> None:
 def test_bad_records_that_were_accepted_beforehand_end_no_run() -> None:
     cursor = replace(begin(WORSE), accept_until=WORSE.records)
     with Loader(WORSE, cursor=cursor, crops=KINDS, config=BUDGET, workers=0) as loader:
-        batches = list(loader)
+        batches = batches_of(loader)
     assert len(batches) >= 6
     assert loader.cursor.read + loader.cursor.left_over == WORSE.records
 
@@ -339,9 +336,8 @@ def test_an_open_stream_that_goes_bad_behind_what_was_accepted_ends_the_run_and_
         crops=KINDS,
         config=replace(BUDGET, poll_s=0.02),
         workers=workers,
-        should_stop=lambda: time.monotonic() > deadline,
     ) as loader:
-        got, _ = until_error(loader, TooManyBadRecords)
+        got, _ = until_error(loader, TooManyBadRecords, lambda: time.monotonic() > deadline)
         assert 100 <= loader.cursor.read < 240
     assert len(got) >= 6
     deadline = time.monotonic() + LIMIT_S
@@ -351,9 +347,8 @@ def test_an_open_stream_that_goes_bad_behind_what_was_accepted_ends_the_run_and_
         crops=KINDS,
         config=replace(BUDGET, poll_s=0.02),
         workers=workers,
-        should_stop=lambda: time.monotonic() > deadline,
     ) as loader:
-        until_error(loader, TooManyBadRecords)
+        until_error(loader, TooManyBadRecords, lambda: time.monotonic() > deadline)
 
 
 def test_the_budget_of_bad_records_is_part_of_the_cursor() -> None:
@@ -390,4 +385,4 @@ def test_a_batch_that_no_memory_can_hold_is_refused() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="page-locked memory needs a CUDA device")
 def test_batches_come_in_page_locked_memory_when_asked() -> None:
     with Loader(SPEC, cursor=begin(SPEC), crops=KINDS, config=CONFIG, workers=0, pin_memory=True) as loader:
-        assert all(kind.is_pinned() for kind in next(loader).crops)
+        assert all(kind.is_pinned() for kind in next(iter(steps_of(loader))).crops)

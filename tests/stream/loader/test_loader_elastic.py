@@ -3,82 +3,70 @@
 import random
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import reduce
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stream.cursor import joined
-from stream.lanes import LaneStats, add_counts
 from stream.loader.batch import Batch
-from stream.loader.loader import Loader, Readiness
-from stream.loader.pool import Pool
-from stream.loader.tasks import Answer, Question, answer
-from stream.source import SourceSpec
+from stream.loader.loader import Loader
+from stream.loader.open_stream import PoolOpener
+from stream.loader.plan import ReadPlan
+from stream.loader.pool import Lost, Pool, ReaderJob, open_pool
+from stream.loader.shared_memory import BatchFrame, SharedBuffer
+from stream.loader.tasks import handle
+from stream.source import Source, SourceSpec
+from tests.stream.loader.driving import batches_of, together
 from tests.stream.loader.test_loader import CONFIG, KINDS, SPEC, begin, load
 
 
 class ScrambledPool:
     """Answers in a random order, and sometimes dies with what it has read, as reader processes do."""
 
-    def __init__(self, spec: SourceSpec, loader: "ScrambledLoader", rng: random.Random) -> None:
+    def __init__(
+        self, spec: SourceSpec, plan: ReadPlan, frames: Sequence[BatchFrame], rng: random.Random
+    ) -> None:
         self.restarts = 0
-        self._spec, self._loader, self._rng = spec, loader, rng
+        self._spec, self._plan, self._frames, self._rng = spec, plan, frames, rng
         self._source = spec.open()
-        self._questions: list[Question] = []
+        self._jobs: list[ReaderJob] = []
 
     @property
     def pending(self) -> int:
-        return len(self._questions)
+        return len(self._jobs)
 
-    def submit(self, question: Question) -> None:
-        self._questions.append(question)
+    def submit(self, jobs: Sequence[ReaderJob]) -> None:
+        self._jobs += jobs
 
-    def collect(self, timeout_s: float) -> list[Answer]:
-        answers = []
-        for _ in range(self._rng.randint(0, len(self._questions))):
-            question = self._rng.choice(self._questions)
-            reply = answer(self._source, self._loader.plan, self._loader.frames, question)
+    def collect(self, timeout_s: float) -> list[ReaderJob]:
+        answered = []
+        for _ in range(self._rng.randint(0, len(self._jobs))):
+            job = self._rng.choice(self._jobs)
+            reply = handle(self._source, self._plan, self._frames, job.request)
             if self._rng.random() < 0.2:
                 self._source = self._spec.open()
                 self.restarts += 1
             else:
-                self._questions.remove(question)
-                answers.append(reply)
-        return answers
-
-    def drain(self) -> None:
-        while self.pending:
-            self.collect(0.0)
+                self._jobs.remove(job)
+                job.reply = reply
+                answered.append(job)
+        return answered
 
     def close(self) -> None:
-        self._questions.clear()
+        self._jobs.clear()
 
 
-class ScrambledLoader(Loader):
-    rng = random.Random(0)
+def scrambled(rng: random.Random) -> PoolOpener:
+    """Opens such readers, where there are any."""
 
-    def _readers(self, spec: SourceSpec, workers: int) -> Pool:
-        self.plan, self.frames = self._plan, self._frames
-        return ScrambledPool(spec, self, self.rng) if workers else super()._readers(spec, workers)
+    def opened(
+        spec: SourceSpec, source: Source, plan: ReadPlan, buffer: SharedBuffer, workers: int, lost: Lost
+    ) -> Pool:
+        if not workers:
+            return open_pool(spec, source, plan, buffer, 0, lost)
+        return ScrambledPool(spec, plan, buffer.frames, rng)
 
-
-def agree(loaders: Sequence[Loader]) -> list[Batch] | None:
-    """One step of some ranks; None when all have gone to the next pass or to the end."""
-    while True:
-        states = [loader.ready(0.0) for loader in loaders]
-        if Readiness.WAITING in states:
-            continue
-        if Readiness.PASS_ENDED in states:
-            unread = sum(loader.unread() for loader in loaders)
-            unusable = reduce(add_counts, [loader.unusable for loader in loaders])
-            for loader in loaders:
-                loader.end_pass(unread, unusable)
-        elif Readiness.FINISHED in states:
-            return None
-        elif all(state is Readiness.READY for state in states):
-            of_all = sum((loader.upcoming for loader in loaders), LaneStats())
-            return [loader.take(of_all) for loader in loaders]
+    return opened
 
 
 def samples(batches: Sequence[Batch]) -> list[tuple[int, int, str, bytes]]:
@@ -107,11 +95,11 @@ def test_the_batches_do_not_depend_on_ranks_readers_look_ahead_or_crashes(
     """Each segment is a run of (ranks, readers, look-ahead, steps) that ends in a crash."""
     reference = [samples([batch]) for batch in load(SPEC, passes=2)]
     cursor, got = begin(SPEC), []
-    ScrambledLoader.rng = random.Random(chaos)
+    pool = scrambled(random.Random(chaos))
     for ranks, workers, prefetch, steps in [*segments, (1, 0, 1, 10**6)]:
         config = replace(CONFIG, prefetch=prefetch)
         loaders = [
-            ScrambledLoader(
+            Loader(
                 SPEC,
                 cursor=cursor,
                 crops=KINDS,
@@ -120,19 +108,14 @@ def test_the_batches_do_not_depend_on_ranks_readers_look_ahead_or_crashes(
                 ranks=ranks,
                 rank=rank,
                 passes=2,
+                pool=pool,
             )
             for rank in range(ranks)
         ]
-        for _ in range(steps):
-            batches = agree(loaders)
-            if batches is None:
-                break
-            got.append(samples(batches))
+        got += [samples([batch for (batch,) in step]) for step in together(loaders, steps)]
         cursor = joined([loader.cursor for loader in loaders])
-        for loader in loaders:
-            loader.close()
     assert got == reference
     with Loader(SPEC, cursor=begin(SPEC), crops=KINDS, config=CONFIG, workers=0, passes=2) as alone:
-        list(alone)
+        batches_of(alone)
         assert cursor == alone.cursor
     assert cursor.samples + sum(cursor.skipped.values()) + cursor.left_over == 2 * SPEC.records

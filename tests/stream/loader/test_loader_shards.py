@@ -21,6 +21,7 @@ from stream.shards.manifest import Manifest
 from stream.shards.source import ShardSpec
 from stream.shards.writer import ShardWriter
 from tests.stream.fake_source import picture
+from tests.stream.loader.driving import batches_of
 from tests.stream.loader.test_loader import CONFIG, KINDS, content
 from tests.stream.loader.test_tasks import PLAN, new_frame
 from tests.stream.make_shards import make_stream
@@ -56,7 +57,7 @@ def load(folder: Path, cursor: Cursor | None = None, workers: int = 0) -> tuple[
         cursor = start_cursor(source, seed=3, chunk=CHUNK, window=WINDOW)
         source.close()
     with Loader(spec, cursor=cursor, crops=KINDS, config=CONFIG, workers=workers, passes=2) as loader:
-        return list(loader), loader.cursor
+        return batches_of(loader), loader.cursor
 
 
 def test_shards_are_read_once_a_pass_and_resumed_from_anywhere(tmp_path: Path) -> None:
@@ -112,10 +113,8 @@ def test_a_growing_stream_gives_the_batches_of_the_finished_one(tmp_path: Path) 
     source = spec.open()
     cursor = start_cursor(source, seed=3, chunk=CHUNK, window=WINDOW)
     source.close()
-    with Loader(
-        spec, cursor=cursor, crops=KINDS, config=CONFIG, workers=0, passes=2, should_stop=look
-    ) as loader:
-        got = list(loader)
+    with Loader(spec, cursor=cursor, crops=KINDS, config=CONFIG, workers=0, passes=2) as loader:
+        got = batches_of(loader, stop=look)
     assert committed == len(sizes)
     assert list(map(content, got)) == list(map(content, load(tmp_path / "whole")[0]))
 

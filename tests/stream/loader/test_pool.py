@@ -1,7 +1,6 @@
 """The loader with real reader processes: killed, interrupted, orphaned."""
 
 import contextlib
-import multiprocessing
 import os
 import random
 import signal
@@ -10,23 +9,26 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from stream.errors import WorkerFailed
 from stream.loader.batch import Batch
-from stream.loader.plan import Mark
-from stream.loader.pool import MOST_DEATHS_OF_ONE_QUESTION, _Reader
-from stream.loader.tasks import Question
+from stream.loader.loader import Loader
+from stream.loader.pool import open_pool
+from stream.processes import MOST_DEATHS_OF_ONE_JOB
 from tests.stream.fake_source import FakeSpec, grow
-from tests.stream.loader.load_and_leave import PooledLoader
+from tests.stream.loader.driving import KeptPools, batches_of, steps_of
 from tests.stream.loader.test_loader import CONFIG, KINDS, SPEC, begin, growing, load, same, until_error
 from tests.waiting import LIMIT_S, wait_for
 
 
-def pooled(spec: FakeSpec, workers: int = 2, passes: int = 1) -> PooledLoader:
-    return PooledLoader(spec, cursor=begin(spec), crops=KINDS, config=CONFIG, workers=workers, passes=passes)
+def pooled(spec: FakeSpec, workers: int = 2, **more: Any) -> Loader:
+    given: dict[str, Any] = {"cursor": begin(spec), "config": CONFIG, **more}
+    return Loader(spec, crops=KINDS, workers=workers, **given)
 
 
 def alive(pid: int) -> bool:
@@ -53,11 +55,11 @@ def test_processes_give_the_batches_that_one_process_gives(workers: int) -> None
 
 def test_killed_readers_are_replaced_and_nothing_is_lost_or_repeated() -> None:
     rng = random.Random(3)
-    got = []
-    with pooled(SPEC, workers=3, passes=3) as loader:
-        for batch in loader:
+    got, readers = [], KeptPools()
+    with pooled(SPEC, workers=3, passes=3, pool=readers) as loader:
+        for batch in steps_of(loader):
             got.append(batch)
-            for pid in rng.sample(loader.pids(), rng.randint(0, 2)):
+            for pid in rng.sample(readers.pids(), rng.randint(0, 2)):
                 os.kill(pid, signal.SIGKILL)
         assert loader.worker_restarts >= 3
     assert equal(got, load(SPEC, passes=3))
@@ -65,12 +67,13 @@ def test_killed_readers_are_replaced_and_nothing_is_lost_or_repeated() -> None:
 
 def test_readers_killed_one_after_the_other_before_they_begin_are_replaced_too() -> None:
     """As by somebody, or by a machine short of memory: no record is to blame, so three are not the end."""
-    with pooled(SPEC, workers=1) as loader:
+    readers = KeptPools()
+    with pooled(SPEC, workers=1, pool=readers) as loader:
         for deaths in range(5):
-            os.kill(loader.pids()[0], signal.SIGKILL)
+            os.kill(readers.pids()[0], signal.SIGKILL)
             while loader.worker_restarts <= deaths:
                 loader.ready(0.0)
-        assert equal(list(loader), load(SPEC))
+        assert equal(batches_of(loader), load(SPEC))
 
 
 def test_a_reader_killed_in_the_middle_of_a_chunk_is_replaced(tmp_path: Path) -> None:
@@ -78,38 +81,17 @@ def test_a_reader_killed_in_the_middle_of_a_chunk_is_replaced(tmp_path: Path) ->
     trap.touch()
     spec = replace(SPEC, kill_at=70, kill_while=str(trap))
     with pooled(spec) as loader:
-        assert equal(list(loader), load(SPEC))
+        assert equal(batches_of(loader), load(SPEC))
         assert loader.worker_restarts == 1
 
 
-def test_a_reader_that_hangs_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reader_that_hangs_is_replaced(tmp_path: Path) -> None:
     trap = tmp_path / "trap"
     trap.touch()
     spec = replace(SPEC, kill_at=70, kill_while=str(trap), kill_with=signal.SIGSTOP)
-    with pooled(spec) as loader:
-        got = [next(loader)]
-        monkeypatch.setattr("stream.loader.pool.SILENCE_S", 1.5)
-        got += loader
-        assert equal(got, load(SPEC))
+    with pooled(spec, pool=partial(open_pool, silence_s=3.0)) as loader:
+        assert equal(batches_of(loader), load(SPEC))
         assert loader.worker_restarts >= 1
-
-
-def test_a_reader_that_begins_another_record_is_not_silent() -> None:
-    mark = Mark()
-    ours, theirs = multiprocessing.Pipe()
-    reader = _Reader(multiprocessing.get_context("forkserver").Process(), ours, mark)
-    reader.waited(200.0)
-    assert reader.silent_s == 0.0, "nothing was asked of it"
-    reader.asked.append(Question(0, ()))
-    for record in (1, 2):
-        mark.set(0, record)
-        reader.waited(200.0)
-        assert reader.silent_s == 0.0
-    mark.clear()
-    reader.waited(200.0)
-    assert reader.silent_s == 200.0
-    for end in (ours, theirs, mark):
-        end.close()
 
 
 def test_a_record_that_kills_every_reader_is_named_after_the_batches_before_it(tmp_path: Path) -> None:
@@ -126,7 +108,7 @@ def test_a_record_that_kills_every_reader_is_named_after_the_batches_before_it(t
         got, message = until_error(loader, WorkerFailed)
     assert equal(got, load(SPEC)[:step])
     assert f"lane {lane} at unit" in message
-    assert f"{MOST_DEATHS_OF_ONE_QUESTION} reader processes" in message
+    assert f"{MOST_DEATHS_OF_ONE_JOB} reader processes" in message
     assert "-9" in message
 
 
@@ -143,7 +125,7 @@ def test_a_record_that_kills_its_decoder_is_left_out_counted_and_remembered(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     with pooled(spoiled(SPEC, 70, 33)) as loader:
-        got = list(loader)
+        got = batches_of(loader)
         assert loader.worker_restarts == 6
         end = loader.cursor
     assert end.deadly == ((0, 33), (0, 70))
@@ -159,12 +141,12 @@ def test_a_record_that_kills_its_decoder_is_left_out_counted_and_remembered(
 def test_a_later_life_leaves_out_the_same_record_and_no_reader_dies_of_it_again(workers: int) -> None:
     spec = spoiled(SPEC, 70)
     with pooled(spec) as loader:
-        whole = list(loader)
+        whole = batches_of(loader)
     first = next(step for step, batch in enumerate(whole) if batch.cursor.deadly)
     cursor = type(whole[0].cursor).from_json(whole[first].cursor.to_json())
     assert cursor == whole[first].cursor
-    with PooledLoader(spec, cursor=cursor, crops=KINDS, config=CONFIG, workers=workers, passes=2) as loader:
-        tail = list(loader)
+    with pooled(spec, workers, cursor=cursor, passes=2) as loader:
+        tail = batches_of(loader)
         assert loader.worker_restarts == 0
     assert equal(tail[: len(whole) - first - 1], whole[first + 1 :])
     assert tail[-1].cursor.skipped["kills_decoder"] == 2, "once a pass"
@@ -175,8 +157,8 @@ def test_what_is_known_of_deadly_records_does_not_depend_on_looking_ahead() -> N
     runs = []
     for prefetch in (1, 4):
         config = replace(CONFIG, prefetch=prefetch)
-        with PooledLoader(spec, cursor=begin(spec), crops=KINDS, config=config, workers=2) as loader:
-            runs.append([batch.cursor for batch in loader])
+        with pooled(spec, config=config) as loader:
+            runs.append([batch.cursor for batch in steps_of(loader)])
     assert runs[0] == runs[1]
 
 
@@ -198,11 +180,11 @@ def test_an_error_of_the_source_in_a_reader_reaches_the_run_with_its_traceback()
 
 
 def test_readers_leave_ctrl_c_and_sigterm_to_the_run() -> None:
-    got = []
-    with pooled(SPEC) as loader:
-        for batch in loader:
+    got, readers = [], KeptPools()
+    with pooled(SPEC, pool=readers) as loader:
+        for batch in steps_of(loader):
             got.append(batch)
-            for pid in loader.pids():
+            for pid in readers.pids():
                 os.kill(pid, signal.SIGINT)
                 os.kill(pid, signal.SIGTERM)
         assert loader.worker_restarts == 0
@@ -210,9 +192,10 @@ def test_readers_leave_ctrl_c_and_sigterm_to_the_run() -> None:
 
 
 def test_closing_ends_the_readers() -> None:
-    loader = pooled(SPEC)
-    next(loader)
-    pids = loader.pids()
+    readers = KeptPools()
+    loader = pooled(SPEC, pool=readers)
+    next(iter(steps_of(loader)))
+    pids = readers.pids()
     assert all(map(alive, pids))
     loader.close()
     loader.close()
@@ -229,11 +212,10 @@ def test_readers_of_an_open_stream_wait_idle_and_see_it_grow(tmp_path: Path) -> 
             grow(tmp_path / "growth.json", 40, sealed=True)
         return time.monotonic() > deadline
 
-    with PooledLoader(
-        spec, cursor=begin(spec), crops=KINDS, config=CONFIG, workers=2, should_stop=look
-    ) as loader:
-        got = list(loader)
-        ticks = sum(used_ticks(pid) for pid in loader.pids())
+    readers = KeptPools()
+    with pooled(spec, pool=readers) as loader:
+        got = batches_of(loader, stop=look)
+        ticks = sum(used_ticks(pid) for pid in readers.pids())
     assert equal_content(got, load(FakeSpec(lanes=2, records=40, block=4, bad_every=9)))
     assert ticks < 3 * os.sysconf("SC_CLK_TCK")  # starting is most of it; spinning would be far more
 

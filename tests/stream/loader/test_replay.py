@@ -4,7 +4,6 @@ import os
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +16,15 @@ from stream.cursor import Cursor, joined, start_cursor
 from stream.errors import StreamDamaged, StreamMismatch
 from stream.images import crops
 from stream.images.decode import decode_image
-from stream.lanes import LaneStats, add_counts
 from stream.loader.batch import Batch
-from stream.loader.loader import Loader, Readiness
-from stream.loader.pool import ProcessPool
-from stream.loader.replay import ReplayLoader, choose
+from stream.loader.loader import Loader
+from stream.loader.replay import choose
+from stream.processes import Processes
 from stream.shards.manifest import Manifest
 from stream.shards.source import ShardSpec
 from stream.source import Entry
 from tests.stream.fake_source import FakeSource, FakeSpec, picture
+from tests.stream.loader.driving import KeptPools, batches_of, steps_of, together, with_replays
 from tests.stream.loader.test_loader import CHUNK, CONFIG, KINDS, SPEC, begin, load, records
 from tests.stream.loader.test_loader_shards import append
 
@@ -36,14 +35,14 @@ Step = list[Batch]
 """The batch of a step, and its replays."""
 
 
-def open_loader(cursor: Cursor, spec: FakeSpec = SPEC, **more: Any) -> ReplayLoader:
+def open_loader(cursor: Cursor, spec: FakeSpec = SPEC, **more: Any) -> Loader:
     settings: dict[str, Any] = {"replay": REPLAY, "workers": 0, "passes": 1, **more}
-    return ReplayLoader(spec, cursor=cursor, crops=KINDS, config=CONFIG, **settings)
+    return Loader(spec, cursor=cursor, crops=KINDS, config=CONFIG, **settings)
 
 
 def steps_from(cursor: Cursor, spec: FakeSpec = SPEC, **more: Any) -> list[Step]:
     with open_loader(cursor, spec, **more) as loader:
-        return [[batch, *loader.replays()] for batch in loader]
+        return with_replays(loader)
 
 
 def content(batch: Batch) -> list[bytes]:
@@ -184,10 +183,10 @@ def test_a_run_resumes_from_every_batch_with_its_replays(window_steps: int, pass
 
 def test_a_finished_pass_goes_on_in_a_later_run_of_more_passes() -> None:
     with open_loader(begin(SPEC)) as loader:
-        first = [[batch, *loader.replays()] for batch in loader]
+        first = with_replays(loader)
         end = Cursor.from_json(loader.cursor.to_json())
     with open_loader(end) as loader:
-        assert list(loader) == []
+        assert batches_of(loader) == []
     assert equal([*first, *steps_from(end, passes=2)], steps_from(begin(SPEC), passes=2))
 
 
@@ -198,43 +197,29 @@ def test_reader_processes_give_the_replays_that_one_process_gives(workers: int) 
     assert equal(steps_from(whole[6][0].cursor, passes=2, workers=workers), whole[7:])
 
 
-class ExposedLoader(ReplayLoader):
-    """Shows the process ids of its readers, also of those that read the window again."""
-
-    def kill_one(self, number: int) -> None:
-        for loader in (self, self._past):
-            if loader is not None:
-                assert isinstance(loader._pool, ProcessPool)
-                pids = loader._pool.pids()
-                os.kill(pids[number % len(pids)], signal.SIGKILL)
-
-
 def test_killed_readers_are_replaced_and_no_replay_is_lost_or_changed() -> None:
     whole = steps_from(begin(SPEC))
     got: list[Step] = []
-    with ExposedLoader(
-        SPEC, cursor=whole[2][0].cursor, crops=KINDS, config=CONFIG, workers=2, replay=REPLAY
-    ) as loader:
-        loader.kill_one(0)
-        for batch in loader:
+    readers = KeptPools()
+
+    def kill_one(number: int) -> None:
+        """One of each pool: of the loader, and of what reads the window again while there is such."""
+        for pool in readers.pools:
+            if isinstance(pool, Processes) and (pids := pool.pids()):
+                os.kill(pids[number % len(pids)], signal.SIGKILL)
+
+    with open_loader(whole[2][0].cursor, workers=2, pool=readers) as loader:
+        kill_one(0)
+        steps = steps_of(loader)
+        for batch in steps:
             got.append([batch])
-            loader.kill_one(len(got))
-            for again in loader.replays():
+            kill_one(len(got))
+            for again in steps.replays():
                 got[-1].append(again)
                 if len(got) % 2:
-                    loader.kill_one(len(got[-1]))
+                    kill_one(len(got[-1]))
         assert loader.worker_restarts >= len(got) + 2
     assert equal(got, whole[3:])
-
-
-def test_replays_that_nobody_takes_change_nothing() -> None:
-    got = []
-    for workers in (0, 2):
-        with open_loader(begin(SPEC), passes=2, workers=workers) as loader:
-            got.append([[batch, *(loader.replays() if number % 3 == 2 else ())] for number, batch in
-                        enumerate(loader)])  # fmt: skip
-    wanted = [step if n % 3 == 2 else step[:1] for n, step in enumerate(steps_from(begin(SPEC), passes=2))]
-    assert all(equal(steps, wanted) for steps in got)
 
 
 def test_the_replays_do_not_depend_on_ranks_also_when_their_number_changes() -> None:
@@ -243,17 +228,12 @@ def test_the_replays_do_not_depend_on_ranks_also_when_their_number_changes() -> 
     cursor = begin(SPEC)
     for ranks, count in ((2, 3), (3, 5), (1, 2), (6, 99)):
         loaders = [open_loader(cursor, passes=3, ranks=ranks, rank=rank) for rank in range(ranks)]
-        for _ in range(count):
-            step = agreed(loaders)
-            if step is None:
-                break
+        for step in together(loaders, count):
             got.append(sorted(found for own in step for found in map(sample_of(own), columns(own))))
         cursor = joined([loader.cursor for loader in loaders])
-        for loader in loaders:
-            loader.close()
     assert got == reference
     with open_loader(begin(SPEC), passes=3) as loader:
-        list(loader)
+        with_replays(loader)
         assert cursor == loader.cursor
 
 
@@ -271,21 +251,6 @@ def sample_of(step: Step) -> Any:
         return update, names(batch)[column], batch.keys[column], views
 
     return sample
-
-
-def agreed(loaders: Sequence[ReplayLoader]) -> list[Step] | None:
-    while True:
-        states = [loader.ready(0.0) for loader in loaders]
-        if Readiness.PASS_ENDED in states and Readiness.WAITING not in states:
-            unread = sum(loader.unread() for loader in loaders)
-            unusable = reduce(add_counts, [loader.unusable for loader in loaders])
-            for loader in loaders:
-                loader.end_pass(unread, unusable)
-        elif Readiness.FINISHED in states:
-            return None
-        elif all(state is Readiness.READY for state in states):
-            of_all = sum((loader.upcoming for loader in loaders), LaneStats())
-            return [[loader.take(of_all), *loader.replays()] for loader in loaders]
 
 
 def test_a_window_that_is_no_longer_what_it_was_is_refused() -> None:
@@ -310,9 +275,10 @@ class RottenSource(FakeSource):
 def test_a_record_that_has_become_unusable_ends_the_run_and_is_named() -> None:
     spec = RottenSpec(lanes=6, records=130)
     with open_loader(begin(spec), spec) as loader:
-        assert records(next(loader))
+        steps = steps_of(loader)
+        assert records(next(iter(steps)))
         with pytest.raises(StreamDamaged, match=r"lane 0, unit \d, record \d+ was used before .*checksum"):
-            list(loader.replays())
+            list(steps.replays())
 
 
 def test_a_cursor_keeps_the_start_of_its_window_and_one_without_reads_as_before() -> None:
@@ -336,10 +302,10 @@ def test_records_of_shards_are_replayed_and_resumed(tmp_path: Path) -> None:
     replays = ReplayConfig(updates=2, window_samples=40)
 
     def steps(cursor: Cursor, workers: int = 0) -> list[Step]:
-        with ReplayLoader(
+        with Loader(
             spec, cursor=cursor, crops=KINDS, config=CONFIG, workers=workers, passes=2, replay=replays
         ) as loader:
-            return [[batch, *loader.replays()] for batch in loader]
+            return with_replays(loader)
 
     whole = steps(start)
     arrived = {name: key for batch, _ in whole for name, key in zip(names(batch), batch.keys, strict=True)}
@@ -357,4 +323,4 @@ def test_records_of_shards_are_replayed_and_resumed(tmp_path: Path) -> None:
 def test_a_plain_loader_reads_on_from_a_cursor_with_a_window() -> None:
     whole = steps_from(begin(SPEC))
     with Loader(SPEC, cursor=whole[2][0].cursor, crops=KINDS, config=CONFIG, workers=0) as loader:
-        assert [batch.keys for batch in loader] == [step[0].keys for step in whole[3:]]
+        assert [batch.keys for batch in batches_of(loader)] == [step[0].keys for step in whole[3:]]

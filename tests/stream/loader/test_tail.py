@@ -4,14 +4,13 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from stream.config import ReaderConfig, ReplayConfig
@@ -19,17 +18,18 @@ from stream.cursor import Cursor, joined, start_cursor
 from stream.errors import TooManyBadRecords
 from stream.images import crops
 from stream.images.decode import decode_image
-from stream.lanes import LaneStats, add_counts, owned_lanes
+from stream.lanes import owned_lanes
 from stream.loader.batch import Batch
-from stream.loader.loader import AVAILABLE, Readiness
-from stream.loader.replay import ReplayLoader
+from stream.loader.loader import Loader
+from stream.loader.prefetch import AVAILABLE
 from stream.loader.tail import dealt, quotas, trainable
 from stream.shards.manifest import Manifest
 from stream.shards.source import ShardSpec
 from stream.source import SourceSpec
 from tests.stream.fake_source import FakeSpec, picture
-from tests.stream.loader.test_loader import CHUNK, CONFIG, KINDS, begin, load, records, same
-from tests.stream.loader.test_loader_elastic import ScrambledLoader, samples
+from tests.stream.loader.driving import batches_of, together, with_replays
+from tests.stream.loader.test_loader import CHUNK, CONFIG, KINDS, begin, load, records, same, until_error
+from tests.stream.loader.test_loader_elastic import samples, scrambled
 from tests.stream.loader.test_loader_shards import append
 
 SPEC = FakeSpec(lanes=6, records=140, bad_every=7)
@@ -38,14 +38,14 @@ UNEVEN = FakeSpec(lanes=6, records=200, broken=tuple(range(0, 120, 6)))
 """Lane 0 has 14 good records of 34, the others have 33 or 34."""
 
 
-def open_loader(spec: SourceSpec, cursor: Cursor, **more: Any) -> ReplayLoader:
-    given: dict[str, Any] = {"replay": ReplayConfig(), "workers": 0, "config": CONFIG, "tail": True, **more}
-    return ReplayLoader(spec, cursor=cursor, crops=KINDS, **given)
+def open_loader(spec: SourceSpec, cursor: Cursor, **more: Any) -> Loader:
+    given: dict[str, Any] = {"workers": 0, "config": CONFIG, "tail": True, **more}
+    return Loader(spec, cursor=cursor, crops=KINDS, **given)
 
 
 def trained(spec: SourceSpec, cursor: Cursor, **more: Any) -> tuple[list[Batch], Cursor]:
     with open_loader(spec, cursor, **more) as loader:
-        return list(loader), loader.cursor
+        return batches_of(loader), loader.cursor
 
 
 def read(cursor: Cursor) -> int:
@@ -160,40 +160,8 @@ def test_a_tail_can_spend_the_budget_of_bad_records() -> None:
     spec = FakeSpec(lanes=6, records=84, block=4, first_bad=78)
     config = ReaderConfig(thumbnail_px=0, max_bad_fraction=0.1, bad_window=20)
     with open_loader(spec, begin(spec), config=config) as loader:
-        got = [next(loader) for _ in range(4)]
-        with pytest.raises(TooManyBadRecords):
-            list(loader)
+        got, _ = until_error(loader, TooManyBadRecords)
     assert got[-1].cursor.samples == 72
-
-
-def agreed(loaders: Sequence[ReplayLoader]) -> list[Batch] | None:
-    """One step of some ranks; None when all are at the end."""
-    while True:
-        states = {loader.ready(0.0) for loader in loaders}
-        if Readiness.WAITING in states:
-            continue
-        if Readiness.PASS_ENDED in states:
-            unread = {lane: left for loader in loaders for lane, left in loader.unread_by_lane().items()}
-            begun = [loader.begin_tail(unread) for loader in loaders]
-            left = sum(unread.values())
-        elif Readiness.TAIL_FOUND in states:
-            found = [sample for loader in loaders for sample in loader.tail_found]
-            left = sum(sum(loader.unread_by_lane().values()) for loader in loaders)
-            begun = [loader.deal_tail(found) for loader in loaders]
-        elif Readiness.FINISHED in states:
-            return None
-        else:
-            of_all = sum((loader.upcoming for loader in loaders), LaneStats())
-            return [loader.take(of_all) for loader in loaders]
-        assert len(set(begun)) == 1
-        if not begun[0]:
-            unusable = reduce(add_counts, [loader.unusable for loader in loaders])
-            for loader in loaders:
-                loader.end_pass(left, unusable)
-
-
-class ScrambledTail(ScrambledLoader, ReplayLoader):
-    """Readers answer in a random order, and sometimes die with what they have read."""
 
 
 def dealt_samples(batches: Sequence[Batch]) -> tuple[Any, ...]:
@@ -212,31 +180,25 @@ def dealt_samples(batches: Sequence[Batch]) -> tuple[Any, ...]:
     ),
     chaos=st.integers(0, 2**32),
 )
+@example(spec=UNEVEN, segments=[(6, 0, 9)], chaos=0)  # lane 0, and its rank, has no record of the tail
 def test_tails_do_not_depend_on_ranks_readers_or_crashes(
     spec: FakeSpec, segments: list[tuple[int, int, int]], chaos: int
 ) -> None:
     """Each segment is a run of (ranks, readers, steps) that ends in a crash."""
     whole, end = trained(spec, begin(spec), passes=2)
     cursor, got = begin(spec), []
-    ScrambledLoader.rng = random.Random(chaos)
+    pool = scrambled(random.Random(chaos))
     for ranks, workers, steps in [*segments, (1, 0, 10**6)]:
         loaders = [
-            ScrambledTail(
-                spec, cursor=cursor, crops=KINDS, config=CONFIG, workers=workers, ranks=ranks, rank=rank,
-                passes=2, replay=ReplayConfig(), tail=True,
-            )
+            open_loader(spec, cursor, workers=workers, ranks=ranks, rank=rank, passes=2, pool=pool)
             for rank in range(ranks)
-        ]  # fmt: skip
-        for _ in range(steps):
-            if (batches := agreed(loaders)) is None:
-                break
-            for rank, batch in enumerate(batches):
+        ]
+        for step in together(loaders, steps):
+            for rank, (batch,) in enumerate(step):
                 assert len(batch.keys) > 0
                 assert set(batch.dealt_B.tolist()) <= set(owned_lanes(cursor.lanes, ranks, rank))
-            got.append(dealt_samples(batches))
+            got.append(dealt_samples([batch for (batch,) in step]))
         cursor = joined([loader.cursor for loader in loaders])
-        for loader in loaders:
-            loader.close()
     assert got == [dealt_samples([batch]) for batch in whole]
     assert cursor == end
 
@@ -256,7 +218,7 @@ def test_a_tail_is_not_replayed_and_the_window_is_empty_behind_it() -> None:
 
     def steps(cursor: Cursor, workers: int = 0) -> list[list[Batch]]:
         with open_loader(SPEC, cursor, replay=replay, passes=3, workers=workers) as loader:
-            return [[batch, *loader.replays()] for batch in loader]
+            return with_replays(loader)
 
     whole = steps(begin(SPEC))
     tails = [number for number, step in enumerate(whole) if len(step) == 1]
@@ -271,15 +233,6 @@ def test_a_tail_is_not_replayed_and_the_window_is_empty_behind_it() -> None:
         for one, other in zip(rest, whole[number + 1 :], strict=True):
             assert same(one[0], other[0])
             assert [records(again) for again in one[1:]] == [records(again) for again in other[1:]]
-
-
-def test_replays_that_nobody_takes_do_not_disturb_the_tail() -> None:
-    replay = ReplayConfig(updates=2, window_samples=2 * BATCH)
-    for workers in (0, 2):
-        batches, end = trained(SPEC, begin(SPEC), replay=replay, workers=workers)
-        plain, its_end = trained(SPEC, begin(SPEC))
-        assert list(map(records, batches)) == list(map(records, plain))
-        assert end == its_end
 
 
 def test_available_mode_trains_what_is_left_too() -> None:

@@ -16,8 +16,8 @@ from stream.images import crops
 from stream.images.decode import decode_image
 from stream.lanes import Position
 from stream.loader.plan import ReadPlan
-from stream.loader.shared_memory import Frame, FrameLayout, Slab
-from stream.loader.tasks import Chunk, Short, Spent, read_chunk
+from stream.loader.shared_memory import BatchFrame, FrameLayout, SharedBuffer
+from stream.loader.tasks import BudgetSpent, Chunk, NotEnough, read_chunk
 from tests.stream.fake_source import FakeSource, FakeSpec, grow, picture
 
 KINDS = (
@@ -37,21 +37,21 @@ PLAN = ReadPlan(
 )
 
 
-def new_frame() -> Frame:
+def new_frame() -> BatchFrame:
     layout = FrameLayout(crops=KINDS, thumbnail_px=6, columns=PLAN.columns)
-    frame = Slab(layout, 1).frames[0]
+    frame = SharedBuffer(layout, 1).frames[0]
     for tensor in (*frame.crops, frame.uniforms, frame.thumbs, frame.seq_B, frame.refs_B2, frame.keys):
         tensor.fill_(99)
     return frame
 
 
-def tensors(frame: Frame) -> list[torch.Tensor]:
+def tensors(frame: BatchFrame) -> list[torch.Tensor]:
     """Every tensor of a frame, samples first."""
     by_sample = [kind.movedim(1, 0) for kind in (*frame.crops, frame.uniforms)]
     return [*by_sample, frame.thumbs, frame.seq_B, frame.refs_B2, frame.keys]
 
 
-def numbers(frame: Frame, columns: slice) -> list[int]:
+def numbers(frame: BatchFrame, columns: slice) -> list[int]:
     """Which records of the fake stream lie in these columns."""
     return [100 * unit + index for unit, index in frame.refs_B2[columns].tolist()]
 
@@ -144,13 +144,15 @@ def test_a_position_counts_good_samples_on_from_where_it_stood() -> None:
 
 def test_a_lane_that_ends_before_the_chunk_is_full_says_so_and_consumes_nothing() -> None:
     source = FakeSpec(lanes=3, records=9).open()
-    assert read_chunk(source, Position(lane=0), 0, PLAN, new_frame(), 0) == Short(0, 4, ended=True)
+    short = read_chunk(source, Position(lane=0), 0, PLAN, new_frame(), 0)
+    assert isinstance(short, NotEnough)
+    assert (short.lane, short.needs, short.ended, dict(short.stats.skipped)) == (0, 4, True, {})
     enough_but_bad = FakeSpec(lanes=1, records=7, bad_every=2).open()
     short = read_chunk(enough_but_bad, Position(lane=0), 0, replace(PLAN, chunk=5), new_frame(), 0)
-    assert isinstance(short, Short)
+    assert isinstance(short, NotEnough)
     assert (short.lane, short.needs, short.ended) == (0, 8, True)
     # Every second of the seven records is bad.
-    assert dict(short.skipped) == {"bad_checksum": 2, "empty": 1}
+    assert dict(short.stats.skipped) == {"bad_checksum": 2, "empty": 1}
     assert sorted(place.index for place in short.bad) == [1, 3, 5]
 
 
@@ -159,7 +161,7 @@ def test_a_lane_that_may_grow_says_how_many_records_it_needs(tmp_path: Path) -> 
     grow(growth, 8)
     source = FakeSpec(lanes=1, growth=str(growth), block=4, bad_every=2).open()
     short = read_chunk(source, Position(lane=0), 0, replace(PLAN, chunk=6), new_frame(), 0)
-    assert short == Short(0, 10, ended=False)
+    assert short == NotEnough(lane=0, needs=10, ended=False)
 
 
 def test_a_reader_that_has_not_seen_the_newest_records_looks_for_them(tmp_path: Path) -> None:
@@ -173,11 +175,11 @@ def test_a_reader_that_has_not_seen_the_newest_records_looks_for_them(tmp_path: 
 def test_a_chunk_that_alone_spends_the_budget_is_given_up() -> None:
     source = FakeSpec(lanes=1, records=5000, first_bad=2).open()
     spent = read_chunk(source, Position(lane=0), 0, replace(PLAN, bad_window=40), new_frame(), 0)
-    assert isinstance(spent, Spent)
+    assert isinstance(spent, BudgetSpent)
     # 12 good samples are all that the step could have beside them.
     assert sum(spent.stats.skipped.values()) == 40 - PLAN.batch
     patient = replace(PLAN, bad_window=40, max_bad_fraction=1.0)
-    assert isinstance(read_chunk(source, Position(lane=0), 0, patient, new_frame(), 0), Short)
+    assert isinstance(read_chunk(source, Position(lane=0), 0, patient, new_frame(), 0), NotEnough)
 
 
 def test_an_image_above_the_limit_of_pixels_is_skipped() -> None:
@@ -194,48 +196,48 @@ def test_an_image_above_the_limit_of_pixels_is_skipped() -> None:
 
 def test_frames_do_not_overlap_and_have_the_shapes_of_a_batch() -> None:
     layout = FrameLayout(crops=KINDS, thumbnail_px=6, columns=5)
-    slab = Slab(layout, 3)
-    for value, frame in enumerate(slab.frames):
+    buffer = SharedBuffer(layout, 3)
+    for value, frame in enumerate(buffer.frames):
         for tensor in tensors(frame):
             tensor.fill_(value)
-    for value, frame in enumerate(slab.frames):
+    for value, frame in enumerate(buffer.frames):
         assert [tuple(kind.shape) for kind in frame.crops] == [(2, 5, 3, 12, 12), (1, 5, 3, 8, 8)]
         assert tuple(frame.uniforms.shape) == (3, 5, crops.UNIFORMS_PER_VIEW)
         assert all(bool((tensor == value).all()) for tensor in tensors(frame))
-    frame = slab.frames[2]
-    slab.close()
-    slab.close()
+    frame = buffer.frames[2]
+    buffer.close()
+    buffer.close()
     assert bool((frame.seq_B == 2).all())
 
 
 def test_a_frame_without_thumbnails_has_an_empty_tensor_for_them() -> None:
-    frame = Slab(FrameLayout(crops=KINDS, thumbnail_px=0, columns=5), 1).frames[0]
+    frame = SharedBuffer(FrameLayout(crops=KINDS, thumbnail_px=0, columns=5), 1).frames[0]
     assert frame.thumbs.shape == (5, 3, 0, 0)
 
 
-def slab_mappings() -> list[str]:
+def shared_mappings() -> list[str]:
     lines = Path("/proc/self/maps").read_text().splitlines()
-    return [line for line in lines if "swavstream-slab" in line]
+    return [line for line in lines if "swavstream-memory" in line]
 
 
 @pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="anonymous memory is looked up in Linux' /proc")
 def test_shared_memory_has_no_name_and_is_let_go() -> None:
-    before = slab_mappings()
-    slab = Slab(FrameLayout(crops=KINDS, thumbnail_px=6, columns=5), 2)
-    new = set(slab_mappings()) - set(before)
+    before = shared_mappings()
+    buffer = SharedBuffer(FrameLayout(crops=KINDS, thumbnail_px=6, columns=5), 2)
+    new = set(shared_mappings()) - set(before)
     assert len(new) == 1
     assert new.pop().endswith("(deleted)")
-    slab.close()
-    del slab
-    assert slab_mappings() == before
+    buffer.close()
+    del buffer
+    assert shared_mappings() == before
 
 
 def test_where_anonymous_memory_is_forbidden_an_unlinked_file_serves(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(os, "memfd_create", raising=False)
-    slab = Slab(FrameLayout(crops=KINDS, thumbnail_px=6, columns=5), 2)
-    slab.frames[1].seq_B.fill_(3)
-    assert slab.frames[0].seq_B.tolist() == [0] * 5
-    slab.close()
+    buffer = SharedBuffer(FrameLayout(crops=KINDS, thumbnail_px=6, columns=5), 2)
+    buffer.frames[1].seq_B.fill_(3)
+    assert buffer.frames[0].seq_B.tolist() == [0] * 5
+    buffer.close()
 
 
 def test_memory_that_cannot_be_reserved_is_refused_at_once() -> None:
@@ -243,7 +245,7 @@ def test_memory_that_cannot_be_reserved_is_refused_at_once() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
     try:
         with pytest.raises(StreamError, match=r"cannot reserve 0 MiB of shared memory for 2 batches of 5"):
-            Slab(FrameLayout(crops=KINDS, thumbnail_px=6, columns=5), 2)
+            SharedBuffer(FrameLayout(crops=KINDS, thumbnail_px=6, columns=5), 2)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
@@ -251,4 +253,4 @@ def test_memory_that_cannot_be_reserved_is_refused_at_once() -> None:
 def test_memory_that_is_not_there_is_refused_with_what_to_do() -> None:
     huge = FrameLayout(crops=KINDS, thumbnail_px=6, columns=10**9)
     with pytest.raises(StreamError, match=r"memory.*reading needs.*lower reader\.prefetch"):
-        Slab(huge, 2)
+        SharedBuffer(huge, 2)

@@ -447,7 +447,7 @@ looks = []
 for unit in (0, late):
     start = time.perf_counter()
     for lane in range(64):
-        source.outlook(Position(lane=lane, unit=unit, base=3, idx=5), 0)
+        source.availability(Position(lane=lane, unit=unit, base=3, idx=5), 0)
     looks.append(time.perf_counter() - start)
 start = time.perf_counter()
 source.refresh()

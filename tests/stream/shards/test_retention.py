@@ -210,7 +210,7 @@ def test_a_stream_goes_on_growing_after_it_was_pruned(url: str) -> None:
     prune(manifest, NOTHING)
     source = open_source(url, lanes=2, window=4)
     assert (source.begin, source.records(source.begin)) == (8, 0)
-    assert not source.outlook(Position(lane=0, unit=8), 0).available
+    assert not source.availability(Position(lane=0, unit=8), 0).available
     append_shards(manifest, (4, 4, 6, 2, 2, 2), itertools.count(100))
     source.refresh()
     assert source.unread([Position(lane=0, unit=8), Position(lane=1, unit=8)]) == 12
@@ -245,7 +245,7 @@ def test_a_run_whose_shards_leave_while_it_reads_them_is_told_so(url: str) -> No
     with pytest.raises(StreamPruned, match="was pruned while it was read"):
         list(reading)
     with pytest.raises(StreamPruned, match="lane 0: the next 26 records"):
-        source.outlook(Position(lane=0), 0)
+        source.availability(Position(lane=0), 0)
 
 
 def test_each_pass_of_a_run_over_a_pruned_stream_begins_where_the_first_did(url: str) -> None:
@@ -258,7 +258,7 @@ def test_each_pass_of_a_run_over_a_pruned_stream_begins_where_the_first_did(url:
     with Loader(
         spec, cursor=cursor, crops=KINDS, config=ReaderConfig(max_bad_fraction=1.0), workers=0, passes=2
     ) as loader:
-        loader.end_pass()
+        loader.settle([loader.pass_report()])
         assert [position.unit for position in loader.cursor.positions] == [4, 4]
         assert loader.cursor.left_over == 20
 

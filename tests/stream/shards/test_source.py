@@ -16,7 +16,7 @@ from stream.lanes import Position
 from stream.order import ORDERS
 from stream.shards.manifest import Manifest
 from stream.shards.source import ShardSource, ShardSpec
-from stream.source import Entry, Outlook
+from stream.source import Availability, Entry
 from tests.stream.make_shards import (
     append_shards,
     forget_memory,
@@ -86,11 +86,11 @@ def test_reading_goes_on_from_every_position_with_the_same_tail(
     for start in starts(lanes):
         whole = read_lane(source, start)
         total = len(whole)
-        assert source.outlook(start, 0) == Outlook(available=total, ended=True)
+        assert source.availability(start, 0) == Availability(available=total, ended=True)
         for used, (_, after) in enumerate(whole, 1):
             again = open_source(memory, lanes=lanes, window=window, order=order)
             assert read_lane(again, after) == whole[used:]
-            assert again.outlook(after, 0) == Outlook(available=total - used, ended=True)
+            assert again.availability(after, 0) == Availability(available=total - used, ended=True)
             again.close()
     source.close()
 
@@ -167,7 +167,7 @@ def test_a_window_of_all_commits_needs_a_sealed_stream(memory: str) -> None:
     source = open_source(memory, lanes=2, window=0)
     end = read_lane(source, Position(lane=0))[-1][1]
     assert (end.unit, end.base, end.idx) == (2, 0, 0)
-    assert source.outlook(end, 0) == Outlook(available=0, ended=True)
+    assert source.availability(end, 0) == Availability(available=0, ended=True)
     source.close()
 
 
@@ -194,12 +194,12 @@ def test_an_incomplete_window_waits_for_the_rest_or_the_seal(memory: str) -> Non
     source = open_source(memory, lanes=2, window=3)
     start = Position(lane=0)
     assert read_lane(source, start) == []
-    assert source.outlook(start, 0) == Outlook(available=0, ended=False)
+    assert source.availability(start, 0) == Availability(available=0, ended=False)
     assert source.unread(starts(2)) == 8
     manifest.seal()
     assert source.refresh()
     assert len(read_lane(source, start)) == 4
-    assert source.outlook(start, 0) == Outlook(available=4, ended=True)
+    assert source.availability(start, 0) == Availability(available=4, ended=True)
     source.close()
 
 
@@ -268,7 +268,7 @@ def test_a_position_of_another_stream_is_refused(memory: str, position: Position
     make_stream(memory, SIZES)
     source = open_source(memory, lanes=3, window=2)
     with pytest.raises(StreamMismatch, match="another stream"):
-        source.outlook(position, 0)
+        source.availability(position, 0)
     if position.unit != 8:  # behind the last window a reader finds nothing, whatever idx says
         with pytest.raises(StreamMismatch, match="another stream"):
             read_lane(source, position)

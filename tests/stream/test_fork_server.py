@@ -12,14 +12,14 @@ import pytest
 
 from tests.waiting import LIMIT_S
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 # Starts the server, says so, and ends when nobody holds its input any more.
 PROGRAM = """
 import pathlib, sys
 from multiprocessing import forkserver
 from stream import socket_folder
 socket_folder.parents = lambda: (pathlib.Path(sys.argv[1]),)
-from stream.loader.fork_server import fork_server
+from stream.fork_server import fork_server
 fork_server([])
 forkserver.ensure_running()
 print("started", flush=True)

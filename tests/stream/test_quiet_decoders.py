@@ -5,7 +5,7 @@ import sys
 
 PROGRAM = """
 import os, sys
-from ops.inference.images import decoders_silenced
+from stream.processes import decoders_silenced
 with decoders_silenced():
     os.write(2, b"Corrupt JPEG data\\n")
     print("three images cannot be used", file=sys.stderr)
