@@ -18,6 +18,7 @@ for as long as it lives, which other containers and machines see too.
 
 import contextlib
 import errno
+import glob
 import hashlib
 import json
 import logging
@@ -110,7 +111,12 @@ def works_in(pid: int, folder: Path) -> bool:
                 place.samefile(folder) if folder.exists() else str(place.readlink()) == f"{folder} (deleted)"
             )
         return False
-    return command_line(pid).rstrip().endswith(f" {folder / 'server.conf'}")
+    return command_line(pid).rstrip().endswith(f" {_settings_argument(folder)}")
+
+
+def _settings_argument(folder: Path) -> str:
+    """The settings file for the command line, where the server takes brackets and stars for a pattern."""
+    return glob.escape(str(folder / "server.conf"))
 
 
 def command_line(pid: int) -> str:
@@ -364,7 +370,7 @@ class EmbeddedRedis:
         # alone, which still has its last snapshot to publish.
         with _held(self.folder / "server.lock") as lock:
             subprocess.run(  # noqa: S603  the package's own program with our settings file
-                [*_WITHOUT_WARNINGS, str(program), str(self.folder / "server.conf")],
+                [*_WITHOUT_WARNINGS, str(program), _settings_argument(self.folder)],
                 cwd=self.folder,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,

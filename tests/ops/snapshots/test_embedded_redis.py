@@ -61,6 +61,16 @@ def test_data_outlive_the_server(tmp_path: Path) -> None:
         assert client.get("key") == b"value"
 
 
+def test_a_run_may_have_brackets_and_stars_in_its_name(tmp_path: Path) -> None:
+    folder = tmp_path / "cifar10+replay[16] *?"
+    folder.mkdir()
+    with EmbeddedRedis(folder) as embedded:
+        with connect(embedded.url) as client:
+            assert client.config_get("dir")["dir"] == str(folder / "redis")
+        pid = server_pid(embedded.url)
+    assert command_line(pid) == ""
+
+
 def test_the_run_directory_says_where_the_server_is_to_its_owner_alone(tmp_path: Path) -> None:
     with EmbeddedRedis(tmp_path) as embedded:
         place = tmp_path / "redis" / "url"
