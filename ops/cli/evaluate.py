@@ -46,10 +46,10 @@ def command() -> None:
 def knn(run_dir: Path, train: str, test: str, max_bank: int, baselines: str, as_json: bool) -> None:
     """Weighted nearest neighbours, beside baselines that learn nothing or little.
 
-    Features are those of the backbone, before the projection head. k is 20 and 200. Each row is given as it
-    is and after PCA whitening to 128 numbers, estimated without labels on the first 10,000 images of --train,
-    with the processor seconds that it took. An image of --test that is in --train too has no vote on itself;
-    how many there are is said.
+    Features are those of the backbone, before the projection head, and of the patch branch if there is one.
+    k is 20 and 200. Each row is given as it is and after PCA whitening to 128 numbers, estimated without
+    labels on the first 10,000 images of --train, with the processor seconds that it took. An image of
+    --test that is in --train too has no vote on itself; how many there are is said.
 
     \b
     untrained    the run's network before its first step, batch-norm statistics estimated on the bank
