@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Self
 
 from ingest.config import IngestConfig
-from ingest.errors import PreparersFailed
+from ingest.errors import DecodePoolFailed
 from ingest.sources import Found
 from stream.errors import BadRecord
 from stream.fork_server import fork_server
@@ -91,7 +91,7 @@ def count_of(config: IngestConfig) -> int:
     return min(MOST_CPUS, cores())
 
 
-class Preparers:
+class DecodePool:
     """A pool for one ingest; used from one thread. With no workers it prepares in this process, unguarded."""
 
     def __init__(self, config: IngestConfig) -> None:
@@ -118,7 +118,7 @@ class Preparers:
         """Each item with what became of it, in order; None now and then while nothing is ready or comes.
 
         Raises:
-            PreparersFailed: processes do not start, or every image brings one down.
+            DecodePoolFailed: processes do not start, or every image brings one down.
         """
         if self._count == 0:
             for found in items:
@@ -207,7 +207,7 @@ class Preparers:
         try:
             answered = processes.collect(TICK_S)
         except NoStart as error:
-            raise PreparersFailed(
+            raise DecodePoolFailed(
                 f"of the processes that decode images {error}; `--set workers=0` decodes without them and "
                 "shows why"
             ) from error
@@ -216,7 +216,7 @@ class Preparers:
             given_up = image.reply
             self._failed_in_a_row = self._failed_in_a_row + 1 if isinstance(given_up, BadRecord) else 0
             if isinstance(given_up, BadRecord) and self._failed_in_a_row >= FAILED_IN_A_ROW:
-                raise PreparersFailed(
+                raise DecodePoolFailed(
                     f"{FAILED_IN_A_ROW} images in a row crashed or hung the decoder ({given_up.reason}), the "
                     f"last is {image.found.name}; see whether memory_bytes ({self._config.memory_bytes}) and "
                     f"timeout_s ({self._config.timeout_s:g}) fit this machine"

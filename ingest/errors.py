@@ -8,7 +8,7 @@ IngestError
     SourceBusy          another ingest of the same source into the same stream is at work
     DestinationFull     no room is left where the stream is written
     DestinationFailed   the stream cannot be written for another reason
-    PreparersFailed     the processes that decode images die or hang again and again
+    DecodePoolFailed    the processes that decode images die or hang again and again
 
 After any of them everything that was committed stays, and the same command goes on from there.
 """
@@ -46,5 +46,5 @@ class DestinationFailed(IngestError):
     """The stream cannot be written, for a reason other than room."""
 
 
-class PreparersFailed(IngestError):
+class DecodePoolFailed(IngestError):
     """The processes that decode images die or hang again and again."""

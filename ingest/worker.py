@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from ingest.config import IngestConfig
-from ingest.decode_pool import Prepared, Preparers, Result
-from ingest.errors import PreparersFailed, SourceEmpty, SourceNotFound, SourceUnreadable
+from ingest.decode_pool import DecodePool, Prepared, Result
+from ingest.errors import DecodePoolFailed, SourceEmpty, SourceNotFound, SourceUnreadable
 from ingest.listed import ListedFiles
 from ingest.names import shown
 from ingest.rejects import Listed, Reject
@@ -109,7 +109,7 @@ def run_ingest(  # noqa: PLR0913  all but three have a default
         try:
             ingest = _Ingest(source, into, state, config, reference=reference, rejected=rejected)
             status = ingest.run(progress, stop)
-        except (SourceNotFound, SourceUnreadable, PreparersFailed):
+        except (SourceNotFound, SourceUnreadable, DecodePoolFailed):
             into.close()  # what came before the trouble is good
             raise
         into.close()
@@ -223,8 +223,8 @@ class _Ingest:
             raise ValueError("only tars in files can be adopted where they are; this source has no files")
         else:
             items = self._source.items(self._state.place)
-        with Preparers(self._config) as preparers:
-            for step in preparers.run(items):
+        with DecodePool(self._config) as decoders:
+            for step in decoders.run(items):
                 if step is None:
                     self._into.tick()
                 else:

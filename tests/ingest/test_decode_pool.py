@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from ingest.config import IngestConfig
-from ingest.decode_pool import Prepared, Preparers, Result, count_of
-from ingest.errors import PreparersFailed
+from ingest.decode_pool import DecodePool, Prepared, Result, count_of
+from ingest.errors import DecodePoolFailed
 from ingest.sources import Found
 from stream.errors import BadRecord
 from tests.ingest.made import encoded
@@ -25,8 +25,8 @@ def outcome(result: Result) -> str:
 
 
 def outcomes(config: IngestConfig, found: Iterator[Found]) -> list[tuple[str, str]]:
-    with Preparers(config) as preparers:
-        return [(step[0].name, outcome(step[1])) for step in preparers.run(found) if step is not None]
+    with DecodePool(config) as decoders:
+        return [(step[0].name, outcome(step[1])) for step in decoders.run(found) if step is not None]
 
 
 @pytest.fixture(scope="module")
@@ -71,8 +71,8 @@ def test_what_is_found_is_not_read_far_ahead_of_what_is_taken(payloads: list[byt
             read += 1
             yield Found(name="", position={}, payload=payloads[1])
 
-    with Preparers(IngestConfig(workers=1)) as preparers:
-        results = (step for step in preparers.run(endless()) if step is not None)
+    with DecodePool(IngestConfig(workers=1)) as decoders:
+        results = (step for step in decoders.run(endless()) if step is not None)
         for _ in range(10):
             next(results)
         assert read < 200
@@ -88,8 +88,8 @@ def test_a_source_that_waits_holds_no_result_back(workers: int) -> None:
             yield None
         assert given == ["0", "1"]
 
-    with Preparers(IngestConfig(workers=workers)) as preparers:
-        for step in preparers.run(slow()):
+    with DecodePool(IngestConfig(workers=workers)) as decoders:
+        for step in decoders.run(slow()):
             given += [step[0].name] if step is not None else []
 
 
@@ -112,11 +112,11 @@ def test_a_time_in_which_the_whole_program_was_held_up_costs_no_image(tmp_path: 
     feed = threading.Timer(5.0, (tmp_path / "slow.jpg").write_bytes, [encoded(1)])
     feed.daemon = True  # nobody may be left to read it
     results = []
-    with Preparers(IngestConfig(workers=1, timeout_s=4.0)) as preparers:
-        for step in preparers.run(iter([found])):
+    with DecodePool(IngestConfig(workers=1, timeout_s=4.0)) as decoders:
+        for step in decoders.run(iter([found])):
             if step is not None:
                 results.append(outcome(step[1]))
-            elif preparers.busy() and not feed.is_alive():
+            elif decoders.busy() and not feed.is_alive():
                 feed.start()
                 time.sleep(4.5)
     assert [len(result) for result in results] == [64]
@@ -126,14 +126,14 @@ def test_killed_processes_cost_nothing(payloads: list[bytes]) -> None:
     alone = outcomes(IngestConfig(workers=0), items(payloads * 4))
     results = []
     killed = 0
-    with Preparers(IngestConfig(workers=2)) as preparers:
-        for step in preparers.run(items(payloads * 4)):
+    with DecodePool(IngestConfig(workers=2)) as decoders:
+        for step in decoders.run(items(payloads * 4)):
             if step is not None:
                 results.append((step[0].name, outcome(step[1])))
-            if killed < 3 and len(results) > 100 * killed and (busy := preparers.busy()):
+            if killed < 3 and len(results) > 100 * killed and (busy := decoders.busy()):
                 os.kill(busy[0], signal.SIGKILL)
                 killed += 1
-        assert preparers.replaced >= 2
+        assert decoders.replaced >= 2
     assert results == alone
 
 
@@ -144,11 +144,11 @@ def test_an_image_that_brings_process_after_process_down_is_given_up(tmp_path: P
         Found(name="after", position={}, payload=encoded(2)),
     ]
     results = {}
-    with Preparers(IngestConfig(workers=1)) as preparers:
-        for step in preparers.run(iter(found)):
+    with DecodePool(IngestConfig(workers=1)) as decoders:
+        for step in decoders.run(iter(found)):
             if step is not None:
                 results[step[0].name] = outcome(step[1])
-            elif "crashes" not in results and (busy := preparers.busy()):
+            elif "crashes" not in results and (busy := decoders.busy()):
                 os.kill(busy[0], signal.SIGKILL)
     assert results["crashes"] == "decoder_crashed"
     assert len(results["after"]) == 64
@@ -166,16 +166,16 @@ def test_many_failures_in_a_row_end_the_ingest(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr("ingest.decode_pool.FAILED_IN_A_ROW", 2)
     os.mkfifo(tmp_path / "hangs.jpg")
     hanging = [Found(name="hangs", position={}, path=str(tmp_path / "hangs.jpg"))] * 3
-    with pytest.raises(PreparersFailed, match="2 images in a row"):
+    with pytest.raises(DecodePoolFailed, match="2 images in a row"):
         outcomes(IngestConfig(workers=1, timeout_s=0.2), iter(hanging))
 
 
 def test_no_process_is_left_behind(payloads: list[bytes]) -> None:
-    preparers = Preparers(IngestConfig(workers=2))
-    steps = preparers.run(items(payloads))
-    while not (busy := preparers.busy()):
+    decoders = DecodePool(IngestConfig(workers=2))
+    steps = decoders.run(items(payloads))
+    while not (busy := decoders.busy()):
         next(steps)
-    preparers.close()
+    decoders.close()
     for pid in busy:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
@@ -187,7 +187,7 @@ def test_as_many_processes_as_processors_but_at_most_four() -> None:
 
 
 def test_a_prepared_image_says_what_it_is() -> None:
-    with Preparers(IngestConfig(workers=1)) as preparers:
-        ((_, result),) = (step for step in preparers.run(items([encoded(1)])) if step is not None)
+    with DecodePool(IngestConfig(workers=1)) as decoders:
+        ((_, result),) = (step for step in decoders.run(items([encoded(1)])) if step is not None)
     assert isinstance(result, Prepared)
     assert (result.media_type, result.width, result.height) == ("image/jpeg", 40, 32)

@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 from ingest.config import IngestConfig
-from ingest.decode_pool import Preparers
+from ingest.decode_pool import DecodePool
 from ingest.sources import open_source
 from ingest.transcode import REASONS
 from stream.errors import BadRecord
@@ -62,8 +62,8 @@ def test_every_odd_file_is_accounted_for_as_its_judge_expects_or_as_explained(
     config = IngestConfig(workers=2)
     seen: set[str] = set()
     became: dict[str, str] = {}
-    with Preparers(config) as preparers:
-        for step in preparers.run(open_source(str(test_data / "mess")).items()):
+    with DecodePool(config) as decoders:
+        for step in decoders.run(open_source(str(test_data / "mess")).items()):
             if step is None:
                 continue
             found, result = step
