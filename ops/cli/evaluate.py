@@ -108,6 +108,19 @@ def _in_bank(report: "KnnReport") -> list[str]:
     ]
 
 
+def _not_better(report: "KnnReport") -> list[str]:
+    """A line for each baseline that the trained network does not beat everywhere."""
+    return [
+        f"the trained network is not better than {_SHOWN[name]} at {', '.join(map(_score_shown, scores))}"
+        for name, scores in report.not_better_than.items()
+    ]
+
+
+def _score_shown(score: str) -> str:
+    whitened, k = score.startswith("whitened."), score.removeprefix("whitened.").removeprefix("k")
+    return f"k = {k} {'whitened' if whitened else 'plain'}"
+
+
 _SHOWN = {
     "trained": "trained",
     "untrained": "untrained",
@@ -135,6 +148,7 @@ def _table(report: "KnnReport") -> str:
         f"class: {report.commonest:.2f} %",
         f"bank {report.bank:,}, queries {report.queries:,}, left out: {skipped}",
         *_in_bank(report),
+        *_not_better(report),
         f"weights of {report.samples:,} samples: {report.weights}",
     ]
     return "\n".join(lines)

@@ -57,6 +57,11 @@ class Row:
         )
 
 
+def _scores(row: Row) -> dict[str, float]:
+    """Each score of a row by its name; those of whitened features after the others."""
+    return _named(row.plain) | {f"whitened.{name}": value for name, value in _named(row.whitened).items()}
+
+
 def _named(scores: dict[int, float]) -> dict[str, float]:
     return {f"k{k}": value for k, value in scores.items()}
 
@@ -93,14 +98,24 @@ class KnnReport:
     skipped: dict[str, int]
     """Records of both streams that were left out, by reason."""
 
+    @property
+    def not_better_than(self) -> dict[str, tuple[str, ...]]:
+        """Baselines that score at least as much as the trained network, and at which scores."""
+        trained = _scores(self.trained)
+        found = {
+            name: tuple(score for score, value in _scores(row).items() if value >= trained[score])
+            for name, row in self.baselines.items()
+        }
+        return {name: scores for name, scores in found.items() if scores}
+
     def to_json(self) -> dict[str, object]:
         """As `--json` prints it; a row that was not asked for is None."""
         rows: dict[str, object] = {"trained": _rounded(self.trained.to_json())}
         for name in BASELINES:
             rows[name] = _rounded(self.baselines[name].to_json()) if name in self.baselines else None
         others = (
-            "cached", "bank", "queries", "queries_in_bank", "classes", "commonest", "samples", "weights",
-            "view_px", "skipped",
+            "cached", "not_better_than", "bank", "queries", "queries_in_bank", "classes", "commonest", "samples",
+            "weights", "view_px", "skipped",
         )  # fmt: skip
         return rows | {name: getattr(self, name) for name in others}
 

@@ -11,11 +11,12 @@ import torch
 from click.testing import CliRunner
 from torch import Tensor
 
-from ops.cli.evaluate import command
+from ops.cli.evaluate import _not_better, command
 from ops.demo.drawings.pictures import KINDS
 from ops.evaluate import features, protocol
 from ops.evaluate.features import ChannelMoments, LabelledImages, raw_view
-from ops.evaluate.knn import TEMPERATURE, NearestNeighbours
+from ops.evaluate.knn import NEIGHBOURS, TEMPERATURE, NearestNeighbours
+from ops.evaluate.protocol import KnnReport, Row
 from ops.inference import load_model
 from ops.inference.images import see
 from stream.errors import StreamNotFound
@@ -212,6 +213,26 @@ def test_a_black_bank_gives_finite_raw_features() -> None:
     moments = ChannelMoments()
     moments.add(torch.zeros(4, 3, 8, 8, dtype=torch.uint8))
     assert torch.isfinite(moments.standardised(torch.zeros(4, 3, 8, 8, dtype=torch.uint8))).all()
+
+
+def test_baselines_that_are_not_beaten_are_named_with_their_scores() -> None:
+    def row(*scores: float) -> Row:
+        plain, whitened = (
+            dict(zip(NEIGHBOURS, scores[:2], strict=True)),
+            dict(zip(NEIGHBOURS, scores[2:], strict=True)),
+        )
+        return Row(plain=plain, whitened=whitened, cpu_seconds=1.0)
+
+    report = KnnReport(
+        trained=row(50, 40, 60, 70),
+        baselines={"untrained": row(30, 30, 30, 30), "raw_pixels": row(50, 39, 59, 71)},
+        cached=(), bank=9, queries=9, queries_in_bank=0, classes=2, commonest=50.0, samples=9, weights="",
+        view_px=32, skipped={},
+    )  # fmt: skip
+    assert report.not_better_than == {"raw_pixels": ("k20", "whitened.k200")}
+    assert _not_better(report) == [
+        "the trained network is not better than raw pixels at k = 20 plain, k = 200 whitened"
+    ]
 
 
 def test_the_command_prints_json_and_a_table(run_dir: Path, train: str, test: str) -> None:
