@@ -38,7 +38,7 @@ class ModelConfig:
     branch_px: int = 32
     """Larger images are shrunk to so many pixels a side for the patch branch; [18, 224]."""
     branch_samples: int = 1_024
-    """Arrivals from whose patches the centres are learned; >= 1."""
+    """Arrivals from whose patches the centres are learned; 1 .. 100,000."""
     branch_pairs: int = 10_240
     """Pairs of views in a period of the patch branch; its map is solved for four times in each; >= 4."""
 
@@ -53,6 +53,10 @@ class ModelConfig:
             _check(
                 getattr(self, name) >= bound, f"model.{name} must be >= {bound}, got {getattr(self, name)}"
             )
+        _check(
+            self.branch_samples <= 100_000,
+            f"model.branch_samples must be <= 100000, got {self.branch_samples}",
+        )
         _check(18 <= self.branch_px <= 224, f"model.branch_px must be in [18, 224], got {self.branch_px}")
 
 

@@ -38,6 +38,8 @@ RIDGE = 0.3
 """Share of the mean variance between views that is added to that of every direction: sums over few pairs see
 some directions as steadier than they are."""
 
+_LEAST_RATIO = 1e-6
+
 _STEPS = (0.7548776662466927, 0.5698402909980532)
 """Of a sequence that fills the square evenly: Roberts 2018, "The unreasonable effectiveness of quasirandom
 sequences"."""
@@ -169,7 +171,8 @@ class PatchBranchFit:
         self._credit += PAIRS_PER_ARRIVAL * total if fresh else 0
         if self._credit < total << self._period:
             return
-        self._credit -= total << self._period
+        # What is not spent now is not spent later: late arrivals would weigh more.
+        self._credit = min(self._credit - (total << self._period), total << self._period)
         self._compare(views, weight=1 << self._period)
         self._weight += total << self._period
         quarter = self._pairs * SOLUTIONS // self._config.branch_pairs
@@ -199,7 +202,9 @@ class PatchBranchFit:
 
     def _learn_centres(self) -> None:
         branch = self._branch
-        rows_ND = torch.cat(self._patches).view(-1, branch.centres_KD.shape[1]).to(branch.centres_KD.dtype)
+        rows_ND = torch.cat(self._patches).view(-1, branch.centres_KD.shape[1])
+        if branch.centres_KD.dtype == torch.float64:  # of bytes float32 would be made, piece by piece
+            rows_ND = rows_ND.double()
         self._patches.clear()
         generator = torch.Generator().manual_seed(0)
         learned = patches.learn_dictionary(rows_ND, centres=len(branch.centres_KD), generator=generator)
@@ -227,9 +232,11 @@ class PatchBranchFit:
 
     def _learn_map(self) -> None:
         """Solve for the directions, on all ranks."""
-        sums = [total.clone() for total in self._sums]
+        # Of the products the half that a checkpoint keeps: a resumed run finds the same bits.
+        sums = [self._sums[0].clone(), *map(_triangle, self._sums[1:])]
         sum_together(sums, self._group)
-        mean_F, products_FF, apart_FF = (total.double().div_(self._weight) for total in sums)
+        mean_F, *products = (total.double().div_(self._weight) for total in sums)
+        products_FF, apart_FF = map(_whole, products)
         # The difference of two views has twice their variance, their mean half of it.
         within_FF = apart_FF.div_(2)
         between_FF = products_FF.sub_(torch.outer(mean_F, mean_F)).sub_(within_FF, alpha=0.5)
@@ -274,15 +281,15 @@ _COUNTERS = ("foreign", "samples", "period", "pairs", "credit", "weight")
 
 def _triangle(symmetric_FF: Tensor) -> Tensor:
     """The upper triangle, row by row: half the bytes."""
-    rows, columns = torch.triu_indices(*symmetric_FF.shape)
+    rows, columns = torch.triu_indices(*symmetric_FF.shape, device=symmetric_FF.device)
     return symmetric_FF[rows, columns]
 
 
 def _whole(triangle: Tensor) -> Tensor:
     """The symmetric matrix of an upper triangle."""
     side = math.isqrt(2 * len(triangle))
-    rows, columns = torch.triu_indices(side, side)
-    out = torch.zeros(side, side, dtype=triangle.dtype)
+    rows, columns = torch.triu_indices(side, side, device=triangle.device)
+    out = torch.zeros(side, side, dtype=triangle.dtype, device=triangle.device)
     out[rows, columns] = triangle
     out[columns, rows] = triangle
     return out
@@ -301,13 +308,14 @@ def discriminant_map(within_FF: Tensor, between_FF: Tensor, width: int) -> Tenso
     """
     side = len(within_FF)
     steadied_FF = within_FF.clone()
-    steadied_FF.diagonal().add_(
-        RIDGE * within_FF.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
-    )
+    # Views that never differ leave nothing to divide by.
+    least = _LEAST_RATIO * between_FF.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
+    steadied_FF.diagonal().add_(RIDGE * torch.maximum(within_FF.diagonal().mean(), least))
     factor_FF = torch.linalg.cholesky(steadied_FF)
     half_FF = torch.linalg.solve_triangular(factor_FF, between_FF, upper=False)
     ratio_FF = torch.linalg.solve_triangular(factor_FF, half_FF.T, upper=False)
-    _, vectors_FW = patches.leading_eigenpairs((ratio_FF + ratio_FF.T) / 2, width)
+    ratio_FF = ratio_FF.add_(ratio_FF.T.clone()).div_(2)
+    _, vectors_FW = patches.leading_eigenpairs(ratio_FF, width)
     directions_FW = torch.linalg.solve_triangular(factor_FF.T, vectors_FW, upper=True)
     largest_W = directions_FW.abs().argmax(0, keepdim=True)
     directions_FW *= directions_FW.gather(0, largest_W).sign()

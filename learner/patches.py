@@ -10,9 +10,9 @@ Source: Coates, Lee and Ng 2011, "An analysis of single-layer networks in unsupe
 # N rows   D numbers of a patch, 3 x side x side   F width of a row   W width after whitening   K centres
 # B images   M places of an image   P = h x w places of the map of an image
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import reduce
 from operator import add
 
 import torch
@@ -40,6 +40,8 @@ _ROWS = 1024
 _COLUMNS = 1024
 _CHUNK_NUMBERS = 1 << 19
 """Distances that are worked on at once: they stay in the processor's cache."""
+_CHUNK_NUMBERS_OF_A_DEVICE = 1 << 26
+"""The same off the CPU: few launches, and at most 256 MB."""
 _EXACT_SIDE = 2048
 _KRYLOV_BLOCKS = 6
 _KRYLOV_SPARE = 32
@@ -268,7 +270,7 @@ def learn_dictionary(patches_ND: Tensor, *, centres: int, generator: torch.Gener
     """
     parts = torch.split(patches_ND, _ROWS)
     normalised = (on_grid(contrast_normalised(_floating(part)), _PATCH_GRID) for part in parts)
-    whitening = zca(reduce(add, map(moments, normalised)), ZCA_FLOOR)
+    whitening = zca(functools.reduce(add, map(moments, normalised)), ZCA_FLOOR)
     order_N = torch.randperm(len(patches_ND), generator=generator).to(patches_ND.device)
 
     def rows(places: Tensor) -> Tensor:
@@ -311,8 +313,9 @@ def encode(
             f"patches need images of at least {SIDE + stride * (grid - 1)} pixels a side, "
             f"got {tuple(images_B3HW.shape[2:])}"
         )
-    cells_CP = _cells(shape[0], shape[1], grid).to(centres_KD)
-    chunk = max(1, _CHUNK_NUMBERS // (len(centres_KD) * shape[0] * shape[1]))
+    cells_CP = _cells(shape[0], shape[1], grid, centres_KD.dtype, centres_KD.device)
+    numbers = _CHUNK_NUMBERS if centres_KD.device.type == "cpu" else _CHUNK_NUMBERS_OF_A_DEVICE
+    chunk = max(1, numbers // (len(centres_KD) * shape[0] * shape[1]))
     pieces = [
         _pooled(_rows_of(images, dictionary.whitening, stride, centres_KD.dtype), centres_KD, cells_CP)
         for images in torch.split(images_B3HW, chunk)
@@ -331,13 +334,17 @@ def _rows_of(images_B3HW: Tensor, whitening: Whitening, stride: int, dtype: torc
     return whitening(rows.flatten(0, 1)).view(rows.shape)
 
 
-def _cells(height: int, width: int, grid: int) -> Tensor:
-    """[C, P], C = grid x grid: 1 where a place of the map lies in a cell; each place lies in one."""
+@functools.lru_cache(maxsize=16)
+def _cells(height: int, width: int, grid: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """[C, P], C = grid x grid: 1 where a place of the map lies in a cell; each place lies in one.
+
+    Kept, because sending it makes a GPU's host wait.
+    """
     cells = torch.zeros(grid, grid, height, width)
     for down, rows in enumerate(_bands(height, grid)):
         for right, columns in enumerate(_bands(width, grid)):
             cells[down, right, rows, columns] = 1
-    return cells.view(grid * grid, height * width)
+    return cells.view(grid * grid, height * width).to(device=device, dtype=dtype)
 
 
 def _bands(extent: int, grid: int) -> Iterator[slice]:

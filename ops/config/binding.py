@@ -113,6 +113,15 @@ def dotted_names(kind: type[Any], path: str = "") -> list[str]:
     return names
 
 
+def filled(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """A plain config with the defaults of what it does not name, in every table."""
+    whole = dict(defaults) | dict(values)
+    for name, value in values.items():
+        if isinstance(value, Mapping) and isinstance(defaults.get(name), Mapping):
+            whole[name] = filled(value, defaults[name])
+    return whole
+
+
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> dict[str, tuple[Any, Any]]:
     """Dotted name -> (old, new) of every setting that is not the same in two plain configs."""
     found: dict[str, tuple[Any, Any]] = {}

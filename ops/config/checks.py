@@ -20,6 +20,10 @@ SHARP, ROUNDS_WHEN_SHARP = 0.03, 10
 """Below this epsilon Sinkhorn converges slowly; the published run nearest to it (0.03) made 10 rounds."""
 
 
+SMALLEST_BRANCH_CROP = 10
+"""Pixels: three patches of six pixels in each direction, two apart."""
+
+
 def advice(config: RunConfig) -> list[str]:
     """One sentence for each setting that is allowed but probably not meant."""
     found = []
@@ -67,6 +71,12 @@ def refusals(config: RunConfig, ranks: int) -> Iterator[str]:
         yield (
             f"swav.queue_samples = {config.swav.queue_samples} does not hold one batch of {config.batch}: "
             "set it to 0 or to several batches"
+        )
+    first = config.crops[0]
+    if config.model.branch_centres and (first.count < 2 or first.size < SMALLEST_BRANCH_CROP):
+        yield (
+            f"model.branch_centres needs two crops of the first kind, of at least {SMALLEST_BRANCH_CROP} "
+            f"pixels; got {first.count} of {first.size}: change crops.0, or set model.branch_centres=0"
         )
     groups = max(1, config.model.bn_groups)
     if config.accumulate > 1 and groups % (ranks * config.accumulate):

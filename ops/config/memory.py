@@ -28,6 +28,9 @@ SCORE_COPIES = 4
 """Tables of the size of the scores that are alive together while codes are made: scores, shifted, logits,
 codes."""
 
+BRANCH_COPIES = 9
+"""Tables [F, F] in float64 that are alive together while the map of a patch branch is solved for."""
+
 LOSS_COPIES = 3
 """Tables [n, B, K] that are alive together in the loss: scores, their logarithmic softmax, its gradient."""
 
@@ -46,6 +49,8 @@ class Memory:
     """Crops as they enter the network."""
     scores: int
     """Scores, codes and loss."""
+    solving: int
+    """While the map of a patch branch is solved for, in place of activations, images and scores."""
     queue: int
     batches: int
     """On the host: decoded batches, the one in work and those read ahead."""
@@ -59,9 +64,7 @@ class Memory:
             self.weights
             + self.gradients
             + self.optimizer
-            + self.activations
-            + self.images
-            + self.scores
+            + max(self.activations + self.images + self.scores, self.solving)
             + self.queue
         )
 
@@ -108,17 +111,18 @@ def memory_of(config: RunConfig, *, ranks: int = 1) -> Memory:
     frames = (config.reader.prefetch if config.workers else 1) + config.replay.updates
     queue = swav.assign_views * queued * dim * unit
     weights = (numbers + statistics) * unit
-    sums = 0 if model.branch is None else 2 * len(model.branch.mean_F) ** 2 * unit
+    wide = 0 if model.branch is None else len(model.branch.mean_F)
     return Memory(
-        weights=weights + casts + sums,
+        weights=weights + casts + 2 * wide**2 * unit,
         gradients=numbers * unit,
         optimizer=state,
         activations=activations(config) * part // TRACED,
         images=pixels * part * unit,
         scores=scores * unit,
+        solving=BRANCH_COPIES * wide**2 * 8,
         queue=queue,
         batches=frames * layout.num_bytes(),
-        saving=weights + state + queue * ranks + sums // 2,
+        saving=weights + state + queue * ranks + wide**2 * unit,
     )
 
 

@@ -8,6 +8,7 @@ import hashlib
 import json
 import logging
 import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,17 @@ logger = logging.getLogger(__name__)
 def cache_folder() -> Path:
     """`$XDG_CACHE_HOME/swavstream`, or `~/.cache/swavstream` where the variable names no absolute path.
 
+    A user without a home, as in containers with any user id, has it among the temporary files.
+
     Source: XDG Base Directory Specification 0.8.
     """
     home = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(home) if Path(home).is_absolute() else Path.home() / ".cache") / "swavstream"
+    if Path(home).is_absolute():
+        return Path(home) / "swavstream"
+    try:
+        return Path.home() / ".cache" / "swavstream"
+    except RuntimeError:
+        return Path(tempfile.gettempdir()) / f"swavstream-{os.getuid()}" / "cache"
 
 
 class BaselineCache:

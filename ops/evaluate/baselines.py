@@ -56,8 +56,10 @@ def untrained(network: Network) -> Baseline:
         return initial.features
 
     config = network.config
+    colour = {"mean": config.augment.mean, "std": config.augment.std}
     return Baseline(
-        prepare, {"weights": weights, "precision": config.precision, "device": device_of(config).type}
+        prepare,
+        {"weights": weights, "precision": config.precision, "device": device_of(config).type, **colour},
     )
 
 

@@ -114,8 +114,8 @@ class KnnReport:
         for name in BASELINES:
             rows[name] = _rounded(self.baselines[name].to_json()) if name in self.baselines else None
         others = (
-            "cached", "not_better_than", "bank", "queries", "queries_in_bank", "classes", "commonest", "samples",
-            "weights", "view_px", "skipped",
+            "cached", "not_better_than", "bank", "queries", "queries_in_bank", "classes", "commonest",
+            "samples", "weights", "view_px", "skipped",
         )  # fmt: skip
         return rows | {name: getattr(self, name) for name in others}
 

@@ -79,7 +79,9 @@ def open_run(
     if record.order_unset and config.order != SHARD and not is_topic(stream):
         logger.warning("the run in %s began without a setting `order`: it goes on as order = shard", run_dir)
     config = as_begun(record, config)
-    changed = binding.differences(record.config, config.to_dict())
+    # A setting that is newer than the run had its default then.
+    begun = binding.filled(record.config, RunConfig().to_dict())
+    changed = binding.differences(begun, config.to_dict())
     fixed = [_difference(name, *values) for name, values in changed.items() if is_identity(name, *values)]
     if fixed:
         raise RunMismatch(

@@ -38,6 +38,12 @@ def test_a_recipe_as_it_is_fits_a_machine_that_is_large_enough(name: str) -> Non
     ("settings", "ranks", "says"),
     [
         (["swav.prototypes=3000"], 1, "batch + queue is 256, fewer than the 3000 prototypes"),
+        (
+            ["crops.0.size=8"],
+            1,
+            "model.branch_centres needs two crops of the first kind, of at least 10 pixels",
+        ),
+        (["crops.0.count=1", "swav.assign_views=1"], 1, "got 1 of 32"),
         (["swav.queue_samples=100"], 1, "swav.queue_samples = 100 does not hold one batch of 256"),
         ([], 65, "65 ranks are more than 64 lanes"),
         (["model.bn_groups=12"], 6, "64 lanes cannot be dealt evenly to 6 ranks: those with 11 lanes"),

@@ -75,7 +75,8 @@ def test_activations_are_what_autograd_keeps(settings: tuple[str, ...], toleranc
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's account of memory")
 def test_the_peak_of_a_process_is_near_the_estimate() -> None:
-    config = small("batch=256", "replay.updates=1", "replay.window_samples=0")
+    # Without a patch branch: these few steps do not come to where its map is solved for.
+    config = small("batch=256", "replay.updates=1", "replay.window_samples=0", "model.branch_centres=0")
     program = [sys.executable, "-m", "tests.ops.peak_of_training", json.dumps(config.to_dict())]
     root = Path(__file__).parents[3]
     done = subprocess.run(program, capture_output=True, text=True, check=True, cwd=root)

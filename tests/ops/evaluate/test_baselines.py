@@ -1,5 +1,7 @@
 import json
+import os
 import tarfile
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -285,3 +287,16 @@ def test_kmeans_of_patches_sees_more_in_photographs_than_raw_pixels(
     raw, kmeans = report.baselines["raw_pixels"], report.baselines["kmeans_400"]
     assert kmeans.plain[20] > raw.plain[20]
     assert kmeans.whitened[20] > raw.plain[20] + 5
+
+
+def test_a_user_without_a_home_has_the_cache_among_the_temporary_files(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", no_home)
+    assert (
+        baseline_cache.cache_folder() == Path(tempfile.gettempdir()) / f"swavstream-{os.getuid()}" / "cache"
+    )

@@ -460,6 +460,21 @@ def test_a_run_from_before_there_was_an_order_goes_on_shard_by_shard(
     assert read_run(old).config["order"] == "shard"
 
 
+def test_a_run_from_before_a_setting_goes_on_with_its_default(tmp_path: Path, drawn_stream: str) -> None:
+    whole, old = tmp_path / "whole", tmp_path / "old"
+    run(drawn_stream, whole, config_of())
+    run(drawn_stream, old, config_of(), stop=StopAfter(old, 2))
+    record = json.loads((old / "run.json").read_text())
+    for name in [name for name in record["config"]["model"] if name.startswith("branch_")]:
+        del record["config"]["model"][name]
+    (old / "run.json").write_text(json.dumps(record))
+    with pytest.raises(RunMismatch, match="branch_centres is 0 there and 8 here"):
+        run(drawn_stream, old, config_of("model.branch_centres=8"))
+    run(drawn_stream, old, config_of())
+    assert bits(old)[2] == bits(whole)[2]
+    assert not (old / "changes.jsonl").exists()
+
+
 def newest_saved_text(run_dir: Path) -> str:
     return (newest_checkpoint(run_dir) / "cursor.json").read_text()
 
