@@ -168,13 +168,15 @@ class PatchBranchFit:
                 if self._samples >= self._config.branch_samples:
                     self._learn_centres()
             return
-        self._credit += PAIRS_PER_ARRIVAL * total if fresh else 0
-        if self._credit < total << self._period:
+        price = total << self._period
+        if fresh:
+            # Of what too few updates could not spend, late arrivals get nothing: they would weigh more.
+            self._credit = min(self._credit, price - 1) + PAIRS_PER_ARRIVAL * total
+        if self._credit < price:
             return
-        # What is not spent now is not spent later: late arrivals would weigh more.
-        self._credit = min(self._credit - (total << self._period), total << self._period)
+        self._credit -= price
         self._compare(views, weight=1 << self._period)
-        self._weight += total << self._period
+        self._weight += price
         quarter = self._pairs * SOLUTIONS // self._config.branch_pairs
         self._pairs += total
         if self._pairs * SOLUTIONS // self._config.branch_pairs > quarter:

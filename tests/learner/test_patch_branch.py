@@ -98,6 +98,8 @@ def test_every_arrival_weighs_the_same_and_the_work_becomes_less() -> None:
     assert sum(taken[:4]) == 4 * BATCH
     later = [weight for weight in taken[40:] if weight]
     assert len(later) < len(taken[40:]) / 2
+    # Twice as much in the second period, three times from the third on; never what was not spent before.
+    assert max(sum(taken[step : step + 8]) for step in range(80)) <= 3 * 8 * BATCH + max(taken)
     assert sum(later) / (len(taken[40:]) * BATCH) == pytest.approx(3, rel=0.35)
 
 
