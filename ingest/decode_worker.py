@@ -36,8 +36,8 @@ def open_decoder(
             result = attempt(Found(name="", position={}, payload=payload, path=path), config)
         except MemoryError:
             result = BadRecord("too_large", "not enough memory")
-        finally:
-            in_flight.clear()
+        # Not after another error, which ends this process: the image that it was at is to blame.
+        in_flight.clear()
         return (result.reason, result.detail) if isinstance(result, BadRecord) else result
 
     return answer
