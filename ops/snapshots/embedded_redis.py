@@ -381,7 +381,9 @@ class EmbeddedRedis:
         write_private(self.folder / "url", _url_of(address) + "\n")
         deadline = time.monotonic() + START_S
         while not self._answers():
-            gone = self._pid() is None and time.monotonic() > deadline - START_S + 2.0
+            # On a busy machine it takes seconds to write its number, but it has the lock from the start.
+            there = is_locked(self.folder / "server.lock") or self._pid() is not None
+            gone = not there and time.monotonic() > deadline - START_S + 2.0
             if gone or time.monotonic() > deadline:
                 said = log.read_bytes()[log_before:].decode(errors="replace").strip().splitlines()
                 raise RedisUnavailable(
