@@ -2,13 +2,13 @@
 
 import random
 import shutil
-import tarfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from stream.record import Record, sha256_of
+from tests.labelled_tars import labelled_images
 from tests.ops.drawn_runs import drawn, write_stream
 
 DATA = ("cifar10", "mini10-84", "drawn")
@@ -91,21 +91,8 @@ def _mixed(records: list[Record]) -> list[Record]:
 
 def _labelled(tars: Sequence[Path]) -> Iterator[Record]:
     """Labelled images of WebDataset tars."""
-    for path in tars:
-        label: dict[str, int] = {}
-        image: dict[str, bytes] = {}
-        with tarfile.open(path) as tar:
-            for member in tar:
-                key, _, kind = member.name.partition(".")
-                file = tar.extractfile(member)
-                if file is not None and kind == "cls":
-                    label[key] = int(file.read())
-                elif file is not None and kind in {"jpg", "jpeg"}:
-                    image[key] = file.read()
-        for key, payload in image.items():
-            yield replace(
-                drawn(0), payload=payload, sha256=sha256_of(payload), label=label[key], label_name=None
-            )
+    for label, payload in labelled_images(tars):
+        yield replace(drawn(0), payload=payload, sha256=sha256_of(payload), label=label, label_name=None)
 
 
 def _by_class(labels: Sequence[int], draw: random.Random) -> list[list[int]]:

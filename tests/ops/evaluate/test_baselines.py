@@ -1,6 +1,5 @@
 import json
 import os
-import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -19,6 +18,7 @@ from ops.evaluate.baselines import BankViews
 from ops.evaluate.features import ChannelMoments, LabelledImages, raw_view
 from ops.evaluate.knn import TEMPERATURE, PlainAndWhitened
 from stream.record import Record, sha256_of
+from tests.labelled_tars import labelled_images
 from tests.ops.drawn_runs import begun_run, drawn, tiny_config, write_stream
 from tests.oracles import nearest, patches
 
@@ -250,21 +250,8 @@ def test_the_command_prints_the_rows_that_are_asked_for(run_dir: Path, train: st
 
 def _photographs(tars: list[Path]) -> Iterator[Record]:
     """Labelled images of WebDataset tars."""
-    for path in tars:
-        label: dict[str, int] = {}
-        image: dict[str, bytes] = {}
-        with tarfile.open(path) as tar:
-            for member in tar:
-                key, _, kind = member.name.partition(".")
-                file = tar.extractfile(member)
-                if file is not None and kind == "cls":
-                    label[key] = int(file.read())
-                elif file is not None and kind in {"jpg", "jpeg"}:
-                    image[key] = file.read()
-        for key, payload in image.items():
-            yield replace(
-                drawn(0), payload=payload, sha256=sha256_of(payload), label=label[key], label_name=None
-            )
+    for label, payload in labelled_images(tars):
+        yield replace(drawn(0), payload=payload, sha256=sha256_of(payload), label=label, label_name=None)
 
 
 def test_kmeans_of_patches_sees_more_in_photographs_than_raw_pixels(

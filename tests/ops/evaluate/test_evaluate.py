@@ -1,5 +1,4 @@
 import json
-import tarfile
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -21,6 +20,7 @@ from ops.inference import load_model
 from ops.inference.images import see
 from stream.errors import StreamNotFound
 from stream.record import Record, sha256_of
+from tests.labelled_tars import labelled_images
 from tests.ops.drawn_runs import begun_run, drawn, write_stream
 from tests.oracles import nearest
 
@@ -253,19 +253,8 @@ def test_the_command_prints_json_and_a_table(run_dir: Path, train: str, test: st
 
 def test_raw_pixels_of_cifar10_score_what_others_have_measured(test_data: Path) -> None:
     def pictures(split: str, shards: int) -> Iterator[tuple[int, bytes]]:
-        for number in range(shards):
-            with tarfile.open(test_data / "cifar10" / f"cifar10-{split}-{number:05}.tar.gz") as tar:
-                label: dict[str, int] = {}
-                image: dict[str, bytes] = {}
-                for member in tar:
-                    key, _, kind = member.name.partition(".")
-                    file = tar.extractfile(member)
-                    if file is not None and kind == "cls":
-                        label[key] = int(file.read())
-                    elif file is not None and kind in {"jpg", "jpeg"}:
-                        image[key] = file.read()
-                for key, payload in image.items():
-                    yield label[key], payload
+        folder = test_data / "cifar10"
+        return labelled_images(folder / f"cifar10-{split}-{number:05}.tar.gz" for number in range(shards))
 
     def views(split: str, shards: int, count: int) -> tuple[Tensor, Tensor]:
         seen = list(see(pictures(split, shards), size=32, max_pixels=10**6))
