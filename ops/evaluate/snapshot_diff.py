@@ -136,8 +136,8 @@ def compare(
 
 def compare_prototypes(a: dict[str, Tensor], b: dict[str, Tensor]) -> Prototypes:
     """Compare `prototypes` [K, D] and `generation` [K], index by index."""
-    anew_K = a["generation"] != b["generation"]
-    same = torch.nonzero(~anew_K).squeeze(1)
+    reseeded_K = a["generation"] != b["generation"]
+    same = torch.nonzero(~reseeded_K).squeeze(1)
     one_KD = torch.nn.functional.normalize(a["prototypes"].double(), dim=1)
     two_KD = torch.nn.functional.normalize(b["prototypes"].double(), dim=1)
     cosine = (one_KD * two_KD).sum(1)[same]
@@ -145,7 +145,7 @@ def compare_prototypes(a: dict[str, Tensor], b: dict[str, Tensor]) -> Prototypes
     there = len(same) > 0
     return Prototypes(
         prototypes=len(one_KD),
-        reseeded=tuple(torch.nonzero(anew_K).squeeze(1).tolist()),
+        reseeded=tuple(torch.nonzero(reseeded_K).squeeze(1).tolist()),
         cosine_p50=float(cosine.quantile(0.5)) if there else None,
         cosine_p1=float(cosine.quantile(0.01)) if there else None,
         cosine_min=float(cosine.min()) if there else None,
