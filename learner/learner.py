@@ -328,7 +328,7 @@ class Learner:
         if send_only:
             self._swav.queue.hand_over(self._group, self._network.device)
             if self._branch_fit is not None:
-                self._branch_fit.state_dict()
+                self._branch_fit.hand_over()
             return {}
         queue = self._swav.queue.state_dict(self._group, self._network.device)
         tensors = checkpoint_state.under("model", self._model.state_dict())

@@ -251,6 +251,11 @@ class PatchBranchFit:
         self._group.sum_(found)
         target.copy_(found)
 
+    def hand_over(self) -> None:
+        """The part of `state_dict` that other ranks wait for; nothing is copied to the CPU."""
+        for total in self._sums:
+            self._group.sum(total)
+
     def state_dict(self) -> dict[str, Any]:
         """What the next batches need, of all ranks; every rank calls it."""
         tensors = {}

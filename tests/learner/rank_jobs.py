@@ -154,3 +154,12 @@ def watch(group: Group, *, config: LearnerConfig, steps: range) -> list[Any]:
         looking.refresh_reference(step * sum(counts), every=10**9)
         found.append((seen.drift_psi, seen.novelty_ratio, seen.queue_staleness_cosine))
     return found
+
+
+def saved_by_the_first(group: Group, *, config: LearnerConfig, steps: range) -> dict[str, Any]:
+    """The first rank's state while the others only send their parts; those give their counters."""
+    learner = small_learner(config, precision="float64", group=group)
+    for step in steps:
+        learner.step(batch(step, ranks=group.world_size, rank=group.rank, groups=config.model.bn_groups))
+    state = learner.state_dict(send_only=group.rank != 0)
+    return arrays(state) if state else {"samples": learner.samples}

@@ -88,6 +88,11 @@ def test_the_patch_branch_is_the_same_on_any_number_of_ranks(crew: Crew, world: 
             if "branch" in name:
                 found = rest["state"]["tensors"][name]
                 np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9, err_msg=name)
+    first, *others = crew.run(rank_jobs.saved_by_the_first, world, config=config, steps=range(9))
+    assert [other["samples"] for other in others] == [9 * BATCH] * (world - 1)
+    for name, expected in one["state"]["tensors"].items():
+        if name.startswith("branch_fit"):
+            np.testing.assert_allclose(first["tensors"][name], expected, rtol=1e-9, atol=1e-9, err_msg=name)
 
 
 def test_the_first_step_agrees_in_float32_too(crew: Crew) -> None:
