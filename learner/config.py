@@ -33,6 +33,11 @@ class ModelConfig:
     branch_centres: int = 0
     """Centres of the patch branch, features of small patches beside the encoder that are learned in closed
     form; 0 = no branch. With it the features are both together."""
+    branch_patch_width: int = 0
+    """Numbers to which a linear map, learned from neighbouring patches, brings each patch before patches are
+    summed; 0 = they are summed as they are."""
+    branch_scales: int = 1
+    """Sizes at which the patch branch looks at an image, each half as large as the one before; 1 .. 3."""
     branch_width: int = 128
     """Numbers that the patch branch adds to the features; >= 1."""
     branch_px: int = 32
@@ -48,7 +53,10 @@ class ModelConfig:
         )
         _check(self.projection_dim >= 2, f"model.projection_dim must be >= 2, got {self.projection_dim}")
         _check(self.bn_groups >= 0, f"model.bn_groups must be >= 0, got {self.bn_groups}")
-        least = {"branch_centres": 0, "branch_width": 1, "branch_samples": 1, "branch_pairs": 4}
+        least = {
+            "branch_centres": 0, "branch_patch_width": 0, "branch_width": 1, "branch_samples": 1,
+            "branch_pairs": 4,
+        }  # fmt: skip
         for name, bound in least.items():
             _check(
                 getattr(self, name) >= bound, f"model.{name} must be >= {bound}, got {getattr(self, name)}"
@@ -57,7 +65,20 @@ class ModelConfig:
             self.branch_samples <= 100_000,
             f"model.branch_samples must be <= 100000, got {self.branch_samples}",
         )
-        _check(18 <= self.branch_px <= 224, f"model.branch_px must be in [18, 224], got {self.branch_px}")
+        _check(
+            1 <= self.branch_scales <= 3, f"model.branch_scales must be in [1, 3], got {self.branch_scales}"
+        )
+        least_px = max(18, self.branch_least_px)
+        _check(
+            least_px <= self.branch_px <= 224,
+            f"model.branch_px must be in [{least_px}, 224] with model.branch_scales = {self.branch_scales}, "
+            f"got {self.branch_px}",
+        )
+
+    @property
+    def branch_least_px(self) -> int:
+        """Sides of images that the patch branch can look at, at least: three cells at the smallest scale."""
+        return 10 if self.branch_scales == 1 else 8 << (self.branch_scales - 1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -253,11 +253,17 @@ class PatchDictionary:
     """Of contrast-normalised patches."""
     centres_KD: Tensor
     """Of whitened ones."""
+    local: Whitening | None = None
+    """Map [K, E] of the activations of a patch; None: they are used as they are."""
 
     @property
     def width(self) -> int:
-        """Numbers of an encoded image."""
-        return 4 * len(self.centres_KD)
+        """Numbers of a cell of an encoded image."""
+        return len(self.centres_KD) if self.local is None else 2 * self.local.matrix_FW.shape[1]
+
+    def activations(self, patches_ND: Tensor) -> Tensor:
+        """[N, K] of patches with pixels 0 .. 255: max(0, mean distance - distance) for each centre."""
+        return _triangle(self.whitening(contrast_normalised(patches_ND)), self.centres_KD)
 
 
 def learn_dictionary(patches_ND: Tensor, *, centres: int, generator: torch.Generator) -> PatchDictionary:
@@ -290,10 +296,11 @@ def learn_dictionary(patches_ND: Tensor, *, centres: int, generator: torch.Gener
 def encode(
     images_B3HW: Tensor, dictionary: PatchDictionary, *, stride: int = STRIDE, grid: int = GRID
 ) -> Tensor:
-    """Features of images: [B, grid x grid x K], cell after cell in reading order, in the centres' dtype.
+    """Features of images: [B, grid x grid x width], cell after cell in reading order, in the centres' dtype.
 
-    Every patch gives max(0, mean distance - distance) for each centre (the triangle activation). These are
-    summed over the cells of the map, and the root is taken.
+    Every patch gives max(0, mean distance - distance) for each centre (the triangle activation). With a local
+    map these are mapped to E numbers, scaled to length 1 and parted into what is above and below 0. They are
+    summed over the cells of the map of patches, and the root is taken.
 
     Args:
         images_B3HW: uint8 or floating, pixels 0 .. 255, with at least `grid` patches in each direction.
@@ -304,7 +311,8 @@ def encode(
     Raises:
         ValueError: smaller images.
 
-    Source: Coates, Lee and Ng 2011, sections 2.2.3 and 2.3; the root is ours.
+    Source: Coates, Lee and Ng 2011, sections 2.2.3 and 2.3; a local map of unit length: Chen, Yun, Ma,
+    Olshausen and LeCun 2022, arXiv:2209.15261; both signs and the root are ours.
     """
     centres_KD = dictionary.centres_KD
     shape = [(extent - SIDE) // stride + 1 for extent in images_B3HW.shape[2:]]
@@ -317,7 +325,7 @@ def encode(
     numbers = _CHUNK_NUMBERS if centres_KD.device.type == "cpu" else _CHUNK_NUMBERS_OF_A_DEVICE
     chunk = max(1, numbers // (len(centres_KD) * shape[0] * shape[1]))
     pieces = [
-        _pooled(_rows_of(images, dictionary.whitening, stride, centres_KD.dtype), centres_KD, cells_CP)
+        _pooled(_rows_of(images, dictionary.whitening, stride, centres_KD.dtype), dictionary, cells_CP)
         for images in torch.split(images_B3HW, chunk)
     ]
     return torch.cat(pieces)
@@ -352,12 +360,19 @@ def _bands(extent: int, grid: int) -> Iterator[slice]:
         yield slice(extent * band // grid, extent * (band + 1) // grid)
 
 
-def _pooled(rows_BPD: Tensor, centres_KD: Tensor, cells_CP: Tensor) -> Tensor:
-    """Triangle activation and cells of some images: [B, C K]."""
-    rows_ND = rows_BPD.flatten(0, 1)
+def _pooled(rows_BPD: Tensor, dictionary: PatchDictionary, cells_CP: Tensor) -> Tensor:
+    """Activations of the whitened patches of some images, summed over cells: [B, C x width]."""
+    active_NK = _triangle(rows_BPD.flatten(0, 1), dictionary.centres_KD)
+    if dictionary.local is not None:
+        mapped_NE = functional.normalize(dictionary.local(active_NK), dim=1)
+        active_NK = torch.cat([mapped_NE.clamp_min(0), mapped_NE.neg_().clamp_min_(0)], dim=1)
+    active_BPK = active_NK.view(*rows_BPD.shape[:2], active_NK.shape[1])
+    return torch.matmul(cells_CP, active_BPK).sqrt_().flatten(1)
+
+
+def _triangle(rows_ND: Tensor, centres_KD: Tensor) -> Tensor:
+    """Triangle activation of whitened patches: [N, K]."""
     distance_NK = torch.addmm(centres_KD.square().sum(1), rows_ND, centres_KD.T, alpha=-2)
     distance_NK.add_(rows_ND.square().sum(1, keepdim=True)).clamp_min_(0).sqrt_()
     mean_N1 = distance_NK.mean(1, keepdim=True)
-    active_NK = torch.sub(mean_N1, distance_NK, out=distance_NK).clamp_min_(0)
-    active_BPK = active_NK.view(*rows_BPD.shape[:2], len(centres_KD))
-    return torch.matmul(cells_CP, active_BPK).sqrt_().flatten(1)
+    return torch.sub(mean_N1, distance_NK, out=distance_NK).clamp_min_(0)

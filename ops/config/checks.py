@@ -20,10 +20,6 @@ SHARP, ROUNDS_WHEN_SHARP = 0.03, 10
 """Below this epsilon Sinkhorn converges slowly; the published run nearest to it (0.03) made 10 rounds."""
 
 
-SMALLEST_BRANCH_CROP = 10
-"""Pixels: three patches of six pixels in each direction, two apart."""
-
-
 def advice(config: RunConfig) -> list[str]:
     """One sentence for each setting that is allowed but probably not meant."""
     found = []
@@ -72,10 +68,10 @@ def refusals(config: RunConfig, ranks: int) -> Iterator[str]:
             f"swav.queue_samples = {config.swav.queue_samples} does not hold one batch of {config.batch}: "
             "set it to 0 or to several batches"
         )
-    first = config.crops[0]
-    if config.model.branch_centres and (first.count < 2 or first.size < SMALLEST_BRANCH_CROP):
+    first, least_px = config.crops[0], config.model.branch_least_px
+    if config.model.branch_centres and (first.count < 2 or first.size < least_px):
         yield (
-            f"model.branch_centres needs two crops of the first kind, of at least {SMALLEST_BRANCH_CROP} "
+            f"model.branch_centres needs two crops of the first kind, of at least {least_px} "
             f"pixels; got {first.count} of {first.size}: change crops.0, or set model.branch_centres=0"
         )
     groups = max(1, config.model.bn_groups)

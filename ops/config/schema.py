@@ -251,6 +251,8 @@ IDENTITY = (
     "model.projection_norm",
     "model.bn_groups",
     "model.branch_centres",
+    "model.branch_patch_width",
+    "model.branch_scales",
     "model.branch_width",
     "model.branch_px",
     "model.branch_samples",

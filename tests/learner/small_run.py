@@ -136,6 +136,8 @@ KINDS: dict[str, LearnerConfig] = {
     "patch branch": small_config(
         model={
             "branch_centres": 6,
+            "branch_patch_width": 3,
+            "branch_scales": 2,
             "branch_width": 4,
             "branch_samples": 2 * BATCH,
             "branch_pairs": 4 * BATCH,

@@ -1,4 +1,4 @@
-"""The patch branch: its map against an oracle in float64, what weighs how much, what it adds to features."""
+"""The patch branch: its maps against oracles in float64, what weighs how much, what it adds to features."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 from learner import patches
-from learner.patch_branch import RIDGE, discriminant_map
+from learner.discriminant import RIDGE, discriminant_map
+from learner.learner import Learner
+from learner.patch_branch import PatchBranch
 from tests.learner.small_run import BATCH, batch, pictures, run, same_bits, small_config, small_learner
 
 WIDTH = 4
@@ -16,6 +18,10 @@ BRANCH: dict[str, object] = {
     "branch_samples": 2 * BATCH,
     "branch_pairs": 4 * BATCH,
 }
+
+MAPPED = BRANCH | {"branch_patch_width": 3, "branch_scales": 2}
+STILL: dict[str, object] = {"jitter": 0.0, "grayscale_probability": 0.0, "blur_probability": 0.0}
+both_kinds = pytest.mark.parametrize("model", [BRANCH, MAPPED], ids=["plain", "mapped, two scales"])
 
 
 def spd(side: int, seed: int) -> Tensor:
@@ -47,43 +53,93 @@ def test_directions_that_views_share_come_first_and_missing_ones_are_zero() -> N
     assert torch.equal(found[:, 2], torch.zeros(4, dtype=torch.float64))
 
 
-def features_of(learner: object, images: Tensor) -> Tensor:
+def features_of(learner: Learner, images: Tensor) -> Tensor:
     """Patch features of float images, by loops in float64."""
-    branch = learner._model.branch  # type: ignore[attr-defined]
+    branch = learner._model.branch
+    assert branch is not None
+    pyramid = [images.double()]
+    for _ in range(1, branch.scales):
+        large = pyramid[-1]
+        small = (
+            large[..., ::2, ::2] + large[..., 1::2, ::2] + large[..., ::2, 1::2] + large[..., 1::2, 1::2]
+        ) / 4
+        pyramid.append(small.round())
+    scales = [
+        torch.stack([cells_of(branch, image, stride) for image in size])
+        for size, stride in zip(pyramid, (patches.STRIDE, 1), strict=False)
+    ]
+    return torch.cat(scales, dim=1)
+
+
+def cells_of(branch: PatchBranch, image: Tensor, stride: int) -> Tensor:
+    """Roots of the sums over cells of the patches of one image, by loops in float64."""
+    places = range(0, image.shape[-1] - patches.SIDE + 1, stride)
+    count = len(places)
+    found: dict[tuple[int, ...], Tensor] = {}
+    for i, top in enumerate(places):
+        for j, left in enumerate(places):
+            active = activation(branch, image[:, top : top + patches.SIDE, left : left + patches.SIDE])
+            if branch.mean_K is not None and branch.map_KE is not None:
+                mapped = (active - branch.mean_K.double()) @ branch.map_KE.double()
+                mapped /= mapped.norm()
+                active = torch.cat([mapped.clamp_min(0), (-mapped).clamp_min(0)])
+            cell = tuple(next(c for c in range(3) if p < count * (c + 1) // 3) for p in (i, j))
+            found[cell] = found.get(cell, 0) + active
+    return torch.cat([found[cell].sqrt() for cell in sorted(found)])
+
+
+def activation(branch: PatchBranch, patch: Tensor) -> Tensor:
+    """Triangle activation of one patch."""
     mean, matrix, centres = (
         value.double() for value in (branch.mean_D, branch.whitening_DD, branch.centres_KD)
     )
-    places = [range(0, images.shape[-1] - patches.SIDE + 1, patches.STRIDE)] * 2
-    count = len(places[0])
-    rows = []
-    for image in images.double():
-        cells = torch.zeros(3, 3, len(centres), dtype=torch.float64)
-        for i, top in enumerate(places[0]):
-            for j, left in enumerate(places[1]):
-                patch = image[:, top : top + patches.SIDE, left : left + patches.SIDE].flatten()
-                centred = patch - patch.mean()
-                normal = centred / torch.sqrt(centred.square().mean() + patches.CONTRAST_FLOOR)
-                distance = ((normal - mean) @ matrix - centres).norm(dim=1)
-                cell = [next(c for c in range(3) if p < count * (c + 1) // 3) for p in (i, j)]
-                cells[cell[0], cell[1]] += (distance.mean() - distance).clamp_min(0)
-        rows.append(cells.flatten().sqrt())
-    return torch.stack(rows)
+    centred = patch.flatten() - patch.mean()
+    normal = centred / torch.sqrt(centred.square().mean() + patches.CONTRAST_FLOOR)
+    distance: Tensor = torch.linalg.vector_norm((normal - mean) @ matrix - centres, dim=1)
+    return (distance.mean() - distance).clamp_min(0)
 
 
-def test_pairs_of_views_give_the_map_that_a_plain_loop_gives() -> None:
-    still: dict[str, object] = {"jitter": 0.0, "grayscale_probability": 0.0, "blur_probability": 0.0}
-    learner = small_learner(small_config(model=BRANCH, augment=still), precision="float64")
-    run(learner, 0, 3)  # two for the centres, one quarter of a period
-    views = batch(2).crops[0]
-    one, other = features_of(learner, views[0]), features_of(learner, views[1])
+def oracle_map(one: Tensor, other: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """Mean and map from pairs of rows."""
     middle, apart = (one + other) / 2, one - other
     within = apart.T @ apart / len(one) / 2
     between = np.cov(middle.T.numpy(), bias=True) - within.numpy() / 2
-    expected = discriminant_map(within, torch.from_numpy(between), WIDTH)
+    return middle.mean(0), discriminant_map(within, torch.from_numpy(between), width)
+
+
+@both_kinds
+def test_pairs_of_views_give_the_map_that_a_plain_loop_gives(model: dict[str, object]) -> None:
+    learner = small_learner(small_config(model=model, augment=STILL), precision="float64")
+    run(learner, 0, 3)  # two for the patches, one quarter of a period
+    views = batch(2).crops[0]
+    mean, expected = oracle_map(features_of(learner, views[0]), features_of(learner, views[1]), WIDTH)
     branch = learner._model.branch
     assert branch is not None
-    torch.testing.assert_close(branch.mean_F, middle.mean(0), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(branch.mean_F, mean, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(branch.map_FW, expected, rtol=1e-6, atol=1e-8)
+
+
+def test_neighbouring_patches_give_the_map_of_patches_that_a_plain_loop_gives() -> None:
+    learner = small_learner(small_config(model=MAPPED), precision="float64")
+    learner.step(batch(0))
+    blocks = learner.state_dict()["tensors"]["branch_fit.patches"]
+    learner.step(batch(1))
+    branch = learner._model.branch
+    assert branch is not None
+    assert branch.mean_K is not None
+    assert branch.map_KE is not None
+    again = small_learner(small_config(model=MAPPED), precision="float64")
+    again.step(batch(1))
+    blocks = torch.cat([blocks, again.state_dict()["tensors"]["branch_fit.patches"]])
+    side = patches.SIDE + 2
+    blocks = blocks.double().view(-1, 3, side, side)
+    here, right, below = (
+        torch.stack([activation(branch, block[:, top : top + 6, left : left + 6]) for block in blocks])
+        for top, left in ((0, 0), (0, 2), (2, 0))
+    )
+    mean, expected = oracle_map(torch.cat([here, here]), torch.cat([right, below]), 3)
+    torch.testing.assert_close(branch.mean_K, mean, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(branch.map_KE, expected, rtol=1e-6, atol=1e-8)
 
 
 def test_every_arrival_weighs_the_same_and_the_work_becomes_less() -> None:
@@ -103,8 +159,9 @@ def test_every_arrival_weighs_the_same_and_the_work_becomes_less() -> None:
     assert sum(later) / (len(taken[40:]) * BATCH) == pytest.approx(3, rel=0.35)
 
 
-def test_features_are_encoder_and_branch_side_by_side() -> None:
-    plain, learner = small_learner(small_config()), small_learner(small_config(model=BRANCH))
+@both_kinds
+def test_features_are_encoder_and_branch_side_by_side(model: dict[str, object]) -> None:
+    plain, learner = small_learner(small_config()), small_learner(small_config(model=model))
     images = pictures(torch.Generator().manual_seed(0), 1, 16)[0]
     width = plain.features(images).shape[1]
     fresh = learner.features(images)
@@ -119,8 +176,9 @@ def test_features_are_encoder_and_branch_side_by_side() -> None:
     torch.testing.assert_close(learned[:, width:], torch.nn.functional.normalize(raw), rtol=1e-3, atol=1e-4)
 
 
-def test_the_network_learns_as_without_it() -> None:
-    plain, learner = small_learner(small_config()), small_learner(small_config(model=BRANCH))
+@both_kinds
+def test_the_network_learns_as_without_it(model: dict[str, object]) -> None:
+    plain, learner = small_learner(small_config()), small_learner(small_config(model=model))
     assert [report.loss for report in run(plain, 0, 6)] == [report.loss for report in run(learner, 0, 6)]
     ours, theirs = learner.snapshot(), plain.snapshot()
     assert same_bits(theirs.encoder, {name: ours.encoder[name] for name in theirs.encoder})
@@ -153,6 +211,12 @@ def test_larger_images_are_shrunk() -> None:
     assert torch.equal(branch.patch_features(images), branch.patch_features(small))
 
 
+def test_each_further_scale_needs_images_of_twice_the_side() -> None:
+    small_config(model=MAPPED | {"branch_px": 18})
+    with pytest.raises(ValueError, match=r"model.branch_px must be in \[32, 224\]"):
+        small_config(model=MAPPED | {"branch_scales": 3, "branch_px": 31})
+
+
 def test_one_crop_of_the_first_kind_is_refused() -> None:
     learner = small_learner(small_config(model=BRANCH, swav={"assign_views": 1}))
     whole = batch(0)
@@ -163,7 +227,16 @@ def test_one_crop_of_the_first_kind_is_refused() -> None:
         learner.step(views)
 
 
-@pytest.mark.parametrize("change", [{"branch_width": 0}, {"branch_px": 10}, {"branch_pairs": 3}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"branch_width": 0},
+        {"branch_px": 10},
+        {"branch_pairs": 3},
+        {"branch_scales": 4},
+        {"branch_patch_width": -1},
+    ],
+)
 def test_settings_out_of_bounds_are_refused(change: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=f"model.{next(iter(change))}"):
         small_config(model=change)

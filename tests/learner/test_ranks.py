@@ -74,6 +74,7 @@ def test_any_number_of_ranks_is_the_same_run_as_one(crew: Crew, world: int, grou
 @pytest.mark.parametrize("world", [2, 3])
 def test_the_patch_branch_is_the_same_on_any_number_of_ranks(crew: Crew, world: int) -> None:
     model: dict[str, object] = {"bn_groups": 4, "branch_centres": 6, "branch_width": 4}
+    model |= {"branch_patch_width": 3, "branch_scales": 2}
     config = small_config(model=model | {"branch_samples": 2 * BATCH, "branch_pairs": 4 * BATCH})
     one = alone(config, steps=range(9))
     assert np.abs(one["state"]["tensors"]["model.branch.map_FW"]).max() > 0
