@@ -161,6 +161,9 @@ class OptimConfig:
     """Samples over which it then falls to `final_learning_rate`, as 1 - sqrt; 0 = it does not."""
     clip_gradient_norm: float = 0.0
     """Largest norm of the whole gradient; 0 = no clipping."""
+    average_decay: float = 0.0
+    """Share of a moving average of the weights that stays at an update; evaluation and snapshots use the
+    average in place of the latest weights. [0, 1); 0 = no average."""
 
     def __post_init__(self) -> None:
         _check(
@@ -172,6 +175,9 @@ class OptimConfig:
             f"optim.learning_rate must be > 0, got {self.learning_rate}",
         )
         _check(0 <= self.momentum < 1, f"optim.momentum must be in [0, 1), got {self.momentum}")
+        _check(
+            0 <= self.average_decay < 1, f"optim.average_decay must be in [0, 1), got {self.average_decay}"
+        )
         _check(
             len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas),
             f"optim.betas must be two numbers in [0, 1), got {self.betas}",

@@ -19,13 +19,14 @@ from learner.dead_prototypes import Reseeder
 from learner.drift import DriftMonitor
 from learner.gradients import BUCKET_BYTES, GradientSums
 from learner.health import UsageWindow, corrected_agreement, corrected_perplexity, dead_prototypes
-from learner.model import copy_all, encoder_tensors, head_tensors, load_weights, numbered
+from learner.model import SwavModel, copy_all, encoder_tensors, head_tensors, load_weights, numbered
 from learner.network import Network, PhaseTimer
 from learner.objectives.swav import BatchGradient, Swav
 from learner.optim import Updater
 from learner.patch_branch import PatchBranchFit
 from learner.report import HealthReport, Snapshot, StepReport, require_finite
 from learner.step_stats import StepStats, StepTensors, brought_up_to_date, health_report, judge, measure
+from learner.weight_average import WeightAverage
 
 
 class Learner:
@@ -91,6 +92,8 @@ class Learner:
         self._health: HealthReport | None = None
         self._measured: StepStats | None = None  # the latest arriving batch, since this object was made
         self._branch_fit = self._new_branch_fit()
+        decay = config.optim.average_decay
+        self._average = WeightAverage(self._network, decay) if decay > 0 else None
         self._watch = DriftMonitor(self._network, self._deal, config.swav.prototypes[0])
 
     def step(self, views: Views, *, accumulate: int = 1, fresh: bool = True) -> StepReport:
@@ -131,6 +134,8 @@ class Learner:
         if not frozen:
             self._model.normalise_prototypes()
         self._network.commit_statistics()
+        if self._average is not None:
+            self._average.update()
         timer.lap("optim")
         self._swav.remember(outcome.z_ABD, lane_B, samples=self.samples, total=sum(counts))
         if self._branch_fit is not None:
@@ -239,12 +244,13 @@ class Learner:
     def features(self, images: Tensor | Sequence[Tensor]) -> Tensor:
         """[N, F] float32 on the CPU: pooled encoder output before the head, evaluation mode; no collective.
 
-        With a patch branch its numbers follow, see `SwavModel.features`.
+        With a patch branch its numbers follow, see `SwavModel.features`. With `optim.average_decay` the
+        averaged weights look, here, in `scores` and in `snapshot`.
 
         Args:
             images: uint8 [N, 3, H, W], or N images [3, H, W] of one size.
         """
-        return self._network.features(images)
+        return self._network.features(images, self._shown)
 
     def scores(self, images: Tensor | Sequence[Tensor]) -> Tensor:
         """[N, K] float32 on the CPU: raw cosines with the first head; the arg-max is the cluster.
@@ -252,19 +258,24 @@ class Learner:
         Args:
             images: as for `features`.
         """
-        return self._network.scores(images)
+        return self._network.scores(images, self._shown)
 
     def estimate_statistics(self, batches: Iterable[Tensor | Sequence[Tensor]]) -> None:
         """Replace the running batch-norm statistics by their average over these uint8 images."""
-        self._network.estimate_statistics(batches)
+        self._network.estimate_statistics(batches, self._shown)
+
+    @property
+    def _shown(self) -> SwavModel:
+        """The model that others use."""
+        return self._model if self._average is None else self._average.model
 
     def snapshot(self) -> Snapshot:
         """Copies on the CPU of what others use; not a collective, the same on every rank."""
         encoder = {
-            name: checkpoint_state.copied(tensor) for name, tensor in encoder_tensors(self._model).items()
+            name: checkpoint_state.copied(tensor) for name, tensor in encoder_tensors(self._shown).items()
         }
         weights = {
-            name: checkpoint_state.copied(tensor) for name, tensor in head_tensors(self._model).items()
+            name: checkpoint_state.copied(tensor) for name, tensor in head_tensors(self._shown).items()
         }
         tensors = dict(weights)
         for head, (window, generation_K) in enumerate(zip(self._usage, self._generations, strict=True)):
@@ -308,6 +319,8 @@ class Learner:
         """
         load_weights(self._model, encoder, tensors)
         self._branch_fit = self._new_branch_fit()
+        if self._average is not None:
+            self._average.restart()
 
     def _new_branch_fit(self) -> PatchBranchFit | None:
         branch, config = self._model.branch, self.config
@@ -350,6 +363,10 @@ class Learner:
             branch = self._branch_fit.state_dict()
             tensors |= checkpoint_state.under("branch_fit", branch["tensors"])
             values["branch_fit"] = branch["values"]
+        if self._average is not None:
+            average = self._average.state_dict()
+            tensors |= {f"average.{name}": tensor for name, tensor in average["tensors"].items()}
+            values["average"] = average["values"]
         watch = self._watch.state_dict()
         tensors |= checkpoint_state.under("watch", watch["tensors"])
         values["watch"] = watch["values"]
@@ -393,7 +410,18 @@ class Learner:
             self._branch_fit.load_state_dict(
                 {"tensors": checkpoint_state.below("branch_fit", tensors), "values": values["branch_fit"]}
             )
+        self._load_average(tensors, values)
         self._health, self._measured = checkpoint_state.report_from_json(values["health"]), None
         self._watch.load_state_dict(
             {"tensors": checkpoint_state.below("watch", tensors), "values": values["watch"]}
         )
+
+    def _load_average(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        """Go on with the average of a state; where it was off there, begin from its weights."""
+        if self._average is None:
+            return
+        if "average" not in values:
+            self._average.restart()
+            return
+        saved = checkpoint_state.below("average", tensors)
+        self._average.load_state_dict({"tensors": saved, "values": values["average"]})

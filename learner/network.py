@@ -189,23 +189,33 @@ class Network:
             self._stats.apply()
 
     @torch.no_grad()
-    def features(self, images: Tensor | Sequence[Tensor]) -> Tensor:
-        """uint8 [N, 3, H, W] -> float32 [N, F] on the CPU: pooled encoder output, evaluation mode."""
-        with self._evaluating():
+    def features(self, images: Tensor | Sequence[Tensor], model: SwavModel | None = None) -> Tensor:
+        """uint8 [N, 3, H, W] -> float32 [N, F] on the CPU: pooled encoder output, evaluation mode.
+
+        Args:
+            images: at least one.
+            model: a `copy`; None = the live one.
+        """
+        with self._evaluating(model) as used:
             rows = []
             for batch in self._batches(images):
-                pixels = None if self.model.branch is None else self._pixels(batch)
-                rows.append(self.model.features(batch, pixels).float().cpu())
+                pixels = None if used.branch is None else self._pixels(batch)
+                rows.append(used.features(batch, pixels).float().cpu())
             return torch.cat(rows)
 
     @torch.no_grad()
-    def scores(self, images: Tensor | Sequence[Tensor]) -> Tensor:
-        """uint8 [N, 3, H, W] -> float32 [N, K] on the CPU; raw cosines of the first head, evaluation mode."""
-        with self._evaluating():
+    def scores(self, images: Tensor | Sequence[Tensor], model: SwavModel | None = None) -> Tensor:
+        """uint8 [N, 3, H, W] -> float32 [N, K] on the CPU; raw cosines of the first head, evaluation mode.
+
+        Args:
+            images: at least one.
+            model: a `copy`; None = the live one.
+        """
+        with self._evaluating(model) as used:
             rows = []
             for batch in self._batches(images):
-                z_ND = on_the_sphere(self.model.head(self.model.encoder(batch)))
-                rows.append(cosines(z_ND, self.model.prototypes[0]).float().cpu())
+                z_ND = on_the_sphere(used.head(used.encoder(batch)))
+                rows.append(cosines(z_ND, used.prototypes[0]).float().cpu())
             return torch.cat(rows)
 
     def copy(self) -> SwavModel:
@@ -225,18 +235,25 @@ class Network:
             images: at least one.
             model: a `copy`; None = the live one.
         """
-        with self._evaluating():
-            used = self.model if model is None else model
+        with self._evaluating(model) as used:
             return torch.cat(
                 [on_the_sphere(used.head(used.encoder(batch))) for batch in self._batches(images)]
             )
 
     @torch.no_grad()
-    def estimate_statistics(self, images: Iterable[Tensor | Sequence[Tensor]]) -> None:
-        """Replace the running statistics by their average over these batches of uint8 images."""
+    def estimate_statistics(
+        self, images: Iterable[Tensor | Sequence[Tensor]], model: SwavModel | None = None
+    ) -> None:
+        """Replace the running statistics by their average over these batches of uint8 images.
+
+        Args:
+            images: at least one.
+            model: whose statistics: a `copy`; None = the live one.
+        """
         self._stats.begin(None)
-        self.model.train()
-        with group_batchnorm.averaging(self.model):
+        used = self.model if model is None else model
+        used.train()
+        with group_batchnorm.averaging(used):
             for some in images:
                 # Even pieces: every batch weighs the same in the average, and one image has no deviation.
                 pieces = -(-len(some) // EVALUATION_BATCH)
@@ -244,16 +261,17 @@ class Network:
                 for first, last in pairwise(edges):
                     for batch in self._batches(some[first:last]):
                         if len(batch) > 1:
-                            self.model.head(self.model.encoder(batch))
+                            used.head(used.encoder(batch))
 
     @contextmanager
-    def _evaluating(self) -> Iterator[None]:
-        was_training = self.model.training
-        self.model.eval()
+    def _evaluating(self, model: SwavModel | None) -> Iterator[SwavModel]:
+        used = self.model if model is None else model
+        was_training = used.training
+        used.eval()
         try:
-            yield
+            yield used
         finally:
-            self.model.train(was_training)
+            used.train(was_training)
 
     def _pixels(self, normalised_B3HW: Tensor) -> Tensor:
         """Images of `_batches` as they were, 0 .. 255: whole numbers, so that nothing is lost on the way."""

@@ -40,7 +40,8 @@ class Memory:
     """Bytes of one rank, by what they are for; what lies on the device, and what beside it on the host."""
 
     weights: int
-    """Weights, statistics and the sums of a patch branch; with bfloat16 the casts of the weights too."""
+    """Weights, statistics, their moving average and the sums of a patch branch; with bfloat16 the casts of the
+    weights too."""
     gradients: int
     optimizer: int
     activations: int
@@ -110,7 +111,7 @@ def memory_of(config: RunConfig, *, ranks: int = 1) -> Memory:
     layout = FrameLayout(crops=config.crops, thumbnail_px=config.reader.thumbnail_px, columns=samples)
     frames = (config.reader.prefetch if config.workers else 1) + config.replay.updates
     queue = swav.assign_views * queued * dim * unit
-    weights = (numbers + statistics) * unit
+    weights = (numbers + statistics) * unit * (2 if config.optim.average_decay else 1)
     wide = 0 if model.branch is None else len(model.branch.mean_F)
     return Memory(
         weights=weights + casts + 2 * wide**2 * unit,

@@ -143,6 +143,7 @@ KINDS: dict[str, LearnerConfig] = {
             "branch_pairs": 4 * BATCH,
         }
     ),
+    "moving average of the weights": small_config(model={"bn_groups": 4}, optim={"average_decay": 0.9}),
     "late queue, no head norm, rows kept in NCHW": small_config(
         swav={"queue_start_samples": 2 * BATCH},
         model={"projection_norm": False, "channels_last": False, "activation_checkpointing": True},

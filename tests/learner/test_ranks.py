@@ -116,6 +116,12 @@ def test_two_heads_with_a_power_law_are_the_same_run(crew: Crew) -> None:
     assert_same_run(ranks, alone(config, steps=range(8)))
 
 
+def test_a_moving_average_of_the_weights_is_the_same_run(crew: Crew) -> None:
+    config = small_config(model={"bn_groups": 4}, optim={"average_decay": 0.8})
+    ranks = crew.run(rank_jobs.train, 2, config=config, precision="float64", steps=range(8))
+    assert_same_run(ranks, alone(config, steps=range(8)))
+
+
 def test_prototypes_are_reseeded_alike_by_any_number_of_ranks(crew: Crew) -> None:
     config = small_config(
         swav={"prototypes": (40, 30)},
