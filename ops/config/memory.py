@@ -40,7 +40,7 @@ class Memory:
     """Bytes of one rank, by what they are for; what lies on the device, and what beside it on the host."""
 
     weights: int
-    """Weights, statistics, their moving average, the sums of a patch branch; with bfloat16 the weights cast."""
+    """Weights, statistics, their moving average, sums of a patch branch; with bfloat16 the weights cast."""
     gradients: int
     optimizer: int
     activations: int
