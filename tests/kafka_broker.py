@@ -193,7 +193,7 @@ class Broker:
 
     @contextlib.contextmanager
     def frozen(self) -> Iterator[None]:
-        """The broker answers nobody for a while, and loses nothing."""
+        """The broker answers no client for a while, and loses nothing."""
         self.own()
         assert self._process is not None
         self.disturbed = True
@@ -235,7 +235,7 @@ def kafka_of_session() -> Iterator[Broker]:
         try:
             broker.start()
             break
-        except RuntimeError:  # somebody may have taken a port in between: others then
+        except RuntimeError:  # another program may have taken a port in between: others then
             broker.stop(kill=True)
             shutil.rmtree(folder, ignore_errors=True)
             if last:

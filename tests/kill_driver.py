@@ -77,7 +77,7 @@ class Driver:
         return self.ended(child, what)
 
     def whole(self, work: Callable[[], Any], what: str) -> float:
-        """A life that nobody kills; the seconds that it took."""
+        """A life that is not killed; the seconds that it took."""
         began = time.monotonic()
         self.ended(self.fork(work), what)
         return time.monotonic() - began
@@ -171,7 +171,7 @@ class Runs:
         self.driver.whole(partial(prune, copy), "prune")
         self.driver.differences += damages(copy)
         if list((copy / "shards").glob("*.tar")):
-            self.driver.differences.append("prune: shards are left that nobody needs")
+            self.driver.differences.append("prune: shards are left that are not needed")
 
     def _to_point(self, run_dir: Path, point: str, times: int, stream: str = "") -> None:
         from ops.rundir.checkpoint_writer import CheckpointWriter

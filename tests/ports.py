@@ -11,7 +11,7 @@ _given: set[int] = set()
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 that nobody listens on, and that the system gives to no other program meanwhile.
+    """A port of 127.0.0.1 that no program listens on, and that the system gives to none meanwhile.
 
     The system gives ports from a range of its own to whoever asks for any, and to all that connect; this one
     lies below that range. No port is returned twice.

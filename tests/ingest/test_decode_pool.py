@@ -110,7 +110,7 @@ def test_a_time_in_which_the_whole_program_was_held_up_costs_no_image(tmp_path: 
     os.mkfifo(tmp_path / "slow.jpg")
     found = Found(name="slow", position={}, path=str(tmp_path / "slow.jpg"))
     feed = threading.Timer(5.0, (tmp_path / "slow.jpg").write_bytes, [encoded(1)])
-    feed.daemon = True  # nobody may be left to read it
+    feed.daemon = True  # there may be no reader left
     results = []
     with DecodePool(IngestConfig(workers=1, timeout_s=4.0)) as decoders:
         for step in decoders.run(iter([found])):

@@ -65,7 +65,7 @@ def test_a_second_ingest_of_a_source_is_refused_while_the_first_one_is_at_work(
         process.kill()
         process.wait()
         after = lease(url)
-        after.take()  # and a killed one keeps nobody out: the time in which it would is longer than a test
+        after.take()  # and a killed one keeps none out: the time in which it would is longer than a test
         after.release()
 
 

@@ -154,7 +154,7 @@ def test_tars_that_grew_give_their_new_members_once(
         assert list(verify(Manifest.open(str(out)), deep=True)) == []
         with (root / "1.tar").open("ab") as tar:
             tar.write(bytes(512))
-        assert len(list(verify(Manifest.open(str(out))))) == 2, "a growth that nobody has taken"
+        assert len(list(verify(Manifest.open(str(out))))) == 2, "a growth that was not taken"
     else:
         assert sorted(images(out)) == sorted(encoded(10 * n + m) for n in range(2) for m in range(7))
     if not reference:
@@ -255,7 +255,7 @@ def test_what_a_dead_ingest_of_another_name_left_is_taken_over_and_not_repeated(
 
 
 def test_a_second_writer_of_a_source_is_refused_where_there_are_no_locks(tmp_path: Path) -> None:
-    """Behind a URL nobody knows of another process: but each sees the segments of the other."""
+    """Behind a URL no process knows of another, but each sees the segments of the other."""
     url = f"memory://{tmp_path.name}/stream"
     root = folder_of(tmp_path / "in", 0, 3)
     inner: list[str] = []

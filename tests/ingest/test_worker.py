@@ -279,7 +279,7 @@ def test_a_referenced_tar_is_not_taken_again_by_another_source(tmp_path: Path) -
     assert (first.written, first.skipped) == (10, {})
     write_tar(root / "c.tar", labelled(8, 4))  # two of its images are new
     for number, (reference, new) in enumerate(((True, 2), (False, 0)), 1):
-        for tar in root.iterdir():  # as if they were written anew: the list of what was taken knows them not
+        for tar in root.iterdir():  # as if they were written again: the list of what was taken knows them not
             os.utime(tar, (number, number))
         report = ingest(
             f"{root}/*.tar", tmp_path / "out", reference=reference, open_stream=True, name=str(new)

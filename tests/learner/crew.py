@@ -45,7 +45,7 @@ class Crew:
         return [self._answer(pipe) for pipe in members]
 
     def close(self) -> None:
-        """Send everybody home."""
+        """End the processes."""
         for _, pipe in self._members:
             pipe.send(None)
         for process, _ in self._members:

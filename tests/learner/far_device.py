@@ -98,7 +98,7 @@ class Watch(TorchDispatchMode):
         self.waits: list[str] = []
         """`file:line: what` of each, in order; the innermost line of this repository."""
         self.sent = 0
-        """Copies to the device that nobody waits for."""
+        """Copies to the device that are not waited for."""
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None

@@ -114,7 +114,7 @@ def page_locked(views: Views) -> Views:
 
 
 def updates(case: Case, device: torch.device) -> dict[str, Any]:
-    """Waits and loss of each update, and copies to the device that nobody waits for."""
+    """Waits and loss of each update, and copies to the device that are not waited for."""
     waits, losses, sent = [], [], []
     with Watch() as watch:
         learner = case.learner(device)

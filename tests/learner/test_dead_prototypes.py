@@ -133,7 +133,7 @@ def test_no_more_than_their_share_are_moved_at_once_the_longest_unused_first() -
     assert len(reseeder(share=0.001).dead(0, samples=AFTER)) == 1
 
 
-def test_a_burst_of_one_image_is_not_split_and_nobody_is_split_twice_at_once() -> None:
+def test_a_burst_of_one_image_is_not_split_and_no_prototype_is_split_twice_at_once() -> None:
     scene, some = Scene(), reseeder()
     scene.z_BD = scene.z_BD[:1].repeat(16, 1)
     scene.usage = torch.bincount(scene.scores().argmax(1), minlength=6)
@@ -144,7 +144,7 @@ def test_a_burst_of_one_image_is_not_split_and_nobody_is_split_twice_at_once() -
     assert scene.reseed(some, AFTER) == splittable
 
 
-def test_while_prototypes_are_frozen_nobody_is_dead_and_afterwards_the_count_begins() -> None:
+def test_while_prototypes_are_frozen_none_is_dead_and_afterwards_the_count_begins() -> None:
     some = reseeder(freeze_samples=500)
     assert not some.due(samples=500, batch=10)
     assert some.due(samples=510, batch=10)
@@ -228,7 +228,7 @@ def test_off_by_default_it_changes_no_bit() -> None:
     assert not any(name.startswith("reseed") for name in learner.state_dict()["tensors"])
 
 
-def test_switched_on_within_a_run_everybody_counts_as_used_just_then() -> None:
+def test_switched_on_within_a_run_all_prototypes_count_as_used_just_then() -> None:
     plain = small_config(swav={"prototypes": (60,)})
     before: Learner = small_learner(plain)
     run(before, 0, 6)

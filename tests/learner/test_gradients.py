@@ -79,7 +79,7 @@ def test_a_batch_in_parts_is_summed_in_its_last_pass_only(crew: Crew) -> None:
     assert [later(calls) for calls in first["calls"]] == [later(calls) for calls in whole["calls"]]
 
 
-def test_a_head_that_stands_still_keeps_nobody_waiting(crew: Crew) -> None:
+def test_a_head_that_is_frozen_keeps_no_rank_waiting(crew: Crew) -> None:
     first = of_all(crew, 2, small_config(model={"bn_groups": 2}), still_head=True)[0]
     for step, calls in enumerate(first["calls"]):
         numbers = sum(count for kind, count in calls if kind == "later")

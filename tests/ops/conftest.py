@@ -25,7 +25,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def drawn_stream(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A sealed stream of `small_runs.RECORDS` images; nobody changes it."""
+    """A sealed stream of `small_runs.RECORDS` images; no test changes it."""
     return small_runs.write_stream(tmp_path_factory.mktemp("stream") / "drawn")
 
 

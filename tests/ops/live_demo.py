@@ -118,11 +118,11 @@ class DemoRun:
         self.live.usage(usage.astype(np.float32))
 
     def die(self, number: int) -> None:
-        """A prototype that nobody comes to any more."""
+        """A prototype that gets no samples any more."""
         self.weights[number] = 0
 
     def reseed(self, number: int) -> None:
-        """A prototype that begins anew, close to the busiest one."""
+        """Re-seed a prototype close to the busiest one."""
         self.weights[number] = self.weights.max()
         self.generation[number] += 1
         moved = self.directions[int(self.weights.argmax())] + 0.05 * self.directions[number]
@@ -146,7 +146,7 @@ class DemoRun:
         self.metrics.published(result)
 
     def _fate(self, step: int) -> None:
-        """Three prototypes fade away; later one of them begins anew."""
+        """Three prototypes fade away; later one of them is re-seeded."""
         if step % 200 == 60:
             for number in (5, 11, 40):
                 self.die(number)

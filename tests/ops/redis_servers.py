@@ -103,7 +103,7 @@ def sentinel(folder: Path, master: Server, *, quorum: int = 1) -> Server:
 
 
 def certificates(folder: Path) -> dict[str, Path]:
-    """A certificate authority, a certificate for 127.0.0.1 from it, and an authority that nobody asked."""
+    """A certificate authority, a certificate for 127.0.0.1 from it, and an authority that signed neither."""
     folder.mkdir(parents=True, exist_ok=True)
 
     def openssl(*arguments: str) -> None:

@@ -13,7 +13,7 @@ import pytest
 from tests.waiting import LIMIT_S
 
 ROOT = Path(__file__).parents[2]
-# Starts the server, says so, and ends when nobody holds its input any more.
+# Starts the server, says so, and ends when no process holds its input any more.
 PROGRAM = """
 import pathlib, sys
 from multiprocessing import forkserver
@@ -92,6 +92,6 @@ def test_what_a_killed_program_leaves_is_removed_by_the_next_and_that_of_a_live_
 def test_what_is_not_ours_stays(folder: Path, name: str) -> None:
     home_of(folder).mkdir(mode=0o700)
     (home_of(folder) / name).mkdir()
-    (home_of(folder) / name / "file").write_text("of somebody")
+    (home_of(folder) / name / "file").write_text("of another program")
     end(started(folder))
     assert left(folder) == [name]

@@ -149,7 +149,7 @@ def test_other_addresses_are_remote() -> None:
 
 
 @pytest.mark.parametrize("url", ["", "simplecache::s3://bucket/x", "nothing://x"])
-def test_an_address_that_nobody_can_open_is_refused(url: str) -> None:
+def test_an_address_that_cannot_be_opened_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match=r"."):
         open_store(url)
 

@@ -122,7 +122,7 @@ def test_a_published_schedule_ends_with_the_run(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["cifar100-onepass", "mini84-onepass"])
-def test_a_recipe_that_nobody_has_measured_says_so_and_claims_no_result(name: str) -> None:
+def test_a_recipe_that_was_not_measured_says_so_and_claims_no_result(name: str) -> None:
     about = recipes.load(name).about
     assert about.notes.strip().startswith("Not measured.")
     assert about.published == ""

@@ -60,7 +60,7 @@ def test_renamed_prototypes_are_nearest_to_another_index() -> None:
     assert (found.moved, found.nearest_elsewhere) == (2, 2)
 
 
-def test_what_began_anew_is_not_counted_as_moved() -> None:
+def test_what_was_reseeded_is_not_counted_as_moved() -> None:
     eye, before, after = torch.eye(4), torch.tensor([0, 1, 0, 0]), torch.tensor([0, 1, 2, 0])
     other = eye.clone()
     other[2] = torch.tensor([0.0, 1.0, 0.0, 0.0])

@@ -68,7 +68,7 @@ def test_generation_and_nearest_other_are_known_once_directions_are() -> None:
     assert max(row["cosine"] for row in prototypes.table()["rows"]) < 0.99
 
 
-def test_pages_hold_everybody_once_and_beyond_the_last_is_nobody() -> None:
+def test_pages_hold_each_prototype_once_and_none_beyond_the_last() -> None:
     prototypes = LivePrototypes(50)
     prototypes.counted(synthetic.shares(50).numpy(), samples=100)
     seen = [row["id"] for offset in (0, 24, 48) for row in prototypes.table(offset=offset)["rows"]]
@@ -118,7 +118,7 @@ def test_the_heatmap_is_rows_of_bytes_and_new_with_each_report() -> None:
     assert drawn["ids"] == [0, 1, 3, 4, 2]
     assert drawn["samples"] == [100, 200]
     cells = np.frombuffer(base64.b64decode(drawn["cells"]), np.uint8).reshape(5, 2)
-    assert cells[4].tolist() == [0, 0], "the one that nobody comes to"
+    assert cells[4].tolist() == [0, 0], "the one that gets no sample"
     assert cells[0, 1] > cells[0, 0], "the one that grew"
     assert prototypes.heatmap("number")["ids"] == [0, 1, 2, 3, 4]
     prototypes.counted(USAGE, samples=300)

@@ -147,8 +147,8 @@ def test_one_prototype_is_told_of_from_close_by(site: Site) -> None:
     site.step()
     body = site.json("/api/v1/prototypes/2")
     assert (body["id"], body["usage"]) == (2, 0.25)
-    for nobody in ("9", "-1", "x", "%C2%B2", "1" * 40):
-        assert site.ask(f"/api/v1/prototypes/{nobody}")[0] == 404
+    for unknown in ("9", "-1", "x", "%C2%B2", "1" * 40):
+        assert site.ask(f"/api/v1/prototypes/{unknown}")[0] == 404
 
 
 def test_the_heatmap_is_of_either_order_and_no_other(site: Site) -> None:
@@ -202,7 +202,7 @@ def test_writing_is_not_offered(site: Site) -> None:
     assert site.ask("/api/v1/status", method="POST")[0] == 501
 
 
-def test_a_client_that_says_nothing_holds_nobody_up(site: Site) -> None:
+def test_a_client_that_says_nothing_holds_no_other_up(site: Site) -> None:
     with socket.create_connection(("127.0.0.1", site.server.port)) as silent:
         silent.send(b"GET /metrics HTT")
         site.step()
@@ -308,6 +308,6 @@ def test_a_look_at_the_metrics_is_noted_and_no_other(site: Site) -> None:
     wait_for(lambda: len(server.scrapes._asked) == 2)  # it is noted once the answer has been sent
 
 
-def test_a_server_that_nobody_looks_at_closes_at_once(site: Site) -> None:
+def test_a_server_without_clients_closes_at_once(site: Site) -> None:
     site.ask("/metrics")
     site.server.await_scrape(10_000)  # the limit of a test is far below

@@ -171,7 +171,7 @@ def test_readers_that_were_replaced_are_an_event() -> None:
     assert live.status()["restarts"] == 3
 
 
-def test_prototypes_that_begin_anew_again_and_again_are_one_event() -> None:
+def test_prototypes_that_are_reseeded_again_and_again_are_one_event() -> None:
     live = view()
     for number, reseeded in enumerate((0, 2, 0, 5)):
         report = synthetic.report(64 * (number + 1), synthetic.shares(40), reseeded=reseeded)

@@ -80,7 +80,7 @@ def test_a_row_of_the_heatmap_is_the_mean_of_its_prototypes() -> None:
     assert EVEN[made.cells_RC[:, 0]] == pytest.approx([0.35 * 6, 0.15 * 6, 0], rel=0.05)
 
 
-def test_rows_and_columns_of_the_heatmap_are_few_and_hold_everybody_once() -> None:
+def test_rows_and_columns_of_the_heatmap_are_few_and_hold_each_prototype_once() -> None:
     history = UsageHistory(1000)
     for report in range(1, 301):
         history.add(shares(1000, report), samples=report)

@@ -69,7 +69,7 @@ def test_steps_samples_and_updates_are_counted(metrics: Metrics) -> None:
     assert value(metrics, "updates_total", source="fresh") == 3
 
 
-def test_prototypes_that_began_anew_are_counted(metrics: Metrics) -> None:
+def test_prototypes_that_were_reseeded_are_counted(metrics: Metrics) -> None:
     for reseeded in (2, 0, 3):
         report = replace(synthetic.report(640, synthetic.shares(40)), reseeded=reseeded)
         metrics.observe(report, synthetic.stats(64), step_s=0.5)

@@ -190,7 +190,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_its_number_not_given_again(tmp_pa
     assert names == ["ckpt-000001", "ckpt-000003", "damaged-000002"]
 
 
-def test_when_all_are_damaged_nothing_starts_anew_in_silence(tmp_path: Path) -> None:
+def test_when_all_are_damaged_nothing_starts_from_the_beginning_in_silence(tmp_path: Path) -> None:
     writer = CheckpointWriter(tmp_path, "run", keep=3)
     save(writer, 1)
     save(writer, 2)
@@ -292,7 +292,7 @@ def test_killed_at_any_point_of_a_save_the_run_has_the_old_or_the_new_checkpoint
     assert len(list((tmp_path / "checkpoints").iterdir())) == 1
 
 
-def test_what_nobody_foresaw_while_writing_is_not_taken_for_a_written_checkpoint(
+def test_an_unforeseen_error_while_writing_is_not_taken_for_a_written_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     results: list[str] = []

@@ -160,7 +160,7 @@ def test_a_second_learner_that_is_refused_takes_nothing_from_the_first(tmp_path:
         assert {path.name for path in (tmp_path / "run").iterdir()} == {"lock", "run.json"}
 
 
-def test_a_lock_that_a_refused_start_removes_meanwhile_is_made_anew(
+def test_a_lock_that_a_refused_start_removes_meanwhile_is_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = tmp_path / "run"

@@ -34,7 +34,7 @@ def test_entries_after_the_place_the_run_goes_on_from_are_dropped(tmp_path: Path
     assert [entry["samples"] for entry in read_lines(path)] == [10, 20, 25]
 
 
-def test_a_run_that_begins_anew_begins_an_empty_history(tmp_path: Path) -> None:
+def test_a_run_that_is_started_over_begins_an_empty_history(tmp_path: Path) -> None:
     path = tmp_path / "history.jsonl"
     path.write_text('{"samples": 10}\n')
     History(path, samples=0)

@@ -107,7 +107,7 @@ def test_releasing_twice_is_harmless(tmp_path: Path) -> None:
     lock.release()
 
 
-def test_a_damaged_lock_file_of_nobody_locks_nobody_out(tmp_path: Path) -> None:
+def test_a_damaged_lock_file_that_no_process_holds_keeps_none_out(tmp_path: Path) -> None:
     (tmp_path / "lock").write_bytes(b"\xff{")
     with RunLock(tmp_path):
         pass

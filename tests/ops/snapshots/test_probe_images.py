@@ -72,7 +72,7 @@ def test_a_full_set_is_left_alone_when_the_size_of_thumbnails_changes(tmp_path: 
     assert read(tmp_path).thumbs.shape == (20, 3, 16, 16)
 
 
-def test_a_set_that_is_not_full_begins_anew_when_the_size_of_thumbnails_changes(tmp_path: Path) -> None:
+def test_a_set_that_is_not_full_is_emptied_when_the_size_of_thumbnails_changes(tmp_path: Path) -> None:
     probe = ProbeSet(tmp_path, images=20)
     feed(probe, 1, 1)
     feed(probe, 2, 4, side=24)

@@ -142,7 +142,7 @@ def test_a_server_that_hangs_never_stalls_the_learner(embedded: EmbeddedRedis) -
     try:
         for number in range(2, 50):
             run.publish(number)
-        assert run.heard.kinds().count("error") == 0, "no answer was given up: nobody has waited for one"
+        assert run.heard.kinds().count("error") == 0, "no answer was given up: none was waited for"
     finally:
         os.kill(pid, signal.SIGCONT)
     assert run.close()
@@ -176,7 +176,7 @@ def test_every_snapshot_has_one_result_also_when_it_was_replaced_on_its_way(
     assert results == [(100, "ok"), (200, "ok"), (300, "superseded"), (400, "ok")]
 
 
-def test_after_a_reconnect_the_epoch_is_taken_anew(embedded: EmbeddedRedis) -> None:
+def test_after_a_reconnect_the_epoch_is_taken_again(embedded: EmbeddedRedis) -> None:
     run = Run(embedded)
     run.publish_and_wait(1)
     kill(embedded)
@@ -342,7 +342,7 @@ def test_attempts_come_ever_more_rarely_but_also_after_days_without_a_server() -
     assert waits == [1.0, 2.0, 4.0, 30.0, 30.0]
 
 
-def test_nobody_brings_a_server_back_after_close(embedded: EmbeddedRedis) -> None:
+def test_no_server_is_brought_back_after_close(embedded: EmbeddedRedis) -> None:
     run = Run(embedded, url="unix:///nowhere/at.sock", revive=True)
     run.publish(1)
     assert not run.close(0.3)

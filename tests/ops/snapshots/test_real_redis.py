@@ -35,7 +35,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
         yield one
 
 
-def test_a_password_file_that_changes_is_read_anew_and_never_shown(
+def test_a_password_file_that_changes_is_read_again_and_never_shown(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, publishing: Make,
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip

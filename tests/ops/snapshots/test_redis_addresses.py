@@ -158,7 +158,7 @@ def _knows(watcher: Server, *, sentinels: int, replicas: int) -> bool:
     return bool(state["num-other-sentinels"] == sentinels and state["num-slaves"] == replicas)
 
 
-def test_sentinels_that_are_all_away_hold_up_nobody_and_are_asked_again(
+def test_sentinels_that_are_all_away_hold_nothing_up_and_are_asked_again(
     tmp_path: Path, publishing: Make
 ) -> None:
     with Server(tmp_path / "a", program=redis_servers.debian_server()) as master:

@@ -204,7 +204,7 @@ def test_after_a_failover_that_doubled_an_epoch_the_later_learner_stays(
     assert late.acquire(again=True) == 2
 
 
-def test_an_emptied_server_asks_for_the_epoch_anew_and_numbers_go_on(
+def test_an_emptied_server_asks_for_the_epoch_again_and_numbers_go_on(
     client: redis.Redis, store: SnapshotStore, learner: Learner
 ) -> None:
     for number in (1, 2, 3):

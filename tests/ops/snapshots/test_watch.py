@@ -115,7 +115,7 @@ def test_without_notifications_polling_finds_what_is_new(run: Run, opened: list[
     SnapshotNames(run.store).pin("mine", 1)
     opened.append(watch.open())
     run.publish(2)
-    run.client.hset(run.store.key("pins"), "mine", 2)  # nobody is told
+    run.client.hset(run.store.key("pins"), "mine", 2)  # no notice is sent
     found = watch.wait(LIMIT_S)
     assert found is not None
     assert found.info.version == 2

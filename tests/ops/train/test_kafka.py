@@ -41,7 +41,7 @@ def cursor_of(run_dir: Path) -> Cursor:
 
 @pytest.fixture(scope="module")
 def images(kafka_of_session: Broker) -> str:
-    """A topic of 4 partitions with 80 small images in each; nobody changes it."""
+    """A topic of 4 partitions with 80 small images in each; no test changes it."""
     return filled(kafka_of_session, LANES, 320)
 
 
@@ -115,7 +115,7 @@ def test_two_ranks_stop_at_what_is_gone_or_count_it_and_the_accounts_add_up(
     assert summary["samples"] + 70 - stands + summary["left_over"] == 320
 
 
-def test_a_live_topic_is_read_as_records_come_until_somebody_stops(kafka: Broker, tmp_path: Path) -> None:
+def test_a_live_topic_is_read_as_records_come_until_it_is_stopped(kafka: Broker, tmp_path: Path) -> None:
     url = filled(kafka, LANES, 64)
     run_dir = tmp_path / "run"
     stop = small_runs.StopAfter(run_dir, 2)

@@ -87,7 +87,7 @@ def test_a_server_that_may_lose_snapshots_is_an_event_on_the_live_page(tmp_path:
     assert "volatile-lru" in told[1]
 
 
-def test_prototypes_that_began_anew_are_an_event_on_the_live_page(tmp_path: Path) -> None:
+def test_prototypes_that_were_reseeded_are_an_event_on_the_live_page(tmp_path: Path) -> None:
     reporter = reporter_of(tmp_path, tiny_config(["server.port=-1"]))
     reporter.notify(PublishResult(result="ok", samples=100, digest="d", version=3, reseeded=tuple(range(10))))
     event = reporter.live.events()[0]

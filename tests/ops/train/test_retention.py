@@ -257,7 +257,7 @@ def test_a_pin_without_a_proper_name_is_refused(line: Line, name: str) -> None:
         line.names.pin(name, 1)
 
 
-def test_prototypes_that_began_anew_are_an_event_of_their_lineage(line: Line) -> None:
+def test_prototypes_that_were_reseeded_are_an_event_of_their_lineage(line: Line) -> None:
     line.publish(1, generations={5: 1})
     done = line.publish(2, generations={2: 1, 5: 1, 7: 3})
     assert done.reseeded == (2, 7)
@@ -285,7 +285,7 @@ def test_generations_of_a_rewind_are_compared_with_the_parent(line: Line) -> Non
     assert line.publish(2, generations={4: 1}).reseeded == (4,)
 
 
-def test_an_equal_encoder_that_is_wanted_anew_counts_as_new(tmp_path: Path) -> None:
+def test_an_equal_encoder_that_is_wanted_again_counts_as_new(tmp_path: Path) -> None:
     files = EncoderFiles(tmp_path)
     shots = [synthetic.snapshot(number) for number in range(3)]
     for age, shot in enumerate(shots):

@@ -156,7 +156,7 @@ def test_a_stream_that_takes_no_note_is_one_warning_and_nothing_else(
 def test_a_run_is_out_of_the_register_before_it_is_announced_as_finished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed between the two, a finished run would hold its shards for ever: nobody opens it again."""
+    """Killed between the two, a finished run would hold its shards for ever: no process opens it again."""
     stream = write_stream(tmp_path / "stream", 96)
     there: list[list[ReaderRecord]] = []
 
@@ -265,7 +265,7 @@ def test_a_run_that_saved_nothing_of_its_first_stream_leaves_it_for_another(
     assert len(readers(str(again))) == 1
 
 
-def test_a_damaged_entry_is_written_anew_by_its_run(tmp_path: Path) -> None:
+def test_a_damaged_entry_is_written_again_by_its_run(tmp_path: Path) -> None:
     stream, run_dir = write_stream(tmp_path / "stream"), tmp_path / "run"
     assert run(stream, run_dir, config_of(), stop=StopAfter(run_dir, 2)).status == STOPPED
     place = tmp_path / "stream" / "readers" / f"{read_run(run_dir).uuid}.json"

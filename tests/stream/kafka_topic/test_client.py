@@ -49,7 +49,7 @@ def test_settings_that_do_not_fit_are_refused(settings: dict[str, object], said:
         KafkaConfig(**settings)  # type: ignore[arg-type]
 
 
-def test_a_secret_shows_itself_to_nobody() -> None:
+def test_a_secret_is_not_shown() -> None:
     secret = Secret("hunter2")
     assert "hunter2" not in f"{secret!r} { ({'password': secret}) } {[secret]}"
     assert secret.encode() == b"hunter2"

@@ -201,7 +201,7 @@ def test_a_proof_is_of_the_content_and_its_place_and_not_of_when_it_was_sent() -
     assert 0 < proof_of([one]) < 2**63
 
 
-def test_a_topic_that_is_made_anew_while_it_is_read_is_noticed(
+def test_a_topic_that_is_made_again_while_it_is_read_is_noticed(
     kafka: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("stream.kafka_topic.client.METADATA_MS", 100)
@@ -235,7 +235,7 @@ def log_size(broker: Broker, url: str) -> int:
     return log.stat().st_size
 
 
-def test_a_log_that_is_written_anew_is_noticed_while_it_is_read_and_at_a_resume(kafka: Broker) -> None:
+def test_a_log_that_is_written_again_is_noticed_while_it_is_read_and_at_a_resume(kafka: Broker) -> None:
     url = filled(kafka, 1, 5)
     size = log_size(kafka, url)
     for number in range(5, 20):  # batches of one

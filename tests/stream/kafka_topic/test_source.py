@@ -72,7 +72,7 @@ def names(batches: Sequence[Batch]) -> list[tuple[int, int]]:
 
 @pytest.fixture(scope="module")
 def sixty(kafka_of_session: Broker) -> str:
-    """A topic of 3 partitions with 20 records in each; nobody changes it."""
+    """A topic of 3 partitions with 20 records in each; no test changes it."""
     return filled(kafka_of_session, LANES, 60)
 
 
@@ -228,7 +228,7 @@ def test_partitions_that_are_added_later_are_named_and_not_read(
     assert len(load(spec, cursor)) == 1  # and a run that goes on is not refused
 
 
-def test_a_topic_made_anew_under_the_same_name_is_another_one(kafka: Broker) -> None:
+def test_a_topic_made_again_under_the_same_name_is_another_one(kafka: Broker) -> None:
     url = filled(kafka, 1, 8)
     spec, cursor = begin(spec_of(url, 1))
     make_anew(url)

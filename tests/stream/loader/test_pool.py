@@ -66,7 +66,7 @@ def test_killed_readers_are_replaced_and_nothing_is_lost_or_repeated() -> None:
 
 
 def test_readers_killed_one_after_the_other_before_they_begin_are_replaced_too() -> None:
-    """As by somebody, or by a machine short of memory: no record is to blame, so three are not the end."""
+    """As by an operator, or by a machine short of memory: no record is to blame, so three are not the end."""
     readers = KeptPools()
     with pooled(SPEC, workers=1, pool=readers) as loader:
         for deaths in range(5):

@@ -68,7 +68,7 @@ def test_a_stream_that_is_not_there_says_how_to_make_one(url: str) -> None:
         Manifest.open(url)
 
 
-def test_a_stream_that_is_there_is_opened_and_not_made_anew(url: str) -> None:
+def test_a_stream_that_is_there_is_opened_and_not_made_again(url: str) -> None:
     first = Manifest.open(url, create=True)
     assert Manifest.open(url, create=True).uuid == first.uuid == Manifest.open(url).uuid
 
@@ -261,7 +261,7 @@ def test_a_commit_file_left_by_a_sleeper_that_died_is_not_read(memory: str) -> N
     assert Manifest.open(memory).entry(5).source_position == 5
 
 
-def test_compaction_that_nobody_did_is_done_by_the_next_writer(memory: str) -> None:
+def test_compaction_that_was_left_out_is_done_by_the_next_writer(memory: str) -> None:
     store = open_store(memory)
     Manifest.open(memory, create=True)
     before = 0

@@ -38,7 +38,7 @@ from tests.stream.make_shards import (
 
 SIZES = (10, 7, 0, 9, 12, 8)
 NOTHING = RetentionConfig(keep_hours=1e-9)
-"""Keeps nothing that nobody needs."""
+"""Keeps nothing that is not needed."""
 KINDS = (CropConfig(count=2, size=8, scale_min=0.5, scale_max=1.0),)
 
 
@@ -369,7 +369,7 @@ def test_a_writer_waits_while_the_slowest_run_is_too_far_behind(url: str) -> Non
         found = retention.ahead_of()
         return found[1] if found else 0
 
-    assert retention.ahead_of() is None, "nobody reads"
+    assert retention.ahead_of() is None, "there is no reader"
     write_reader(manifest.store, ReaderRecord(run="fast", used=80))
     assert ahead(used=10) == 36
     assert ahead(used=16) == 0
