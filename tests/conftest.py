@@ -87,6 +87,7 @@ class _Files(LoadFileScheduling):  # type: ignore[misc]  # xdist is not typed
         return "kafka" if file.removeprefix("tests/") in KAFKA else file
 
 
+@pytest.hookimpl(optionalhook=True)  # -p no:xdist has no such hook
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling | None:
     """The scheduler of `--dist loadfile`."""
     return _Files(config, log) if config.getoption("dist") == "loadfile" else None
