@@ -132,17 +132,16 @@ def write(
     numbers: list[int],
     *,
     bad_every: int = 0,
-    bad_from: int = 0,
     seal: bool = True,
     per_shard: int = 60,
 ) -> None:
-    """A stream of drawn pictures in this order; every so many is none, from some place on."""
+    """A stream of drawn pictures in this order; every so many is none."""
     pictures = {number: encoded(5, number, 24)[0] for number in set(numbers)}
     manifest = Manifest.open(str(folder), create=True)
     with ShardWriter(manifest, source_id="drawn", config=ShardConfig(max_records=per_shard)) as writer:
         for place, number in enumerate(numbers):
             payload = pictures[number]
-            if bad_every and place >= bad_from and place % bad_every == bad_every - 1:
+            if bad_every and place % bad_every == bad_every - 1:
                 payload = b"\xff\xd8\xff no image" * 9
             digest = hashlib.sha256(payload).hexdigest()
             writer.write(Record(payload=payload, sha256=digest, media_type="image/jpeg"), place)
@@ -163,8 +162,12 @@ def mixed(folder: Path) -> None:
 
 
 def corrupt(folder: Path) -> None:
-    """Good records, and from some place on every fourth is none."""
-    write(folder, list(range(600)) * 12, bad_every=4, bad_from=1200)
+    """Every fourth record is none, from the first on.
+
+    The rules look at a second and the doctor at minutes: where good records came first, the doctor would see
+    too few bad ones yet when steps are slow.
+    """
+    write(folder, list(range(600)), bad_every=4)
 
 
 def in_order(folder: Path) -> None:
