@@ -27,6 +27,8 @@ types: install
 
 # Tests start hundreds of processes: without .pyc files each compiles the program again.
 test soak bench: export PYTHONDONTWRITEBYTECODE =
+# Several test processes share the cores: more threads in each would only wait for each other.
+test soak: export OMP_NUM_THREADS ?= 1
 # Types are checked beside the tests: mypy has one thread, and tests often wait.
 test: lint
 	@echo "$(BIN)/mypy beside the tests"; $(BIN)/mypy & types=$$!; \
