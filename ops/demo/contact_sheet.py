@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from ops.live_page.exemplars import Exemplars
 
@@ -32,6 +32,7 @@ DARK = Inks(
     track=(42, 50, 56),
 )  # fmt: skip
 """On the ground of the live page's cards in a dark scheme."""
+ROWS, COLUMNS, CELL_PX = 20, 12, 64
 MARGIN_PX = 24
 LABEL_PX = 128
 GAP_PX = 4
@@ -41,10 +42,9 @@ def contact_sheet(
     exemplars: Exemplars,
     usage_K: NDArray[np.float32],
     *,
-    rows: int = 20,
-    columns: int = 12,
-    cell_px: int = 64,
-    title: str = "Busiest prototypes, most typical images first",
+    rows: int = ROWS,
+    columns: int = COLUMNS,
+    cell_px: int = CELL_PX,
     inks: Inks = LIGHT,
 ) -> bytes:
     """Draw the contact sheet.
@@ -55,35 +55,34 @@ def contact_sheet(
         rows: at most so many prototypes, the busiest first; those without images are left out.
         columns: at most so many images of each.
         cell_px: side of an image on the sheet, pixels.
-        title: line at the top.
         inks: colours.
 
     Returns:
         The bytes of a PNG. Without any image, a sheet that says so.
     """
     shown = busiest(exemplars, usage_K, rows)
-    width = 2 * MARGIN_PX + LABEL_PX + columns * (cell_px + GAP_PX) - GAP_PX
-    top = MARGIN_PX + 44
-    height = top + max(1, len(shown)) * (cell_px + GAP_PX) - GAP_PX + MARGIN_PX
+    top, pitch = MARGIN_PX + 44, cell_px + GAP_PX
+    width = 2 * MARGIN_PX + LABEL_PX + columns * pitch - GAP_PX
+    height = top + max(1, len(shown)) * pitch - GAP_PX + MARGIN_PX
     sheet = Image.new("RGB", (width, height), inks.background)
     draw = ImageDraw.Draw(sheet)
-    large, small = ImageFont.load_default(size=17), ImageFont.load_default(size=12)
-    draw.text((MARGIN_PX, MARGIN_PX), title, fill=inks.ink, font=large)
+    title = "Busiest prototypes, most typical images first"
+    draw.text((MARGIN_PX, MARGIN_PX), title, fill=inks.ink, font_size=17)
     if not shown:
-        draw.text((MARGIN_PX, top), "No images were kept yet.", fill=inks.faint, font=small)
-    largest = max((float(usage_K[prototype]) for prototype in shown), default=0.0) or 1.0
+        draw.text((MARGIN_PX, top), "No images were kept yet.", fill=inks.faint, font_size=12)
     for row, prototype in enumerate(shown):
-        y = top + row * (cell_px + GAP_PX)
-        _label(draw, (MARGIN_PX, y + cell_px // 2), prototype, float(usage_K[prototype]), largest, inks)
+        y = top + row * pitch
+        share, largest = float(usage_K[prototype]), float(usage_K[shown[0]])
+        _label(draw, y + cell_px // 2, prototype, share, share / (largest or 1.0), inks)
         for column, one in enumerate(exemplars.top(prototype)[:columns]):
             picture = Image.fromarray(one.thumb).resize((cell_px, cell_px), Image.Resampling.LANCZOS)
-            sheet.paste(picture, (MARGIN_PX + LABEL_PX + column * (cell_px + GAP_PX), y))
+            sheet.paste(picture, (MARGIN_PX + LABEL_PX + column * pitch, y))
     buffer = io.BytesIO()
     sheet.save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
 
 
-def busiest(exemplars: Exemplars, usage_K: NDArray[np.float32], rows: int) -> list[int]:
+def busiest(exemplars: Exemplars, usage_K: NDArray[np.float32], rows: int = ROWS) -> list[int]:
     """Prototypes that have images, most used first; ties by number.
 
     Raises:
@@ -100,15 +99,11 @@ def busiest(exemplars: Exemplars, usage_K: NDArray[np.float32], rows: int) -> li
 
 
 def _label(
-    draw: ImageDraw.ImageDraw, at: tuple[int, int], prototype: int, share: float, largest: float, inks: Inks
+    draw: ImageDraw.ImageDraw, middle: int, prototype: int, share: float, of_largest: float, inks: Inks
 ) -> None:
-    x, middle = at
-    draw.text((x, middle - 19), f"#{prototype}", fill=inks.ink, font=ImageFont.load_default(size=15))
-    draw.text(
-        (x + 58, middle - 17), f"{100 * share:.2f} %", fill=inks.faint, font=ImageFont.load_default(size=12)
-    )
-    full = LABEL_PX - 24
-    draw.rounded_rectangle((x, middle + 5, x + full, middle + 9), radius=2, fill=inks.track)
-    draw.rounded_rectangle(
-        (x, middle + 5, x + max(3, full * share / largest), middle + 9), radius=2, fill=inks.bar
-    )
+    left, right = MARGIN_PX, MARGIN_PX + LABEL_PX - 24
+    draw.text((left, middle - 19), f"#{prototype}", fill=inks.ink, font_size=15)
+    draw.text((left + 58, middle - 17), f"{100 * share:.2f} %", fill=inks.faint, font_size=12)
+    bar_px = max(3, (right - left) * of_largest)
+    draw.rounded_rectangle((left, middle + 5, right, middle + 9), radius=2, fill=inks.track)
+    draw.rounded_rectangle((left, middle + 5, left + bar_px, middle + 9), radius=2, fill=inks.bar)

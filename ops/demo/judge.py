@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from learner.learner import Learner
-from ops.demo.contact_sheet import DARK, LIGHT, busiest, contact_sheet
+from ops.demo.contact_sheet import CELL_PX, COLUMNS, DARK, busiest, contact_sheet
 from ops.demo.drawings.pictures import KINDS, draw
 from ops.evaluate.features import ChannelMoments, raw_view
 from ops.evaluate.knn import NearestNeighbours, purity, purity_by_chance
@@ -32,8 +32,6 @@ NEIGHBOURS = 20
 
 _QUERIES = 1000
 _SHEET_RECORDS = 4000
-_THUMB_PX = 64
-_SHEET_ROWS, _SHEET_COLUMNS = 20, 12
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,8 +43,8 @@ class Judgement:
     knn: dict[str, float]
     """Top-1 of 20 neighbours in percent: trained, untrained, raw_pixels."""
     pictures: int
-    prototypes: tuple[tuple[int, int, tuple[tuple[str, float], ...]], ...]
-    """Prototype, pictures of it, and its commonest kinds with their shares; busiest first."""
+    prototypes: dict[int, tuple[int, list[tuple[str, float]]]]
+    """Of each that has pictures: how many, and its commonest kinds with their shares."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,13 +68,11 @@ def judge(network: Network, *, seed: int, size: int) -> Judgement:
         seed: of the stream of pictures.
         size: side of the pictures, pixels.
     """
-    views: list[Tensor] = []
-    names: list[int] = []
-    for number in range(FRESH_FROM, FRESH_FROM + PICTURES):
-        pixels, kind = draw(seed, number, size)
-        views.append(centre_view(torch.from_numpy(pixels).permute(2, 0, 1), network.view_px))
-        names.append(KINDS.index(kind))
-    views_N3SS, kinds_N = torch.stack(views), torch.tensor(names)
+    drawn = [draw(seed, number, size) for number in range(FRESH_FROM, FRESH_FROM + PICTURES)]
+    kinds_N = torch.tensor([KINDS.index(kind) for _, kind in drawn])
+    views_N3SS = torch.stack([
+        centre_view(torch.from_numpy(pixels).permute(2, 0, 1), network.view_px) for pixels, _ in drawn
+    ])  # fmt: skip
     initial = load_model.untrained(network)
     initial.estimate_statistics([views_N3SS])
     assigned_N = _assigned(network.learner, views_N3SS)
@@ -101,10 +97,10 @@ def judge(network: Network, *, seed: int, size: int) -> Judgement:
 def draw_sheet(network: Network, stream: str) -> Sheet:
     """The contact sheet of the newest images of a stream, as the network sees them now."""
     prototypes = network.config.swav.prototypes[0]
-    exemplars = Exemplars(prototypes, each=_SHEET_COLUMNS, thumbnail_px=_THUMB_PX)
+    exemplars = Exemplars(prototypes, each=COLUMNS, thumbnail_px=CELL_PX)
     counts_K = torch.zeros(prototypes, dtype=torch.int64)
     pixels = network.config.reader.max_pixels
-    for seen in see(_newest(stream), size=_THUMB_PX, max_pixels=pixels):
+    for seen in see(_newest(stream), size=CELL_PX, max_pixels=pixels):
         if not len(seen.views_B3SS):
             continue
         keys = [name for name, error in zip(seen.names, seen.errors, strict=True) if error is None]
@@ -120,14 +116,13 @@ def draw_sheet(network: Network, stream: str) -> Sheet:
             )  # fmt: skip
     images = int(counts_K.sum())
     usage_K = (counts_K.double() / max(1, images)).numpy().astype(np.float32)
-    png, dark_png = (
-        contact_sheet(
-            exemplars, usage_K, rows=_SHEET_ROWS, columns=_SHEET_COLUMNS, cell_px=_THUMB_PX, inks=inks
-        )
-        for inks in (LIGHT, DARK)
+    return Sheet(
+        png=contact_sheet(exemplars, usage_K),
+        dark_png=contact_sheet(exemplars, usage_K, inks=DARK),
+        prototypes=tuple(busiest(exemplars, usage_K)),
+        usage=tuple(usage_K.tolist()),
+        images=images,
     )
-    shown = tuple(busiest(exemplars, usage_K, _SHEET_ROWS))
-    return Sheet(png=png, dark_png=dark_png, prototypes=shown, usage=tuple(usage_K.tolist()), images=images)
 
 
 def _assigned(learner: Learner, views_N3SS: Tensor) -> Tensor:
@@ -141,24 +136,14 @@ def _top1(features_NF: Tensor, kinds_N: Tensor) -> float:
     return nearest.top1(NEIGHBOURS, kinds_N[:_QUERIES])
 
 
-def _contents(
-    assigned: list[int], kinds: list[int]
-) -> tuple[tuple[int, int, tuple[tuple[str, float], ...]], ...]:
-    held: dict[int, Counter[int]] = {}
+def _contents(assigned: list[int], kinds: list[int]) -> dict[int, tuple[int, list[tuple[str, float]]]]:
+    held: dict[int, Counter[str]] = {}
     for prototype, kind in zip(assigned, kinds, strict=True):
-        held.setdefault(prototype, Counter())[kind] += 1
-    order = sorted(held, key=lambda prototype: (-held[prototype].total(), prototype))
-    return tuple(
-        (
-            prototype,
-            held[prototype].total(),
-            tuple(
-                (KINDS[kind], count / held[prototype].total())
-                for kind, count in held[prototype].most_common(3)
-            ),
-        )
-        for prototype in order
-    )
+        held.setdefault(prototype, Counter())[KINDS[kind]] += 1
+    return {
+        prototype: (count.total(), [(kind, of / count.total()) for kind, of in count.most_common(3)])
+        for prototype, count in held.items()
+    }
 
 
 def _newest(stream: str) -> Iterator[tuple[str, bytes | BadRecord]]:

@@ -30,28 +30,30 @@ from ops.rundir import files
 @functools.cache
 def page() -> bytes:
     """The whole page; nothing in it is fetched from elsewhere but the run's own figures and pictures."""
-    return _part("page.html").replace("/*STYLE*/", _style()).replace("/*SCRIPT*/", _script()).encode()
+    return (
+        static_part("page.html")
+        .replace("/*STYLE*/", static_part("page.css"))
+        .replace("/*SCRIPT*/", _script())
+        .encode()
+    )
 
 
 @functools.cache
 def page_policy() -> str:
     """Content-Security-Policy: exactly this page's style and script run, nothing is fetched elsewhere."""
     return (
-        f"default-src 'none'; script-src {_hash(_script())}; style-src {_hash(_style())}; "
+        f"default-src 'none'; script-src {_hash(_script())}; style-src {_hash(static_part('page.css'))}; "
         "img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
         "frame-ancestors 'none'"
     )
 
 
-def _style() -> str:
-    return _part("page.css")
-
-
 def _script() -> str:
-    return "".join(_part(name) for name in ("charts.js", "heatmap.js", "clusters.js", "page.js"))
+    return "".join(static_part(name) for name in ("charts.js", "heatmap.js", "clusters.js", "page.js"))
 
 
-def _part(name: str) -> str:
+def static_part(name: str) -> str:
+    """Text of one file of the page."""
     return (importlib.resources.files("ops.live_page") / "static" / name).read_text(encoding="utf-8")
 
 

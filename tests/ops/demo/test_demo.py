@@ -24,8 +24,7 @@ from ops.demo import run as demo_run
 from ops.demo.contact_sheet import DARK, LIGHT
 from ops.demo.feed import DrawnSource, Feed, FeedProcess, samples_used
 from ops.demo.judge import draw_sheet
-from ops.demo.report import DemoResult, render_text
-from ops.demo.run import DemoOptions, DemoRun, prepare_directory
+from ops.demo.run import DemoOptions, prepare_directory
 from ops.errors import OpsError, RunLocked
 from ops.inference.load_model import load
 from ops.rundir.files import write_json
@@ -158,38 +157,6 @@ def test_given_images_are_read_again_until_the_time_is_used(tmp_path: Path) -> N
     )
     assert f"70 records read {result['passes']:.1f} times" in done.stderr
     assert "went by" in (tmp_path / "run" / "summary.html").read_text(encoding="utf-8")
-
-
-def result_of(tmp_path: Path, *, updates: int, loss: float, agreement: tuple[float, float]) -> DemoResult:
-    """What a demo on given images comes to, without one."""
-    summary = RunSummary(
-        status="stopped", run=str(tmp_path), samples=64 * updates, skipped=0, left_over=0, steps=updates,
-        updates=updates, passes=1, seconds=9.0, loss=4.2 * loss, loss_over_ln_k=loss, usage_perplexity=9.0,
-        prototypes=64, skipped_by_reason={}, checkpoint=None, snapshot=None,
-    )  # fmt: skip
-    options = DemoOptions(run_dir=tmp_path, images="pictures")
-    run = DemoRun(
-        options=options, config=demo_run.demo_config(options), stream=tmp_path / "stream", picture_px=64,
-        summary=summary, ingest={"written": 128, "found": 128, "skipped": {}}, seconds=30.0, peak_bytes=0,
-        peak_processes=0, live_page="", exit_code=0, time_used=True,
-    )  # fmt: skip
-    return DemoResult(run=run, judgement=None, sheet=None, agreement=agreement)
-
-
-def test_a_demo_says_plainly_when_nothing_was_learned(tmp_path: Path) -> None:
-    nothing = result_of(tmp_path, updates=12, loss=1.02, agreement=(0.1, 0.09))
-    assert (
-        render_text(nothing)
-        .splitlines()[1]
-        .startswith("Nothing was learned in 12 updates. Give it more time")
-    )
-    assert nothing.to_json()["learned"] is False
-    fell_only = result_of(tmp_path, updates=400, loss=0.9, agreement=(0.1, 0.09))
-    assert "Nothing was learned" in render_text(fell_only)
-    good = result_of(tmp_path, updates=400, loss=0.9, agreement=(0.4, 0.09))
-    assert "Nothing was learned" not in render_text(good)
-    none = result_of(tmp_path, updates=0, loss=1.0, agreement=(0.0, 0.0))
-    assert "fewer than one batch of 64 images arrived" in render_text(none)
 
 
 def test_it_tells_where_to_look_while_it_runs(finished: tuple[Path, dict[str, Any], str]) -> None:
