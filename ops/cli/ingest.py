@@ -235,14 +235,13 @@ def _config(
 
 
 def _summary(report: "IngestReport", dest: str) -> str:
+    from ops.rundir.summary import skipped_text
     from stream.kafka_topic.address import is_topic
 
-    skipped = ", ".join(f"{count:,} {reason}" for reason, count in report.skipped.items())
     lost = ", ".join(f"{count:,} {reason}" for reason, count in report.labels_lost.items())
-    total = report.found - report.written
+    skipped = skipped_text(report.found - report.written, report.skipped)
     lines = [
-        f"{report.status}: {report.found:,} found = {report.written:,} written + {total:,} skipped"
-        + (f" ({skipped})" if skipped else ""),
+        f"{report.status}: {report.found:,} found = {report.written:,} written + {skipped}",
         f"  {'' if is_topic(dest) else f'{report.shards:,} shards, '}{report.bytes / 1e6:,.1f} MB of images, "
         f"{duration(report.seconds)}",
         f"  {dest} is {'sealed' if report.sealed else 'open'}",

@@ -7,7 +7,7 @@ are those of the live page.
 import base64
 import importlib.resources
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from ops.live_page.server import static_part
 from ops.monitoring.rules import LOSS_STUCK, agreement_rose
 from ops.rundir.files import read_lines, write_json
 from ops.rundir.history import at_ends
-from ops.rundir.summary import FINISHED
+from ops.rundir.summary import FINISHED, skipped_text
 
 SHEET, SHEET_DARK = "contact-sheet.png", "contact-sheet-dark.png"
 PAGE, FIGURES = "summary.html", "demo-figures.json"
@@ -195,7 +195,7 @@ def accounts(run: DemoRun) -> list[str]:
     ingest, summary = run.ingest, run.summary
     lines = []
     if ingest:
-        skipped = f"{sum(ingest['skipped'].values()):,} skipped{_reasons(ingest['skipped'])}"
+        skipped = skipped_text(sum(ingest["skipped"].values()), ingest["skipped"])
         lines.append(f"ingest: {ingest['found']:,} found = {ingest['written']:,} written + {skipped}")
     total = summary.samples + summary.skipped + summary.left_over
     written = ingest.get("written", total)
@@ -204,15 +204,7 @@ def accounts(run: DemoRun) -> list[str]:
         read = f" read {run.passes:.1f} times = {total:,}"
     elif written != total:
         rest = f" + {written - total:,} not read yet"
-    lines.append(
-        f"learn: {written:,} records{read} = {summary.samples:,} used + {summary.skipped:,} "
-        f"skipped{_reasons(summary.skipped_by_reason)} + {summary.left_over:,} left over{rest}"
-    )
-    return lines
-
-
-def _reasons(skipped: Mapping[str, int]) -> str:
-    return f" ({', '.join(f'{count:,} {reason}' for reason, count in skipped.items())})" if skipped else ""
+    return [*lines, f"learn: {written:,} records{read} = {summary.records()}{rest}"]
 
 
 def next_commands(run: DemoRun) -> list[str]:

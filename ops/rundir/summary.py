@@ -18,6 +18,12 @@ FINISHED, STOPPED = "finished", "stopped"
 RECENT_UPDATES = 50
 
 
+def skipped_text(count: int, by_reason: Mapping[str, int]) -> str:
+    """Such as `3 skipped (2 truncated, 1 empty)`."""
+    reasons = ", ".join(f"{some:,} {reason}" for reason, some in by_reason.items())
+    return f"{count:,} skipped" + (f" ({reasons})" if reasons else "")
+
+
 @dataclass(kw_only=True, slots=True)
 class Progress:
     """Counts that go on over restarts; saved in each checkpoint."""
@@ -97,13 +103,16 @@ class RunSummary:
             return 'the records do not fill one batch (lower `batch`, or set tail = "train")'
         return "there were no records"
 
+    def records(self) -> str:
+        """What became of the records that were read; the three counts are all of them."""
+        skipped = skipped_text(self.skipped, self.skipped_by_reason)
+        return f"{self.samples:,} used + {skipped} + {self.left_over:,} left over"
+
     def render(self) -> str:
         """A few lines for people."""
-        skipped = ", ".join(f"{count:,} {reason}" for reason, count in self.skipped_by_reason.items())
         lines = [
             f"{self.status}: {self.samples:,} samples in {self.steps:,} steps, {duration(self.seconds)}",
-            f"  records    {self.samples:,} used + {self.skipped:,} skipped"
-            f"{f' ({skipped})' if skipped else ''} + {self.left_over:,} left over",
+            f"  records    {self.records()}",
         ]
         if not self.samples:
             lines.append(f"  nothing was learned: {self.why_nothing()}")
