@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
 
 from ops.demo.judge import NEIGHBOURS, Judgement, Sheet, draw_sheet, judge
 from ops.demo.run import DemoRun
@@ -145,7 +144,7 @@ def render_page(result: DemoResult, loss: Sequence[tuple[int, float]]) -> str:
     template = (importlib.resources.files("ops.demo") / "summary.html").read_text(encoding="utf-8")
     run, summary = result.run, result.run.summary
     return environment.from_string(template).render(
-        static=lambda name: Markup(static_part(name)),  # noqa: S704  files of this package
+        static=static_part,
         lead=_lead(result),
         figures=figures(result),
         loss=_curve(loss),
