@@ -394,6 +394,7 @@ class Run:
                 stats=step.stats,
                 timings=replace(step.timings, save_s=self._saver.take_held_up_s()),
                 replays=step.replays,
+                replay_prototypes=None if self._members is None else self._members.prototypes_in_use(),
                 run_s=self.seconds(),
                 lag=steps.lag,
                 lanes=steps.lanes,
