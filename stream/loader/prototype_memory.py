@@ -53,7 +53,8 @@ def staying(prototype_VH: NDArray[np.int32], leaving: int) -> NDArray[np.bool_]:
             oldest = counts_K[held_H].argmax()  # of equals the first
             counts_K[held_H[oldest]] -= 1
             held_H[oldest] = gone
-    return held_VH != gone
+    stay_VH: NDArray[np.bool_] = held_VH != gone
+    return stay_VH
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -89,7 +90,7 @@ class Members:
 
     def prototypes_in_use(self) -> int:
         """Prototypes that have members, of all lanes."""
-        return len(np.unique(self.prototype_VH))
+        return int(np.count_nonzero(np.bincount(self.prototype_VH.reshape(-1))))
 
     def tensors(self) -> dict[str, Tensor]:
         """Copies for a checkpoint, by lane; those of all ranks together are the members of the run."""

@@ -61,7 +61,7 @@ def test_a_run_does_all_updates_and_its_checkpoint_holds_the_images(whole: tuple
     assert summary.updates == UPDATES * summary.steps
     members = members_of(run_dir)
     assert members["prototypes"].shape == (8, 96 // 8)
-    assert len(members["prototypes"].unique()) > 2
+    assert len(set(members["prototypes"].reshape(-1).tolist())) > 2
     found = load_newest(run_dir)
     assert found is not None
     images = sum(tensor.numel() for name, tensor in members.items() if name.startswith("images."))

@@ -152,7 +152,7 @@ def test_members_and_replays_are_those_of_the_rule() -> None:
 
 
 def test_a_replay_brings_what_arrived_under_these_names_in_new_views() -> None:
-    uniforms, arrived = set(), {}
+    uniforms, arrived = set[bytes](), dict[tuple[int, int], tuple[int, str]]()
     for number, (batch, *replays) in enumerate(driven(open_loader(begin(SPEC)))[0]):
         arrived |= dict(zip(names(batch), zip(records(batch), batch.keys, strict=True), strict=True))
         for update, again in enumerate(replays, 1):
