@@ -228,6 +228,7 @@ class Learner:
             feature_std_ratio=measured.feature_std_ratio,
             assigned_B=measured.assigned_B,
             score_B=measured.score_B,
+            assigned_N=measured.assigned_HN[0],
             seconds=timer.seconds,
             health=self._health if due else None,
             reseeded=reseeded,

@@ -1,6 +1,6 @@
 """What the learner hands out: plain frozen values; only ops turns them into metrics, log lines and snapshots.
 
-B samples of this rank   K prototypes
+B samples of this rank   N samples over all ranks   K prototypes
 """
 
 import math
@@ -156,6 +156,8 @@ class StepReport:
     """[B] int64 on the CPU: arg-max of the raw scores of view 0, first head, in the order of the batch."""
     score_B: Tensor
     """[B] float32 on the CPU: that raw score, a cosine."""
+    assigned_N: Tensor
+    """[N] int64 on the CPU: `assigned_B` of all ranks, one rank after the other."""
     seconds: Mapping[str, float]
     """By phase: augment, forward, sinkhorn, backward, optim, health."""
     health: HealthReport | None

@@ -60,17 +60,24 @@ class ReaderConfig:
             raise ValueError(f"reader.poll_s must be > 0 seconds, got {self.poll_s}")
 
 
+FIFO, PROTOTYPES = "fifo", "prototypes"
+POLICIES = (FIFO, PROTOTYPES)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReplayConfig:
-    """How often the latest samples are learned from again."""
+    """How often samples are learned from again, and which."""
 
     updates: int = 1
     """Updates for each arriving batch: its own, and the rest from the window; 1 = no replay."""
     window_samples: int = 0
-    """The latest samples that replays are drawn from, the arriving batch among them; a whole multiple of the
-    batch, 0 without replay."""
+    """The samples that replays are drawn from; a whole multiple of the batch, 0 without replay."""
+    policy: str = FIFO
+    """fifo: the window is the latest samples, the arriving batch among them. prototypes: it is a memory that
+    stays balanced over prototypes, from all that has arrived; its encoded images lie in the checkpoint."""
 
     def __post_init__(self) -> None:
+        _one_of("replay.policy", self.policy, POLICIES)
         if self.updates < 1:
             raise ValueError(f"replay.updates must be >= 1, got {self.updates}")
         if self.window_samples < 0:
@@ -79,6 +86,10 @@ class ReplayConfig:
             raise ValueError(
                 f"replay.window_samples is {self.window_samples}, but replay.updates = 1 replays nothing: "
                 "raise replay.updates or leave the window at 0"
+            )
+        if self.updates == 1 and self.policy != FIFO:
+            raise ValueError(
+                f"replay.policy is {self.policy}, but replay.updates = 1 replays nothing: raise it"
             )
 
     def window_steps(self, batch: int) -> int:

@@ -48,6 +48,7 @@ LONGEST = (
     "learner/test_waits.py",
     "stream/loader/test_tail.py",
     "stream/loader/test_replay.py",
+    "stream/loader/test_prototype_memory.py",
     "ingest/test_processes.py",
     "learner/test_learner_state.py",
 )

@@ -273,6 +273,11 @@ def differences(one: Path, other: Path) -> list[str]:
         for name in tensors.keys() & others.keys()
         if tensors[name].dtype != others[name].dtype or not torch.equal(tensors[name], others[name])
     ]
+    members = [
+        {name: tensor.tolist() for name, tensor in (run.replay or {}).items()} for run in (first, second)
+    ]
+    if members[0] != members[1]:
+        found.append("images for replay")
     if not tensors:
         found.append("there are no tensors to compare")
     if first.state != second.state:
@@ -343,7 +348,7 @@ def drive(folder: Path, seed: int, counts: Sequence[int]) -> dict[str, Any]:
         seed: of the moments.
         counts: kills at random moments of a run, rounds over all points of the checkpoint protocol, kills of
             reader processes, rounds of kill and prune, kills of an ingest, kills at random moments of a run
-            with replay.
+            with replay, by each policy.
     """
     import torch
 
@@ -362,7 +367,8 @@ def drive(folder: Path, seed: int, counts: Sequence[int]) -> dict[str, Any]:
     if ingest_kills:
         ingests(driver, ingest_kills)
     if with_replay:
-        Runs(driver, *REPLAYED).at_random_moments(with_replay)
+        for policy in ("fifo", "prototypes"):
+            Runs(driver, *REPLAYED, f"replay.policy={policy}").at_random_moments(with_replay)
     return {
         "kills": dict(driver.kills),
         "compared": driver.compared,

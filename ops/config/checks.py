@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ops.config.schema import RunConfig
+from stream.config import PROTOTYPES
 from stream.lanes import owners_of
 from stream.machine import memory
 
@@ -45,6 +46,11 @@ def advice(config: RunConfig) -> list[str]:
         found.append(
             f"reseed.after_samples = {config.reseed.after_samples} is less than ten samples for each of the "
             f"{largest} prototypes: even traffic leaves some unused for so long; set it to {10 * largest}"
+        )
+    if config.replay.policy == PROTOTYPES and config.replay.window_samples < largest:
+        found.append(
+            f"replay.window_samples = {config.replay.window_samples:,} is fewer than {largest} prototypes: "
+            "the memory cannot have an image of each; raise it"
         )
     if config.checkpoint.keep == 1:
         found.append("checkpoint.keep is 1: when the only checkpoint is damaged the run starts over")
@@ -126,6 +132,8 @@ class Stream:
     records: int
     shards: int
     sealed: bool
+    image_bytes: int = 0
+    """Of an encoded image, the mean; 0 = not known."""
 
 
 def uses_cuda(config: RunConfig, machine: Machine) -> bool:

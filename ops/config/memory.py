@@ -16,6 +16,7 @@ from torchvision.models.regnet import RegNet
 
 from learner.model import SwavModel
 from ops.config.schema import RunConfig
+from stream.config import PROTOTYPES
 from stream.loader.shared_memory import FrameLayout
 
 TRACED = 2
@@ -54,6 +55,10 @@ class Memory:
     queue: int
     batches: int
     """On the host: decoded batches, the one in work and those read ahead."""
+    members: int
+    """On the host: encoded images of a memory for replay, and those of the replays of a step."""
+    checkpoint_images: int
+    """On disk, of each checkpoint: the encoded images of all lanes; not part of any sum."""
     saving: int
     """On the host: copies of all state while a checkpoint or snapshot is written."""
 
@@ -71,10 +76,10 @@ class Memory:
     @property
     def host(self) -> int:
         """All that always lies on the host."""
-        return self.batches + self.saving
+        return self.batches + self.members + self.saving
 
 
-def memory_of(config: RunConfig, *, ranks: int = 1) -> Memory:
+def memory_of(config: RunConfig, *, ranks: int = 1, image_bytes: int = 0) -> Memory:
     """Estimate for the rank that has most lanes.
 
     Activations are counted tensor by tensor on a network without memory; the sum takes everything to be
@@ -84,6 +89,7 @@ def memory_of(config: RunConfig, *, ranks: int = 1) -> Memory:
     Args:
         config: all settings.
         ranks: learners that share the lanes.
+        image_bytes: of an encoded image, the mean; 0 = not known: three for each pixel of the largest crop.
 
     Raises:
         ValueError: an unknown backbone, or more ranks than lanes.
@@ -112,6 +118,9 @@ def memory_of(config: RunConfig, *, ranks: int = 1) -> Memory:
     queue = swav.assign_views * queued * dim * unit
     weights = (numbers + statistics) * unit * (2 if config.optim.average_decay else 1)
     wide = 0 if model.branch is None else len(model.branch.mean_F)
+    image_bytes = image_bytes or 3 * max(kind.size for kind in config.crops) ** 2
+    held = config.replay.window_samples * image_bytes if config.replay.policy == PROTOTYPES else 0
+    replayed = (config.replay.updates - 1) * samples * image_bytes if held else 0
     return Memory(
         weights=weights + casts + 2 * wide**2 * unit,
         gradients=numbers * unit,
@@ -122,7 +131,9 @@ def memory_of(config: RunConfig, *, ranks: int = 1) -> Memory:
         solving=BRANCH_COPIES * wide**2 * 8,
         queue=queue,
         batches=frames * layout.num_bytes(),
-        saving=weights + state + queue * ranks + wide**2 * unit,
+        members=held * lanes // config.lanes + replayed,
+        checkpoint_images=held,
+        saving=weights + state + queue * ranks + wide**2 * unit + held,
     )
 
 

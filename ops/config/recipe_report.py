@@ -76,6 +76,12 @@ class Resolved:
                 f"(activations {gib(self.memory.activations)}), {gib(self.memory.host)} beside it"
             )
             lines.append("(tensors only: the program and its libraries take some 0.7 GiB a rank besides)")
+            if self.memory.checkpoint_images:
+                lines.append(
+                    f"each checkpoint holds {self.config.replay.window_samples:,} encoded images for replay, "
+                    f"about {gib(self.memory.checkpoint_images)}; {self.config.checkpoint.keep} checkpoints "
+                    "are kept"
+                )
         if self.mixing is not None:
             lines.append(str(self.mixing))
         lines += [f"warning: {sentence}" for sentence in self.warnings]
@@ -116,7 +122,8 @@ def resolve(
     if ranks is None:
         ranks = max(1, len(machine.device_bytes)) if cuda else 1
     facts = None if stream is None else look(stream)
-    memory = memory_of(config, ranks=ranks) if ranks <= config.lanes else None
+    image_bytes = 0 if facts is None else facts.image_bytes
+    memory = memory_of(config, ranks=ranks, image_bytes=image_bytes) if ranks <= config.lanes else None
     if facts is not None:
         samples = run_samples(config, facts.records) if facts.sealed else 0
     else:
@@ -143,5 +150,11 @@ def look(stream: str) -> Stream:
             "lanes to its number of partitions; `learn` checks the rest"
         )
     manifest = Manifest.open(stream)
-    shards = sum(manifest.entry(number).n > 0 for number in range(manifest.floor.first, len(manifest)))
-    return Stream(records=manifest.records, shards=shards, sealed=manifest.sealed)
+    commits = [manifest.entry(number) for number in range(manifest.floor.first, len(manifest))]
+    images = sum(commit.n for commit in commits)
+    return Stream(
+        records=manifest.records,
+        shards=sum(commit.n > 0 for commit in commits),
+        sealed=manifest.sealed,
+        image_bytes=sum(commit.accounts.bytes or commit.bytes for commit in commits) // max(1, images),
+    )

@@ -244,6 +244,7 @@ IDENTITY = (
     "tail",
     "crops",
     "replay.updates",
+    "replay.policy",
     "replay.window_samples",
     "model.backbone",
     "model.projection_hidden",

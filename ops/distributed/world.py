@@ -64,8 +64,23 @@ class World:
         """The JSON value that the first rank handed in."""
         return value
 
-    def broadcast_tensors(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The tensors of the first rank; what others hand in is not looked at."""
+    def broadcast_tensors(
+        self, tensors: Mapping[str, torch.Tensor], *, wanted: Callable[[str], bool] = lambda _name: True
+    ) -> dict[str, torch.Tensor]:
+        """The tensors of the first rank; what others hand in is not looked at.
+
+        Args:
+            tensors: of the first rank.
+            wanted: whether this rank keeps the tensor of a name; the first one keeps all.
+        """
+        return dict(tensors)
+
+    def gather_tensors(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The tensors of all ranks by their names, on the first one; nothing on the others.
+
+        Args:
+            tensors: on the CPU; where two ranks have one of the same name, they are equal.
+        """
         return dict(tensors)
 
     def store_set(self, name: str, value: Any) -> None:
@@ -176,18 +191,37 @@ class JoinedWorld(World):
         """An all-gather, of which only the first row is kept."""
         return self.all_gather_objects(value if self.is_main else None)[0]
 
-    def broadcast_tensors(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def broadcast_tensors(
+        self, tensors: Mapping[str, torch.Tensor], *, wanted: Callable[[str], bool] = lambda _name: True
+    ) -> dict[str, torch.Tensor]:
         """Shapes, then a broadcast for each tensor; the other ranks need not see the run directory."""
-        specs = {name: [str(one.dtype).partition(".")[2], list(one.shape)] for name, one in tensors.items()}
         received = {}
-        for name, (dtype, shape) in self.broadcast_object(specs).items():
-            one = tensors[name] if self.is_main else torch.empty(shape, dtype=getattr(torch, dtype))
-            one = one.contiguous()
+        for name, spec in self.broadcast_object(_specs(tensors)).items():
+            one = tensors[name].contiguous() if self.is_main else _empty(spec)
             if one.numel():
                 with self.watched():
                     dist.broadcast(one.reshape(-1).view(torch.uint8), group=self._control, group_src=0)
-            received[name] = one
+            if self.is_main or wanted(name):
+                received[name] = one
         return received
+
+    def gather_tensors(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Shapes, then one message for each tensor, rank after rank."""
+        found = dict(tensors)
+        for rank, specs in enumerate(self.all_gather_objects(_specs(tensors))):
+            if rank == 0 or self.rank not in {0, rank}:
+                continue
+            for name, spec in specs.items():
+                one = _empty(spec) if self.is_main else tensors[name].contiguous()
+                if one.numel():
+                    whole = one.reshape(-1).view(torch.uint8)
+                    with self.watched():
+                        if self.is_main:
+                            dist.recv(whole, group=self._control, group_src=rank)
+                        else:
+                            dist.send(whole, group=self._control, group_dst=0)
+                found[name] = one
+        return found if self.is_main else {}
 
     def store_set(self, name: str, value: Any) -> None:
         """In the store that the launcher, or the first rank, keeps."""
@@ -287,6 +321,16 @@ class JoinedWorld(World):
                 if self.is_main:
                     logger.warning("the launcher of the %d ranks is gone: they save and end", self.world_size)
                 self._orphaned()
+
+
+def _specs(tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """Type and shape of tensors, as JSON values."""
+    return {name: [str(one.dtype).partition(".")[2], list(one.shape)] for name, one in tensors.items()}
+
+
+def _empty(spec: Sequence[Any]) -> torch.Tensor:
+    dtype, shape = spec
+    return torch.empty(shape, dtype=getattr(torch, dtype))
 
 
 class _WatchedGroup(ProcessGroup):

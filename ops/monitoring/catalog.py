@@ -178,6 +178,8 @@ GAUGES = (
            health="usage_kl_to_prior_nats"),
     _gauge("dead_prototypes", "prototypes", "Prototypes used less than a twentieth of the even share.",
            step="dead_prototypes", chart=True, judged="dead_prototypes_ratio", per="k"),
+    _gauge("replay_prototypes", "prototypes",
+           "Prototypes that have images in the memory for replay (replay.policy = prototypes only)."),
     _gauge("prototype_twins", "prototypes", "Prototypes with another one in nearly the same direction.",
            health="prototype_twins", live=True, judged="prototype_twins_ratio", per="k"),
     _gauge("prototype_nn_cosine", "cosine",

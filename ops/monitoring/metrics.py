@@ -170,6 +170,10 @@ class Metrics:
             elif self._prototypes:
                 self._set(row.name, getattr(report, row.step) / self._prototypes)
 
+    def replay_memory(self, prototypes: int) -> None:
+        """Prototypes that have images in the memory for replay."""
+        self._set("replay_prototypes", prototypes)
+
     def lag(self, records: int) -> None:
         """Records committed but not yet used."""
         self._set("stream_lag_records", records)

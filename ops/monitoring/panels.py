@@ -19,6 +19,7 @@ from ops.monitoring.grafana import (
 )
 
 NO_QUEUE = "runs without a queue have none; with one it is told once the queue is full"
+NO_MEMORY = "only runs with replay.policy = prototypes have one"
 NOT_YET = "told once the run has been healthy for some reports"
 NARROW = "needs an embedding of 32 dimensions or more, and a batch of more samples than that"
 NOT_PUBLISHED = "nothing has been published yet"
@@ -96,6 +97,9 @@ USAGE = Row(
         lines("Usage by group", query(f"avg by (group) ({metric('group_usage_ratio')})", "{{group}}"),
               help="Shares of fixed groups of prototypes; even bands are balance, a shift is drift.",
               unit="percentunit", stacked=True, low=0, high=1),
+        lines("Memory for replay", query(_share("replay_prototypes"), may_be_empty=NO_MEMORY),
+              help="Prototypes that have images in it, of K (replay.policy = prototypes).",
+              unit="percentunit", low=0, high=1),
         lines("Divergence from the prior", query(metric("usage_kl_to_prior_nats")),
               help="0 = usage is as wanted; by chance (K - 1) / (2 x samples in the window).", low=0),
     ),

@@ -6,6 +6,7 @@ A checkpoint is learner state and cursor of the same moment, so neither can be n
         learner.safetensors   every tensor of the learner
         state.json            its plain values, with the version of their layout
         cursor.json           the next unread record of every lane
+        replay.safetensors    with replay.policy = prototypes: the encoded images that replays are drawn from
         meta.json             number, run, progress, SHA-256 and size of each file, and of itself
 """
 
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+from torch import Tensor
 
 from ops.errors import CheckpointDamaged, RunMismatch
 from stream.cursor import Cursor
@@ -28,6 +30,7 @@ logger = logging.getLogger(__name__)
 META_VERSION = 1
 PREFIX, DAMAGED = "ckpt-", "damaged-"
 TENSORS, VALUES, CURSOR, META = "learner.safetensors", "state.json", "cursor.json", "meta.json"
+REPLAY = "replay.safetensors"
 # A file that is not there is damage; any other error of the system may be gone the next time.
 MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 
@@ -45,6 +48,8 @@ class Checkpoint:
     cursor: Cursor = field(repr=False)
     progress: Mapping[str, Any] = field(repr=False)
     """What the run counts beside learner and cursor."""
+    replay: Mapping[str, Tensor] | None = field(default=None, repr=False)
+    """Members of a memory for replay, as `stream.loader.prototype_memory.Members` takes them."""
 
 
 def load_newest(
@@ -117,6 +122,7 @@ def load(path: Path) -> Checkpoint:
         state={**values, "tensors": safetensors.torch.load_file(path / TENSORS)},
         cursor=Cursor.from_json((path / CURSOR).read_text(encoding="utf-8")),
         progress=meta["progress"],
+        replay=safetensors.torch.load_file(path / REPLAY) if REPLAY in meta["files"] else None,
     )
 
 

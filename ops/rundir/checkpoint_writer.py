@@ -20,6 +20,7 @@ from ops.rundir.checkpoint import (  # fmt: skip
     DAMAGED,
     META,
     META_VERSION,
+    REPLAY,
     TENSORS,
     VALUES,
     file_digest,
@@ -81,12 +82,26 @@ class CheckpointWriter:
         self._sweep()
         self._next = max([0, *numbers(self.folder), *self._damaged()]) + 1
 
-    def save(self, state: Mapping[str, Any], cursor: Cursor, progress: Mapping[str, Any]) -> None:
-        """Save a state, which is the writer's from here on; see the class for what is waited on."""
+    def save(
+        self,
+        state: Mapping[str, Any],
+        cursor: Cursor,
+        progress: Mapping[str, Any],
+        replay: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """Save a state, which is the writer's from here on; see the class for what is waited on.
+
+        Args:
+            state: of the learner.
+            cursor: of the whole run, of the same moment, as all that follows.
+            progress: what the run counts besides.
+            replay: members of all lanes, on the CPU; None = a run without a memory for replay.
+        """
         self._join()
         tensors: dict[str, Tensor] = {
             name: tensor.detach().to("cpu").contiguous() for name, tensor in state["tensors"].items()
         }
+        files = {TENSORS: tensors} if replay is None else {TENSORS: tensors, REPLAY: dict(replay)}
         values = json.dumps({name: value for name, value in state.items() if name != "tensors"})
         body = {
             "version": META_VERSION,
@@ -99,7 +114,7 @@ class CheckpointWriter:
         # Until it has ended well: a thread may also end in a way that is not foreseen.
         self._error = RuntimeError("writing it ended early, the log says how")
         self._thread = threading.Thread(
-            target=self._write, args=(tensors, values, cursor.to_json(), body), name="checkpoint"
+            target=self._write, args=(files, values, cursor.to_json(), body), name="checkpoint"
         )
         self._thread.start()
 
@@ -141,7 +156,9 @@ class CheckpointWriter:
             self._thread.join()
             self._thread = None
 
-    def _write(self, tensors: dict[str, Tensor], values: str, cursor: str, meta: dict[str, Any]) -> None:
+    def _write(
+        self, tensors: dict[str, dict[str, Tensor]], values: str, cursor: str, meta: dict[str, Any]
+    ) -> None:
         began = time.monotonic()
         aside = self.folder / f".tmp-{uuid.uuid4().hex}"
         final = self.folder / name_of(meta["number"])
@@ -149,11 +166,12 @@ class CheckpointWriter:
         try:
             aside.mkdir()
             self._at("begun")
-            save_tensors(tensors, aside / TENSORS)
+            for name, some in tensors.items():
+                save_tensors(some, aside / name)
             self._at("tensors written")
             (aside / VALUES).write_text(values, encoding="utf-8")
             (aside / CURSOR).write_text(cursor, encoding="utf-8")
-            meta["files"] = {name: _synced(aside / name) for name in (TENSORS, VALUES, CURSOR)}
+            meta["files"] = {name: _synced(aside / name) for name in (*tensors, VALUES, CURSOR)}
             meta["sha256"] = meta_digest(meta)
             (aside / META).write_text(json.dumps(meta), encoding="utf-8")
             _synced(aside / META)

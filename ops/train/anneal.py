@@ -144,7 +144,7 @@ def _make(
     # What the copy publishes is its own: its numbers and its fencing begin again.
     progress = replace(Progress(**saved.progress), snapshot_epoch=0, snapshot_version=0, finished=False)
     writer = CheckpointWriter(out, copy.uuid, keep=config.checkpoint.keep)
-    writer.save(saved.state, saved.cursor, progress.saved(seconds=progress.seconds))
+    writer.save(saved.state, saved.cursor, progress.saved(seconds=progress.seconds), saved.replay)
     writer.flush()
     if (run_dir / "history.jsonl").exists():
         shutil.copyfile(run_dir / "history.jsonl", out / "history.jsonl")

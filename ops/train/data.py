@@ -14,6 +14,7 @@ from stream.kafka_topic.dead_letters import KafkaProgress
 from stream.kafka_topic.source import TopicSpec
 from stream.loader.loader import Loader
 from stream.loader.prefetch import AVAILABLE, STRICT
+from stream.loader.prototype_memory import Members
 from stream.shards.source import ShardSource, ShardSpec
 from stream.source import Source, SourceSpec
 from stream.storage import local_path
@@ -92,7 +93,13 @@ def reading_mode(config: RunConfig, spec: SourceSpec) -> str:
 
 
 def open_loader(
-    spec: SourceSpec, config: RunConfig, cursor: Cursor, *, world: World, pin_memory: bool
+    spec: SourceSpec,
+    config: RunConfig,
+    cursor: Cursor,
+    *,
+    members: Members | None,
+    world: World,
+    pin_memory: bool,
 ) -> Loader:
     """Start the readers of one rank.
 
@@ -100,6 +107,7 @@ def open_loader(
         spec: opens the stream.
         config: of the run.
         cursor: where it goes on.
+        members: of a memory for replay, of the same moment; None has none yet.
         world: the ranks, of which this is one.
         pin_memory: batches are to go to a CUDA device.
 
@@ -109,6 +117,7 @@ def open_loader(
     return Loader(
         spec,
         replay=config.replay,
+        members=members,
         cursor=cursor,
         crops=config.crops,
         config=config.reader,

@@ -39,6 +39,8 @@ class StepDone:
     timings: StepTimings
     replays: int = 0
     """Updates of the step beside that of the arriving batch."""
+    replay_prototypes: int | None = None
+    """Prototypes that have images in the memory for replay; None = a run without."""
     run_s: float = 0.0
     """Seconds spent on the run, over restarts."""
     lag: int = 0

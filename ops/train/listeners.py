@@ -110,6 +110,8 @@ class MetricsExport:
         self.metrics.waiting(False)
         self.metrics.ready(True)
         self.metrics.observe(step.report, step.stats, replays=step.replays, **asdict(step.timings))
+        if step.replay_prototypes is not None:
+            self.metrics.replay_memory(step.replay_prototypes)
         self.metrics.dead_letters(*step.dead_letters)
         self.metrics.lanes(step.lanes)
         self.metrics.lag(step.lag)

@@ -98,8 +98,10 @@ class StepRunner:
             NonFinite: an update was refused; `undo` takes back those before it.
         """
         report = self._learner.step(_views(batch), accumulate=self._accumulate)
+        self._steps.loader.learned(report.assigned_N)
         for again in self._replays():
             replay = self._learner.step(_views(again), accumulate=self._accumulate, fresh=False)
+            self._steps.loader.learned(replay.assigned_N)
             report = _followed_by(report, replay)
         self.within = False
         now = time.monotonic()
@@ -139,7 +141,7 @@ def _views(batch: Batch) -> Views:
 
 
 class Run:
-    """One session of a run: learner and cursor of the same moment.
+    """One session of a run: learner, cursor and members of a memory for replay, of the same moment.
 
     One thread uses it, and all ranks call the same methods. After any exception the last checkpoint is what
     the run goes on from.
@@ -203,6 +205,7 @@ class Run:
 
     def _train(self) -> None:
         with self._open_loader() as loader:
+            self._members = loader.members
             steps = self._steps = self._in_step(loader)
             step = self._step = StepRunner(
                 steps, self.learner, not_finite=self._not_finite, accumulate=self.config.accumulate
@@ -225,8 +228,9 @@ class Run:
         """Save learner and cursor; the writing goes on in the background."""
         began = time.monotonic()
         state, cursor = self.learner.state_dict(send_only=self._saver is None), self._whole_cursor()
+        replay = None if self._members is None else self._world.gather_tensors(self._members.tensors())
         if self._saver is not None:
-            self._saver.save(state, cursor, self.progress, seconds=self.seconds(), began=began)
+            self._saver.save(state, cursor, self.progress, replay=replay, seconds=self.seconds(), began=began)
         self._saved = self.cursor
 
     def publish(self) -> None:
@@ -334,7 +338,7 @@ class Run:
     def _restore(self, saved: Checkpoint | None) -> None:
         restored = restore(self._point, saved, self._world)
         self.learner, self.cursor, self.progress = restored.learner, restored.cursor, restored.progress
-        self._restored_from = restored.path
+        self._members, self._restored_from = restored.members, restored.path
         self._step = None
         self._samples_before = self.cursor.samples
         # A run that has just begun is worth no checkpoint of its own.
@@ -343,7 +347,12 @@ class Run:
     def _open_loader(self) -> Loader:
         device = device_of(self.config, self._world.local_rank)
         return open_loader(
-            self._spec, self.config, self.cursor, world=self._world, pin_memory=device.type == "cuda"
+            self._spec,
+            self.config,
+            self.cursor,
+            members=self._members,
+            world=self._world,
+            pin_memory=device.type == "cuda",
         )
 
     def _in_step(self, loader: Loader) -> Steps:
@@ -363,6 +372,8 @@ class Run:
 
     def _advance(self, batch: Batch, report: StepReport) -> None:
         """Only now are these samples used."""
+        assert self._steps is not None
+        self._members = self._steps.loader.members
         self._samples_before, self.cursor = self.cursor.samples, batch.cursor
         self.progress.note(
             loss=report.loss,
@@ -383,6 +394,7 @@ class Run:
                 stats=step.stats,
                 timings=replace(step.timings, save_s=self._saver.take_held_up_s()),
                 replays=step.replays,
+                replay_prototypes=None if self._members is None else self._members.prototypes_in_use(),
                 run_s=self.seconds(),
                 lag=steps.lag,
                 lanes=steps.lanes,
@@ -426,7 +438,7 @@ class Run:
         self._reporter.notify(StepRefused(str(error)))
         if first:
             newest = self._saver.newest() if self._saver is not None else None
-            saved = checkpoint_for_all(self._world, newest)
+            saved = checkpoint_for_all(self._world, newest, self.config)
             where = saved.path.name if saved else "the start"
             logger.warning("step %d: %s; once more from %s", batch.cursor.steps, error, where)
             self._restore(saved)

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from learner.collective import Deal
 from learner.learner import Learner
 from ops.config import binding
@@ -19,9 +21,12 @@ from ops.rundir.files import RunRecord, append_line, read_run, write_run
 from ops.rundir.summary import Progress, RunSummary
 from ops.train import init_weights
 from ops.train.stream_registration import leave
+from stream.config import PROTOTYPES
 from stream.cursor import Cursor
+from stream.errors import StreamDamaged
 from stream.kafka_topic.address import is_topic
-from stream.lanes import owners_of
+from stream.lanes import owned_lanes, owners_of
+from stream.loader.prototype_memory import Members
 from stream.order import SHARD
 from stream.source import Source
 
@@ -175,8 +180,11 @@ def receive_resume_point(world: World, run_dir: Path) -> ResumePoint | RunSummar
     )
 
 
-def checkpoint_for_all(world: World, saved: Checkpoint | None) -> Checkpoint | None:
-    """The first rank's checkpoint, on every rank: only that one needs to see the run directory."""
+def checkpoint_for_all(world: World, saved: Checkpoint | None, config: RunConfig) -> Checkpoint | None:
+    """The first rank's checkpoint, on every rank: only that one needs to see the run directory.
+
+    Of the members of a memory for replay the other ranks get those of their own lanes.
+    """
     if world.world_size == 1:
         return saved
     about = None
@@ -188,6 +196,13 @@ def checkpoint_for_all(world: World, saved: Checkpoint | None) -> Checkpoint | N
     if about is None:
         return None
     tensors = world.broadcast_tensors({} if saved is None else saved.state["tensors"])
+    replay: Mapping[str, Tensor] | None = None
+    if config.replay.policy == PROTOTYPES:
+        lanes = {str(lane) for lane in _own_lanes(world, config)}
+        replay = world.broadcast_tensors(
+            (saved.replay or {}) if saved is not None else {},
+            wanted=lambda name: "." not in name or name.partition(".")[2] in lanes,
+        )
     return Checkpoint(
         path=Path(about["path"]),
         number=about["number"],
@@ -195,6 +210,7 @@ def checkpoint_for_all(world: World, saved: Checkpoint | None) -> Checkpoint | N
         state={**about["values"], "tensors": tensors},
         cursor=Cursor.from_json(about["cursor"]),
         progress=about["progress"],
+        replay=replay,
     )
 
 
@@ -258,6 +274,8 @@ class Restored:
     learner: Learner
     cursor: Cursor
     progress: Progress
+    members: Members | None
+    """Of a memory for replay; None has none yet, or is a run without."""
     path: Path | None
     """Of the checkpoint; None at the beginning."""
 
@@ -290,12 +308,19 @@ def restore(point: ResumePoint, saved: Checkpoint | None, world: World) -> Resto
         raise ConfigError(str(error)) from error
     if saved is None:
         init_weights.load(point.run_dir, point.record, learner, world)
-        return Restored(learner=learner, cursor=point.start, progress=Progress(), path=None)
+        return Restored(learner=learner, cursor=point.start, progress=Progress(), members=None, path=None)
+    members = None
     try:
         learner.load_state_dict(saved.state)
         progress = Progress(**saved.progress)
-    except (ValueError, TypeError) as error:
+        if config.replay.policy == PROTOTYPES:
+            members = Members.of_tensors(saved.replay or {}, _own_lanes(world, config))
+    except (ValueError, TypeError, StreamDamaged) as error:
         raise RunMismatch(
             f"checkpoint {saved.path} does not fit: {error}. Give the settings of the run as it was"
         ) from error
-    return Restored(learner=learner, cursor=saved.cursor, progress=progress, path=saved.path)
+    return Restored(learner=learner, cursor=saved.cursor, progress=progress, members=members, path=saved.path)
+
+
+def _own_lanes(world: World, config: RunConfig) -> tuple[int, ...]:
+    return owned_lanes(config.lanes, world.world_size, world.rank, config.model.bn_groups)

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from ops.config.schema import RunConfig
 from ops.rundir.checkpoint import Checkpoint, load_newest
 from ops.rundir.checkpoint_writer import CheckpointWriter
@@ -48,7 +50,14 @@ class RunSaver:
         self._left_out = 0
 
     def save(
-        self, state: Mapping[str, Any], cursor: Cursor, progress: Progress, *, seconds: float, began: float
+        self,
+        state: Mapping[str, Any],
+        cursor: Cursor,
+        progress: Progress,
+        *,
+        replay: Mapping[str, Tensor] | None,
+        seconds: float,
+        began: float,
     ) -> None:
         """Write a checkpoint in the background; waits for the one before.
 
@@ -56,6 +65,7 @@ class RunSaver:
             state: of the learner.
             cursor: of the whole run, of the same moment.
             progress: what the run counts besides; gets the fence of the publisher.
+            replay: members of all lanes; None without a memory for replay.
             seconds: spent on the run.
             began: by `time.monotonic`, when saving began: copying the state holds up the loop too.
         """
@@ -63,7 +73,7 @@ class RunSaver:
         progress.snapshot_epoch = max(epoch, progress.snapshot_epoch)
         progress.snapshot_version = max(version, progress.snapshot_version)
         self._reporter.notify(Saving())
-        self._writer.save(state, cursor, progress.saved(seconds=seconds))
+        self._writer.save(state, cursor, progress.saved(seconds=seconds), replay)
         self._held_up_s += time.monotonic() - began
 
     def is_free(self, samples: int) -> bool:

@@ -150,7 +150,7 @@ def _resume_point(
         found = receive_resume_point(world, request.run_dir)
     if isinstance(found, RunSummary):
         return found
-    return replace(found, saved=checkpoint_for_all(world, found.saved))
+    return replace(found, saved=checkpoint_for_all(world, found.saved, found.config))
 
 
 def _made(

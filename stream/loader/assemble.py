@@ -124,6 +124,8 @@ class BatchAssembler(ReadStats):
     seqs: list[int] = field(default_factory=list)
     refs: list[tuple[int, int]] = field(default_factory=list)
     keys: list[bytes] = field(default_factory=list)
+    images: list[bytes] = field(default_factory=list)
+    """Encoded, when the plan wants them."""
 
     def add(self, entry: Entry, *, lane: int, seq: int, draw: int = 0) -> None:
         """Decode one record and cut its views into the next column; the thumbnail only at its first draw.
@@ -144,6 +146,8 @@ class BatchAssembler(ReadStats):
         self.seqs.append(seq)
         self.refs.append((entry.unit, entry.index))
         self.keys.append(_key(record))
+        if plan.images is not None:
+            self.images.append(record.payload)
         self.used += 1
         self.crop_s += time.perf_counter() - decoded
 

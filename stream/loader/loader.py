@@ -17,7 +17,9 @@ from functools import reduce
 from types import TracebackType
 from typing import Any, Self
 
-from stream.config import CropConfig, ReaderConfig, ReplayConfig
+from torch import Tensor
+
+from stream.config import PROTOTYPES, CropConfig, ReaderConfig, ReplayConfig
 from stream.cursor import Cursor
 from stream.lanes import BadRecordRef, LaneLag, LaneStats, Position, add_counts, owned_lanes
 from stream.loader.assemble import Met
@@ -26,7 +28,9 @@ from stream.loader.budget import charged
 from stream.loader.open_stream import OpenStream, PoolOpener
 from stream.loader.pool import open_pool
 from stream.loader.prefetch import AVAILABLE, STRICT, ChunkSource
-from stream.loader.replay import FifoWindow, Rebuild, Replays
+from stream.loader.prototype_memory import Members, PrototypeMemory
+from stream.loader.replay import FifoWindow, Rebuild, ReplayPolicy, Replays
+from stream.loader.shared_memory import SharedBytes
 from stream.loader.step import Readiness, StepSource
 from stream.loader.tail import PassPolicy, Tail, leave_over, train_tail
 from stream.loader.tasks import Chunk, TailSamples
@@ -50,7 +54,8 @@ class Loader:
 
     A replay's cursor is that of its batch, `thumbs` is None, and its `stats` count bytes and seconds but no
     record. As for batches, which samples and views it holds does not depend on ranks, readers, crashes or
-    where a run was resumed. A tail gets its own update and no replay, and the window is empty behind it.
+    where a run was resumed. A tail gets its own update and no replay, and the window of the latest samples is
+    empty behind it. After each update `learned` is called.
 
     To be used by one thread; `waiting` and `worker_restarts` may be read by any. After an exception only
     `close` may be called.
@@ -67,7 +72,8 @@ class Loader:
         passes: over a sealed stream; >= 1.
         mode: strict: each lane gives one chunk a step. available: as many chunks from lanes that are ready.
         tail: whether what the chunks of a pass leave is trained; else it is left over.
-        replay: how many updates each batch gets, and from which window.
+        replay: how many updates each batch gets, and from which samples.
+        members: with the policy prototypes, where to begin; None has none yet.
         pin_memory: give batches in page-locked memory, for copying to a CUDA device.
         pool: opens the readers.
 
@@ -93,6 +99,7 @@ class Loader:
         mode: str = STRICT,
         tail: bool = False,
         replay: ReplayConfig = ReplayConfig(),  # noqa: B008  it is frozen
+        members: Members | None = None,
         pin_memory: bool = False,
         pool: PoolOpener = open_pool,
     ) -> None:
@@ -108,11 +115,15 @@ class Loader:
                 "data only when every lane gives one chunk a step"
             )
         num_steps = replay.window_steps(cursor.lanes * cursor.chunk)
+        dealt = [owned_lanes(cursor.lanes, ranks, number, groups) for number in range(ranks)]
         self.lanes = owned_lanes(cursor.lanes, ranks, rank, groups)
         """Lanes of this rank, ascending."""
         self.cursor = cursor
         self._passes, self._pin_memory = passes, pin_memory
         with ExitStack() as opened:
+            images = SharedBytes() if replay.policy == PROTOTYPES else None
+            if images is not None:
+                opened.callback(images.close)
             self._stream = stream = OpenStream(
                 spec,
                 cursor,
@@ -121,13 +132,28 @@ class Loader:
                 config=config,
                 workers=workers,
                 more_frames=replay.updates - 1,
+                images=images,
                 finished=self.finished,
                 pool=pool,
             )
             opened.callback(stream.close)
-            window = FifoWindow(
-                self.lanes, num_steps=num_steps, updates=replay.updates, samples_at_once=stream.per_request()
-            )
+            self._memory: PrototypeMemory | None = None
+            window: ReplayPolicy
+            at_once = stream.per_request()
+            if images is None:
+                window = FifoWindow(
+                    self.lanes, num_steps=num_steps, updates=replay.updates, samples_at_once=at_once
+                )
+            else:
+                window = self._memory = PrototypeMemory(
+                    dealt,
+                    rank,
+                    most=num_steps * cursor.chunk,
+                    updates=replay.updates,
+                    samples_at_once=at_once,
+                    images=images,
+                    members=members,
+                )
             start = None if self.finished else window.begin(cursor)
             self._rebuild: Rebuild | None = None
             if start is not None:
@@ -188,6 +214,19 @@ class Loader:
         """Replays of the batch that was taken last that have not been taken; they come next."""
         return self._replays.left
 
+    @property
+    def members(self) -> Members | None:
+        """What is held for replays after the latest step whose updates are all done; None = a window."""
+        return None if self._memory is None else self._memory.members
+
+    def learned(self, assigned_N: Tensor) -> None:
+        """An update from what was taken last is done.
+
+        Args:
+            assigned_N: as of `ReplayPolicy.learned`.
+        """
+        self._replays.learned(assigned_N)
+
     def lag(self) -> int:
         """Records of this rank's lanes, committed and not used yet. May block on I/O, not on arrivals."""
         self._chunks.look()
@@ -225,6 +264,8 @@ class Loader:
                 self._rebuild_restarts = self._rebuild.restarts
                 self._end_rebuild()
             return Readiness.WAITING
+        if self._memory is not None and self._stream.workers:
+            self._stream.requests.take_replies()
         return self._stream.requests.wait_for(lambda: self._next().state(self.cursor), timeout_s)
 
     @property
@@ -251,7 +292,7 @@ class Loader:
             if source is self._tail:
                 self.cursor = self._replays.tail_trained(after)
             else:
-                self.cursor = self._replays.arrived(before, after, step.frame)
+                self.cursor = self._replays.arrived(before, after, step)
         batch = copied(
             step.frame,
             lane_B=step.lane_B,

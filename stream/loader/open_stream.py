@@ -9,7 +9,7 @@ from stream.errors import StreamMismatch, StreamPruned
 from stream.lanes import Position
 from stream.loader.plan import ReadPlan, plan_of
 from stream.loader.pool import Lost, Pool, Requests, open_pool
-from stream.loader.shared_memory import FrameLayout, SharedBuffer
+from stream.loader.shared_memory import FrameLayout, SharedBuffer, SharedBytes
 from stream.loader.tasks import availability_from
 from stream.source import Source, SourceSpec
 
@@ -54,6 +54,7 @@ class OpenStream:
         spec, cursor, crops, config, workers, pool: as for `Loader`.
         lanes: that are read, ascending.
         more_frames: memory for so many further batches, beyond those of reading ahead.
+        images: where the encoded images of replays lie; None when they are read from the stream again.
         finished: nothing is read any more.
 
     Raises:
@@ -70,13 +71,14 @@ class OpenStream:
         config: ReaderConfig,
         workers: int,
         more_frames: int = 0,
+        images: SharedBytes | None = None,
         finished: bool = False,
         pool: PoolOpener = open_pool,
     ) -> None:
         self.lanes, self.config, self.workers = lanes, config, workers
         self.num_ahead = config.prefetch if workers else 1
         """Batches that are read ahead; in this process nothing is, so one frame is enough."""
-        self.plan = plan_of(cursor, tuple(crops), config, lanes=len(lanes))
+        self.plan = plan_of(cursor, tuple(crops), config, lanes=len(lanes), images=images)
         layout = FrameLayout(crops=tuple(crops), thumbnail_px=config.thumbnail_px, columns=self.plan.columns)
         with ExitStack() as opened:
             self.source = spec.open()

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from stream.config import CropConfig, ReaderConfig
 from stream.cursor import Cursor
+from stream.loader.shared_memory import SharedBytes
 from stream.processes import InFlightRecord, RecordRef
 
 
@@ -27,6 +28,9 @@ class ReadPlan:
     """Records that are not decoded, because that kills."""
     accepted: int = 0
     """So many unusable records of a chunk or tail cost nothing of the budget: accepted beforehand."""
+    images: SharedBytes | None = None
+    """Where the encoded images of replays lie; None when they are read from the stream again. Where it is
+    set, a chunk brings its own images."""
     in_flight: InFlightRecord | None = None
     """Where a reader process leaves the name of the record that it decodes."""
 
@@ -35,7 +39,14 @@ class ReadPlan:
         return read >= self.bad_window and bad > self.max_bad_fraction * read
 
 
-def plan_of(cursor: Cursor, crops: tuple[CropConfig, ...], config: ReaderConfig, *, lanes: int) -> ReadPlan:
+def plan_of(
+    cursor: Cursor,
+    crops: tuple[CropConfig, ...],
+    config: ReaderConfig,
+    *,
+    lanes: int,
+    images: SharedBytes | None = None,
+) -> ReadPlan:
     """The plan of a rank with so many lanes, of the run that the cursor is of."""
     return ReadPlan(
         seed=cursor.seed,
@@ -48,4 +59,5 @@ def plan_of(cursor: Cursor, crops: tuple[CropConfig, ...], config: ReaderConfig,
         columns=lanes * cursor.chunk,
         batch=cursor.lanes * cursor.chunk,
         deadly=frozenset(cursor.deadly),
+        images=images,
     )

@@ -90,7 +90,8 @@ def open_pool(
 ) -> Pool:
     """Reader processes; with 0 workers the calling process, which reads by its own view of the stream.
 
-    Requests and replies are small, samples travel in the buffer: handing a request over never blocks.
+    Requests are small, samples travel in the buffer: handing a request over never blocks. So are replies,
+    but for encoded images where the plan wants them.
     """
     if not workers:
         return InlinePool(source, plan, buffer.frames)
@@ -151,6 +152,15 @@ class Requests:
             left = deadline - time.monotonic()
         self.waiting = self.waiting and found is Readiness.WAITING
         return found
+
+    def take_replies(self) -> None:
+        """Hand out the replies that have come; does not wait.
+
+        A reader whose reply is larger than a pipe's buffer reads nothing on before that is taken.
+        """
+        for job in self._collect(0.0):
+            assert job.reply is not None
+            self._takers.pop(job)(job.reply)
 
     def drain(self) -> None:
         """Wait until no reader writes into a frame any more; no reply is handed out."""

@@ -1,10 +1,10 @@
-"""Batches for several updates a step: the arriving one, and some of the latest samples in new views.
+"""Batches for several updates a step: the arriving one, and some samples of the past in new views.
 
-Each replay is drawn from a rolling window of the latest samples. The window holds names and places of
-samples, no pixels. It is whole steps of all lanes, so it is a function of the data and of how far the run has
-come, and it can be rebuilt by reading on from its start. What was read for replays is no more state than what
-was read ahead: the cursor says where the window began, and a loader that goes on from it first reads that far
-again.
+Which samples those are is a policy. The one here draws each replay from a rolling window of the latest
+samples (`prototype_memory` has another). The window holds names and places of samples, no pixels. It is whole
+steps of all lanes, so it is a function of the data and of how far the run has come, and it can be rebuilt by
+reading on from its start. What was read for replays is no more state than what was read ahead: the cursor
+says where the window began, and a loader that goes on from it first reads that far again.
 
 L lanes of this rank   V lanes of the run   C samples that a lane gives to one step
 """
@@ -17,6 +17,7 @@ from typing import Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from stream.config import CropConfig, ReaderConfig
 from stream.cursor import Cursor, WindowStart
@@ -25,7 +26,6 @@ from stream.images.crops import unit_interval
 from stream.lanes import LaneStats
 from stream.loader.open_stream import OpenStream, PoolOpener
 from stream.loader.prefetch import ChunkSource
-from stream.loader.shared_memory import BatchFrame
 from stream.loader.step import Readiness, Step
 from stream.loader.tasks import Failed, ReadSamples, Reply, Reread, Sample, Task
 from stream.source import SourceSpec
@@ -76,7 +76,7 @@ class ReplayPolicy(Protocol):
         """Where steps must be read again, and be given to `add`, before the run goes on; None = nowhere."""
         ...
 
-    def add(self, before: Cursor, frame: BatchFrame) -> None:
+    def add(self, before: Cursor, step: Step) -> None:
         """Take in the step that begins at a cursor: a chunk of each lane of this rank, lanes ascending."""
         ...
 
@@ -90,12 +90,21 @@ class ReplayPolicy(Protocol):
         """
         ...
 
+    def learned(self, assigned_N: Tensor) -> None:
+        """An update was done: that of the step that was added last, then its replays in order.
+
+        Args:
+            assigned_N: [N] int64 on the CPU, the prototype of each sample of all ranks, one rank after the
+                other.
+        """
+        ...
+
     def after(self, after: Cursor) -> Cursor:
         """The cursor after the step that was added last, with all that `begin` needs there."""
         ...
 
-    def clear(self) -> None:
-        """Forget all samples: a step has come that was not added."""
+    def not_added(self) -> None:
+        """A step has come that was not added, nor will it be replayed."""
         ...
 
 
@@ -131,8 +140,9 @@ class FifoWindow:
         """See ReplayPolicy."""
         return cursor.replay if self._num_steps > 1 else None
 
-    def add(self, before: Cursor, frame: BatchFrame) -> None:
+    def add(self, before: Cursor, step: Step) -> None:
         """Take in a step; the oldest one goes when the window is full."""
+        frame = step.frame
         start = WindowStart(pass_number=before.pass_number, steps=before.steps, positions=before.positions)
         samples_B3 = np.concatenate([frame.seq_B.numpy()[:, None], frame.refs_B2.numpy()], axis=1)
         self._steps.append(_Step(start, samples_B3.reshape(len(self._lanes_L), -1, 3)))
@@ -156,8 +166,11 @@ class FifoWindow:
         passes = after.pass_number - start.pass_number
         return replace(after, replay=replace(start, pass_ends=ends[len(ends) - passes :]))
 
-    def clear(self) -> None:
-        """See ReplayPolicy."""
+    def learned(self, assigned_N: Tensor) -> None:
+        """See ReplayPolicy; the window does not depend on what is learned."""
+
+    def not_added(self) -> None:
+        """See ReplayPolicy; a window is steps that follow each other, so it is empty now."""
         self._steps.clear()
 
     def _draw(self, before: Cursor, update: int) -> NDArray[np.int64]:
@@ -222,11 +235,11 @@ class Replays:
         """Replays of the latest step that have not been taken."""
         return len(self._replays)
 
-    def arrived(self, before: Cursor, after: Cursor, frame: BatchFrame) -> Cursor:
+    def arrived(self, before: Cursor, after: Cursor, step: Step) -> Cursor:
         """Ask for the replays of a step; its cursor with what it takes to go on from there."""
         if self._updates == 1:
             return after
-        self._policy.add(before, frame)
+        self._policy.add(before, step)
         for update in range(1, self._updates):
             replay = _Replay(frame=len(self._stream.frames) - self._updates + update)
             self._replays.append(replay)
@@ -235,9 +248,13 @@ class Replays:
                 self._stream.requests.submit((task,), replay.take_in)
         return self._policy.after(after)
 
+    def learned(self, assigned_N: Tensor) -> None:
+        """See ReplayPolicy."""
+        self._policy.learned(assigned_N)
+
     def tail_trained(self, after: Cursor) -> Cursor:
         """The cursor after a tail, which is not replayed: a replay is whole chunks of every lane."""
-        self._policy.clear()
+        self._policy.not_added()
         return replace(after, replay=None)
 
     def state(self, cursor: Cursor) -> Readiness:
@@ -341,7 +358,7 @@ class Rebuild:
         state = self._stream.requests.wait_for(lambda: chunks.state(self._cursor), timeout_s)
         if state is Readiness.READY:
             step = chunks.step()
-            self._policy.add(self._cursor, step.frame)
+            self._policy.add(self._cursor, step)
             self._cursor = self._cursor.advanced((part.after for part in step.parts), LaneStats())
             chunks.advance()
         elif state is not Readiness.WAITING:

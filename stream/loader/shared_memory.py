@@ -155,6 +155,64 @@ class SharedBuffer:
             self._fd = -1
 
 
+class SharedBytes:
+    """Bytes that one process lays down and its readers read by their place; memory without a name.
+
+    It is written and read by calls, not mapped, so memory that is missing is an error and no signal.
+    """
+
+    def __init__(self) -> None:
+        self._fd = anonymous_memory()
+        self._end = 0
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Only while a process is being started, as above.
+        return _received_bytes, (reduction.DupFd(self._fd),)
+
+    def clear(self) -> None:
+        """What is written from here on takes the place of all before; no reader may need that any more."""
+        self._end = 0
+
+    def append(self, data: bytes) -> int:
+        """Lay down some bytes; their place.
+
+        Raises:
+            StreamError: there is not so much memory.
+        """
+        start, left = self._end, memoryview(data)
+        try:
+            while left:
+                left = left[os.pwrite(self._fd, left, self._end + len(data) - len(left)) :]
+        except OSError as error:
+            raise StreamError(
+                f"cannot reserve {len(data) / 2**20:.0f} MiB of memory for the images of a replay "
+                f"({error.strerror}): lower replay.updates or the batch"
+            ) from error
+        self._end += len(data)
+        return start
+
+    def read(self, start: int, size: int) -> bytes:
+        """So many bytes from a place on."""
+        found = os.pread(self._fd, size, start)
+        while len(found) < size:  # one call gives less than 2 GiB
+            more = os.pread(self._fd, size - len(found), start + len(found))
+            assert more, "they were laid down before their place was told"
+            found += more
+        return found
+
+    def close(self) -> None:
+        """Let go of the memory. May be called twice."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def _received_bytes(descriptor: Any) -> SharedBytes:
+    shared = SharedBytes.__new__(SharedBytes)
+    shared._fd, shared._end = descriptor.detach(), 0
+    return shared
+
+
 def _received(layout: FrameLayout, num_frames: int, descriptor: Any) -> SharedBuffer:
     buffer = SharedBuffer.__new__(SharedBuffer)
     buffer.layout, buffer.num_frames = layout, num_frames

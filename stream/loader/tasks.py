@@ -4,8 +4,8 @@ A reader holds no position. It is asked for the chunk of a lane from a position 
 frame, and answers with the position after them; any reader gives the same reply.
 
 For a tail it also names the samples that a lane still has. For a replay or a tail it reads samples again by
-the place of their records. No pixels are kept anywhere: the record is read and decoded again, and other views
-are cut from it.
+the place of their records, or takes their encoded images from memory. No pixels are kept anywhere: the record
+is decoded again, and other views are cut from it.
 """
 
 import time
@@ -19,7 +19,8 @@ from stream.loader.assemble import BatchAssembler, Met, ReadStats
 from stream.loader.plan import ReadPlan
 from stream.loader.shared_memory import BatchFrame
 from stream.processes import RecordRef
-from stream.source import Availability, Source
+from stream.record import UNKNOWN_TYPE, Record
+from stream.source import Availability, Entry, Source
 
 Sample = tuple[int, int, int, int]
 """Lane and number in it, which are its name; unit and index of its record."""
@@ -30,6 +31,8 @@ class Chunk(Met):
     """C samples lie in the frame."""
 
     after: Position
+    images: tuple[bytes, ...] = ()
+    """Their encoded images, where the plan wants them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,7 +197,8 @@ def read_chunk(
                 return BudgetSpent(**batch.met())
         if batch.used == plan.chunk:
             batch.finish()
-            return Chunk(after=replace(after, seq=position.seq + plan.chunk), **batch.met())
+            end = replace(after, seq=position.seq + plan.chunk)
+            return Chunk(after=end, images=tuple(batch.images), **batch.met())
         clock = time.perf_counter()
     needs = max(batch.read, availability.available) + plan.chunk - batch.used
     met = batch.met() if availability.ended else {}
@@ -234,13 +238,7 @@ class ReadSamples:
             entry = source.entry(unit, index)
             batch.read_s += time.perf_counter() - clock
             batch.num_bytes += entry.size
-            try:
-                batch.add(entry, lane=lane, seq=seq, draw=self.draw)
-            except BadRecord as error:
-                raise StreamDamaged(
-                    f"lane {lane}, unit {unit}, record {index} was used before and is now unusable: {error}; "
-                    "mend the stream"
-                ) from error
+            _add_again(batch, entry, lane=lane, seq=seq, draw=self.draw, help_="mend the stream")
         batch.finish()
         # Counted as read and used when it arrived.
         return Reread(replace(batch.lane_stats(), used=0))
@@ -248,6 +246,62 @@ class ReadSamples:
     def __str__(self) -> str:
         places = ", ".join(f"{unit}/{index}" for _, _, unit, index in self.samples)
         return f"lane {self.samples[0][0]} and on, again, unit/record {places}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayImages:
+    """Samples whose encoded images lie in `ReadPlan.images`, and where they go (implements Task)."""
+
+    samples: tuple[Sample, ...]
+    keys: tuple[str, ...]
+    """SHA-256 of each image as its record stated it; empty where it stated none."""
+    start: int
+    """Where the first image lies; the others follow."""
+    sizes: tuple[int, ...]
+    """Of each image, bytes."""
+    draw: int
+    """As of `ReadSamples`; > 0."""
+    frame: int
+    column: int
+    """Of the first one; the others follow."""
+
+    def result(self, source: Source, plan: ReadPlan, frames: Sequence[BatchFrame]) -> Reread:
+        """Lay the samples out; nothing of the stream is read.
+
+        Raises:
+            StreamDamaged: an image can no longer be used.
+        """
+        assert plan.images is not None, "who asks has put them there"
+        batch = BatchAssembler(plan=plan, frame=frames[self.frame], column=self.column)
+        start = self.start
+        for (lane, seq, unit, index), key, size in zip(self.samples, self.keys, self.sizes, strict=True):
+            record = Record(payload=plan.images.read(start, size), sha256=key, media_type=UNKNOWN_TYPE)
+            entry = Entry(unit=unit, index=index, record=record)
+            _add_again(
+                batch, entry, lane=lane, seq=seq, draw=self.draw, help_="is reader.max_pixels lower now?"
+            )
+            start += size
+        batch.finish()
+        return Reread(replace(batch.lane_stats(), used=0))
+
+    def __str__(self) -> str:
+        places = ", ".join(f"{unit}/{index}" for _, _, unit, index in self.samples)
+        return f"lane {self.samples[0][0]} and on, from memory, unit/record {places}"
+
+
+def _add_again(batch: BatchAssembler, entry: Entry, *, lane: int, seq: int, draw: int, help_: str) -> None:
+    """Lay out a sample that was good before.
+
+    Raises:
+        StreamDamaged: it is not now.
+    """
+    try:
+        batch.add(entry, lane=lane, seq=seq, draw=draw)
+    except BadRecord as error:
+        raise StreamDamaged(
+            f"lane {lane}, unit {entry.unit}, record {entry.index} was used before and is now unusable: "
+            f"{error}; {help_}"
+        ) from error
 
 
 @dataclass(frozen=True, slots=True)

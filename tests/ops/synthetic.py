@@ -129,6 +129,7 @@ def report(
 ) -> StepReport:
     """A step report of a run that is well, after so many samples."""
     loss = over_ln_k * math.log(len(usage))
+    assigned = torch.zeros(batch, dtype=torch.int64) if assigned is None else assigned
     return StepReport(
         loss=loss,
         loss_over_ln_k=over_ln_k,
@@ -145,7 +146,8 @@ def report(
         prediction_entropy_nats=0.7 * math.log(len(usage)),
         view_agreement=0.58,
         feature_std_ratio=feature_std,
-        assigned_B=torch.zeros(batch, dtype=torch.int64) if assigned is None else assigned,
+        assigned_B=assigned,
+        assigned_N=assigned,
         score_B=torch.full((batch,), 0.5) if score is None else score,
         seconds={"augment": 0.02, "forward": 0.1, "sinkhorn": 0.01, "backward": 0.2, "optim": 0.01},
         health=health_report(samples, usage, loss=loss, twins=twins, window=window) if with_health else None,

@@ -8,9 +8,10 @@ import pytest
 from learner.backbone import BACKBONES
 from ops.cli.main import run as command
 from ops.config import recipes
-from ops.config.checks import Machine, Stream, warnings
+from ops.config.checks import Machine, Stream, advice, warnings
 from ops.config.load import build, load_values
 from ops.config.recipe_report import resolve
+from ops.demo.feed import encoded
 from ops.errors import ConfigError
 from tests.ops.small_runs import write_stream
 
@@ -126,12 +127,33 @@ def test_the_stream_of_the_recipe_is_not_warned_of(monkeypatch: pytest.MonkeyPat
 
 
 def test_steps_and_updates_are_those_of_the_stream_where_one_is_given(tmp_path: Path) -> None:
-    shown = resolve("smoke", stream=write_stream(tmp_path / "stream", 331))
-    assert shown.stream == Stream(records=331, shards=6, sealed=True)
+    stream = write_stream(tmp_path / "stream", 331)
+    mean = sum(len(encoded(5, number, 24)[0]) for number in range(331)) // 331
+    shown = resolve("smoke", stream=stream)
+    assert shown.stream == Stream(records=331, shards=6, sealed=True, image_bytes=mean)
     assert (shown.samples, shown.steps, shown.updates) == (320, 5, 5)
     shown = resolve("cifar10-onepass")
     assert (shown.samples, shown.steps, shown.updates) == (49_920, 195, 1_170)
     assert resolve("cifar10-onepass", ("end_samples=1000",)).samples == 1_024
+
+
+def test_images_for_replay_in_checkpoints_are_told_by_their_size_in_the_stream(tmp_path: Path) -> None:
+    stream = write_stream(tmp_path / "stream", 331)
+    settings = ("replay.updates=2", "replay.window_samples=128")
+    assert "for replay" not in resolve("smoke", settings, stream=stream).to_toml()
+    shown = resolve("smoke", (*settings, "replay.policy=prototypes"), stream=stream)
+    mean = sum(len(encoded(5, number, 24)[0]) for number in range(331)) // 331
+    assert shown.to_json()["memory_bytes"]["checkpoint_images"] == 128 * mean
+    assert "each checkpoint holds 128 encoded images for replay, about 0 MiB; 3" in shown.to_toml()
+
+
+def test_a_memory_for_replay_with_fewer_images_than_prototypes_is_told() -> None:
+    settings = ("replay.updates=2", "replay.window_samples=128", "replay.policy=prototypes")
+    few = "replay.window_samples = 128 is fewer than 300 prototypes"
+    found = advice(build(recipes.load("smoke").values, (*settings, "swav.prototypes=300")))
+    assert any(few in sentence for sentence in found)
+    found = advice(build(recipes.load("smoke").values, (*settings, "swav.prototypes=100")))
+    assert not any("replay" in sentence for sentence in found)
 
 
 def test_the_command_prints_a_config_file_with_length_memory_and_warnings(

@@ -122,6 +122,19 @@ def test_weights_gradients_and_optimizer_are_counted_to_the_byte() -> None:
     assert memory.queue == 2 * 128 * 128 * 4
 
 
+def test_images_for_replay_are_counted_with_their_mean_size() -> None:
+    config = small("replay.updates=3", "replay.window_samples=640")
+    assert (memory_of(config).members, memory_of(config).checkpoint_images) == (0, 0)
+    config = small("replay.updates=3", "replay.window_samples=640", "replay.policy=prototypes")
+    one, four = (memory_of(config, ranks=ranks, image_bytes=1000) for ranks in (1, 4))
+    assert one.checkpoint_images == four.checkpoint_images == 640_000
+    assert one.members == 640_000 + 2 * 64_000
+    assert four.members * 4 == one.members
+    assert memory_of(config).checkpoint_images == 640 * 3 * 32 * 32
+    fifo = small("replay.updates=3", "replay.window_samples=640")
+    assert one.host - memory_of(fifo).host == one.members + one.checkpoint_images
+
+
 @pytest.mark.parametrize("name", recipes.names())
 def test_every_recipe_has_an_estimate(name: str) -> None:
     assert memory_of(recipes.load(name).config).device > 0

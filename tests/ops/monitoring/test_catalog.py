@@ -21,7 +21,8 @@ METRIC_NAMES = {
         build_info run_info prototypes batch_samples run_samples run_start_samples run_updates
         learner_waiting learner_ready run_ended stream_lag_records lane_lag_records lane_lag_seconds loss
         loss_over_ln_k_ratio learning_rate gradient_norm usage_perplexity_ratio usage_window_fill_ratio
-        usage_gini_ratio usage_kl_to_prior_nats dead_prototypes prototype_twins prototype_nn_cosine
+        usage_gini_ratio usage_kl_to_prior_nats dead_prototypes replay_prototypes prototype_twins
+        prototype_nn_cosine
         prototype_usage_top_ratio prototype_usage_bottom_ratio group_usage_ratio feature_std_ratio
         embedding_effective_rank embedding_alpha_req embedding_lidar_rank uniformity alignment
         code_entropy_nats prediction_entropy_nats sinkhorn_marginal_residual view_agreement_ratio
@@ -65,7 +66,7 @@ HEALTH_KEYS = """
     usage_perplexity usage_perplexity_raw usage_samples usage_top usage_window_samples view_agreement
     view_agreement_corrected
 """
-NO_FIGURES = {"assigned_B", "score_B", "seconds", "health", "reseeded"}
+NO_FIGURES = {"assigned_B", "assigned_N", "score_B", "seconds", "health", "reseeded"}
 """Fields of a step report that are no figure: tensors, seconds by phase, a part of its own, and a counter."""
 
 

@@ -301,6 +301,12 @@ def test_lag_is_told_for_a_bounded_number_of_lanes(metrics: Metrics) -> None:
     )
 
 
+def test_the_memory_for_replay_is_told_only_where_there_is_one(metrics: Metrics) -> None:
+    assert not [name for name, _ in series(metrics) if "replay_prototypes" in name]
+    metrics.replay_memory(17)
+    assert value(metrics, "replay_prototypes") == 17
+
+
 def test_dead_letters_are_counted_once(metrics: Metrics) -> None:
     metrics.dead_letters(3, 0)
     metrics.dead_letters(5, 2)

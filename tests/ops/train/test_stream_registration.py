@@ -90,8 +90,10 @@ def test_a_stopped_run_keeps_what_its_oldest_checkpoint_needs_and_ends_with_the_
     assert readers(stream) == [], "a run that is over needs nothing"
 
 
-def test_a_run_with_replay_goes_on_over_a_pruned_stream(tmp_path: Path) -> None:
-    config = config_of("replay.updates=2", "replay.window_samples=96", "checkpoint.keep=1")
+@pytest.mark.parametrize("policy", ["fifo", "prototypes"])
+def test_a_run_with_replay_goes_on_over_a_pruned_stream(tmp_path: Path, policy: str) -> None:
+    replay = ("replay.updates=2", "replay.window_samples=96", f"replay.policy={policy}")
+    config = config_of(*replay, "checkpoint.keep=1")
     stream = write_stream(tmp_path / "stream")
     run(stream, tmp_path / "whole", config)
     run_dir = tmp_path / "run"

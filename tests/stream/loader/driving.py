@@ -43,7 +43,7 @@ def with_replays(loader: Loader) -> list[list[Batch]]:
     return [[batch, *steps.replays()] for batch in steps]
 
 
-class _Exchange:
+class Exchange:
     """What the ranks of one process hand in; the n-th call of one rank meets the n-th call of the others."""
 
     def __init__(self, ranks: int) -> None:
@@ -65,7 +65,7 @@ class _Exchange:
 class ThreadWorld(World):
     """One of several ranks, each in a thread of its own."""
 
-    def __init__(self, exchange: _Exchange, rank: int) -> None:
+    def __init__(self, exchange: Exchange, rank: int) -> None:
         self._exchange, self.rank, self.world_size = exchange, rank, exchange.ranks
         self._calls = {"ints": 0, "objects": 0}
 
@@ -85,7 +85,7 @@ class ThreadWorld(World):
 
 def together(loaders: Sequence[Loader], most: int = 10**6) -> list[list[list[Batch]]]:
     """The first steps of some ranks: for each step and rank the batch and its replays. Closes the loaders."""
-    exchange = _Exchange(len(loaders))
+    exchange = Exchange(len(loaders))
 
     def lead(rank: int) -> list[list[Batch]]:
         steps = steps_of(loaders[rank], ThreadWorld(exchange, rank))

@@ -69,7 +69,7 @@ def names(batch: Batch) -> list[tuple[int, int]]:
         ({"window_samples": 36}, "updates = 1 replays nothing"),
     ],
 )
-def test_a_replay_that_makes_no_sense_is_refused(values: dict[str, int], says: str) -> None:
+def test_a_replay_that_makes_no_sense_is_refused(values: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         ReplayConfig(**values)
 
