@@ -42,7 +42,7 @@ def test_a_recipe_as_it_is_fits_a_machine_that_is_large_enough(name: str) -> Non
         (
             ["crops.0.size=8"],
             1,
-            "model.branch_centres needs two crops of the first kind, of at least 10 pixels",
+            "model.branch_centres needs two crops of the first kind, of at least 16 pixels",
         ),
         (["crops.0.count=1", "swav.assign_views=1"], 1, "got 1 of 32"),
         (["swav.queue_samples=100"], 1, "swav.queue_samples = 100 does not hold one batch of 256"),
