@@ -8,12 +8,14 @@ Every painter takes a `Canvas` and gives back float32 [S, S, 3] in about [0, 1].
 import colorsys
 import math
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-Floats = NDArray[np.float32]
+Floats = NDArray[np.floating[Any]]
+"""float32; the types of numpy do not follow it through every operation."""
 
 
 @lru_cache(maxsize=8)
@@ -39,10 +41,7 @@ class Canvas:
         self.rng = rng
         self.x, self.y = _grid(size)
         self.pixel = 2.0 / size
-
-    def between(self, low: float, high: float) -> float:
-        """A number drawn evenly from [low, high)."""
-        return low + (high - low) * float(self.rng.random())
+        self.between = rng.uniform
 
     def chance(self, probability: float) -> bool:
         """True with this probability."""
@@ -50,11 +49,30 @@ class Canvas:
 
     def whole(self, low: int, high: int) -> int:
         """A whole number from low to high, both included."""
-        return low + int(float(self.rng.random()) * (high - low + 1))
+        return int(self.rng.integers(low, high, endpoint=True))
 
     def colour(self, *ranges: float | tuple[float, float]) -> Floats:
-        """A colour [3] of hue, saturation and value: each a number, or (low, high) to draw one from."""
-        return hsv(*(self.between(*part) if isinstance(part, tuple) else part for part in ranges))
+        """A colour [3] of hue, saturation and value: each a number, or (low, high) to draw one from.
+
+        A hue may be any number, 1 is a full turn; saturation and value are cut to [0, 1].
+        """
+        hue, *rest = (self.between(*part) if isinstance(part, tuple) else part for part in ranges)
+        saturation, value = (min(max(part, 0.0), 1.0) for part in rest)
+        return np.array(colorsys.hsv_to_rgb(hue % 1.0, saturation, value), dtype=np.float32)
+
+    def palette(self, n: int) -> Floats:
+        """Colours [n, 3] that go together and differ in lightness, in random order."""
+        hue, spread = self.between(0, 1), self.between(0.03, 0.28) if self.chance(0.6) else 0.5
+        lights = [(place + self.between(0.15, 0.85)) / n for place in range(n)]
+        self.rng.shuffle(lights)
+        return np.stack([
+            self.colour(
+                hue + spread * place / max(1, n - 1) + self.between(-0.04, 0.04),
+                self.between(0.1, 0.9) * (1.1 - 0.5 * light),
+                0.12 + 0.86 * light,
+            )
+            for place, light in enumerate(lights)
+        ])  # fmt: skip
 
     def noise(self, columns: int, rows: int | None = None) -> Floats:
         """Smooth noise [S, S] in about [-1, 1], one random value a cell of a columns x rows grid."""
@@ -65,31 +83,12 @@ class Canvas:
 
     def fractal(self, columns: int, octaves: int = 4, gain: float = 0.5) -> Floats:
         """Noise on several scales [S, S], each twice as fine and `gain` times as strong as the one before."""
-        return sum(
-            (gain**octave * self.noise(columns << octave) for octave in range(1, octaves)),
-            self.noise(columns),
-        )
+        scales = (gain**octave * self.noise(columns << octave) for octave in range(octaves))
+        return sum(scales, np.zeros_like(self.x))
 
-    def skyline(self, columns: int, octaves: int = 5, gain: float = 0.5) -> Floats:
-        """One-dimensional fractal noise [S], for the outline of hills."""
-        total = np.zeros(self.size, dtype=np.float32)
-        places = (np.arange(self.size) + 0.5) / self.size
-        for octave in range(octaves):
-            number = columns << octave
-            values = self.rng.random(number + 2) * 2 - 1
-            total += (gain**octave * np.interp(places * number, np.arange(number + 2), values)).astype(
-                np.float32
-            )
-        return total
-
-    def distance(self, x: float, y: float) -> Floats:
-        """Distance [S, S] of each pixel to a point."""
-        away: Floats = np.hypot(self.x - x, self.y - y)
-        return away
-
-    def rotated(self, angle: float | tuple[float, float] = (0.0, math.pi)) -> tuple[Floats, Floats]:
-        """Coordinates turned by an angle, or by one drawn from [low, high); radians."""
-        turn = self.between(*angle) if isinstance(angle, tuple) else angle
+    def rotated(self, low: float = 0.0, high: float = math.pi) -> tuple[Floats, Floats]:
+        """Coordinates turned by an angle drawn from [low, high), radians."""
+        turn = self.between(low, high)
         cos, sin = math.cos(turn), math.sin(turn)
         return self.x * cos + self.y * sin, self.y * cos - self.x * sin
 
@@ -98,26 +97,9 @@ class Canvas:
         share: Floats = np.clip(0.5 - distance * (1 / (self.pixel * softness)), 0, 1)
         return share
 
-    def palette(self, n: int) -> Floats:
-        """Colours [n, 3] that go together and differ in lightness, in random order."""
-        hue = self.between(0, 1)
-        spread = self.between(0.03, 0.28) if self.chance(0.6) else 0.5
-        lights = [(place + self.between(0.15, 0.85)) / n for place in range(n)]
-        self.rng.shuffle(lights)
-        colours = [
-            hsv(
-                hue + spread * place / max(1, n - 1) + self.between(-0.04, 0.04),
-                self.between(0.1, 0.9) * (1.1 - 0.5 * light),
-                0.12 + 0.86 * light,
-            )
-            for place, light in enumerate(lights)
-        ]
-        return np.stack(colours)
-
     def finish(self, picture: Floats) -> NDArray[np.uint8]:
         """Light, vignette, tint and grain, then uint8 [S, S, 3]."""
-        angle, slope = self.between(0, 2 * math.pi), self.between(0, 0.22)
-        light = self.rotated(angle)[0] * slope + np.float32(1)
+        light = self.rotated(0, 2 * math.pi)[0] * self.between(0, 0.22) + np.float32(1)
         light *= 1 - self.between(0, 0.14) * (self.x * self.x + self.y * self.y)
         light *= self.between(0.82, 1.12)
         tint = np.array([self.between(0.93, 1.05), 1.0, self.between(0.93, 1.05)], dtype=np.float32)
@@ -125,12 +107,6 @@ class Canvas:
         grain = self.between(0.002, 0.018)
         picture += grain * self.rng.standard_normal((self.size, self.size, 1), dtype=np.float32)
         return (np.clip(picture, 0, 1) * 255 + 0.5).astype(np.uint8)
-
-
-def hsv(hue: float, saturation: float, value: float) -> Floats:
-    """A colour [3] from hue (any number, 1 is a full turn), saturation and value, both cut to [0, 1]."""
-    rgb = colorsys.hsv_to_rgb(hue % 1.0, min(max(saturation, 0.0), 1.0), min(max(value, 0.0), 1.0))
-    return np.array(rgb, dtype=np.float32)
 
 
 def mix(under: Floats, over: Floats, share: Floats | float) -> Floats:
@@ -147,13 +123,3 @@ def smooth(low: float, high: float, value: Floats) -> Floats:
     """0 below `low`, 1 above `high`, a soft step between."""
     step: Floats = np.clip((value - low) * (1 / (high - low)), 0, 1)
     return step * (step * (3 - 2 * step))
-
-
-def bands(place: Floats, colours: Floats, blur: float) -> Floats:
-    """Colours in turn along `place` (one unit a colour); edges blend over `blur` units; gives [S, S, 3]."""
-    number = len(colours)
-    whole = np.floor(place)
-    index = whole.astype(np.int64) % number
-    width = np.float32(min(max(blur, 1e-3), 1.0))
-    share = np.clip((place - whole - (1 - width)) / width, 0, 1)
-    return mix(colours[index], colours[(index + 1) % number], share)

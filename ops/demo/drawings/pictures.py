@@ -8,12 +8,12 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from ops.demo.drawings import scenes, textures, things
+from ops.demo.drawings import scenes, surfaces, things
 from ops.demo.drawings.canvas import Canvas, Floats
 
 _PAINTERS: tuple[Callable[[Canvas], Floats], ...] = (
-    textures.stripes, textures.checker, textures.dots, textures.wood, textures.marble, textures.bricks,
-    textures.tartan, textures.stones, textures.rings, textures.gradient,
+    surfaces.stripes, surfaces.checker, surfaces.dots, surfaces.wood, surfaces.marble, surfaces.bricks,
+    surfaces.tartan, surfaces.stones, surfaces.rings, surfaces.gradient,
     things.ball, things.polygon, things.flower,
     scenes.landscape, scenes.sea, scenes.night, scenes.city, scenes.forest,
 )  # fmt: skip
