@@ -44,7 +44,7 @@ from stream.lanes import Position
 from stream.machine import cores
 from stream.order import SHARD
 from stream.shards.source import ShardSource, ShardSpec
-from stream.source import Entry, Source
+from stream.source import Entry, Source, SourceSpec
 from stream.storage import LocalStore
 
 logger = logging.getLogger(__name__)
@@ -105,7 +105,7 @@ def choice_for(
     host, device = this_host(base)
     if ranks is None:
         ranks = max(1, len(host.gpu_bytes))
-    trial = Trial(host, device, precision="bfloat16" if host.bfloat16 else "float32", say=say, cached=cached)
+    trial = Trial(host, device, precision=_precision(host, base, given), say=say, cached=cached)
 
     def fits(config: RunConfig) -> bool:
         if ranks > config.lanes:
@@ -170,37 +170,42 @@ def look(stream: str, config: RunConfig, *, until: str = "") -> Images:
     Raises:
         StreamError: it cannot be read.
     """
-    topic = is_topic(stream)
-    if topic:
-        lanes = look_at(read_address(stream), config.kafka).partitions
-        spec = TopicSpec(url=stream, lanes=lanes, window=1, seed=0, kafka=config.kafka, until=until)
-        source: Source = spec.open()
+    partitions = look_at(read_address(stream), config.kafka).partitions if is_topic(stream) else 0
+    if partitions:
+        spec: SourceSpec = TopicSpec(
+            url=stream, lanes=partitions, window=1, seed=0, kafka=config.kafka, until=until
+        )
     else:
-        lanes = 0
-        source = ShardSpec(url=stream, lanes=1, window=1, seed=0, order=SHARD).open()
-    try:
-        positions = start_cursor(source, seed=0, chunk=1, window=1).positions if topic else ()
-        if isinstance(source, ShardSource):
-            numbers = [
-                number for number in range(source.begin, len(source.manifest)) if source.manifest.n(number)
-            ]
-            positions = tuple(Position(lane=0, unit=number) for number in numbers)
-            records = source.records(source.begin)
-        else:
-            records = sum(source.availability(position, 0).available for position in positions)
+        spec = ShardSpec(url=stream, lanes=1, window=1, seed=0, order=SHARD)
+    with contextlib.closing(spec.open()) as source:
+        records, places = _places(source)
         with _one_thread():  # as readers decode
-            sides, seconds = _decoded(source, positions)
+            sides, seconds = _decoded(source, _spread(places))
         return Images(
             records=records,
             sealed=source.sealed(),
-            shards=0 if topic else len(positions),
-            partitions=lanes,
+            shards=0 if partitions else len(places),
+            partitions=partitions,
             short_side_px=round(median(sides)) if sides else 0,
             sampled=len(sides),
             decode_s=seconds,
         )
-    finally:
-        source.close()
+
+
+def _places(source: Source) -> tuple[int, list[Position]]:
+    """Records of a stream, and where each of its shards or partitions that holds some begins."""
+    if isinstance(source, ShardSource):
+        counts = source.manifest.counts()[source.begin :].tolist()
+        numbers = [number for number, count in enumerate(counts, source.begin) if count]
+        return source.records(source.begin), [Position(lane=0, unit=number) for number in numbers]
+    positions = start_cursor(source, seed=0, chunk=1, window=1).positions
+    found = {position: source.availability(position, 0).available for position in positions}
+    return sum(found.values()), [position for position, count in found.items() if count]
+
+
+def _spread(places: Sequence[Position]) -> Sequence[Position]:
+    """A few of them, from the first to the last."""
+    return places[:: max(1, -(-len(places) // PLACES))]
 
 
 @contextlib.contextmanager
@@ -213,13 +218,13 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _decoded(source: Source, positions: Sequence[Position]) -> tuple[list[int], float]:
+def _decoded(source: Source, places: Sequence[Position]) -> tuple[list[int], float]:
     """Short sides of some images, and the processor seconds that one of them takes."""
     limit = ReaderConfig().max_pixels
     floats = draw(0, 0, 0, 0, _VIEWS * FLOATS_PER_VIEW).reshape(_VIEWS, FLOATS_PER_VIEW)
     sides: list[int] = []
     seconds: list[float] = []
-    for entry in _some(source, positions):
+    for entry in _some(source, places):
         if entry.record is None:
             continue
         began = time.process_time()
@@ -233,12 +238,10 @@ def _decoded(source: Source, positions: Sequence[Position]) -> tuple[list[int], 
     return sides, median(seconds) if seconds else 0.0  # the first one also loads libraries
 
 
-def _some(source: Source, positions: Sequence[Position]) -> Iterator[Entry]:
-    """A few entries of a few places, spread evenly."""
-    step = max(1, len(positions) // PLACES)
-    places = positions[::step][:PLACES]
-    for position in places:
-        for entry, _ in islice(source.read(position, 0), SAMPLED // len(places)):
+def _some(source: Source, places: Sequence[Position]) -> Iterator[Entry]:
+    """A few entries of each place."""
+    for place in places:
+        for entry, _ in islice(source.read(place, 0), SAMPLED // len(places)):
             yield entry
 
 
@@ -255,6 +258,13 @@ def this_host(config: RunConfig) -> tuple[Host, torch.device]:
     quick = precision_of(wanted, device) == "bfloat16"
     host = Host(cores=cores(), memory_bytes=machine.host_bytes, bfloat16=quick, gpu_bytes=gpus, name=name)
     return host, device
+
+
+def _precision(host: Host, base: RunConfig, given: Sequence[str]) -> str:
+    """That a run would compute in."""
+    if any(one.partition("=")[0].strip() == "precision" for one in given):
+        return "float32" if base.precision == "bfloat16" and not host.bfloat16 else base.precision
+    return "bfloat16" if host.bfloat16 else "float32"
 
 
 def _processor() -> str:
@@ -274,7 +284,7 @@ class Trial:
     Args:
         host: this machine.
         device: where nets are put.
-        precision: float32 or bfloat16.
+        precision: that a run would compute in.
         say: is told what is tried.
         cached: whether earlier trials count.
     """
