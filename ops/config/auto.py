@@ -246,6 +246,7 @@ class _Chooser:
         self._values: dict[str, Any] = {}
         for assignment in given:
             binding.assign(self._values, assignment)
+        self._chosen: dict[str, Any] = {}
         self._reasons: list[Reason] = []
         self._speeds: dict[Net, float] = {}
 
@@ -277,7 +278,7 @@ class _Chooser:
     def _precision(self) -> None:
         host = self._host
         quick = "bfloat16 is quick here" if host.bfloat16 else "this processor has no quick bfloat16"
-        self._chosen = {"precision": "bfloat16" if host.bfloat16 else "float32"}
+        self._chosen["precision"] = "bfloat16" if host.bfloat16 else "float32"
         self._note("precision", self._chosen["precision"], quick)
         each = max(1, host.cores // self._ranks)
         workers = min(10, each - 1 or 1) if host.gpu_bytes else min(2, max(1, each // 4))

@@ -19,13 +19,20 @@ GPUS = Host(cores=64, memory_bytes=512 << 30, bfloat16=True, gpu_bytes=(80 << 30
 
 
 def of(records: int, side: int, **more: Any) -> Images:
-    facts = {"records": records, "sealed": True, "short_side_px": side, "sampled": 24, "decode_s": 0.002}
+    facts: dict[str, Any] = {
+        "records": records,
+        "sealed": True,
+        "short_side_px": side,
+        "sampled": 24,
+        "decode_s": 0.002,
+    }
     return Images(**(facts | more))
 
 
 def chosen(images: Images, host: Host = CPU, **more: Any) -> Choice:
     cost = QUICK if host.gpu_bytes else SLOW
-    return choose(images, host, **({"cost": cost.get, "ranks": max(1, len(host.gpu_bytes))} | more))
+    facts: dict[str, Any] = {"cost": cost.get, "ranks": max(1, len(host.gpu_bytes))}
+    return choose(images, host, **(facts | more))
 
 
 # images, machine -> net, sizes of views, batch, lanes, K, passes, updates, schedule, precision, centres
