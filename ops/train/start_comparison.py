@@ -50,7 +50,7 @@ def against_start(point: ResumePoint, trained: Learner, world: World) -> dict[st
         seed=config.seed,
         device=device,
         precision=precision_of(config, device),
-        total_samples=None,
+        total_samples=config.length(point.record.total_samples),
         clock=time.monotonic,
     )
     if weights:

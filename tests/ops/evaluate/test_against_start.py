@@ -90,7 +90,8 @@ def stream(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_a_run_that_cannot_learn_says_so_at_its_end_and_to_the_doctor(
     stream: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    summary = run(stream, tmp_path / "run", config_of("optim.learning_rate=1e-12"))
+    still = config_of("optim.learning_rate=1e-12", "optim.schedule=cosine")
+    summary = run(stream, tmp_path / "run", still)
     found = summary.against_start
     assert found is not None
     assert found["better"] is False
