@@ -59,7 +59,7 @@ def test_a_run_learns_from_a_topic_to_the_end_that_it_had_when_it_began(
 def test_settings_are_chosen_from_a_topic_that_grows_or_has_an_end(kafka: Broker, images: str) -> None:
     grows = choice_for(images, given=("device=cpu",), cached=False)
     assert (grows.images.records, grows.images.partitions, grows.images.sealed) == (320, LANES, False)
-    assert grows.images.short_side_px == 24
+    assert grows.images.short_side_px == 14
     assert (grows.config.lanes, grows.config.batch, grows.config.passes) == (LANES, 256, 1)
     assert (grows.config.optim.schedule, grows.config.replay.updates) == ("constant", 1)
     ends = choice_for(images, given=("device=cpu",), until="now", budget_minutes=0.1, cached=False)
