@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from ops.config import recipes
+from ops.config import auto, recipes
 from ops.config.checks import advice
 from ops.config.load import build, load_values
 from ops.config.schema import RunConfig
@@ -49,6 +49,10 @@ from ops.train.signals import RANK_NOTE, StopRequest
     "--until", default="", metavar="END",
     help="Where a Kafka topic ends for this run: now, an offset, or a time (2026-05-01T12:00:00+00:00).",
 )  # fmt: skip
+@click.option(
+    "--budget-minutes", type=click.FloatRange(min=0, min_open=True), metavar="M",
+    help="Of --recipe auto: time for a sealed stream, of processors or GPUs; 30 where it is not given.",
+)  # fmt: skip
 @click.option("--wait", is_flag=True, help="Wait for a stream that does not exist yet.")
 @click.option(
     "--accept-bad-until", metavar="RECORDS", default="",
@@ -66,6 +70,7 @@ def command(
     endpoint: str,
     init_from: str | None,
     until: str,
+    budget_minutes: float | None,
     wait: bool,
     accept_bad_until: str,
     as_json: bool,
@@ -82,12 +87,17 @@ def command(
     command on many machines starts them everywhere. A run may go on with another number of ranks; `lanes` is
     their most. Every launcher ends with the exit code of its ranks; torchrun works too, but ends with 1.
 
+    With --recipe auto the settings follow from the images of the stream and from this machine: a trial of
+    some 20 seconds measures how quick nets are here. It says what was chosen and why, also in auto.json of
+    the run. A run never chooses again.
+
     A run that has stopped because too many records were unusable goes past them with --accept-bad-until: the
     budget counts again once the run has read so many records, used or not (`now`: all that the stream has).
 
     \b
     Examples:
         swavstream learn TRAIN/ --run RUN/ --recipe cifar10-onepass
+        swavstream learn TRAIN/ --run RUN/ --recipe auto
         swavstream learn TRAIN/ --run RUN/ --config mine.toml --set optim.learning_rate=1e-3
         swavstream learn TRAIN/ --run RUN/ --recipe smoke --set server.port=0 --json
         swavstream learn TRAIN/ --run RUN/ --recipe smoke --nproc 2
@@ -101,12 +111,20 @@ def command(
     given = file.exists() if file is not None else recipe is not None or (run_dir / "run.json").exists()
     if is_main and not given and file is None:
         raise click.UsageError(f"give --config FILE or --recipe NAME, one of\n{recipes.overview()}")
-    known = is_main or given
-    config = (
-        _choose_config(run_dir, file=file, recipe=recipe, assignments=assignments)
-        if known
-        else build({}, assignments)
-    )
+    if budget_minutes is not None and recipe != auto.NAME:
+        raise click.UsageError("--budget-minutes is for --recipe auto")
+    # Of several ranks the first one chooses, and tells the others.
+    waits = recipe == auto.NAME and (nproc > 1 or nodes is not None if place is None else place.rank > 0)
+    known = (is_main or given) and not waits
+    choice = None
+    if not known:
+        config = auto.beforehand(assignments) if waits else build({}, assignments)
+    elif recipe == auto.NAME and file is None:
+        config, choice = _auto(
+            stream, run_dir, assignments, until=until, budget_minutes=budget_minutes, place=place
+        )
+    else:
+        config = _choose_config(run_dir, file=file, recipe=recipe, assignments=assignments)
     _check_ranks(config if known else None, place, nproc=nproc, nodes=nodes)
     if place is None:
         for sentence in advice(config) if known else ():
@@ -127,6 +145,7 @@ def command(
         wait=wait,
         init_from=init_from,
         accept_bad_until=accept_bad_until,
+        choice=choice,
         stop=stop,
         out=sys.stderr,
     )
@@ -169,6 +188,7 @@ def _as_rank(context: click.Context) -> list[str]:
         ("init-from", "init_from"),
         ("accept-bad-until", "accept_bad_until"),
         ("until", "until"),
+        ("budget-minutes", "budget_minutes"),
     ):
         options += [f"--{option}={given[name]}"] if given[name] else []
     options += [f"--{flag}" for flag, name in (("wait", "wait"), ("json", "as_json")) if given[name]]
@@ -197,3 +217,39 @@ def _choose_config(
         return build(read_run(run_dir).config, assignments)
     except RunNotFound as error:
         raise ConfigError("a new run needs --config FILE or --recipe NAME") from error
+
+
+def _auto(
+    stream: str,
+    run_dir: Path,
+    assignments: tuple[str, ...],
+    *,
+    until: str,
+    budget_minutes: float | None,
+    place: Launched | None,
+) -> tuple[RunConfig, "auto.Choice | None"]:
+    """The settings of `--recipe auto`: chosen now, or when the run began, and then there is no choice.
+
+    Raises:
+        ConfigError: nothing to choose from; a run that was begun otherwise.
+        StreamError: the stream cannot be read.
+    """
+    from ops.train import auto_trial
+
+    kept = auto_trial.kept_settings(run_dir, stream)
+    if kept is not None:
+        click.echo(
+            f"auto: the run goes on as was chosen when it began ({run_dir / auto_trial.FILE})", err=True
+        )
+        return build(kept, assignments), None
+    choice = auto_trial.choice_for(
+        stream,
+        given=assignments,
+        until=until,
+        budget_minutes=budget_minutes,
+        ranks=place.world_size if place else 1,
+        say=lambda text: click.echo(text, err=True),
+    )
+    for line in choice.lines():
+        click.echo(f"auto: {line}", err=True)
+    return choice.config, choice

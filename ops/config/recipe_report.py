@@ -6,6 +6,7 @@ from typing import Any
 import tomli_w
 
 from ops.config import binding, recipes
+from ops.config.auto import Choice
 from ops.config.checks import Machine, Stream, gib, uses_cuda, warnings
 from ops.config.load import build
 from ops.config.memory import Memory, memory_of
@@ -36,6 +37,8 @@ class Resolved:
     mixing: Mixing | None
     """What the first batch would hold of the stream; None without one."""
     warnings: tuple[str, ...]
+    choice: Choice | None = None
+    """Why its settings are these; None where they are those of a file."""
 
     @property
     def steps(self) -> int:
@@ -64,11 +67,13 @@ class Resolved:
             "first_batch": None if self.mixing is None else asdict(self.mixing),
             "config": self.config.to_dict(),
             "warnings": list(self.warnings),
+            **({} if self.choice is None else self.choice.to_json()),
         }
 
     def to_toml(self) -> str:
         """A config file, with the rest as comments before it."""
         lines = [f"recipe {self.recipe.name}{self._length()}"]
+        lines += [] if self.choice is None else self.choice.lines()
         if self.memory is not None:
             place = "on the device" if self.cuda else "in memory"
             lines.append(
@@ -95,27 +100,30 @@ class Resolved:
 
 
 def resolve(
-    name: str,
+    recipe: str | recipes.Recipe,
     assignments: tuple[str, ...] = (),
     *,
     stream: str | None = None,
     ranks: int | None = None,
     machine: Machine | None = None,
+    choice: Choice | None = None,
 ) -> Resolved:
     """Work out what a recipe comes to.
 
     Args:
-        name: of the recipe.
+        recipe: or its name.
         assignments: `a.b=v`, over it.
         stream: directory or URL of the stream that it would read; None = that of its source's data set.
         ranks: learners; None = one for each CUDA device that the run would use.
         machine: where it would run; None = here.
+        choice: why the settings of the recipe are these, where they were chosen.
 
     Raises:
         ConfigError: no such recipe or setting.
         StreamError: the stream cannot be read.
     """
-    recipe = recipes.load(name)
+    if isinstance(recipe, str):
+        recipe = recipes.load(recipe)
     config = build(recipe.values, assignments)
     machine = Machine.this() if machine is None else machine
     cuda = uses_cuda(config, machine)
@@ -139,6 +147,7 @@ def resolve(
         stream=facts,
         mixing=None if stream is None else look_at_batch(stream, config),
         warnings=tuple(found),
+        choice=choice,
     )
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from importlib import resources
 from typing import Any
 
-from ops.config import binding
+from ops.config import auto, binding
 from ops.config.load import build
 from ops.config.schema import RunConfig
 from ops.errors import ConfigError
@@ -44,7 +44,7 @@ class Recipe:
 
 
 def names() -> list[str]:
-    """Names of all recipes, sorted."""
+    """Names of all recipes that are files, sorted; `auto` is none."""
     files = resources.files("ops.config").joinpath("recipe_files").iterdir()
     return sorted(file.name.removesuffix(".toml") for file in files if file.name.endswith(".toml"))
 
@@ -56,8 +56,13 @@ def load(name: str) -> Recipe:
         ConfigError: there is none of this name; the message names the nearest, or all.
     """
     known = names()
+    if name == auto.NAME:
+        raise ConfigError(
+            f"the recipe `{name}` is chosen from a stream: give its address, as in `swavstream learn STREAM "
+            f"--run RUN --recipe {name}` or `swavstream recipes show {name} --stream STREAM`"
+        )
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
+        near = difflib.get_close_matches(name, [*known, auto.NAME], n=1)
         hint = f"did you mean `{near[0]}`?" if near else f"there are {', '.join(known)}"
         raise ConfigError(f"no recipe `{name}`: {hint}")
     text = resources.files("ops.config").joinpath("recipe_files", f"{name}.toml").read_text(encoding="utf-8")
@@ -67,6 +72,7 @@ def load(name: str) -> Recipe:
 
 
 def overview() -> str:
-    """All recipes, a line each: name and title."""
-    lines = [f"  {name:<24} {load(name).about.title}" for name in names()]
+    """All recipes and `auto`, a line each: name and title."""
+    rows = [(auto.NAME, auto.TITLE), *((name, load(name).about.title) for name in names())]
+    lines = [f"  {name:<24} {title}" for name, title in rows]
     return "\n".join(lines)

@@ -35,6 +35,7 @@ ONLY_WITH_CAUSE = {"snapshots-unhealthy"}
 SAID_BY: Mapping[str, tuple[str, ...]] = {
     "sorted": ("collapse",),
     "not-learning": ("collapse", "learning-rate"),
+    "no-better-than-start": ("collapse", "not-learning", "learning-rate"),
 }
 """Finding -> others that say the same and more: it is left out where one of them is found."""
 

@@ -23,6 +23,7 @@ from ops.rundir.checkpoint import VALUES
 from ops.rundir.files import newest_saved, read_json, read_lines, read_run
 from ops.rundir.history import at_ends
 from ops.rundir.status import ANSWER_S, RUNNING, RunStatus, fetch_live_status, read_status
+from ops.rundir.summary import read_summary
 from ops.snapshots.probe_images import read as read_probe
 from ops.snapshots.redis_client import URL_VARIABLE, connect, error_text
 from ops.snapshots.store import warnings_of
@@ -63,6 +64,7 @@ def gather(run_dir: Path) -> Facts:
         samples=standing.samples,
         updates=int(figures.get("updates") or 0),
         **ends,
+        **_against_start(run_dir),
         **judged(figures),
         lag=live.get("lag"),
         waiting=live.get("state") == "waiting",
@@ -112,6 +114,19 @@ def _records(run_dir: Path) -> tuple[int, Mapping[str, int]]:
     before, skipped = first.get("skipped", {}), last.get("skipped", {})
     used = last["samples"] - first.get("samples", 0)
     return used, {reason: count - before.get(reason, 0) for reason, count in skipped.items()}
+
+
+def _against_start(run_dir: Path) -> dict[str, Any]:
+    """How a run that has ended stands beside its own start; nothing where that is not known."""
+    summary = read_summary(run_dir)
+    found = None if summary is None else summary.against_start
+    if found is None:
+        return {}
+    return {
+        "views_found": found["trained"]["views_found"],
+        "start_views_found": found["start"]["views_found"],
+        "learned_beyond_start": found["better"],
+    }
 
 
 def _not_finite(run_dir: Path, standing: RunStatus) -> int:

@@ -7,7 +7,7 @@ It never advises a value that is set already, nor one that the configuration ref
 from ops.config.checks import ROUNDS_WHEN_SHARP, SHARP, enough_queue
 from ops.monitoring.conditions import SHIPPED
 from ops.monitoring.facts import Facts
-from ops.rundir.summary import FINISHED
+from ops.rundir.summary import FEW_UPDATES, FINISHED
 
 Advice = tuple[str, str]
 
@@ -40,6 +40,16 @@ def survive_not_finite(facts: Facts) -> Advice:
         ("Single batches are skipped already. " if skips else "A single batch: set it to skip. ")
         + "Many: lower optim.learning_rate"
         + (" or raise swav.epsilon." if (facts.setting("swav.epsilon") or 0.0) < EPSILON_SOFT else ".")
+    )
+
+
+def learn_beyond_start(facts: Facts) -> Advice:
+    """Of a run that ends where it began."""
+    if facts.updates < FEW_UPDATES:
+        return _more_updates(facts)
+    return "", (
+        "Compare with `--recipe auto` in another run directory: hundreds of updates fit there. A "
+        "network that starts with weights of another (--init-from) may need no more."
     )
 
 

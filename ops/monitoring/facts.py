@@ -32,6 +32,12 @@ class Facts:
     """Of two views on one prototype, corrected for chance, mean over the latest entries; 0 = chance."""
     start_view_agreement: float | None = None
     """Mean over the first ones."""
+    views_found: float | None = None
+    """Of a finished run: share of views of its probe images that find the other view of their image."""
+    start_views_found: float | None = None
+    """The same before its first step."""
+    learned_beyond_start: bool | None = None
+    """Whether the first is above the second."""
     same_images_ratio: float | None = None
     """Of the first images that arrived, the share that shows one and the same picture."""
     code_entropy_over_ln_k: float | None = None

@@ -406,6 +406,18 @@ NOT_LEARNING = Rule(
     ),
 )
 
+NO_BETTER_THAN_START = Rule(
+    name="no-better-than-start",
+    text="The run has learned nothing beyond its own start: views of an image find each other no better.",
+    also=lambda facts: facts.status == FINISHED and facts.learned_beyond_start is False,
+    evidence=lambda facts: (
+        f"{100 * (facts.views_found or 0):.1f} % of views find the other view of their image, "
+        f"{100 * (facts.start_views_found or 0):.1f} % before the first step, after {facts.updates:,} updates"
+    ),
+    advice=advice.learn_beyond_start,
+    page="NotLearning",
+)
+
 USAGE = Rule(
     name="usage",
     text="A few prototypes take nearly all images.",
@@ -574,8 +586,8 @@ REDIS_SETTINGS = Rule(
 
 RULES: tuple[Rule, ...] = (
     LEFT, TWO_LEARNERS, STALLED, SAME_IMAGES, SORTED, BAD_RECORDS, DRIFT, LEARNING_RATE, NOT_FINITE, COLLAPSE,
-    NOT_LEARNING, USAGE, DEAD, TWINS, CODES, STARVED, FALLING_BEHIND, READERS, CHECKPOINTS, REDIS,
-    SNAPSHOTS_LATE, SNAPSHOTS_UNHEALTHY, REDIS_SETTINGS,
+    NOT_LEARNING, NO_BETTER_THAN_START, USAGE, DEAD, TWINS, CODES, STARVED, FALLING_BEHIND, READERS,
+    CHECKPOINTS, REDIS, SNAPSHOTS_LATE, SNAPSHOTS_UNHEALTHY, REDIS_SETTINGS,
 )  # fmt: skip
 """In the order in which to look at them: what stops a run, what is wrong with its data, what spoils it, what
 will. What follows from another finding the doctor puts under it."""

@@ -1,6 +1,7 @@
 """What lies in a run directory, and how its small files are read and written. Nothing heavy is imported.
 
 run.json          which run this is: uuid, stream, settings, length
+auto.json         what `--recipe auto` chose when the run began, and why
 lock              which process works here now
 checkpoints/      ckpt-<number>/, the newest last
 probe.safetensors the first samples as thumbnails, for comparing snapshots

@@ -221,7 +221,7 @@ def _is_running(pid: int) -> bool:
 
 
 # What is made in a run directory before there is a learner, checkpoints/ apart.
-MADE = ("run.json", "server.json", FIRST_WEIGHTS)
+MADE = ("run.json", "server.json", "auto.json", FIRST_WEIGHTS)
 # So often a directory is made again that another process removes, since its own run did not begin.
 TRIES = 10
 

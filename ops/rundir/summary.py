@@ -18,6 +18,10 @@ FINISHED, STOPPED = "finished", "stopped"
 RECENT_UPDATES = 50
 
 
+FEW_UPDATES = 200
+"""A network that made fewer updates has hardly moved: the likeliest reason where nothing was learned."""
+
+
 def skipped_text(count: int, by_reason: Mapping[str, int]) -> str:
     """Such as `3 skipped (2 truncated, 1 empty)`."""
     reasons = ", ".join(f"{some:,} {reason}" for reason, some in by_reason.items())
@@ -88,6 +92,9 @@ class RunSummary:
     """Directory of the newest checkpoint."""
     snapshot: Mapping[str, Any] | None
     """version and digest of the newest snapshot; None when none could be published."""
+    against_start: Mapping[str, Any] | None = None
+    """How well views of one image find each other, beside the network before its first step; see
+    `ops.evaluate.against_start`. None of a run that was stopped, or could not be compared."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -120,6 +127,8 @@ class RunSummary:
             lines.append(f"  loss       {self.loss:.4f} ({self.loss_over_ln_k:.4f} of ln K)")
         if self.usage_perplexity is not None:
             lines.append(f"  usage      {self.usage_perplexity:.1f} of {self.prototypes} prototypes")
+        if self.against_start is not None:
+            lines += _start_lines(self.against_start, self.updates)
         lines.append(f"  checkpoint {self.checkpoint or 'none'}")
         shot = self.snapshot
         named = f"{shot['version']} ({shot['digest'][:16]})" if shot else "none"
@@ -157,6 +166,27 @@ def summarise(
         checkpoint=str(checkpoint) if checkpoint else None,
         snapshot=snapshot,
     )
+
+
+def _start_lines(found: Mapping[str, Any], updates: int) -> list[str]:
+    trained, start = (100 * found[when]["views_found"] for when in ("trained", "start"))
+    told = [
+        f"  start      {trained:.1f} % of views find the other view of their image, {start:.1f} % before the "
+        f"first step ({found['images']} images)"
+    ]
+    if not found["better"]:
+        told.append(
+            f"  nothing was learned beyond the start, as far as these views tell: {_why_not(updates)}"
+        )
+    return told
+
+
+def _why_not(updates: int) -> str:
+    if updates < FEW_UPDATES:
+        return (
+            f"{updates:,} updates are few (bring more images, or in a new run raise replay.updates or passes)"
+        )
+    return "`swavstream doctor` looks for a cause"
 
 
 def read_summary(run_dir: Path) -> RunSummary | None:

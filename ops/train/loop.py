@@ -35,6 +35,7 @@ from ops.train.nonfinite import NonFiniteLog, left_out
 from ops.train.resume import ResumePoint, checkpoint_for_all, restore
 from ops.train.saving import RunSaver
 from ops.train.signals import StopRequest
+from ops.train.start_comparison import against_start
 from ops.train.sync import LAG_S, Patience, Steps, StopVote
 from stream.cursor import Cursor, joined
 from stream.errors import TooManyBadRecords
@@ -291,6 +292,9 @@ class Run:
             checkpoint=path,
             snapshot={"version": shot.version, "digest": shot.digest} if shot else None,
         )
+        if ended and saver is not None and self.learner.updates:
+            found = against_start(self._point, self.learner, self._world)
+            summary = replace(summary, against_start=found)
         if saver is not None:
             by_user = self.stop.requested() and self.stop.signal != signal.SIGTERM
             saver.write_summary(summary, stopped_by_user=by_user)

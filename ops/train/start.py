@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
+from ops.config.auto import Choice
 from ops.config.checks import refusals
 from ops.config.schema import RunConfig
 from ops.distributed.device import check_device, device_of, keep_to_share
@@ -31,6 +32,7 @@ from ops.rundir.lock import RunClaim
 from ops.rundir.summary import FINISHED, STOPPED, Progress, RunSummary, read_summary, summarise
 from ops.snapshots.redis_client import connect, redis_url
 from ops.train import init_weights
+from ops.train.auto_trial import write_choice
 from ops.train.data import check_address, dead_letters_of, pinned, reading_mode, sealed_samples, source_spec
 from ops.train.events import CheckpointResult, Started, Waiting
 from ops.train.listeners import PUBLISH_S, ReportedRun
@@ -71,6 +73,7 @@ def learn(  # noqa: PLR0913  what the command line may say of a run
     wait: bool = False,
     init_from: str | None = None,
     accept_bad_until: str = "",
+    choice: Choice | None = None,
     stop: StopRequest | None = None,
     out: TextIO | None = None,
     lag_s: float = LAG_S,
@@ -88,6 +91,7 @@ def learn(  # noqa: PLR0913  what the command line may say of a run
         wait: wait for a stream that does not exist yet.
         init_from: the first weights of a new run, see `ops.train.init_weights.read`; None draws them.
         accept_bad_until: go past a spent budget of unusable records: see `ops.train.resume.accepting`.
+        choice: how the settings were chosen, where they were; it is written down when the run begins.
         stop: requests the end of the run; None takes Ctrl-C and SIGTERM over.
         out: where progress is written; None is stderr.
         lag_s: seconds between two counts of how far the run is behind.
@@ -117,6 +121,7 @@ def learn(  # noqa: PLR0913  what the command line may say of a run
         wait=wait,
         init_from=init_from,
         accept_bad_until=accept_bad_until,
+        choice=choice,
         publish_s=publish_s,
     )
     keep_to_share()
@@ -224,6 +229,7 @@ class LearnRequest:
     init_from: str | None
     accept_bad_until: str
     until: str
+    choice: Choice | None
     publish_s: float
 
 
@@ -276,6 +282,8 @@ class MainRank:
         self._claim = self._stack.enter_context(RunClaim(run_dir))
         self._stack.enter_context(stop)
         record, changed = open_run(run_dir, stream=request.stream, config=request.config)
+        if request.choice is not None:
+            write_choice(run_dir, request.choice, request.stream)
         config = as_begun(record, request.config)
         ended = _finished(run_dir, record, request.stream, config)
         if ended is not None:

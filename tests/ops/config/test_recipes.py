@@ -7,7 +7,7 @@ import tomli_w
 
 from ingest.config import IngestConfig
 from ops.config import binding, recipes
-from ops.config.checks import advice
+from ops.config.checks import Machine, advice
 from ops.config.load import build, load_values
 from ops.config.recipe_report import resolve
 from ops.config.run_length import run_samples
@@ -47,7 +47,8 @@ TOP1 = {
 }
 
 
-OURS = ("cifar10-onepass", "cifar100-onepass", "mini84-onepass", "smoke")
+PHOTOS = ("photos-1gpu", "photos-8gpu", "photos-cpu")
+OURS = ("cifar10-onepass", "cifar100-onepass", "mini84-onepass", "smoke", *PHOTOS)
 
 
 def test_every_promised_recipe_is_there() -> None:
@@ -121,11 +122,25 @@ def test_a_published_schedule_ends_with_the_run(name: str) -> None:
     assert recipe.config.optim.schedule_samples == run_samples(recipe.config, recipe.about.images)
 
 
-@pytest.mark.parametrize("name", ["cifar100-onepass", "mini84-onepass"])
+@pytest.mark.parametrize("name", ["cifar100-onepass", "mini84-onepass", *PHOTOS])
 def test_a_recipe_that_was_not_measured_says_so_and_claims_no_result(name: str) -> None:
     about = recipes.load(name).about
     assert about.notes.strip().startswith("Not measured.")
     assert about.published == ""
+
+
+@pytest.mark.parametrize(("name", "ranks"), [("photos-1gpu", 1), ("photos-8gpu", 8)])
+def test_photographs_on_gpus_fit_their_devices_and_say_that_they_have_not_run(name: str, ranks: int) -> None:
+    gpus = Machine(host_bytes=512 << 30, device_bytes=(80 << 30,) * ranks)
+    assert resolve(name, machine=gpus).warnings == ()
+    assert "has not run on a GPU" in recipes.load(name).about.notes
+
+
+def test_photographs_on_a_cpu_have_a_resnet18_and_a_patch_branch() -> None:
+    config = recipes.load("photos-cpu").config
+    assert config.model.backbone == "resnet18"
+    assert config.model.branch_centres > 0
+    assert 96 <= config.crops[0].size <= 160
 
 
 def test_cifar100_has_what_was_measured_on_cifar10_and_no_queue() -> None:

@@ -15,6 +15,7 @@ from ops.errors import ConfigError, RunMismatch
 from ops.rundir.files import newest_saved, read_run
 from ops.rundir.status import read_status
 from ops.rundir.summary import FINISHED, STOPPED
+from ops.train.auto_trial import choice_for
 from ops.train.data import reading_mode, source_spec
 from ops.train.signals import StopRequest
 from stream.cursor import Cursor
@@ -53,6 +54,17 @@ def test_a_run_learns_from_a_topic_to_the_end_that_it_had_when_it_began(
     assert cursor_of(tmp_path / "run").bounds == ((0, 80),) * LANES
     again = small_runs.run(images, tmp_path / "run", config_of(), until="now", stop=StopRequest())
     assert again == summary
+
+
+def test_settings_are_chosen_from_a_topic_that_grows_or_has_an_end(kafka: Broker, images: str) -> None:
+    grows = choice_for(images, given=("device=cpu",), cached=False)
+    assert (grows.images.records, grows.images.partitions, grows.images.sealed) == (320, LANES, False)
+    assert grows.images.short_side_px == 14
+    assert (grows.config.lanes, grows.config.batch, grows.config.passes) == (LANES, 256, 1)
+    assert (grows.config.optim.schedule, grows.config.replay.updates) == ("constant", 1)
+    ends = choice_for(images, given=("device=cpu",), until="now", budget_minutes=0.1, cached=False)
+    assert (ends.images.records, ends.images.sealed, ends.config.optim.schedule) == (320, True, "cosine")
+    assert ends.config.lanes == LANES
 
 
 def test_a_run_that_is_killed_ends_with_the_same_weights(
