@@ -41,7 +41,8 @@ class ModelConfig:
     branch_width: int = 128
     """Numbers that the patch branch adds to the features; >= 1."""
     branch_px: int = 32
-    """Larger images are shrunk to so many pixels a side for the patch branch; [18, 224]."""
+    """Larger images are shrunk to so many pixels a side for the patch branch; [18, 224], with three scales at
+    least 32."""
     branch_samples: int = 1_024
     """Arrivals from whose patches the centres are learned; 1 .. 100,000."""
     branch_pairs: int = 10_240
@@ -67,6 +68,11 @@ class ModelConfig:
         )
         _check(
             1 <= self.branch_scales <= 3, f"model.branch_scales must be in [1, 3], got {self.branch_scales}"
+        )
+        _check(
+            not self.branch_centres or self.branch_patch_width <= self.branch_centres,
+            f"model.branch_patch_width must be at most model.branch_centres = {self.branch_centres}, got "
+            f"{self.branch_patch_width}: a patch has no more directions",
         )
         least_px = max(18, self.branch_least_px)
         _check(

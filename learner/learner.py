@@ -183,7 +183,8 @@ class Learner:
         self._reseeder.note(measured.assigned_HN, samples=self.samples)
         if not self._reseeder.due(samples=self.samples, batch=sum(outcome.counts)):
             return 0
-        return self._reseeder.reseed(
+        before = [generation_K.clone() for generation_K in self._generations]
+        moved = self._reseeder.reseed(
             outcome,
             list(self._model.prototypes),
             [window.counts_K for window in self._usage],
@@ -191,6 +192,10 @@ class Learner:
             self._updater.optimizer,
             samples=self.samples,
         )
+        if moved and self._average is not None:
+            for head, (old_K, new_K) in enumerate(zip(before, self._generations, strict=True)):
+                self._average.take_prototypes(head, (old_K != new_K).nonzero().squeeze(1))
+        return moved
 
     def _check(self, views: Views) -> None:
         assigned = self.config.swav.assign_views

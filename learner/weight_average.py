@@ -47,6 +47,12 @@ class WeightAverage:
                 mean.copy_(value)
         self.model.normalise_prototypes()
 
+    @torch.no_grad()
+    def take_prototypes(self, head: int, rows_M: Tensor) -> None:
+        """Forget what some prototypes were: they have been moved at once."""
+        rows_M = rows_M.to(self.model.prototypes[head].device)
+        self.model.prototypes[head][rows_M] = self._live.prototypes[head][rows_M]
+
     def restart(self) -> None:
         """Begin again from the weights as they are now."""
         copy_all(_tensors(self.model), _tensors(self._live))

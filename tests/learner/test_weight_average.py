@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from learner.weight_average import FIRST_UPDATES
-from tests.learner.small_run import pictures, run, same_bits, small_config, small_learner
+from tests.learner.small_run import BATCH, batch, pictures, run, same_bits, small_config, small_learner
 
 DECAY = 0.8
 PLAIN = small_config()
@@ -69,6 +69,23 @@ def test_a_run_that_turns_it_on_begins_from_its_weights() -> None:
     back.load_state_dict(learner.state_dict())
     run(before, 4, 5)
     assert same_bits(back.snapshot().encoder, before.snapshot().encoder)
+
+
+def test_a_prototype_that_is_moved_is_not_averaged_with_what_it_was() -> None:
+    learner = small_learner(
+        small_config(
+            optim={"average_decay": 0.99},
+            swav={"prototypes": (40,)},
+            reseed={"after_samples": 2 * BATCH, "interval_samples": BATCH, "share": 0.2},
+        )
+    )
+    for step in range(10):
+        if learner.step(batch(step)).reseeded:
+            break
+    moved = learner.snapshot().tensors["generation"] > 0
+    assert moved.any()
+    live = learner.state_dict()["tensors"]["model.prototypes.0"]
+    assert torch.equal(learner.snapshot().tensors["prototypes"][moved], live[moved])
 
 
 def test_a_decay_out_of_bounds_is_refused() -> None:
