@@ -47,6 +47,8 @@ SHUFFLED = 100_000
 IMAGES_PER_PROTOTYPE = 12
 BRANCH_COST = 1.15
 """Time of a run with a patch branch against the same run without, about."""
+SMALLEST_OF_TWO_SCALES = 16
+"""Pixels of a crop at whose half a patch branch can still look."""
 MARGIN = 0.85
 """Images whose short side is this share of a crop's side are still large enough for it."""
 
@@ -499,11 +501,15 @@ class _Chooser:
             self._note("model.branch_centres", 0, "many images on a GPU: no patch branch")
             return
         known = self._images.records if samples is None else samples
-        centres = 320 if known >= 10_000 or samples is None else 160
+        centres = 400 if known >= 10_000 or samples is None else 160
+        given = _at(self._values, "model.branch_centres")
+        small = values["crops"][0]["size"] < SMALLEST_OF_TWO_SCALES
         after = 1_024 if samples is None else min(1_024, max(self._size, samples // 4))
         pairs = 10_240 if samples is None else max(self._size, min(10_240, samples - after))
         values["model"] |= {
             "branch_centres": centres,
+            "branch_patch_width": min(64, centres if given is None else int(given)),
+            "branch_scales": 1 if small else 2,
             "branch_samples": after,
             "branch_pairs": pairs,
             "branch_px": 32,

@@ -38,17 +38,17 @@ def chosen(images: Images, host: Host = CPU, **more: Any) -> Choice:
 # images, machine -> net, sizes of views, batch, lanes, K, passes, updates, schedule, precision, centres
 TABLE = [
     (of(100, 384), CPU, ("resnet8-w64", 64, 32, 32, 16, 8, 100, 1, "cosine", "float32", 160)),
-    (of(588, 384), CPU, ("resnet14-w32", 64, 32, 64, 16, 32, 59, 1, "cosine", "float32", 320)),
-    (of(3_588, 84), CPU, ("resnet8-w32", 48, 24, 256, 64, 256, 30, 1, "cosine", "float32", 320)),
-    (of(50_000, 32), CPU, ("resnet8-w32", 32, 16, 256, 64, 256, 1, 3, "cosine", "float32", 320)),
-    (of(10**6, 384), CPU, ("resnet8-w16", 32, 16, 256, 64, 256, 1, 1, "cosine", "float32", 320)),
-    (of(588, 24), CPU, ("resnet8-w64", 32, 16, 64, 16, 32, 100, 1, "cosine", "float32", 320)),
+    (of(588, 384), CPU, ("resnet14-w32", 64, 32, 64, 16, 32, 59, 1, "cosine", "float32", 400)),
+    (of(3_588, 84), CPU, ("resnet8-w32", 48, 24, 256, 64, 256, 30, 1, "cosine", "float32", 400)),
+    (of(50_000, 32), CPU, ("resnet8-w32", 32, 16, 256, 64, 256, 1, 3, "cosine", "float32", 400)),
+    (of(10**6, 384), CPU, ("resnet8-w16", 32, 16, 256, 64, 256, 1, 1, "cosine", "float32", 400)),
+    (of(588, 24), CPU, ("resnet8-w64", 32, 16, 64, 16, 32, 100, 1, "cosine", "float32", 400)),
     (
         of(5_000, 384, sealed=False),
         CPU,
-        ("resnet8-w32", 48, 24, 256, 64, 256, 1, 4, "constant", "float32", 320),
+        ("resnet8-w32", 48, 24, 256, 64, 256, 1, 4, "constant", "float32", 400),
     ),
-    (of(3_588, 384), GPU, ("resnet50", 224, 96, 256, 64, 256, 100, 1, "cosine", "bfloat16", 320)),
+    (of(3_588, 384), GPU, ("resnet50", 224, 96, 256, 64, 256, 100, 1, "cosine", "bfloat16", 400)),
     (of(10**6, 384), GPU, ("resnet50", 160, 96, 256, 64, 256, 1, 1, "cosine", "bfloat16", 0)),
     (of(10**6, 384), GPUS, ("resnet50", 224, 96, 2048, 64, 1024, 1, 4, "cosine", "bfloat16", 0)),
     (
