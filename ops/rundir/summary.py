@@ -108,6 +108,8 @@ class RunSummary:
             return 'the records that can be used do not fill one batch (lower `batch`, or set tail = "train")'
         if self.left_over:
             return 'the records do not fill one batch (lower `batch`, or set tail = "train")'
+        if self.status == "stopped":
+            return "it was stopped before its first step; the same command goes on"
         return "there were no records"
 
     def records(self) -> str:

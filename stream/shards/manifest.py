@@ -285,8 +285,9 @@ class Manifest(CommitLog):
                 stream_uuid = _read_head(store)
         if stream_uuid is None:
             raise StreamNotFound(
-                f"no stream at {store.url}: `swavstream ingest SOURCE {store.url}` makes one, "
-                "`learn --wait` waits for one"
+                f"no stream at {store.url}: `swavstream ingest SOURCE {store.url}` makes one, and "
+                f"`learn --wait` waits for one; if {store.url} holds images, `swavstream ingest {store.url} "
+                "STREAM/` makes a stream of them"
             )
         manifest = cls(store, stream_uuid)
         manifest.refresh()
