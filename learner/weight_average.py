@@ -40,7 +40,7 @@ class WeightAverage:
         self._updates += 1
         pairs = list(zip(_tensors(self.model).values(), _tensors(self._live).values(), strict=True))
         moving = [(mean, value) for mean, value in pairs if mean.is_floating_point()]
-        follow = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]  torch has no types for it
+        follow = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]  # torch has no types for it
         follow([mean for mean, _ in moving], [value for _, value in moving], None)
         for mean, value in pairs:
             if not mean.is_floating_point():  # batches counted by batch norm
