@@ -1,6 +1,7 @@
 """Runs that replay by prototypes: the same bits after any interruption, the same learning on any ranks."""
 
 import os
+import shutil
 import signal
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,10 +13,12 @@ from torch import Tensor
 from learner.augment import Views
 from learner.learner import Learner
 from learner.report import NonFinite, StepReport
-from ops.errors import RunMismatch
-from ops.rundir.checkpoint import REPLAY, load_newest, read_meta
+from ops.errors import CheckpointDamaged, RunMismatch
+from ops.inference import load_model
+from ops.rundir.checkpoint import REPLAY, load, load_newest, read_meta
 from ops.rundir.files import read_lines
 from ops.rundir.summary import FINISHED, STOPPED, RunSummary
+from ops.train import init_weights
 from ops.train.anneal import prepare
 from stream.errors import StreamDamaged
 from stream.shards.source import ShardSource
@@ -203,6 +206,20 @@ def test_four_ranks_killed_two_ranks_killed_and_one_are_one_run(
     assert_same_trace(traced(*(life.folder for life in lives)), trace)
     assert_same_end(run_dir, expected)
     assert_same_members(run_dir, expected)
+
+
+def test_who_looks_at_the_network_does_not_read_the_images(
+    tmp_path: Path, whole: tuple[Path, RunSummary]
+) -> None:
+    run_dir = tmp_path / "run"
+    shutil.copytree(whole[0], run_dir)
+    found = load_newest(run_dir)
+    assert found is not None
+    (found.path / REPLAY).unlink()
+    assert load_model.load(run_dir).weights == str(found.path)
+    assert init_weights.read(f"{found.path}").origin["checkpoint"] == found.path.name
+    with pytest.raises(CheckpointDamaged, match=REPLAY):
+        load(found.path)
 
 
 def test_an_annealed_copy_goes_on_with_the_images(tmp_path: Path, drawn_stream: str) -> None:
