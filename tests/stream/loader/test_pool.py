@@ -249,8 +249,10 @@ def started(what: str) -> Iterator[tuple[subprocess.Popen[str], list[int]]]:
             process.kill()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("policy", "chunk", "updates"), [("prototypes", 64, 33), ("fifo", 2, 401)])
+@pytest.mark.parametrize(
+    ("policy", "chunk", "updates"),
+    [("prototypes", 64, 33), pytest.param("fifo", 2, 401, marks=pytest.mark.slow)],
+)
 def test_reader_and_learner_do_not_wait_for_each_other(policy: str, chunk: int, updates: int) -> None:
     """One reader: requests, or replies with images of chunks, are more than the buffer of a pipe holds."""
     done = subprocess.run(
