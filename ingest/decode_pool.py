@@ -195,7 +195,7 @@ class DecodePool:
         return bool(self._filling) and time.monotonic() - self._filling_since > BATCH_AGE_S
 
     def _dispatch(self, processes: Processes[tuple[bytes, str], Reply], *, flush: bool) -> None:
-        """Give work to idle processes; they are reading, so that writing to them cannot block for long."""
+        """Give work to idle processes; they are reading, so that they have all of it at once."""
         if self._filling and (flush or self._has_waited()):
             self._batches.append(self._filling)
             self._filling = []

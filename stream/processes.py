@@ -13,7 +13,10 @@ import importlib
 import logging
 import mmap
 import os
+import pickle
+import selectors
 import signal
+import socket
 import struct
 import sys
 import tempfile
@@ -42,6 +45,10 @@ START_S = 300.0
 """A process that is not ready after so long hangs."""
 _GRACE_S = 1.0
 """A process that ends has so long before it is killed."""
+_HANDOVER_S = 1.0
+"""So long is waited at most until a process that has nothing else to do has taken in what it is asked."""
+_BUFFER_BYTES = 2**16
+"""A process reads so much of what it is asked at once."""
 
 RecordRef = tuple[int, int]
 """Unit and index of a record, as in `stream.source.Entry`."""
@@ -153,10 +160,15 @@ class _Process(Generic[Request, Reply]):
 
     process: BaseProcess
     connection: "Connection[Any, Any]"
+    """Its replies are read from here."""
+    outlet: socket.socket
+    """The same connection: jobs are written here, one pickled list after the other."""
     in_flight: InFlightRecord
     ready: bool = False
     """It has begun to answer; before, nothing was sent to it."""
     jobs: deque[Job[Request, Reply]] = field(default_factory=deque)
+    unsent: bytearray = field(default_factory=bytearray)
+    """Rest of what was asked, which the socket had no room for."""
     silent_s: float = 0.0
     """Seconds spent waiting since it last got on."""
     latest: RecordRef = (0, 0)
@@ -169,10 +181,28 @@ class _Process(Generic[Request, Reply]):
         self.latest = latest
 
     def send(self, jobs: Sequence[Job[Request, Reply]]) -> None:
-        """Send jobs; that it is gone shows when its replies are read."""
+        """Send jobs, or keep what does not go through now; does not wait."""
         if jobs:
-            with contextlib.suppress(OSError):
-                self.connection.send([job.request for job in jobs])
+            self.unsent += reduction.ForkingPickler.dumps([job.request for job in jobs])
+            self.send_rest()
+
+    def send_rest(self) -> None:
+        """Send what there is room for; does not wait. That the process is gone shows when it is read from."""
+        try:
+            while self.unsent:
+                # Only this way no send waits: a process that waits itself, until its reply is read, reads
+                # nothing. The flag is of one send; the connection's own reads and writes do wait.
+                sent = self.outlet.send(self.unsent, socket.MSG_DONTWAIT)
+                del self.unsent[:sent]
+        except (BlockingIOError, InterruptedError):
+            pass
+        except OSError:
+            self.unsent.clear()
+
+    def disconnect(self) -> None:
+        """Close the connection: the process ends when it has read what was sent. May be called twice."""
+        self.outlet.close()
+        self.connection.close()
 
     def end(self) -> int | None:
         """Wait for its end, or bring it about; the exit code."""
@@ -188,8 +218,9 @@ class Processes(Generic[Request, Reply]):
     """Processes that answer jobs in any order; each its own in the order asked. Not thread-safe.
 
     Jobs are sent at once, so that a process has work while this program does something else. One that has
-    just been started gets them when it is ready. Sending blocks only while a process is busy and what is sent
-    is larger than a pipe's buffer: give large jobs to idle ones.
+    just been started gets them when it is ready. What the connection of a busy process has no room for is
+    kept here, and sent as `collect` is called: handing jobs over never waits for a reply to be taken. So
+    large jobs are better given to idle processes, which take them at once.
 
     Args:
         opener: "module:function". Each process calls it once with its `InFlightRecord` and `arguments`; it
@@ -242,9 +273,12 @@ class Processes(Generic[Request, Reply]):
     def submit(self, jobs: Sequence[Job[Request, Reply]]) -> None:
         """Hand jobs to the least busy process, in one message."""
         process = min(self._processes, key=lambda process: (len(process.jobs), not process.ready))
+        idle = process.ready and not process.jobs
         process.jobs.extend(jobs)
         if process.ready:
             process.send(jobs)
+        if idle and process.unsent:
+            _wait_for([process], _HANDOVER_S, replies=False)
 
     def collect(self, timeout_s: float) -> list[Job[Request, Reply]]:
         """Jobs that have been answered; waits so long at most for the first.
@@ -252,16 +286,14 @@ class Processes(Generic[Request, Reply]):
         Raises:
             NoStart: processes die as they start.
         """
-        by_connection = {process.connection: process for process in self._processes}
         answered: list[Job[Request, Reply]] = []
         began = time.monotonic()
-        heard = wait(list(by_connection), timeout_s)
+        heard = _wait_for(self._processes, timeout_s)
         # No longer than was asked for: what stopped this program, or the machine, is no process's fault.
         waited = min(time.monotonic() - began, timeout_s)
-        for process in by_connection.values():
+        for process in self._processes:
             process.waited(waited)
-        for connection in heard:
-            process = by_connection[connection]  # type: ignore[index]  # wait gives back what it was given
+        for process in heard:
             try:
                 while process.connection.poll():
                     answered += self._take(process, process.connection.recv())
@@ -289,7 +321,7 @@ class Processes(Generic[Request, Reply]):
         )
         process.start()
         theirs.close()  # so that the process's death is the end of the connection
-        return _Process(process, ours, in_flight)
+        return _Process(process, ours, socket.socket(fileno=os.dup(ours.fileno())), in_flight)
 
     def _take(self, process: _Process[Request, Reply], message: Reply | None) -> list[Job[Request, Reply]]:
         """Take in what a process says: that it is ready, or a reply."""
@@ -306,7 +338,7 @@ class Processes(Generic[Request, Reply]):
         """Put a new process in the place of a lost one; the suspect, where it is given up."""
         if hung:
             lost.process.kill()
-        lost.connection.close()
+        lost.disconnect()
         record = lost.in_flight.current()
         exit_code = lost.end()
         self.restarts += 1
@@ -327,9 +359,39 @@ class Processes(Generic[Request, Reply]):
         return []
 
 
+def _wait_for(
+    processes: Sequence[_Process[Request, Reply]], timeout_s: float, *, replies: bool = True
+) -> list[_Process[Request, Reply]]:
+    """Send what is unsent as processes read on, for so long at most, and until one of them says something.
+
+    Args:
+        processes: that are waited for.
+        timeout_s: so long at most.
+        replies: False: what they say is let be, and only until all is sent.
+
+    Returns:
+        Those that have said something, or have ended.
+    """
+    deadline = time.monotonic() + timeout_s
+    while replies or any(process.unsent for process in processes):
+        with selectors.PollSelector() as selector:
+            for process in processes:
+                events = selectors.EVENT_READ * replies | selectors.EVENT_WRITE * bool(process.unsent)
+                if events:
+                    selector.register(process.connection, events, process)
+            found = selector.select(max(0.0, deadline - time.monotonic()))
+        for key, events in found:
+            if events & selectors.EVENT_WRITE:
+                key.data.send_rest()
+        heard = [key.data for key, events in found if events & selectors.EVENT_READ and replies]
+        if heard or time.monotonic() >= deadline:
+            return heard
+    return []
+
+
 def _end_all(processes: list[_Process[Any, Any]]) -> None:
     for process in processes:
-        process.connection.close()
+        process.disconnect()
         if process.jobs:
             process.process.kill()  # it holds nothing but a job that no caller waits for
     for process in processes:
@@ -351,12 +413,13 @@ def _serve(
     module, _, function = opener.partition(":")
     with (
         decoders_silenced(),
-        contextlib.suppress(EOFError, ConnectionError),
-    ):  # the parent has closed its end
+        os.fdopen(connection.fileno(), "rb", _BUFFER_BYTES, closefd=False) as asked,
+        contextlib.suppress(EOFError, ConnectionError, pickle.UnpicklingError),
+    ):  # the parent has closed its end, perhaps within a message
         answer = getattr(importlib.import_module(module), function)(in_flight, *arguments)
         connection.send(None)
         while True:
-            for request in connection.recv():
+            for request in pickle.load(asked):  # noqa: S301  it is what this program asks
                 connection.send(answer(request))
 
 

@@ -56,7 +56,7 @@ class Memory:
     batches: int
     """On the host: decoded batches, the one in work and those read ahead."""
     members: int
-    """On the host: encoded images of a memory for replay, and those of the replays of a step."""
+    """On the host: encoded images of a memory for replay, of the replays of a step, and of arrivals."""
     checkpoint_images: int
     """On disk, of each checkpoint: the encoded images of all lanes; not part of any sum."""
     saving: int
@@ -120,7 +120,9 @@ def memory_of(config: RunConfig, *, ranks: int = 1, image_bytes: int = 0) -> Mem
     wide = 0 if model.branch is None else len(model.branch.mean_F)
     image_bytes = image_bytes or 3 * max(kind.size for kind in config.crops) ** 2
     held = config.replay.window_samples * image_bytes if config.replay.policy == PROTOTYPES else 0
-    replayed = (config.replay.updates - 1) * samples * image_bytes if held else 0
+    # Of a step its replays, and the arrivals of that step and of those read ahead, whose images came along.
+    ahead = config.reader.prefetch if config.workers else 0
+    beside = (config.replay.updates + ahead) * samples * image_bytes if held else 0
     return Memory(
         weights=weights + casts + 2 * wide**2 * unit,
         gradients=numbers * unit,
@@ -131,7 +133,7 @@ def memory_of(config: RunConfig, *, ranks: int = 1, image_bytes: int = 0) -> Mem
         solving=BRANCH_COPIES * wide**2 * 8,
         queue=queue,
         batches=frames * layout.num_bytes(),
-        members=held * lanes // config.lanes + replayed,
+        members=held * lanes // config.lanes + beside,
         checkpoint_images=held,
         saving=weights + state + queue * ranks + wide**2 * unit + held,
     )

@@ -51,7 +51,7 @@ def load(run_dir: Path) -> Network:
     """
     record = files.read_run(run_dir)
     config = _for_this_machine(RunConfig.from_dict(record.config))
-    newest = checkpoint.load_newest(run_dir)
+    newest = checkpoint.load_newest(run_dir, with_replay=False)
     if newest is None:
         raise RunNotFound(
             f"the run in {run_dir} has no checkpoint yet: wait for the first, or end it with Ctrl-C"

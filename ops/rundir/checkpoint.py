@@ -53,7 +53,11 @@ class Checkpoint:
 
 
 def load_newest(
-    run_dir: Path, *, set_aside: bool = False, on_damaged: Callable[[str], None] = lambda _name: None
+    run_dir: Path,
+    *,
+    set_aside: bool = False,
+    on_damaged: Callable[[str], None] = lambda _name: None,
+    with_replay: bool = True,
 ) -> Checkpoint | None:
     """Read the newest checkpoint that is whole; a damaged one is named in a warning and passed over.
 
@@ -61,6 +65,7 @@ def load_newest(
         run_dir: the run directory.
         set_aside: rename damaged ones, so that they are not looked at again; for the lock's holder only.
         on_damaged: given the name of each one that is refused.
+        with_replay: as of `load`.
 
     Returns:
         None when the run has none yet.
@@ -76,7 +81,7 @@ def load_newest(
     for number in sorted(numbers(folder), reverse=True):
         path = folder / name_of(number)
         try:
-            found = load(path)
+            found = load(path, with_replay=with_replay)
         except CheckpointDamaged as error:
             # Only the lock's holder prunes. For others what is gone was pruned: a newer one has come, or an
             # older one is as good; a link that leads nowhere is still there.
@@ -98,8 +103,13 @@ def load_newest(
     return None
 
 
-def load(path: Path) -> Checkpoint:
-    """Read one checkpoint and check every byte of it.
+def load(path: Path, *, with_replay: bool = True) -> Checkpoint:
+    """Read one checkpoint and check every byte that is read.
+
+    Args:
+        path: its directory.
+        with_replay: also the images for replay, which may be most of it; who only looks at the network needs
+            none, and gets None.
 
     Raises:
         CheckpointDamaged: a file is missing, or is not what was written.
@@ -107,7 +117,8 @@ def load(path: Path) -> Checkpoint:
         OSError: it cannot be read now.
     """
     meta = read_meta(path)
-    for name, entry in meta["files"].items():
+    files = {name: entry for name, entry in meta["files"].items() if with_replay or name != REPLAY}
+    for name, entry in files.items():
         try:
             digest, size = file_digest(path / name)
         except MISSING as error:
@@ -122,7 +133,7 @@ def load(path: Path) -> Checkpoint:
         state={**values, "tensors": safetensors.torch.load_file(path / TENSORS)},
         cursor=Cursor.from_json((path / CURSOR).read_text(encoding="utf-8")),
         progress=meta["progress"],
-        replay=safetensors.torch.load_file(path / REPLAY) if REPLAY in meta["files"] else None,
+        replay=safetensors.torch.load_file(path / REPLAY) if REPLAY in files else None,
     )
 
 

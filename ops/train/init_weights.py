@@ -168,7 +168,7 @@ def _of_snapshot(run_dir: Path, record: RunRecord, which: str) -> Weights:
 
 
 def _of_checkpoint(path: Path) -> Weights:
-    saved = checkpoint.load(path)
+    saved = checkpoint.load(path, with_replay=False)
     encoder, tensors = {}, {}
     for name, tensor in saved.state["tensors"].items():
         if name.startswith("model.encoder."):

@@ -452,5 +452,8 @@ class Run:
         if self.config.on_nonfinite == "stop":
             raise self._not_finite.stop(error, batch) from error
         self.cursor = self._not_finite.skip(error, batch, self.cursor)
+        if batch is not step.arriving and self._members is not None:
+            # One of its images may be the cause. It would be drawn again and again.
+            self._members = self._members.emptied()
         self._report_used(step.arriving)
         self._reporter.notify(LeftOut(left_out(step.stats), self.cursor))

@@ -78,7 +78,8 @@ class NonFiniteLog:
 
         Returns:
             The cursor after the batch, with none of its samples used, and none of the latest ones to be
-            replayed: it may have been a replay that was not finite.
+            replayed: it may have been a replay that was not finite. A memory for replay is no part of the
+            cursor: the loop empties it where it was.
 
         Raises:
             NotFinite: too many batches in a row.

@@ -264,7 +264,7 @@ class Loader:
                 self._rebuild_restarts = self._rebuild.restarts
                 self._end_rebuild()
             return Readiness.WAITING
-        if self._memory is not None and self._stream.workers:
+        if self._stream.workers:
             self._stream.requests.take_replies()
         return self._stream.requests.wait_for(lambda: self._next().state(self.cursor), timeout_s)
 

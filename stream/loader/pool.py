@@ -90,8 +90,9 @@ def open_pool(
 ) -> Pool:
     """Reader processes; with 0 workers the calling process, which reads by its own view of the stream.
 
-    Requests are small, samples travel in the buffer: handing a request over never blocks. So are replies,
-    but for encoded images where the plan wants them.
+    Samples travel in the buffer, so requests are small, and so are replies, but for encoded images where the
+    plan wants them. A reader whose reply is larger than a pipe's buffer reads no request on before the reply
+    is taken; handing a request over does not wait for that.
     """
     if not workers:
         return InlinePool(source, plan, buffer.frames)
@@ -156,7 +157,8 @@ class Requests:
     def take_replies(self) -> None:
         """Hand out the replies that have come; does not wait.
 
-        A reader whose reply is larger than a pipe's buffer reads nothing on before that is taken.
+        A reader whose reply is larger than a pipe's buffer reads nothing on before that is taken. Requests
+        that a reader had no room for are sent on.
         """
         for job in self._collect(0.0):
             assert job.reply is not None

@@ -83,6 +83,10 @@ class Members:
             images_LH=((),) * len(lanes),
         )
 
+    def emptied(self) -> "Members":
+        """None, of the same lanes."""
+        return Members.none(self.lanes, len(self.prototype_VH))
+
     @property
     def num_bytes(self) -> int:
         """Of the encoded images of this rank's lanes."""

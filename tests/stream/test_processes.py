@@ -19,7 +19,7 @@ from stream.processes import (
     NoStart,
     Processes,
 )
-from tests.waiting import LIMIT_S
+from tests.waiting import LIMIT_S, freeze
 
 Request = tuple[str, float]
 
@@ -36,6 +36,8 @@ def open_obedient(in_flight: InFlightRecord, tag: str) -> Callable[[Request], st
         if what == "die at a record":
             in_flight.set(3, 4)
             os.kill(os.getpid(), signal.SIGKILL)
+        if what.startswith("large"):
+            return what
         if what == "go on":
             for record in range(20):
                 in_flight.set(0, record)
@@ -126,6 +128,30 @@ def test_time_in_which_the_program_does_not_wait_is_no_silence() -> None:
         time.sleep(2.0)
         assert pool.collect(0.01) == []
         assert pool.restarts == 0
+
+
+def test_more_is_asked_and_answered_than_a_connection_holds() -> None:
+    """The process waits until its answer is read, and reads nothing: handing over does not wait for it."""
+    large = [f"large {number} " + "x" * 2**20 for number in range(6)]
+    with processes() as pool:
+        for what in large:
+            pool.submit([Job((what, 0.0))])
+        assert pool.pending == len(large)
+        assert answers(pool) == large
+        assert pool.restarts == 0
+
+
+def test_what_a_process_had_not_taken_in_when_it_was_lost_is_asked_of_the_next() -> None:
+    with processes() as pool:
+        pool.submit([Job(("a", 0.0))])
+        answers(pool)
+        freeze(pool.pids()[0])
+        large = [f"large {number} " + "x" * 2**20 for number in range(3)]
+        for what in large:
+            pool.submit([Job((what, 0.0))])
+        os.kill(pool.pids()[0], signal.SIGKILL)
+        assert answers(pool) == large
+        assert pool.restarts == 1
 
 
 def test_a_record_is_blamed_when_processes_in_a_row_are_lost_at_it_and_a_job_after_many_losses() -> None:

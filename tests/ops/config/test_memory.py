@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -125,13 +126,15 @@ def test_weights_gradients_and_optimizer_are_counted_to_the_byte() -> None:
 def test_images_for_replay_are_counted_with_their_mean_size() -> None:
     config = small("replay.updates=3", "replay.window_samples=640")
     assert (memory_of(config).members, memory_of(config).checkpoint_images) == (0, 0)
-    config = small("replay.updates=3", "replay.window_samples=640", "replay.policy=prototypes")
+    config = small("replay.updates=3", "replay.window_samples=640", "replay.policy=prototypes", "workers=2")
     one, four = (memory_of(config, ranks=ranks, image_bytes=1000) for ranks in (1, 4))
     assert one.checkpoint_images == four.checkpoint_images == 640_000
-    assert one.members == 640_000 + 2 * 64_000
+    assert one.members == 640_000 + (2 + 1 + config.reader.prefetch) * 64_000
+    alone = replace(config, workers=0)
+    assert memory_of(alone, image_bytes=1000).members == 640_000 + (2 + 1) * 64_000
     assert four.members * 4 == one.members
     assert memory_of(config).checkpoint_images == 640 * 3 * 32 * 32
-    fifo = small("replay.updates=3", "replay.window_samples=640")
+    fifo = small("replay.updates=3", "replay.window_samples=640", "workers=2")
     assert one.host - memory_of(fifo).host == one.members + one.checkpoint_images
 
 

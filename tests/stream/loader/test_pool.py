@@ -249,6 +249,24 @@ def started(what: str) -> Iterator[tuple[subprocess.Popen[str], list[int]]]:
             process.kill()
 
 
+@pytest.mark.parametrize(
+    ("policy", "chunk", "updates"),
+    [("prototypes", 64, 33), pytest.param("fifo", 2, 401, marks=pytest.mark.slow)],
+)
+def test_reader_and_learner_do_not_wait_for_each_other(policy: str, chunk: int, updates: int) -> None:
+    """One reader: requests, or replies with images of chunks, are more than the buffer of a pipe holds."""
+    done = subprocess.run(
+        [sys.executable, Path(__file__).with_name("many_replays.py"), policy, str(chunk), str(updates)],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])},
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+        check=False,
+    )
+    assert done.stderr == ""
+    assert done.stdout.split() == [str(2 * chunk * (updates - 1))] * 2
+
+
 def test_a_killed_run_leaves_no_reader_behind() -> None:
     with started("wait") as (process, pids):
         assert len(pids) == 2
