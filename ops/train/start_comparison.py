@@ -1,5 +1,6 @@
 """At the end of a run: its network beside itself before the first step, on the run's own probe images."""
 
+import logging
 import time
 from typing import Any
 
@@ -16,6 +17,8 @@ from ops.snapshots import probe_images
 from ops.train import init_weights
 from ops.train.resume import ResumePoint
 
+logger = logging.getLogger(__name__)
+
 LARGEST = 200_000_000
 """Weights of an encoder above which no second one is made beside it."""
 
@@ -31,8 +34,17 @@ def against_start(point: ResumePoint, trained: Learner, world: World) -> dict[st
     Returns:
         See `ops.evaluate.against_start.AgainstStart`, as plain values. None where there are no probe images,
         where the network is too large for two, or where its start is not at hand: that of an annealed copy,
-        and of a run that began with weights of another on several ranks.
+        and of a run that began with weights of another on several ranks. None with a warning where anything
+        went wrong, as with first weights that can no longer be read.
     """
+    try:
+        return _compared(point, trained, world)
+    except Exception as error:  # noqa: BLE001  the run has learned all that it was to: it ends well without
+        logger.warning("the network is not compared with its start: %s", error or type(error).__name__)
+        return None
+
+
+def _compared(point: ResumePoint, trained: Learner, world: World) -> dict[str, Any] | None:
     config, origin = point.config, point.record.origin.get("kind", "")
     weights = origin == init_weights.KIND
     if (origin and not weights) or (weights and world.world_size > 1):

@@ -10,7 +10,8 @@ from torch import Tensor
 from ops.doctor.diagnosis import examine
 from ops.doctor.facts import gather
 from ops.evaluate.against_start import AgainstStart, ViewFigures, compare, two_views, view_figures
-from ops.rundir.summary import read_summary
+from ops.rundir.files import FIRST_WEIGHTS
+from ops.rundir.summary import FINISHED, read_summary
 from ops.snapshots import probe_images
 from tests.ops.small_runs import StopAfter, config_of, run, write_stream
 
@@ -133,6 +134,19 @@ def test_weights_of_another_run_are_the_start_that_counts(stream: str, tmp_path:
     assert first is not None
     assert second is not None
     assert second["start"] == first["trained"]
+
+
+def test_a_run_whose_first_weights_are_gone_at_its_end_finishes_without_a_comparison(
+    stream: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run(stream, tmp_path / "first", config_of("passes=1"))
+    stop = StopAfter(tmp_path / "run", 4)
+    run(stream, tmp_path / "run", config_of("seed=0"), init_from=str(tmp_path / "first"), stop=stop)
+    (tmp_path / "run" / FIRST_WEIGHTS).unlink()
+    ended = run(stream, tmp_path / "run", config_of("seed=0"))
+    assert (ended.status, ended.against_start) == (FINISHED, None)
+    assert read_summary(tmp_path / "run") == ended
+    assert "the network is not compared with its start: the first weights of the run" in caplog.text
 
 
 def test_without_probe_images_nothing_is_compared(stream: str, tmp_path: Path) -> None:
