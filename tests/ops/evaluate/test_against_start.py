@@ -18,6 +18,14 @@ from tests.ops.small_runs import StopAfter, config_of, run, write_stream
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
+def against(trained: float, start: float) -> AgainstStart:
+    return AgainstStart(
+        images=256,
+        trained=ViewFigures(views_found=trained, view_agreement=0.5),
+        start=ViewFigures(views_found=start, view_agreement=0.5),
+    )
+
+
 class Told:
     """Gives the features and scores that it is told, whatever the images."""
 
@@ -69,12 +77,17 @@ def test_views_are_the_same_every_time_and_two_of_each_image() -> None:
 
 
 def test_a_rise_of_less_than_two_points_is_no_learning() -> None:
-    def of(found: float) -> ViewFigures:
-        return ViewFigures(views_found=found, view_agreement=0.5)
+    assert against(0.53, 0.5).better
+    assert not against(0.51, 0.5).better
+    assert not against(0.4, 0.5).better
 
-    assert AgainstStart(images=256, trained=of(0.53), start=of(0.5)).better
-    assert not AgainstStart(images=256, trained=of(0.51), start=of(0.5)).better
-    assert not AgainstStart(images=256, trained=of(0.4), start=of(0.5)).better
+
+def test_near_the_most_that_can_be_found_half_of_what_is_left_is_enough() -> None:
+    assert against(1.0, 0.99).better
+    assert against(0.9952, 0.99).better
+    assert against(1.0, 1.0).better
+    assert not against(0.994, 0.99).better
+    assert not against(0.998, 1.0).better
 
 
 def test_few_images_say_nothing() -> None:
