@@ -58,23 +58,14 @@ class AgainstStart:
         return {**asdict(self), "better": self.better}
 
 
-def compare(
-    trained: Learner, start: Learner, config: RunConfig, thumbs: NDArray[np.uint8]
-) -> AgainstStart | None:
-    """Compare a network with its start; no collective, the same bits for the same weights and images.
+def compare(trained: Learner, start: Learner, views_V3SS: Tensor) -> AgainstStart:
+    """Compare a network with its start; no collective, the same bits for the same weights and views.
 
     Args:
         trained: the network of the run.
         start: the same before its first step; its batch-norm statistics are those that it is to be used with.
-        config: of the run.
-        thumbs: [N, 3, T, T] uint8, images of its probe set.
-
-    Returns:
-        None with fewer than `FEWEST` images.
+        views_V3SS: of images of the run's probe set, see `two_views`.
     """
-    if len(thumbs) < FEWEST:
-        return None
-    views_V3SS = two_views(thumbs, config)
     return AgainstStart(
         images=len(views_V3SS) // 2,
         trained=view_figures(trained, views_V3SS),

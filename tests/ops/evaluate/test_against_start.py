@@ -90,10 +90,13 @@ def test_near_the_most_that_can_be_found_half_of_what_is_left_is_enough() -> Non
     assert not against(0.998, 1.0).better
 
 
-def test_few_images_say_nothing() -> None:
-    told = Told(torch.eye(62))
-    thumbs = np.zeros((31, 3, 16, 16), np.uint8)
-    assert compare(told, told, config_of(), thumbs) is None  # type: ignore[arg-type]
+def test_two_networks_are_compared_on_the_same_views() -> None:
+    eye = torch.eye(20)
+    trained, start = Told(torch.cat([eye, eye])), Told(torch.ones(40, 5))
+    views = torch.zeros(40, 3, 8, 8, dtype=torch.uint8)
+    found = compare(trained, start, views)  # type: ignore[arg-type]
+    assert (found.images, found.trained.views_found, found.better) == (20, 1.0, True)
+    assert found.start.views_found <= 2 / 40
 
 
 @pytest.fixture(scope="module")
@@ -160,6 +163,15 @@ def test_a_run_whose_first_weights_are_gone_at_its_end_finishes_without_a_compar
     assert (ended.status, ended.against_start) == (FINISHED, None)
     assert read_summary(tmp_path / "run") == ended
     assert "the network is not compared with its start: the first weights of the run" in caplog.text
+
+
+def test_few_images_say_nothing(tmp_path: Path) -> None:
+    few = config_of("passes=4", "lanes=2", "batch=16")
+    summary = run(write_stream(tmp_path / "few", 31), tmp_path / "run", few)
+    assert (summary.status, summary.against_start) == (FINISHED, None)
+    assert (tmp_path / "run" / probe_images.FILE).exists()
+    more = run(write_stream(tmp_path / "more", 34), tmp_path / "second", few)
+    assert more.against_start is not None
 
 
 def test_without_probe_images_nothing_is_compared(stream: str, tmp_path: Path) -> None:
