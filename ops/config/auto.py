@@ -45,6 +45,8 @@ BRANCH_IMAGES = 200_000
 SHUFFLED = 100_000
 """All commits of a sealed stream of at most so many images are shuffled together."""
 IMAGES_PER_PROTOTYPE = 12
+SAVED_SAMPLES, SAVED_UPDATES = 10_240, 40
+"""Between two checkpoints are so many samples and so many batches, or an eighth of a shorter run."""
 BRANCH_COST = 1.15
 """Time of a run with a patch branch against the same run without, about."""
 SMALLEST_OF_TWO_SCALES = 16
@@ -488,7 +490,8 @@ class _Chooser:
             "blur_probability": 0.5 if blurred else 0.0,
             "blur_sigma_max": 1.0,
         }
-        every = 10_240 if samples is None else max(size, min(10_240, samples // 8))
+        every = max(SAVED_SAMPLES, SAVED_UPDATES * size)
+        every = every if samples is None else max(size, min(every, samples // 8))
         values |= {
             "checkpoint": {"every_samples": every},
             "snapshot": {"every_samples": every},

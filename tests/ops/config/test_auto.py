@@ -86,6 +86,24 @@ def test_a_choice_is_neither_refused_nor_warned_about(
     assert advice(config) == []
 
 
+@pytest.mark.parametrize(
+    ("images", "host", "every"),
+    [
+        (of(50_000, 32), CPU, 49_920 // 8),
+        (of(10**6, 384), CPU, 10_240),
+        (of(10**6, 384), GPUS, 40 * 2_048),
+        (of(10**5, 384), GPUS, 98_304 // 8),
+        (of(10**6, 384, sealed=False), GPUS, 40 * 2_048),
+        (of(100, 384, sealed=False), CPU, 10_240),
+    ],
+)
+def test_forty_batches_or_an_eighth_of_the_run_lie_between_checkpoints(
+    images: Images, host: Host, every: int
+) -> None:
+    config = chosen(images, host).config
+    assert (config.checkpoint.every_samples, config.snapshot.every_samples) == (every, every)
+
+
 def test_hundreds_of_updates_fit_into_the_time_that_was_given() -> None:
     for minutes in (10.0, 30.0, 120.0):
         choice = chosen(of(3_588, 384), budget_minutes=minutes)
