@@ -436,8 +436,7 @@ class _Chooser:
             passes,
             "few images, each in turn with new crops" if passes > 1 else "each image arrives once",
         )
-        window = min(REPLAYED, images.records) // self._size * self._size
-        values["replay"] = {"updates": replays, "window_samples": window if replays > 1 else 0}
+        values["replay"] = self._replayed(replays, min(REPLAYED, images.records))
         total = passes * steps * replays
         took = total * seconds * self._size / 60
         clock = "minutes" if self._host.gpu_bytes else "processor minutes"
@@ -454,10 +453,14 @@ class _Chooser:
         images = self._images
         slow = not (self._host.gpu_bytes or images.partitions)
         replays = self._number("replay.updates") or (OPEN_UPDATES if slow else 1)
-        window = REPLAYED // self._size * self._size or self._size
-        values["replay"] = {"updates": replays, "window_samples": window if replays > 1 else 0}
+        values["replay"] = self._replayed(replays, REPLAYED)
         why = "how fast images will arrive is not known" if slow else "each image arrives once"
         self._note("replay.updates", replays, why)
+
+    def _replayed(self, replays: int, most: int) -> dict[str, int]:
+        """Of whole batches, and of one at least."""
+        window = most // self._size * self._size or self._size
+        return {"updates": replays, "window_samples": window if replays > 1 else 0}
 
     def _of_learning(self, net: Net, values: dict[str, Any], samples: int | None) -> None:
         size = self._size

@@ -179,6 +179,12 @@ def test_passes_that_are_given_leave_the_rest_of_the_time_to_replay() -> None:
     assert (config.passes, config.replay.updates, config.replay.window_samples) == (1, 16, 576)
 
 
+@pytest.mark.parametrize("sealed", [True, False])
+def test_a_batch_of_more_images_than_are_replayed_is_replayed_whole(sealed: bool) -> None:
+    config = chosen(of(10**5, 32, sealed=sealed), given=("batch=16384", "replay.updates=2")).config
+    assert (config.batch, config.replay.window_samples) == (16_384, 16_384)
+
+
 def test_every_line_names_a_choice_its_value_and_why() -> None:
     choice = chosen(of(3_588, 84))
     lines = choice.lines()
