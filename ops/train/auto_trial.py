@@ -7,6 +7,7 @@ folder, so that it is made once a machine.
 """
 
 import contextlib
+import gc
 import hashlib
 import json
 import logging
@@ -28,7 +29,7 @@ from ops.config.checks import HEADROOM, Machine, uses_cuda
 from ops.config.memory import memory_of
 from ops.config.recipes import About, Recipe
 from ops.config.schema import RunConfig
-from ops.distributed.device import device_of, keep_to_share, precision_of
+from ops.distributed.device import check_device, device_of, keep_to_share, precision_of
 from ops.errors import ConfigError
 from ops.evaluate.baseline_cache import cache_folder
 from ops.rundir.files import newest_saved, read_json, read_run, write_json
@@ -96,10 +97,11 @@ def choice_for(
         cached: whether earlier trials count.
 
     Raises:
-        ConfigError: nothing to choose from, or a setting that does not fit.
+        ConfigError: nothing to choose from, a setting that does not fit, or a device that is not there.
         StreamError: the stream cannot be read.
     """
     base = beforehand(given)
+    check_device(base)
     say(f"auto: looking at {SAMPLED} images of the stream")
     images = look(stream, base, until=until)
     host, device = this_host(base)
@@ -298,7 +300,7 @@ class Trial:
         self._last_s = 0.0
 
     def __call__(self, net: Net) -> float | None:
-        """Seconds for each image; None where the time for trials is over."""
+        """Seconds for each image; None where the time for trials is over, or the net fits into no memory."""
         keep_to_share()
         found = self._kept(net)
         if found is None:
@@ -309,11 +311,26 @@ class Trial:
                 return None
             self._say(f"auto: trying {net.backbone} with views of {net.large_px} and {net.small_px} pixels")
             found = self._measure(net)
+            if found is None:
+                self._say(f"auto: {net.backbone} needs more memory than there is")
+                return None
             self._keep(net, found)
         self._last_s = found
         return found
 
-    def _measure(self, net: Net) -> float:
+    def _measure(self, net: Net) -> float | None:
+        """Seconds for each image; None where the memory of the GPU is not enough. It is free afterwards."""
+        try:
+            return self._timed(net)
+        except torch.OutOfMemoryError as error:
+            logger.info("%s: %s", net.backbone, error)
+            return None
+        finally:
+            if self._device.type == "cuda":  # whose memory the run is to have, in this process or another
+                gc.collect()
+                torch.cuda.empty_cache()
+
+    def _timed(self, net: Net) -> float:
         cpu = self._device.type == "cpu"
         size = ON_GPU
         if cpu:

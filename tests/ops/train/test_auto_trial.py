@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from learner.augment import Views
+from learner.learner import Learner
 from ops.cli.main import run
 from ops.config.auto import NETS, beforehand
 from ops.config.load import build, load_values
@@ -62,6 +64,51 @@ def test_a_trial_is_made_once_a_machine() -> None:
     assert told == ["auto: trying resnet8-w16 with views of 32 and 16 pixels"]
     assert Trial(host, device, precision="float32", say=told.append)(NETS[0]) == first
     assert len(told) == 1
+
+
+def test_a_net_that_is_too_large_for_the_memory_is_too_dear_and_tried_again_next_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def step(_learner: Learner, _views: Views) -> None:
+        raise torch.OutOfMemoryError("no room on the device")
+
+    host, device = this_host(beforehand(("device=cpu",)))
+    told: list[str] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(Learner, "step", step)
+        assert Trial(host, device, precision="float32", say=told.append)(NETS[0]) is None
+    assert told[1:] == ["auto: resnet8-w16 needs more memory than there is"]
+    assert Trial(host, device, precision="float32", say=told.append)(NETS[0]) is not None
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_trial_leaves_the_memory_of_a_gpu_free() -> None:
+    host, device = this_host(beforehand(("device=cuda",)))
+    trial = Trial(host, device, precision="float32", say=lambda _text: None, cached=False)
+    assert trial(NETS[0]) is not None
+    before = torch.cuda.memory_reserved(device)  # by libraries, which keep theirs
+    assert trial(NETS[-1]) is not None
+    assert torch.cuda.memory_reserved(device) <= before + (64 << 20)  # its weights alone are more
+    torch.cuda.set_per_process_memory_fraction(1e-4, device)
+    try:
+        assert trial(NETS[-1]) is None
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0, device)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a CUDA device")
+@pytest.mark.parametrize("command", ["learn", "recipes"])
+def test_a_gpu_that_is_not_there_is_refused_before_anything_is_tried(
+    command: str, stream: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if command == "learn":
+        code = learn(stream, tmp_path / "run", "--set", "device=cuda")
+    else:
+        code = run(["recipes", "show", "auto", "--stream", stream, "--set", "device=cuda"])
+    said = capsys.readouterr().err
+    assert code == 78
+    assert "Error: device cuda is not there" in said
+    assert "auto: trying" not in said
 
 
 def test_what_is_shown_is_what_a_program_can_rely_on(stream: str, capsys: pytest.CaptureFixture[str]) -> None:
