@@ -253,6 +253,8 @@ class _Chooser:
         self._chosen: dict[str, Any] = {}
         self._reasons: list[Reason] = []
         self._speeds: dict[Net, float] = {}
+        self._unfit: Net | None = None
+        """The cheapest net that the time allows, and memory does not."""
 
     def choice(self) -> Choice:
         self._precision()
@@ -264,6 +266,7 @@ class _Chooser:
             config, reasons = self._with(net)
             if self._fits(config) or net == self._nets()[0]:
                 break
+            self._unfit = net
         return Choice(
             config=config,
             reasons=tuple(self._as_given(reason, config) for reason in (*self._reasons, *reasons)),
@@ -281,7 +284,8 @@ class _Chooser:
 
     def _precision(self) -> None:
         host = self._host
-        quick = "bfloat16 is quick here" if host.bfloat16 else "this processor has no quick bfloat16"
+        place = "GPU" if host.gpu_bytes else "processor"
+        quick = "bfloat16 is quick here" if host.bfloat16 else f"this {place} has no quick bfloat16"
         self._chosen["precision"] = "bfloat16" if host.bfloat16 else "float32"
         self._note("precision", self._chosen["precision"], quick)
         each = max(1, host.cores // self._ranks)
@@ -400,7 +404,8 @@ class _Chooser:
         self._note(
             "crops",
             f"2 x {net.large_px} + 4 x {net.small_px} pixels",
-            f"images have {self._images.short_side_px} pixels on their short side, and the time allows it",
+            f"images have {self._images.short_side_px} pixels on their short side, and the time "
+            f"{'and memory allow' if self._unfit else 'allows'} it",
         )
         self._note("reader.thumbnail_px", thumbnail, "no larger than a view")
 
@@ -412,6 +417,9 @@ class _Chooser:
         found = f"{60 / (seconds * self._size):,.1f} updates a {clock} were measured"
         if seconds > self._per_visit_s:
             return f"{found}, fewer than wanted, and it is the cheapest"
+        if self._unfit is not None:
+            dearer = f"{self._unfit.backbone} with views of {self._unfit.large_px} pixels"
+            return f"{found}; {dearer} is quick enough, but does not fit into memory"
         return f"{found}; the largest of which {WANTED_UPDATES} updates fit into {self._minutes:g} minutes"
 
     def _of_length(self, net: Net, values: dict[str, Any]) -> int | None:

@@ -64,6 +64,8 @@ GROWTH = 3.0
 LARGEST, SMALLEST = 32, 8
 """Images of an update of the trial on a CPU."""
 ON_GPU = 128
+QUICK_BFLOAT16 = (8, 0)
+"""Compute capability of CUDA devices from which bfloat16 is not emulated."""
 CACHE_VERSION = 1
 
 _CROPS = (
@@ -107,7 +109,7 @@ def choice_for(
     host, device = this_host(base)
     if ranks is None:
         ranks = max(1, len(host.gpu_bytes))
-    trial = Trial(host, device, precision=_precision(host, base, given), say=say, cached=cached)
+    trial = Trial(host, device, precision=_precision(host, device, base, given), say=say, cached=cached)
 
     def fits(config: RunConfig) -> bool:
         if ranks > config.lanes:
@@ -258,14 +260,16 @@ def this_host(config: RunConfig) -> tuple[Host, torch.device]:
     wanted = RunConfig(device=config.device, precision="bfloat16")
     name = torch.cuda.get_device_name(device) if gpus else _processor()
     quick = precision_of(wanted, device) == "bfloat16"
+    if device.type == "cuda":
+        quick = torch.cuda.get_device_capability(device) >= QUICK_BFLOAT16
     host = Host(cores=cores(), memory_bytes=machine.host_bytes, bfloat16=quick, gpu_bytes=gpus, name=name)
     return host, device
 
 
-def _precision(host: Host, base: RunConfig, given: Sequence[str]) -> str:
+def _precision(host: Host, device: torch.device, base: RunConfig, given: Sequence[str]) -> str:
     """That a run would compute in."""
     if any(one.partition("=")[0].strip() == "precision" for one in given):
-        return "float32" if base.precision == "bfloat16" and not host.bfloat16 else base.precision
+        return precision_of(base, device)
     return "bfloat16" if host.bfloat16 else "float32"
 
 

@@ -145,6 +145,11 @@ def test_without_a_measurement_the_cheapest_net_is_taken_and_that_is_said() -> N
 def test_a_net_that_does_not_fit_into_memory_gives_way_to_a_cheaper_one() -> None:
     choice = chosen(of(3_588, 384), GPU, fits=lambda config: config.model.backbone != "resnet50")
     assert choice.config.model.backbone == "resnet18"
+    why = {reason.setting: reason.why for reason in choice.reasons}
+    assert "resnet50 with views of 160 pixels is quick enough, but does not fit" in why["model.backbone"]
+    assert why["crops"].endswith("the time and memory allow it")
+    roomy = {reason.setting: reason.why for reason in chosen(of(3_588, 384), GPU).reasons}
+    assert "memory" not in roomy["model.backbone"] + roomy["crops"]
 
 
 def test_a_topic_has_a_lane_for_each_partition_and_grows() -> None:

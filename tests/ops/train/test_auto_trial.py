@@ -81,6 +81,15 @@ def test_a_net_that_is_too_large_for_the_memory_is_too_dear_and_tried_again_next
     assert Trial(host, device, precision="float32", say=told.append)(NETS[0]) is not None
 
 
+@pytest.mark.parametrize(("capability", "quick"), [((7, 5), False), ((8, 0), True), ((9, 0), True)])
+def test_bfloat16_is_for_gpus_that_compute_in_it(
+    capability: tuple[int, int], quick: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: capability)
+    host, _ = this_host(beforehand(("device=cuda",)))
+    assert host.bfloat16 is quick
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_trial_leaves_the_memory_of_a_gpu_free() -> None:
     host, device = this_host(beforehand(("device=cuda",)))
