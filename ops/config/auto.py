@@ -12,7 +12,7 @@ from typing import Any
 from ops.config import binding
 from ops.config.load import build
 from ops.config.schema import RunConfig
-from ops.errors import ConfigError
+from ops.errors import ConfigError, NoImagesYet
 
 NAME = "auto"
 TITLE = (
@@ -207,6 +207,7 @@ def choose(
 
     Raises:
         ConfigError: nothing to choose from, too few images for a batch, or a setting that does not fit.
+        NoImagesYet: an open stream holds nothing yet.
     """
     if not (math.isfinite(budget_minutes) and budget_minutes > 0):
         raise ConfigError(f"the budget must be > 0 minutes, got {budget_minutes}")
@@ -215,12 +216,12 @@ def choose(
 
 
 def _check_count(images: Images) -> None:
-    if images.records == 0:
-        raise ConfigError(
+    if images.records == 0 and not images.sealed:
+        raise NoImagesYet(
             "the stream holds no images: auto has nothing to choose from yet; bring some with `swavstream "
-            "ingest`, or give a recipe by name"
+            "ingest`, give `learn` --wait, or a recipe by name"
         )
-    if images.sampled == 0:
+    if images.records and images.sampled == 0:
         raise ConfigError(
             "none of the first records can be decoded: auto has nothing to choose from; `swavstream stream "
             "verify` tells what is wrong with them"

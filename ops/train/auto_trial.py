@@ -24,7 +24,18 @@ import torch
 from learner.augment import Views
 from learner.config import LearnerConfig, ModelConfig, OptimConfig, SwavConfig
 from learner.learner import Learner
-from ops.config.auto import BUDGET_MINUTES, NAME, TITLE, Choice, Host, Images, Net, beforehand, choose
+from ops.config.auto import (
+    BUDGET_MINUTES,
+    FEWEST_IMAGES,
+    NAME,
+    TITLE,
+    Choice,
+    Host,
+    Images,
+    Net,
+    beforehand,
+    choose,
+)
 from ops.config.checks import HEADROOM, Machine, uses_cuda
 from ops.config.memory import memory_of
 from ops.config.recipes import About, Recipe
@@ -35,7 +46,7 @@ from ops.evaluate.baseline_cache import cache_folder
 from ops.rundir.files import newest_saved, read_json, read_run, write_json
 from stream.config import CropConfig, ReaderConfig
 from stream.cursor import start_cursor
-from stream.errors import BadRecord
+from stream.errors import BadRecord, StreamNotFound
 from stream.images.crops import FLOATS_PER_VIEW, UNIFORMS_PER_VIEW, draw, multi_crop
 from stream.images.decode import decode_image
 from stream.kafka_topic.address import is_topic, read_address
@@ -66,6 +77,8 @@ LARGEST, SMALLEST = 32, 8
 ON_GPU = 128
 QUICK_BFLOAT16 = (8, 0)
 """Compute capability of CUDA devices from which bfloat16 is not emulated."""
+LOOK_S = 1.0
+"""Seconds between two looks for a stream that has too few images yet."""
 CACHE_VERSION = 1
 
 _CROPS = (
@@ -100,6 +113,7 @@ def choice_for(
 
     Raises:
         ConfigError: nothing to choose from, a setting that does not fit, or a device that is not there.
+        NoImagesYet: an open stream holds nothing yet.
         StreamError: the stream cannot be read.
     """
     base = beforehand(given)
@@ -128,6 +142,38 @@ def choice_for(
         ranks=ranks,
         given=given,
     )
+
+
+def await_images(
+    stream: str, *, given: Sequence[str] = (), until: str = "", say: Say = lambda _text: None
+) -> None:
+    """Block until a stream is there that has its end, or at least `FEWEST_IMAGES` images.
+
+    Args:
+        stream: directory or URL of shards, or kafka://HOST:PORT/TOPIC.
+        given: `a.b=v`, of which those that it is read with count.
+        until: where a topic ends.
+        say: is told once that there is no stream, and once that there are too few images.
+
+    Raises:
+        ConfigError: a setting that does not fit.
+        StreamError: the stream is there and cannot be read.
+    """
+    base, said = beforehand(given), ""
+    while True:
+        try:
+            with _opened(stream, base, until) as source:
+                few = not source.sealed() and _places(source)[0] < FEWEST_IMAGES
+        except StreamNotFound:
+            waiting = f"auto: waiting for a stream at {stream}"
+        else:
+            if not few:
+                return
+            waiting = f"auto: waiting for the stream to hold {FEWEST_IMAGES} images, or to be sealed"
+        if waiting != said:
+            say(waiting)
+            said = waiting
+        time.sleep(LOOK_S)
 
 
 def recipe_of(choice: Choice) -> Recipe:
@@ -174,14 +220,8 @@ def look(stream: str, config: RunConfig, *, until: str = "") -> Images:
     Raises:
         StreamError: it cannot be read.
     """
-    partitions = look_at(read_address(stream), config.kafka).partitions if is_topic(stream) else 0
-    if partitions:
-        spec: SourceSpec = TopicSpec(
-            url=stream, lanes=partitions, window=1, seed=0, kafka=config.kafka, until=until
-        )
-    else:
-        spec = ShardSpec(url=stream, lanes=1, window=1, seed=0, order=SHARD)
-    with contextlib.closing(spec.open()) as source:
+    with _opened(stream, config, until) as source:
+        partitions = 0 if isinstance(source, ShardSource) else source.lanes
         records, places = _places(source)
         with _one_thread():  # as readers decode
             sides, seconds = _decoded(source, _spread(places))
@@ -194,6 +234,19 @@ def look(stream: str, config: RunConfig, *, until: str = "") -> Images:
             sampled=len(sides),
             decode_s=seconds,
         )
+
+
+@contextlib.contextmanager
+def _opened(stream: str, config: RunConfig, until: str) -> Iterator[Source]:
+    if is_topic(stream):
+        lanes = look_at(read_address(stream), config.kafka).partitions
+        spec: SourceSpec = TopicSpec(
+            url=stream, lanes=lanes, window=1, seed=0, kafka=config.kafka, until=until
+        )
+    else:
+        spec = ShardSpec(url=stream, lanes=1, window=1, seed=0, order=SHARD)
+    with contextlib.closing(spec.open()) as source:
+        yield source
 
 
 def _places(source: Source) -> tuple[int, list[Position]]:

@@ -7,7 +7,7 @@ import pytest
 from ops.config.auto import BRANCH_COST, NETS, Choice, Host, Images, Net, beforehand, choose
 from ops.config.checks import advice, refusals
 from ops.config.run_length import run_samples
-from ops.errors import ConfigError
+from ops.errors import ConfigError, NoImagesYet
 
 MS = (3.2, 7.5, 12.5, 19.0, 19.9, 43.9, 67.0, 70.0, 150.0, 249.0, 341.0, 900.0, 1500.0)
 """Of an update for each image, by net: as measured on one core of an AMD EPYC, the last two drawn on."""
@@ -211,8 +211,7 @@ def test_a_pass_that_takes_longer_than_the_time_given_is_said_and_not_cut() -> N
 @pytest.mark.parametrize(
     ("images", "more", "message"),
     [
-        (of(0, 0, sampled=0), {}, "nothing to choose from yet; bring some with `swavstream ingest`"),
-        (of(0, 0, sampled=0, sealed=False), {}, "nothing to choose from yet"),
+        (of(0, 0, sampled=0), {}, "sealed with 0 images, and auto needs at least 64"),
         (of(9, 0, sampled=0), {}, "none of the first records can be decoded"),
         (of(63, 384), {}, "sealed with 63 images, and auto needs at least 64 for batches: bring more images"),
         (of(100, 384), {"given": ("batch=96",)}, "too few for batches of 96 over 16 lanes"),
@@ -226,6 +225,13 @@ def test_what_cannot_be_chosen_is_refused_with_what_to_do(
 ) -> None:
     with pytest.raises(ConfigError, match=message.replace("`", ".").replace("(", r"\(")):
         chosen(images, **more)
+
+
+def test_an_open_stream_without_images_is_an_error_that_a_restart_may_not_meet() -> None:
+    message = r"nothing to choose from yet; bring some with .swavstream ingest., give .learn. --wait"
+    with pytest.raises(NoImagesYet, match=message) as refused:
+        chosen(of(0, 0, sampled=0, sealed=False))
+    assert refused.value.exit_code == 1
 
 
 def test_what_the_look_at_a_stream_needs_is_taken_from_what_is_given() -> None:

@@ -202,22 +202,59 @@ def test_a_run_that_began_otherwise_is_not_chosen_for(
 
 
 @pytest.mark.parametrize(
-    ("records", "seal", "message"),
+    ("records", "seal", "code", "message"),
     [
-        (0, False, "auto has nothing to choose from yet; bring some with `swavstream ingest`"),
-        (40, True, "sealed with 40 images, and auto needs at least 64"),
+        (0, False, 1, "auto has nothing to choose from yet; bring some with `swavstream ingest`"),
+        (40, True, 78, "sealed with 40 images, and auto needs at least 64"),
     ],
 )
 def test_what_cannot_be_chosen_leaves_no_run_behind(
-    records: int, seal: bool, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    records: int, seal: bool, code: int, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if records:
         write_stream(tmp_path / "stream", records, seal=seal)
     else:
         Manifest.open(str(tmp_path / "stream"), create=True)
-    assert learn(str(tmp_path / "stream"), tmp_path / "run") == 78
+    assert learn(str(tmp_path / "stream"), tmp_path / "run") == code
     assert message in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def learn_and_wait(stream: Path, run_dir: Path, *more: str) -> subprocess.Popen[str]:
+    program = [sys.executable, "-m", "ops.cli", "learn", str(stream), "--run", str(run_dir), "--wait"]
+    more = ("--recipe", "auto", *QUIET, *LITTLE, "--set", "end_samples=32", *more)
+    return subprocess.Popen([*program, *more], stderr=subprocess.PIPE, text=True)
+
+
+def line_with(learner: subprocess.Popen[str], text: str) -> None:
+    """Read what it says until it says this."""
+    assert learner.stderr is not None
+    assert any(text in line for line in learner.stderr)
+
+
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_stream_that_is_to_come_is_waited_for_until_it_can_be_chosen_by(ranks: int, tmp_path: Path) -> None:
+    place = tmp_path / "stream"
+    with learn_and_wait(place, tmp_path / "run", "--nproc", str(ranks)) as learner:
+        line_with(learner, f"auto: waiting for a stream at {place}")
+        Manifest.open(str(place), create=True)
+        line_with(learner, "auto: waiting for the stream to hold 64 images, or to be sealed")
+        write_stream(place, 100)
+        line_with(learner, "auto: images: ")
+        said = learner.communicate(timeout=180)[1]
+    assert learner.returncode == 0, said
+    saved = load_newest(tmp_path / "run")
+    assert saved is not None
+    assert saved.cursor.samples == 32
+
+
+def test_a_stream_that_was_waited_for_and_ends_with_too_few_images_is_refused(tmp_path: Path) -> None:
+    with learn_and_wait(tmp_path / "stream", tmp_path / "run") as learner:
+        line_with(learner, "auto: waiting for a stream")
+        write_stream(tmp_path / "stream", 10)
+        line_with(learner, "sealed with 10 images, and auto needs at least 64")
+        learner.communicate(timeout=60)
+    assert learner.returncode == 78
 
 
 def test_a_refused_start_takes_its_choice_back(stream: str, tmp_path: Path) -> None:
