@@ -119,7 +119,7 @@ NETS = tuple(
 )
 """From the cheapest to the dearest, for an update of the same batch."""
 
-_BEFOREHAND = ("device", "precision", "kafka", "ranks", "server")
+_BEFOREHAND = ("device", "precision", "kafka", "ranks", "server", "reader.max_pixels")
 
 Cost = Callable[[Net], float | None]
 """Seconds of an update for each of its images; None = not known, which counts as too dear."""
@@ -181,7 +181,12 @@ def beforehand(given: Iterable[str]) -> RunConfig:
     Raises:
         ConfigError: a setting that is none, or does not fit.
     """
-    return build({}, [one for one in given if one.partition("=")[0].partition(".")[0].strip() in _BEFOREHAND])
+    return build({}, [one for one in given if _counts_beforehand(one)])
+
+
+def _counts_beforehand(assignment: str) -> bool:
+    name = ".".join(part.strip() for part in assignment.partition("=")[0].split("."))
+    return name in _BEFOREHAND or name.partition(".")[0] in _BEFOREHAND
 
 
 def choose(
@@ -312,7 +317,8 @@ class _Chooser:
         if images.sealed and images.records < self._size + lanes:
             raise ConfigError(
                 f"the stream is sealed with {images.records} images, too few for batches of {self._size} "
-                f"over {lanes} lanes: bring more images, or lower batch and lanes with --set"
+                f"over {lanes} lanes, which need {self._size + lanes}: bring more images, or lower batch and "
+                "lanes with --set"
             )
         self._chosen |= {"batch": self._size, "lanes": lanes}
         self._note("batch", self._size, why)

@@ -44,7 +44,7 @@ from ops.distributed.device import check_device, device_of, keep_to_share, preci
 from ops.errors import ConfigError
 from ops.evaluate.baseline_cache import cache_folder
 from ops.rundir.files import newest_saved, read_json, read_run, write_json
-from stream.config import CropConfig, ReaderConfig
+from stream.config import CropConfig
 from stream.cursor import start_cursor
 from stream.errors import BadRecord, StreamNotFound
 from stream.images.crops import FLOATS_PER_VIEW, UNIFORMS_PER_VIEW, draw, multi_crop
@@ -224,7 +224,7 @@ def look(stream: str, config: RunConfig, *, until: str = "") -> Images:
         partitions = 0 if isinstance(source, ShardSource) else source.lanes
         records, places = _places(source)
         with _one_thread():  # as readers decode
-            sides, seconds = _decoded(source, _spread(places))
+            sides, seconds = _decoded(source, _spread(places), config.reader.max_pixels)
         return Images(
             records=records,
             sealed=source.sealed(),
@@ -275,9 +275,8 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _decoded(source: Source, places: Sequence[Position]) -> tuple[list[int], float]:
+def _decoded(source: Source, places: Sequence[Position], max_pixels: int) -> tuple[list[int], float]:
     """Short sides of some images, and the processor seconds that one of them takes."""
-    limit = ReaderConfig().max_pixels
     floats = draw(0, 0, 0, 0, _VIEWS * FLOATS_PER_VIEW).reshape(_VIEWS, FLOATS_PER_VIEW)
     sides: list[int] = []
     seconds: list[float] = []
@@ -286,7 +285,7 @@ def _decoded(source: Source, places: Sequence[Position]) -> tuple[list[int], flo
             continue
         began = time.process_time()
         try:
-            image_3HW = decode_image(entry.record.payload, max_pixels=limit)
+            image_3HW = decode_image(entry.record.payload, max_pixels=max_pixels)
         except BadRecord:
             continue
         multi_crop(image_3HW, _CROPS, floats)

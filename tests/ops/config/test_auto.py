@@ -8,6 +8,7 @@ from ops.config.auto import BRANCH_COST, NETS, Choice, Host, Images, Net, before
 from ops.config.checks import advice, refusals
 from ops.config.run_length import run_samples
 from ops.errors import ConfigError, NoImagesYet
+from stream.config import ReaderConfig
 
 MS = (3.2, 7.5, 12.5, 19.0, 19.9, 43.9, 67.0, 70.0, 150.0, 249.0, 341.0, 900.0, 1500.0)
 """Of an update for each image, by net: as measured on one core of an AMD EPYC, the last two drawn on."""
@@ -214,7 +215,7 @@ def test_a_pass_that_takes_longer_than_the_time_given_is_said_and_not_cut() -> N
         (of(0, 0, sampled=0), {}, "sealed with 0 images, and auto needs at least 64"),
         (of(9, 0, sampled=0), {}, "none of the first records can be decoded"),
         (of(63, 384), {}, "sealed with 63 images, and auto needs at least 64 for batches: bring more images"),
-        (of(100, 384), {"given": ("batch=96",)}, "too few for batches of 96 over 16 lanes"),
+        (of(100, 384), {"given": ("batch=96",)}, "batches of 96 over 16 lanes, which need 112: bring"),
         (of(588, 384), {"given": ("batch=none",)}, "`batch` must be a whole number >= 1, got 'none'"),
         (of(588, 384), {"given": ("swav.prototype=3",)}, "did you mean `swav.prototypes`"),
         (of(588, 384), {"budget_minutes": 0.0}, "the budget must be > 0 minutes, got 0.0"),
@@ -235,10 +236,12 @@ def test_an_open_stream_without_images_is_an_error_that_a_restart_may_not_meet()
 
 
 def test_what_the_look_at_a_stream_needs_is_taken_from_what_is_given() -> None:
-    config = beforehand(("batch=48", "device=cpu", "kafka.patience_s=3", "precision=float64"))
+    read = ("reader.max_pixels=99", "reader.thumbnail_px=8")
+    config = beforehand(("batch=48", "device=cpu", "kafka.patience_s=3", "precision=float64", *read))
     assert (config.device, config.kafka.patience_s, config.precision, config.batch) == (
         "cpu",
         3.0,
         "float64",
         256,
     )
+    assert config.reader == ReaderConfig(max_pixels=99)

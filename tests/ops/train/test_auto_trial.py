@@ -48,6 +48,15 @@ def test_a_look_finds_number_and_size_of_the_images(stream: str) -> None:
     assert 0 < found.decode_s < 1
 
 
+def test_a_look_leaves_out_images_that_are_larger_than_was_given(
+    stream: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert look(stream, beforehand(("reader.max_pixels=576",))).sampled == 22
+    assert look(stream, beforehand(("reader.max_pixels=575",))).sampled == 0
+    assert run(["recipes", "show", "auto", "--stream", stream, "--set", "reader.max_pixels=575"]) == 78
+    assert "none of the first records can be decoded" in capsys.readouterr().err
+
+
 def test_a_look_changes_neither_threads_nor_random_numbers(stream: str) -> None:
     before = torch.get_num_threads(), torch.random.get_rng_state()
     choice_for(stream, given=("device=cpu",), budget_minutes=0.01)
