@@ -5,6 +5,7 @@ OpsError                  1
     RunMismatch           78  the run directory belongs to another stream, network, seed, batch, ...
     RunLocked             1   another learner works in the run directory
     RunNotFound           1   no run in this directory
+    NoImagesYet           1   a stream that grows holds nothing yet by which settings could be chosen
     NoRoom                1   the disk of the run directory is full before anything is learned, or at the end
     CheckpointDamaged     78  no checkpoint of the run can be trusted
     CheckpointFailed      1   the last checkpoint of a run could not be written
@@ -58,6 +59,10 @@ class RunLocked(OpsError):
 
 class RunNotFound(OpsError):
     """There is no run in this directory."""
+
+
+class NoImagesYet(OpsError):
+    """An open stream without an image by which settings could be chosen."""
 
 
 class NoRoom(OpsError):

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import click
@@ -53,7 +54,11 @@ from ops.train.signals import RANK_NOTE, StopRequest
     "--budget-minutes", type=click.FloatRange(min=0, min_open=True), metavar="M",
     help="Of --recipe auto: time for a sealed stream, of processors or GPUs; 30 where it is not given.",
 )  # fmt: skip
-@click.option("--wait", is_flag=True, help="Wait for a stream that does not exist yet.")
+@click.option(
+    "--wait",
+    is_flag=True,
+    help="Wait for a stream that does not exist yet; with --recipe auto also for images to choose by.",
+)
 @click.option(
     "--accept-bad-until", metavar="RECORDS", default="",
     help="Go on although too many records are unusable, until the run has read so many; or `now`.",
@@ -117,6 +122,10 @@ def command(
     waits = recipe == auto.NAME and (nproc > 1 or nodes is not None if place is None else place.rank > 0)
     known = (is_main or given) and not waits
     choice = None
+    if recipe == auto.NAME and file is None and wait:
+        if waits:
+            quiet_torch()
+        _await_images(stream, run_dir, assignments, until)
     if not known:
         config = auto.beforehand(assignments) if waits else build({}, assignments)
     elif recipe == auto.NAME and file is None:
@@ -219,6 +228,20 @@ def _choose_config(
         raise ConfigError("a new run needs --config FILE or --recipe NAME") from error
 
 
+def _await_images(stream: str, run_dir: Path, assignments: tuple[str, ...], until: str) -> None:
+    """Before a run of `--recipe auto` is begun, in launchers and in all ranks: none waits for another then.
+
+    Raises:
+        ConfigError: a run that was begun otherwise.
+        StreamError: the stream cannot be read.
+    """
+    from ops.train import auto_trial
+
+    if auto_trial.kept_settings(run_dir, stream) is None:
+        say = partial(click.echo, err=True)
+        auto_trial.await_images(stream, given=assignments, until=until, say=say)
+
+
 def _auto(
     stream: str,
     run_dir: Path,
@@ -232,6 +255,7 @@ def _auto(
 
     Raises:
         ConfigError: nothing to choose from; a run that was begun otherwise.
+        NoImagesYet: an open stream holds nothing yet.
         StreamError: the stream cannot be read.
     """
     from ops.train import auto_trial

@@ -12,7 +12,7 @@ from typing import Any
 from ops.config import binding
 from ops.config.load import build
 from ops.config.schema import RunConfig
-from ops.errors import ConfigError
+from ops.errors import ConfigError, NoImagesYet
 
 NAME = "auto"
 TITLE = (
@@ -45,6 +45,8 @@ BRANCH_IMAGES = 200_000
 SHUFFLED = 100_000
 """All commits of a sealed stream of at most so many images are shuffled together."""
 IMAGES_PER_PROTOTYPE = 12
+SAVED_SAMPLES, SAVED_UPDATES = 10_240, 40
+"""Between two checkpoints are so many samples and so many batches, or an eighth of a shorter run."""
 BRANCH_COST = 1.15
 """Time of a run with a patch branch against the same run without, about."""
 SMALLEST_OF_TWO_SCALES = 16
@@ -117,7 +119,7 @@ NETS = tuple(
 )
 """From the cheapest to the dearest, for an update of the same batch."""
 
-_BEFOREHAND = ("device", "precision", "kafka", "ranks", "server")
+_BEFOREHAND = ("device", "precision", "kafka", "ranks", "server", "reader.max_pixels")
 
 Cost = Callable[[Net], float | None]
 """Seconds of an update for each of its images; None = not known, which counts as too dear."""
@@ -179,7 +181,12 @@ def beforehand(given: Iterable[str]) -> RunConfig:
     Raises:
         ConfigError: a setting that is none, or does not fit.
     """
-    return build({}, [one for one in given if one.partition("=")[0].partition(".")[0].strip() in _BEFOREHAND])
+    return build({}, [one for one in given if _counts_beforehand(one)])
+
+
+def _counts_beforehand(assignment: str) -> bool:
+    name = ".".join(part.strip() for part in assignment.partition("=")[0].split("."))
+    return name in _BEFOREHAND or name.partition(".")[0] in _BEFOREHAND
 
 
 def choose(
@@ -205,6 +212,7 @@ def choose(
 
     Raises:
         ConfigError: nothing to choose from, too few images for a batch, or a setting that does not fit.
+        NoImagesYet: an open stream holds nothing yet.
     """
     if not (math.isfinite(budget_minutes) and budget_minutes > 0):
         raise ConfigError(f"the budget must be > 0 minutes, got {budget_minutes}")
@@ -213,12 +221,12 @@ def choose(
 
 
 def _check_count(images: Images) -> None:
-    if images.records == 0:
-        raise ConfigError(
+    if images.records == 0 and not images.sealed:
+        raise NoImagesYet(
             "the stream holds no images: auto has nothing to choose from yet; bring some with `swavstream "
-            "ingest`, or give a recipe by name"
+            "ingest`, give `learn` --wait, or a recipe by name"
         )
-    if images.sampled == 0:
+    if images.records and images.sampled == 0:
         raise ConfigError(
             "none of the first records can be decoded: auto has nothing to choose from; `swavstream stream "
             "verify` tells what is wrong with them"
@@ -251,6 +259,8 @@ class _Chooser:
         self._chosen: dict[str, Any] = {}
         self._reasons: list[Reason] = []
         self._speeds: dict[Net, float] = {}
+        self._unfit: Net | None = None
+        """The cheapest net that the time allows, and memory does not."""
 
     def choice(self) -> Choice:
         self._precision()
@@ -262,6 +272,7 @@ class _Chooser:
             config, reasons = self._with(net)
             if self._fits(config) or net == self._nets()[0]:
                 break
+            self._unfit = net
         return Choice(
             config=config,
             reasons=tuple(self._as_given(reason, config) for reason in (*self._reasons, *reasons)),
@@ -279,7 +290,8 @@ class _Chooser:
 
     def _precision(self) -> None:
         host = self._host
-        quick = "bfloat16 is quick here" if host.bfloat16 else "this processor has no quick bfloat16"
+        place = "GPU" if host.gpu_bytes else "processor"
+        quick = "bfloat16 is quick here" if host.bfloat16 else f"this {place} has no quick bfloat16"
         self._chosen["precision"] = "bfloat16" if host.bfloat16 else "float32"
         self._note("precision", self._chosen["precision"], quick)
         each = max(1, host.cores // self._ranks)
@@ -305,7 +317,8 @@ class _Chooser:
         if images.sealed and images.records < self._size + lanes:
             raise ConfigError(
                 f"the stream is sealed with {images.records} images, too few for batches of {self._size} "
-                f"over {lanes} lanes: bring more images, or lower batch and lanes with --set"
+                f"over {lanes} lanes, which need {self._size + lanes}: bring more images, or lower batch and "
+                "lanes with --set"
             )
         self._chosen |= {"batch": self._size, "lanes": lanes}
         self._note("batch", self._size, why)
@@ -398,7 +411,8 @@ class _Chooser:
         self._note(
             "crops",
             f"2 x {net.large_px} + 4 x {net.small_px} pixels",
-            f"images have {self._images.short_side_px} pixels on their short side, and the time allows it",
+            f"images have {self._images.short_side_px} pixels on their short side, and the time "
+            f"{'and memory allow' if self._unfit else 'allows'} it",
         )
         self._note("reader.thumbnail_px", thumbnail, "no larger than a view")
 
@@ -410,6 +424,9 @@ class _Chooser:
         found = f"{60 / (seconds * self._size):,.1f} updates a {clock} were measured"
         if seconds > self._per_visit_s:
             return f"{found}, fewer than wanted, and it is the cheapest"
+        if self._unfit is not None:
+            dearer = f"{self._unfit.backbone} with views of {self._unfit.large_px} pixels"
+            return f"{found}; {dearer} is quick enough, but does not fit into memory"
         return f"{found}; the largest of which {WANTED_UPDATES} updates fit into {self._minutes:g} minutes"
 
     def _of_length(self, net: Net, values: dict[str, Any]) -> int | None:
@@ -434,8 +451,7 @@ class _Chooser:
             passes,
             "few images, each in turn with new crops" if passes > 1 else "each image arrives once",
         )
-        window = min(REPLAYED, images.records) // self._size * self._size
-        values["replay"] = {"updates": replays, "window_samples": window if replays > 1 else 0}
+        values["replay"] = self._replayed(replays, min(REPLAYED, images.records))
         total = passes * steps * replays
         took = total * seconds * self._size / 60
         clock = "minutes" if self._host.gpu_bytes else "processor minutes"
@@ -452,10 +468,14 @@ class _Chooser:
         images = self._images
         slow = not (self._host.gpu_bytes or images.partitions)
         replays = self._number("replay.updates") or (OPEN_UPDATES if slow else 1)
-        window = REPLAYED // self._size * self._size or self._size
-        values["replay"] = {"updates": replays, "window_samples": window if replays > 1 else 0}
+        values["replay"] = self._replayed(replays, REPLAYED)
         why = "how fast images will arrive is not known" if slow else "each image arrives once"
         self._note("replay.updates", replays, why)
+
+    def _replayed(self, replays: int, most: int) -> dict[str, int]:
+        """Of whole batches, and of one at least."""
+        window = most // self._size * self._size or self._size
+        return {"updates": replays, "window_samples": window if replays > 1 else 0}
 
     def _of_learning(self, net: Net, values: dict[str, Any], samples: int | None) -> None:
         size = self._size
@@ -488,7 +508,8 @@ class _Chooser:
             "blur_probability": 0.5 if blurred else 0.0,
             "blur_sigma_max": 1.0,
         }
-        every = 10_240 if samples is None else max(size, min(10_240, samples // 8))
+        every = max(SAVED_SAMPLES, SAVED_UPDATES * size)
+        every = every if samples is None else max(size, min(every, samples // 8))
         values |= {
             "checkpoint": {"every_samples": every},
             "snapshot": {"every_samples": every},

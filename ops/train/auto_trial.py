@@ -7,6 +7,7 @@ folder, so that it is made once a machine.
 """
 
 import contextlib
+import gc
 import hashlib
 import json
 import logging
@@ -23,18 +24,29 @@ import torch
 from learner.augment import Views
 from learner.config import LearnerConfig, ModelConfig, OptimConfig, SwavConfig
 from learner.learner import Learner
-from ops.config.auto import BUDGET_MINUTES, NAME, TITLE, Choice, Host, Images, Net, beforehand, choose
+from ops.config.auto import (
+    BUDGET_MINUTES,
+    FEWEST_IMAGES,
+    NAME,
+    TITLE,
+    Choice,
+    Host,
+    Images,
+    Net,
+    beforehand,
+    choose,
+)
 from ops.config.checks import HEADROOM, Machine, uses_cuda
 from ops.config.memory import memory_of
 from ops.config.recipes import About, Recipe
 from ops.config.schema import RunConfig
-from ops.distributed.device import device_of, keep_to_share, precision_of
+from ops.distributed.device import check_device, device_of, keep_to_share, precision_of
 from ops.errors import ConfigError
 from ops.evaluate.baseline_cache import cache_folder
 from ops.rundir.files import newest_saved, read_json, read_run, write_json
-from stream.config import CropConfig, ReaderConfig
+from stream.config import CropConfig
 from stream.cursor import start_cursor
-from stream.errors import BadRecord
+from stream.errors import BadRecord, StreamNotFound
 from stream.images.crops import FLOATS_PER_VIEW, UNIFORMS_PER_VIEW, draw, multi_crop
 from stream.images.decode import decode_image
 from stream.kafka_topic.address import is_topic, read_address
@@ -63,6 +75,10 @@ GROWTH = 3.0
 LARGEST, SMALLEST = 32, 8
 """Images of an update of the trial on a CPU."""
 ON_GPU = 128
+QUICK_BFLOAT16 = (8, 0)
+"""Compute capability of CUDA devices from which bfloat16 is not emulated."""
+LOOK_S = 1.0
+"""Seconds between two looks for a stream that has too few images yet."""
 CACHE_VERSION = 1
 
 _CROPS = (
@@ -96,16 +112,18 @@ def choice_for(
         cached: whether earlier trials count.
 
     Raises:
-        ConfigError: nothing to choose from, or a setting that does not fit.
+        ConfigError: nothing to choose from, a setting that does not fit, or a device that is not there.
+        NoImagesYet: an open stream holds nothing yet.
         StreamError: the stream cannot be read.
     """
     base = beforehand(given)
+    check_device(base)
     say(f"auto: looking at {SAMPLED} images of the stream")
     images = look(stream, base, until=until)
     host, device = this_host(base)
     if ranks is None:
         ranks = max(1, len(host.gpu_bytes))
-    trial = Trial(host, device, precision=_precision(host, base, given), say=say, cached=cached)
+    trial = Trial(host, device, precision=_precision(host, device, base, given), say=say, cached=cached)
 
     def fits(config: RunConfig) -> bool:
         if ranks > config.lanes:
@@ -124,6 +142,38 @@ def choice_for(
         ranks=ranks,
         given=given,
     )
+
+
+def await_images(
+    stream: str, *, given: Sequence[str] = (), until: str = "", say: Say = lambda _text: None
+) -> None:
+    """Block until a stream is there that has its end, or at least `FEWEST_IMAGES` images.
+
+    Args:
+        stream: directory or URL of shards, or kafka://HOST:PORT/TOPIC.
+        given: `a.b=v`, of which those that it is read with count.
+        until: where a topic ends.
+        say: is told once that there is no stream, and once that there are too few images.
+
+    Raises:
+        ConfigError: a setting that does not fit.
+        StreamError: the stream is there and cannot be read.
+    """
+    base, said = beforehand(given), ""
+    while True:
+        try:
+            with _opened(stream, base, until) as source:
+                few = not source.sealed() and _places(source)[0] < FEWEST_IMAGES
+        except StreamNotFound:
+            waiting = f"auto: waiting for a stream at {stream}"
+        else:
+            if not few:
+                return
+            waiting = f"auto: waiting for the stream to hold {FEWEST_IMAGES} images, or to be sealed"
+        if waiting != said:
+            say(waiting)
+            said = waiting
+        time.sleep(LOOK_S)
 
 
 def recipe_of(choice: Choice) -> Recipe:
@@ -170,17 +220,11 @@ def look(stream: str, config: RunConfig, *, until: str = "") -> Images:
     Raises:
         StreamError: it cannot be read.
     """
-    partitions = look_at(read_address(stream), config.kafka).partitions if is_topic(stream) else 0
-    if partitions:
-        spec: SourceSpec = TopicSpec(
-            url=stream, lanes=partitions, window=1, seed=0, kafka=config.kafka, until=until
-        )
-    else:
-        spec = ShardSpec(url=stream, lanes=1, window=1, seed=0, order=SHARD)
-    with contextlib.closing(spec.open()) as source:
+    with _opened(stream, config, until) as source:
+        partitions = 0 if isinstance(source, ShardSource) else source.lanes
         records, places = _places(source)
         with _one_thread():  # as readers decode
-            sides, seconds = _decoded(source, _spread(places))
+            sides, seconds = _decoded(source, _spread(places), config.reader.max_pixels)
         return Images(
             records=records,
             sealed=source.sealed(),
@@ -190,6 +234,19 @@ def look(stream: str, config: RunConfig, *, until: str = "") -> Images:
             sampled=len(sides),
             decode_s=seconds,
         )
+
+
+@contextlib.contextmanager
+def _opened(stream: str, config: RunConfig, until: str) -> Iterator[Source]:
+    if is_topic(stream):
+        lanes = look_at(read_address(stream), config.kafka).partitions
+        spec: SourceSpec = TopicSpec(
+            url=stream, lanes=lanes, window=1, seed=0, kafka=config.kafka, until=until
+        )
+    else:
+        spec = ShardSpec(url=stream, lanes=1, window=1, seed=0, order=SHARD)
+    with contextlib.closing(spec.open()) as source:
+        yield source
 
 
 def _places(source: Source) -> tuple[int, list[Position]]:
@@ -218,9 +275,8 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _decoded(source: Source, places: Sequence[Position]) -> tuple[list[int], float]:
+def _decoded(source: Source, places: Sequence[Position], max_pixels: int) -> tuple[list[int], float]:
     """Short sides of some images, and the processor seconds that one of them takes."""
-    limit = ReaderConfig().max_pixels
     floats = draw(0, 0, 0, 0, _VIEWS * FLOATS_PER_VIEW).reshape(_VIEWS, FLOATS_PER_VIEW)
     sides: list[int] = []
     seconds: list[float] = []
@@ -229,7 +285,7 @@ def _decoded(source: Source, places: Sequence[Position]) -> tuple[list[int], flo
             continue
         began = time.process_time()
         try:
-            image_3HW = decode_image(entry.record.payload, max_pixels=limit)
+            image_3HW = decode_image(entry.record.payload, max_pixels=max_pixels)
         except BadRecord:
             continue
         multi_crop(image_3HW, _CROPS, floats)
@@ -256,14 +312,16 @@ def this_host(config: RunConfig) -> tuple[Host, torch.device]:
     wanted = RunConfig(device=config.device, precision="bfloat16")
     name = torch.cuda.get_device_name(device) if gpus else _processor()
     quick = precision_of(wanted, device) == "bfloat16"
+    if device.type == "cuda":
+        quick = torch.cuda.get_device_capability(device) >= QUICK_BFLOAT16
     host = Host(cores=cores(), memory_bytes=machine.host_bytes, bfloat16=quick, gpu_bytes=gpus, name=name)
     return host, device
 
 
-def _precision(host: Host, base: RunConfig, given: Sequence[str]) -> str:
+def _precision(host: Host, device: torch.device, base: RunConfig, given: Sequence[str]) -> str:
     """That a run would compute in."""
     if any(one.partition("=")[0].strip() == "precision" for one in given):
-        return "float32" if base.precision == "bfloat16" and not host.bfloat16 else base.precision
+        return precision_of(base, device)
     return "bfloat16" if host.bfloat16 else "float32"
 
 
@@ -298,7 +356,7 @@ class Trial:
         self._last_s = 0.0
 
     def __call__(self, net: Net) -> float | None:
-        """Seconds for each image; None where the time for trials is over."""
+        """Seconds for each image; None where the time for trials is over, or the net fits into no memory."""
         keep_to_share()
         found = self._kept(net)
         if found is None:
@@ -309,11 +367,26 @@ class Trial:
                 return None
             self._say(f"auto: trying {net.backbone} with views of {net.large_px} and {net.small_px} pixels")
             found = self._measure(net)
+            if found is None:
+                self._say(f"auto: {net.backbone} needs more memory than there is")
+                return None
             self._keep(net, found)
         self._last_s = found
         return found
 
-    def _measure(self, net: Net) -> float:
+    def _measure(self, net: Net) -> float | None:
+        """Seconds for each image; None where the memory of the GPU is not enough. It is free afterwards."""
+        try:
+            return self._timed(net)
+        except torch.OutOfMemoryError as error:
+            logger.info("%s: %s", net.backbone, error)
+            return None
+        finally:
+            if self._device.type == "cuda":  # whose memory the run is to have, in this process or another
+                gc.collect()
+                torch.cuda.empty_cache()
+
+    def _timed(self, net: Net) -> float:
         cpu = self._device.type == "cpu"
         size = ON_GPU
         if cpu:

@@ -1,5 +1,6 @@
 """At the end of a run: its network beside itself before the first step, on the run's own probe images."""
 
+import logging
 import time
 from typing import Any
 
@@ -11,10 +12,12 @@ from learner.learner import Learner
 from ops.distributed.device import device_of, precision_of
 from ops.distributed.world import World
 from ops.errors import SnapshotDamaged, SnapshotNotFound
-from ops.evaluate.against_start import compare, two_views
+from ops.evaluate.against_start import FEWEST, compare, two_views
 from ops.snapshots import probe_images
 from ops.train import init_weights
 from ops.train.resume import ResumePoint
+
+logger = logging.getLogger(__name__)
 
 LARGEST = 200_000_000
 """Weights of an encoder above which no second one is made beside it."""
@@ -29,10 +32,19 @@ def against_start(point: ResumePoint, trained: Learner, world: World) -> dict[st
         world: the ranks.
 
     Returns:
-        See `ops.evaluate.against_start.AgainstStart`, as plain values. None where there are no probe images,
+        See `ops.evaluate.against_start.AgainstStart`, as plain values. None with too few probe images,
         where the network is too large for two, or where its start is not at hand: that of an annealed copy,
-        and of a run that began with weights of another on several ranks.
+        and of a run that began with weights of another on several ranks. None with a warning where anything
+        went wrong, as with first weights that can no longer be read.
     """
+    try:
+        return _compared(point, trained, world)
+    except Exception as error:  # noqa: BLE001  the run has learned all that it was to: it ends well without
+        logger.warning("the network is not compared with its start: %s", error or type(error).__name__)
+        return None
+
+
+def _compared(point: ResumePoint, trained: Learner, world: World) -> dict[str, Any] | None:
     config, origin = point.config, point.record.origin.get("kind", "")
     weights = origin == init_weights.KIND
     if (origin and not weights) or (weights and world.world_size > 1):
@@ -43,6 +55,9 @@ def against_start(point: ResumePoint, trained: Learner, world: World) -> dict[st
         thumbs = _different(probe_images.read(point.run_dir))
     except (SnapshotNotFound, SnapshotDamaged):
         return None
+    if len(thumbs) < FEWEST:
+        return None
+    views_V3SS = two_views(thumbs, config)
     device = device_of(config, world.local_rank)
     # Of this rank alone: what it computes waits for no other.
     start = Learner(
@@ -57,9 +72,8 @@ def against_start(point: ResumePoint, trained: Learner, world: World) -> dict[st
         init_weights.load(point.run_dir, point.record, start, world)
     else:
         # Batch norm begins with statistics that no layer produces.
-        start.estimate_statistics([two_views(thumbs, config)])
-    found = compare(trained, start, config, thumbs)
-    return None if found is None else found.to_json()
+        start.estimate_statistics([views_V3SS])
+    return compare(trained, start, views_V3SS).to_json()
 
 
 def _different(probe: probe_images.Probe) -> NDArray[np.uint8]:

@@ -7,7 +7,8 @@ import pytest
 from ops.config.auto import BRANCH_COST, NETS, Choice, Host, Images, Net, beforehand, choose
 from ops.config.checks import advice, refusals
 from ops.config.run_length import run_samples
-from ops.errors import ConfigError
+from ops.errors import ConfigError, NoImagesYet
+from stream.config import ReaderConfig
 
 MS = (3.2, 7.5, 12.5, 19.0, 19.9, 43.9, 67.0, 70.0, 150.0, 249.0, 341.0, 900.0, 1500.0)
 """Of an update for each image, by net: as measured on one core of an AMD EPYC, the last two drawn on."""
@@ -86,6 +87,24 @@ def test_a_choice_is_neither_refused_nor_warned_about(
     assert advice(config) == []
 
 
+@pytest.mark.parametrize(
+    ("images", "host", "every"),
+    [
+        (of(50_000, 32), CPU, 49_920 // 8),
+        (of(10**6, 384), CPU, 10_240),
+        (of(10**6, 384), GPUS, 40 * 2_048),
+        (of(10**5, 384), GPUS, 98_304 // 8),
+        (of(10**6, 384, sealed=False), GPUS, 40 * 2_048),
+        (of(100, 384, sealed=False), CPU, 10_240),
+    ],
+)
+def test_forty_batches_or_an_eighth_of_the_run_lie_between_checkpoints(
+    images: Images, host: Host, every: int
+) -> None:
+    config = chosen(images, host).config
+    assert (config.checkpoint.every_samples, config.snapshot.every_samples) == (every, every)
+
+
 def test_hundreds_of_updates_fit_into_the_time_that_was_given() -> None:
     for minutes in (10.0, 30.0, 120.0):
         choice = chosen(of(3_588, 384), budget_minutes=minutes)
@@ -127,6 +146,11 @@ def test_without_a_measurement_the_cheapest_net_is_taken_and_that_is_said() -> N
 def test_a_net_that_does_not_fit_into_memory_gives_way_to_a_cheaper_one() -> None:
     choice = chosen(of(3_588, 384), GPU, fits=lambda config: config.model.backbone != "resnet50")
     assert choice.config.model.backbone == "resnet18"
+    why = {reason.setting: reason.why for reason in choice.reasons}
+    assert "resnet50 with views of 160 pixels is quick enough, but does not fit" in why["model.backbone"]
+    assert why["crops"].endswith("the time and memory allow it")
+    roomy = {reason.setting: reason.why for reason in chosen(of(3_588, 384), GPU).reasons}
+    assert "memory" not in roomy["model.backbone"] + roomy["crops"]
 
 
 def test_a_topic_has_a_lane_for_each_partition_and_grows() -> None:
@@ -161,6 +185,12 @@ def test_passes_that_are_given_leave_the_rest_of_the_time_to_replay() -> None:
     assert (config.passes, config.replay.updates, config.replay.window_samples) == (1, 16, 576)
 
 
+@pytest.mark.parametrize("sealed", [True, False])
+def test_a_batch_of_more_images_than_are_replayed_is_replayed_whole(sealed: bool) -> None:
+    config = chosen(of(10**5, 32, sealed=sealed), given=("batch=16384", "replay.updates=2")).config
+    assert (config.batch, config.replay.window_samples) == (16_384, 16_384)
+
+
 def test_every_line_names_a_choice_its_value_and_why() -> None:
     choice = chosen(of(3_588, 84))
     lines = choice.lines()
@@ -182,11 +212,10 @@ def test_a_pass_that_takes_longer_than_the_time_given_is_said_and_not_cut() -> N
 @pytest.mark.parametrize(
     ("images", "more", "message"),
     [
-        (of(0, 0, sampled=0), {}, "nothing to choose from yet; bring some with `swavstream ingest`"),
-        (of(0, 0, sampled=0, sealed=False), {}, "nothing to choose from yet"),
+        (of(0, 0, sampled=0), {}, "sealed with 0 images, and auto needs at least 64"),
         (of(9, 0, sampled=0), {}, "none of the first records can be decoded"),
         (of(63, 384), {}, "sealed with 63 images, and auto needs at least 64 for batches: bring more images"),
-        (of(100, 384), {"given": ("batch=96",)}, "too few for batches of 96 over 16 lanes"),
+        (of(100, 384), {"given": ("batch=96",)}, "batches of 96 over 16 lanes, which need 112: bring"),
         (of(588, 384), {"given": ("batch=none",)}, "`batch` must be a whole number >= 1, got 'none'"),
         (of(588, 384), {"given": ("swav.prototype=3",)}, "did you mean `swav.prototypes`"),
         (of(588, 384), {"budget_minutes": 0.0}, "the budget must be > 0 minutes, got 0.0"),
@@ -199,11 +228,20 @@ def test_what_cannot_be_chosen_is_refused_with_what_to_do(
         chosen(images, **more)
 
 
+def test_an_open_stream_without_images_is_an_error_that_a_restart_may_not_meet() -> None:
+    message = r"nothing to choose from yet; bring some with .swavstream ingest., give .learn. --wait"
+    with pytest.raises(NoImagesYet, match=message) as refused:
+        chosen(of(0, 0, sampled=0, sealed=False))
+    assert refused.value.exit_code == 1
+
+
 def test_what_the_look_at_a_stream_needs_is_taken_from_what_is_given() -> None:
-    config = beforehand(("batch=48", "device=cpu", "kafka.patience_s=3", "precision=float64"))
+    read = ("reader.max_pixels=99", "reader.thumbnail_px=8")
+    config = beforehand(("batch=48", "device=cpu", "kafka.patience_s=3", "precision=float64", *read))
     assert (config.device, config.kafka.patience_s, config.precision, config.batch) == (
         "cpu",
         3.0,
         "float64",
         256,
     )
+    assert config.reader == ReaderConfig(max_pixels=99)

@@ -10,11 +10,20 @@ from torch import Tensor
 from ops.doctor.diagnosis import examine
 from ops.doctor.facts import gather
 from ops.evaluate.against_start import AgainstStart, ViewFigures, compare, two_views, view_figures
-from ops.rundir.summary import read_summary
+from ops.rundir.files import FIRST_WEIGHTS
+from ops.rundir.summary import FINISHED, read_summary
 from ops.snapshots import probe_images
 from tests.ops.small_runs import StopAfter, config_of, run, write_stream
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def against(trained: float, start: float) -> AgainstStart:
+    return AgainstStart(
+        images=256,
+        trained=ViewFigures(views_found=trained, view_agreement=0.5),
+        start=ViewFigures(views_found=start, view_agreement=0.5),
+    )
 
 
 class Told:
@@ -68,18 +77,26 @@ def test_views_are_the_same_every_time_and_two_of_each_image() -> None:
 
 
 def test_a_rise_of_less_than_two_points_is_no_learning() -> None:
-    def of(found: float) -> ViewFigures:
-        return ViewFigures(views_found=found, view_agreement=0.5)
-
-    assert AgainstStart(images=256, trained=of(0.53), start=of(0.5)).better
-    assert not AgainstStart(images=256, trained=of(0.51), start=of(0.5)).better
-    assert not AgainstStart(images=256, trained=of(0.4), start=of(0.5)).better
+    assert against(0.53, 0.5).better
+    assert not against(0.51, 0.5).better
+    assert not against(0.4, 0.5).better
 
 
-def test_few_images_say_nothing() -> None:
-    told = Told(torch.eye(62))
-    thumbs = np.zeros((31, 3, 16, 16), np.uint8)
-    assert compare(told, told, config_of(), thumbs) is None  # type: ignore[arg-type]
+def test_near_the_most_that_can_be_found_half_of_what_is_left_is_enough() -> None:
+    assert against(1.0, 0.99).better
+    assert against(0.9952, 0.99).better
+    assert against(1.0, 1.0).better
+    assert not against(0.994, 0.99).better
+    assert not against(0.998, 1.0).better
+
+
+def test_two_networks_are_compared_on_the_same_views() -> None:
+    eye = torch.eye(20)
+    trained, start = Told(torch.cat([eye, eye])), Told(torch.ones(40, 5))
+    views = torch.zeros(40, 3, 8, 8, dtype=torch.uint8)
+    found = compare(trained, start, views)  # type: ignore[arg-type]
+    assert (found.images, found.trained.views_found, found.better) == (20, 1.0, True)
+    assert found.start.views_found <= 2 / 40
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +150,28 @@ def test_weights_of_another_run_are_the_start_that_counts(stream: str, tmp_path:
     assert first is not None
     assert second is not None
     assert second["start"] == first["trained"]
+
+
+def test_a_run_whose_first_weights_are_gone_at_its_end_finishes_without_a_comparison(
+    stream: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run(stream, tmp_path / "first", config_of("passes=1"))
+    stop = StopAfter(tmp_path / "run", 4)
+    run(stream, tmp_path / "run", config_of("seed=0"), init_from=str(tmp_path / "first"), stop=stop)
+    (tmp_path / "run" / FIRST_WEIGHTS).unlink()
+    ended = run(stream, tmp_path / "run", config_of("seed=0"))
+    assert (ended.status, ended.against_start) == (FINISHED, None)
+    assert read_summary(tmp_path / "run") == ended
+    assert "the network is not compared with its start: the first weights of the run" in caplog.text
+
+
+def test_few_images_say_nothing(tmp_path: Path) -> None:
+    few = config_of("passes=4", "lanes=2", "batch=16")
+    summary = run(write_stream(tmp_path / "few", 31), tmp_path / "run", few)
+    assert (summary.status, summary.against_start) == (FINISHED, None)
+    assert (tmp_path / "run" / probe_images.FILE).exists()
+    more = run(write_stream(tmp_path / "more", 34), tmp_path / "second", few)
+    assert more.against_start is not None
 
 
 def test_without_probe_images_nothing_is_compared(stream: str, tmp_path: Path) -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from learner.augment import Views
+from learner.learner import Learner
 from ops.cli.main import run
 from ops.config.auto import NETS, beforehand
 from ops.config.load import build, load_values
@@ -46,6 +48,15 @@ def test_a_look_finds_number_and_size_of_the_images(stream: str) -> None:
     assert 0 < found.decode_s < 1
 
 
+def test_a_look_leaves_out_images_that_are_larger_than_was_given(
+    stream: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert look(stream, beforehand(("reader.max_pixels=576",))).sampled == 22
+    assert look(stream, beforehand(("reader.max_pixels=575",))).sampled == 0
+    assert run(["recipes", "show", "auto", "--stream", stream, "--set", "reader.max_pixels=575"]) == 78
+    assert "none of the first records can be decoded" in capsys.readouterr().err
+
+
 def test_a_look_changes_neither_threads_nor_random_numbers(stream: str) -> None:
     before = torch.get_num_threads(), torch.random.get_rng_state()
     choice_for(stream, given=("device=cpu",), budget_minutes=0.01)
@@ -62,6 +73,60 @@ def test_a_trial_is_made_once_a_machine() -> None:
     assert told == ["auto: trying resnet8-w16 with views of 32 and 16 pixels"]
     assert Trial(host, device, precision="float32", say=told.append)(NETS[0]) == first
     assert len(told) == 1
+
+
+def test_a_net_that_is_too_large_for_the_memory_is_too_dear_and_tried_again_next_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def step(_learner: Learner, _views: Views) -> None:
+        raise torch.OutOfMemoryError("no room on the device")
+
+    host, device = this_host(beforehand(("device=cpu",)))
+    told: list[str] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(Learner, "step", step)
+        assert Trial(host, device, precision="float32", say=told.append)(NETS[0]) is None
+    assert told[1:] == ["auto: resnet8-w16 needs more memory than there is"]
+    assert Trial(host, device, precision="float32", say=told.append)(NETS[0]) is not None
+
+
+@pytest.mark.parametrize(("capability", "quick"), [((7, 5), False), ((8, 0), True), ((9, 0), True)])
+def test_bfloat16_is_for_gpus_that_compute_in_it(
+    capability: tuple[int, int], quick: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: capability)
+    host, _ = this_host(beforehand(("device=cuda",)))
+    assert host.bfloat16 is quick
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_trial_leaves_the_memory_of_a_gpu_free() -> None:
+    host, device = this_host(beforehand(("device=cuda",)))
+    trial = Trial(host, device, precision="float32", say=lambda _text: None, cached=False)
+    assert trial(NETS[0]) is not None
+    before = torch.cuda.memory_reserved(device)  # by libraries, which keep theirs
+    assert trial(NETS[-1]) is not None
+    assert torch.cuda.memory_reserved(device) <= before + (64 << 20)  # its weights alone are more
+    torch.cuda.set_per_process_memory_fraction(1e-4, device)
+    try:
+        assert trial(NETS[-1]) is None
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0, device)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a CUDA device")
+@pytest.mark.parametrize("command", ["learn", "recipes"])
+def test_a_gpu_that_is_not_there_is_refused_before_anything_is_tried(
+    command: str, stream: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if command == "learn":
+        code = learn(stream, tmp_path / "run", "--set", "device=cuda")
+    else:
+        code = run(["recipes", "show", "auto", "--stream", stream, "--set", "device=cuda"])
+    said = capsys.readouterr().err
+    assert code == 78
+    assert "Error: device cuda is not there" in said
+    assert "auto: trying" not in said
 
 
 def test_what_is_shown_is_what_a_program_can_rely_on(stream: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -146,22 +211,59 @@ def test_a_run_that_began_otherwise_is_not_chosen_for(
 
 
 @pytest.mark.parametrize(
-    ("records", "seal", "message"),
+    ("records", "seal", "code", "message"),
     [
-        (0, False, "auto has nothing to choose from yet; bring some with `swavstream ingest`"),
-        (40, True, "sealed with 40 images, and auto needs at least 64"),
+        (0, False, 1, "auto has nothing to choose from yet; bring some with `swavstream ingest`"),
+        (40, True, 78, "sealed with 40 images, and auto needs at least 64"),
     ],
 )
 def test_what_cannot_be_chosen_leaves_no_run_behind(
-    records: int, seal: bool, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    records: int, seal: bool, code: int, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if records:
         write_stream(tmp_path / "stream", records, seal=seal)
     else:
         Manifest.open(str(tmp_path / "stream"), create=True)
-    assert learn(str(tmp_path / "stream"), tmp_path / "run") == 78
+    assert learn(str(tmp_path / "stream"), tmp_path / "run") == code
     assert message in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def learn_and_wait(stream: Path, run_dir: Path, *more: str) -> subprocess.Popen[str]:
+    program = [sys.executable, "-m", "ops.cli", "learn", str(stream), "--run", str(run_dir), "--wait"]
+    more = ("--recipe", "auto", *QUIET, *LITTLE, "--set", "end_samples=32", *more)
+    return subprocess.Popen([*program, *more], stderr=subprocess.PIPE, text=True)
+
+
+def line_with(learner: subprocess.Popen[str], text: str) -> None:
+    """Read what it says until it says this."""
+    assert learner.stderr is not None
+    assert any(text in line for line in learner.stderr)
+
+
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_stream_that_is_to_come_is_waited_for_until_it_can_be_chosen_by(ranks: int, tmp_path: Path) -> None:
+    place = tmp_path / "stream"
+    with learn_and_wait(place, tmp_path / "run", "--nproc", str(ranks)) as learner:
+        line_with(learner, f"auto: waiting for a stream at {place}")
+        Manifest.open(str(place), create=True)
+        line_with(learner, "auto: waiting for the stream to hold 64 images, or to be sealed")
+        write_stream(place, 100)
+        line_with(learner, "auto: images: ")
+        said = learner.communicate(timeout=180)[1]
+    assert learner.returncode == 0, said
+    saved = load_newest(tmp_path / "run")
+    assert saved is not None
+    assert saved.cursor.samples == 32
+
+
+def test_a_stream_that_was_waited_for_and_ends_with_too_few_images_is_refused(tmp_path: Path) -> None:
+    with learn_and_wait(tmp_path / "stream", tmp_path / "run") as learner:
+        line_with(learner, "auto: waiting for a stream")
+        write_stream(tmp_path / "stream", 10)
+        line_with(learner, "sealed with 10 images, and auto needs at least 64")
+        learner.communicate(timeout=60)
+    assert learner.returncode == 78
 
 
 def test_a_refused_start_takes_its_choice_back(stream: str, tmp_path: Path) -> None:
