@@ -2,8 +2,8 @@
 
     from ops.snapshots.watch import watch_run
 
-    with watch_run("RUN/", "stable") as watch:  # loaded, and every digest checked
-        shot = watch.current  # swapped in the background whenever `stable` moves
+    with watch_run("RUN/", "head") as watch:  # loaded, and every digest checked
+        shot = watch.current  # swapped in the background whenever `head` moves
         print(f"version {shot.info.version}: prototypes {tuple(shot.tensors['prototypes'].shape)}")
         newer = watch.wait(timeout_s=2)  # None when nothing came
         print(f"now version {(newer or shot).info.version}")

@@ -228,7 +228,7 @@ def test_every_option_reaches_the_ranks() -> None:
 
     given = {
         "run_dir": "RUN", "file": "my.toml", "recipe": "smoke", "assignments": ("a=1", "b=2"),
-        "init_from": "OLD",
+        "init_from": "OLD", "budget_minutes": 5.0,
         "until": "now", "wait": True, "accept_bad_until": "9", "as_json": True, "stream": "STREAM",
     }  # fmt: skip
     assert set(given) | {"nproc", "nnodes", "endpoint"} == {parameter.name for parameter in learn.params}
