@@ -13,7 +13,6 @@ import importlib
 import logging
 import mmap
 import os
-import pickle
 import selectors
 import signal
 import socket
@@ -29,7 +28,7 @@ from multiprocessing import parent_process, reduction, util
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, BinaryIO, Generic, TypeVar
 
 from stream.fork_server import fork_server
 
@@ -47,6 +46,8 @@ _GRACE_S = 1.0
 """A process that ends has so long before it is killed."""
 _HANDOVER_S = 1.0
 """So long is waited at most until a process that has nothing else to do has taken in what it is asked."""
+_SIZE = struct.Struct("!Q")
+"""Bytes of a message of jobs; it goes before the message."""
 _BUFFER_BYTES = 2**16
 """A process reads so much of what it is asked at once."""
 
@@ -162,7 +163,7 @@ class _Process(Generic[Request, Reply]):
     connection: "Connection[Any, Any]"
     """Its replies are read from here."""
     outlet: socket.socket
-    """The same connection: jobs are written here, one pickled list after the other."""
+    """The same connection: jobs are written here, each message with its size before it."""
     in_flight: InFlightRecord
     ready: bool = False
     """It has begun to answer; before, nothing was sent to it."""
@@ -183,7 +184,9 @@ class _Process(Generic[Request, Reply]):
     def send(self, jobs: Sequence[Job[Request, Reply]]) -> None:
         """Send jobs, or keep what does not go through now; does not wait."""
         if jobs:
-            self.unsent += reduction.ForkingPickler.dumps([job.request for job in jobs])
+            message = reduction.ForkingPickler.dumps([job.request for job in jobs])
+            self.unsent += _SIZE.pack(len(message))
+            self.unsent += message
             self.send_rest()
 
     def send_rest(self) -> None:
@@ -414,13 +417,31 @@ def _serve(
     with (
         decoders_silenced(),
         os.fdopen(connection.fileno(), "rb", _BUFFER_BYTES, closefd=False) as asked,
-        contextlib.suppress(EOFError, ConnectionError, pickle.UnpicklingError),
+        contextlib.suppress(EOFError, ConnectionError),
     ):  # the parent has closed its end, perhaps within a message
         answer = getattr(importlib.import_module(module), function)(in_flight, *arguments)
         connection.send(None)
         while True:
-            for request in pickle.load(asked):  # noqa: S301  it is what this program asks
+            for request in _next_message(asked):
                 connection.send(answer(request))
+
+
+def _next_message(asked: BinaryIO) -> list[Any]:
+    """What `_Process.send` was given; waits for it.
+
+    Raises:
+        EOFError: the other end is closed.
+    """
+    (size,) = _SIZE.unpack(_exactly(asked, _SIZE.size))
+    requests: list[Any] = reduction.ForkingPickler.loads(_exactly(asked, size))
+    return requests
+
+
+def _exactly(asked: BinaryIO, size: int) -> bytes:
+    found = asked.read(size)
+    if len(found) < size:
+        raise EOFError
+    return found
 
 
 def _end_with_parent() -> None:

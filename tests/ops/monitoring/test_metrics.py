@@ -244,6 +244,7 @@ def test_every_metric_of_the_table_is_exported_and_none_besides(metrics: Metrics
     behind = {"trained_records": 9, "trained_s": 1.0, "fetched_records": 4, "fetched_s": 0.5}
     metrics.lanes([LaneLag(lane=lane, **behind) for lane in range(300)])  # type: ignore[arg-type]
     metrics.dead_letters(2, 1)
+    metrics.replay_memory(17)
     metrics.checkpoint("ok", 0.1)
     metrics.published(PublishResult(result="ok", samples=64, digest="d", version=4, abandoned=(3,)))
     body = metrics.text(OPENMETRICS)[0].decode()
