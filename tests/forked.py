@@ -4,6 +4,7 @@ import json
 import os
 import traceback
 from collections.abc import Callable
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ def forked(work: Callable[[], dict[str, Any]], result: Path) -> dict[str, Any]:
     """
     child = os.fork()
     if child == 0:
+        # A fork server that the tests of this process have started is no child of the new one.
+        forkserver.ensure_running.__self__.__init__()  # type: ignore[attr-defined]
         try:
             found = work()
         except BaseException:  # noqa: BLE001  carried to the test
