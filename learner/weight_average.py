@@ -32,19 +32,22 @@ class WeightAverage:
         self.model: SwavModel = network.copy()
         """In evaluation mode, without gradients; a patch branch is that of the network itself."""
         self.model.branch = self._live.branch
+        pairs = list(zip(_tensors(self.model).values(), _tensors(self._live).values(), strict=True))
+        # Of one memory with those of the models, which are only ever changed in place.
+        self._means = [mean for mean, _ in pairs if mean.is_floating_point()]
+        self._values = [value for _, value in pairs if value.is_floating_point()]
+        self._counts = [pair for pair in pairs if not pair[0].is_floating_point()]
+        """Batches that batch norm has counted."""
 
     @torch.no_grad()
     def update(self) -> None:
         """Follow the weights after an update."""
         decay = min(self._decay, (1 + self._updates) / (FIRST_UPDATES + self._updates))
         self._updates += 1
-        pairs = list(zip(_tensors(self.model).values(), _tensors(self._live).values(), strict=True))
-        moving = [(mean, value) for mean, value in pairs if mean.is_floating_point()]
         follow = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]  # torch has no types for it
-        follow([mean for mean, _ in moving], [value for _, value in moving], None)
-        for mean, value in pairs:
-            if not mean.is_floating_point():  # batches counted by batch norm
-                mean.copy_(value)
+        follow(self._means, self._values, None)
+        for mean, value in self._counts:
+            mean.copy_(value)
         self.model.normalise_prototypes()
 
     @torch.no_grad()
