@@ -103,19 +103,7 @@ class Loader:
         pin_memory: bool = False,
         pool: PoolOpener = open_pool,
     ) -> None:
-        if mode not in {STRICT, AVAILABLE}:
-            raise ValueError(f"mode must be {STRICT} or {AVAILABLE}, got {mode!r}")
-        if workers < 0 or passes < 1 or not crops:
-            raise ValueError(
-                f"workers must be >= 0, passes >= 1, crops not empty; got {workers}, {passes}, {tuple(crops)}"
-            )
-        if replay.updates > 1 and mode == AVAILABLE:
-            raise ValueError(
-                "replay.updates > 1 needs mode = strict: what a replay is drawn from is a function of the "
-                "data only when every lane gives one chunk a step"
-            )
-        num_steps = replay.window_steps(cursor.lanes * cursor.chunk)
-        dealt = [owned_lanes(cursor.lanes, ranks, number, groups) for number in range(ranks)]
+        _check(mode, workers=workers, passes=passes, crops=crops, updates=replay.updates)
         self.lanes = owned_lanes(cursor.lanes, ranks, rank, groups)
         """Lanes of this rank, ascending."""
         self.cursor = cursor
@@ -137,16 +125,12 @@ class Loader:
                 pool=pool,
             )
             opened.callback(stream.close)
-            self._memory: PrototypeMemory | None = None
-            window: ReplayPolicy
-            at_once = stream.per_request()
-            if images is None:
-                window = FifoWindow(
-                    self.lanes, num_steps=num_steps, updates=replay.updates, samples_at_once=at_once
-                )
-            else:
-                window = self._memory = PrototypeMemory(
-                    dealt,
+            num_steps, at_once = replay.window_steps(cursor.lanes * cursor.chunk), stream.per_request()
+            self._memory = (
+                None
+                if images is None
+                else PrototypeMemory(
+                    [owned_lanes(cursor.lanes, ranks, number, groups) for number in range(ranks)],
                     rank,
                     most=num_steps * cursor.chunk,
                     updates=replay.updates,
@@ -154,6 +138,10 @@ class Loader:
                     images=images,
                     members=members,
                 )
+            )
+            window: ReplayPolicy = self._memory or FifoWindow(
+                self.lanes, num_steps=num_steps, updates=replay.updates, samples_at_once=at_once
+            )
             start = None if self.finished else window.begin(cursor)
             self._rebuild: Rebuild | None = None
             if start is not None:
@@ -403,3 +391,17 @@ class Loader:
         if self._rebuild is not None:
             self._rebuild.close()
             self._rebuild = None
+
+
+def _check(mode: str, *, workers: int, passes: int, crops: Sequence[CropConfig], updates: int) -> None:
+    if mode not in {STRICT, AVAILABLE}:
+        raise ValueError(f"mode must be {STRICT} or {AVAILABLE}, got {mode!r}")
+    if workers < 0 or passes < 1 or not crops:
+        raise ValueError(
+            f"workers must be >= 0, passes >= 1, crops not empty; got {workers}, {passes}, {tuple(crops)}"
+        )
+    if updates > 1 and mode == AVAILABLE:
+        raise ValueError(
+            "replay.updates > 1 needs mode = strict: what a replay is drawn from is a function of the data "
+            "only when every lane gives one chunk a step"
+        )
