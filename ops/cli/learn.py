@@ -118,16 +118,16 @@ def command(
         raise click.UsageError(f"give --config FILE or --recipe NAME, one of\n{recipes.overview()}")
     if budget_minutes is not None and recipe != auto.NAME:
         raise click.UsageError("--budget-minutes is for --recipe auto")
+    launches, choice = nproc > 1 or nodes is not None, None
     # Of several ranks the first one chooses, and tells the others.
-    waits = recipe == auto.NAME and (nproc > 1 or nodes is not None if place is None else place.rank > 0)
-    known = (is_main or given) and not waits
-    choice = None
+    told = recipe == auto.NAME and (launches if place is None else place.rank > 0)
+    known = (is_main or given) and not told
     if recipe == auto.NAME and file is None and wait:
-        if waits:
+        if told:
             quiet_torch()
         _await_images(stream, run_dir, assignments, until)
     if not known:
-        config = auto.beforehand(assignments) if waits else build({}, assignments)
+        config = auto.beforehand(assignments) if told else build({}, assignments)
     elif recipe == auto.NAME and file is None:
         config, choice = _auto(
             stream, run_dir, assignments, until=until, budget_minutes=budget_minutes, place=place
@@ -138,7 +138,7 @@ def command(
     if place is None:
         for sentence in advice(config) if known else ():
             click.echo(f"warning: {sentence}", err=True)
-    if nproc > 1 or nodes is not None:
+    if launches:
         quiet_torch()
         from ops.distributed.launcher import launch
 

@@ -524,12 +524,13 @@ class _Chooser:
         known = self._images.records if samples is None else samples
         centres = 400 if known >= 10_000 or samples is None else 160
         given = _at(self._values, "model.branch_centres")
+        mapped = min(64, given if isinstance(given, int) else centres)  # what does not fit is refused by name
         small = values["crops"][0]["size"] < SMALLEST_OF_TWO_SCALES
         after = 1_024 if samples is None else min(1_024, max(self._size, samples // 4))
         pairs = 10_240 if samples is None else max(self._size, min(10_240, samples - after))
         values["model"] |= {
             "branch_centres": centres,
-            "branch_patch_width": min(64, centres if given is None else int(given)),
+            "branch_patch_width": mapped,
             "branch_scales": 1 if small else 2,
             "branch_samples": after,
             "branch_pairs": pairs,
