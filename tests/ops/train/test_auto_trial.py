@@ -114,18 +114,17 @@ def test_a_trial_leaves_the_memory_of_a_gpu_free() -> None:
         torch.cuda.set_per_process_memory_fraction(1.0, device)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a CUDA device")
 @pytest.mark.parametrize("command", ["learn", "recipes"])
 def test_a_gpu_that_is_not_there_is_refused_before_anything_is_tried(
     command: str, stream: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if command == "learn":
-        code = learn(stream, tmp_path / "run", "--set", "device=cuda")
+        code = learn(stream, tmp_path / "run", "--set", "device=cuda:99")
     else:
-        code = run(["recipes", "show", "auto", "--stream", stream, "--set", "device=cuda"])
+        code = run(["recipes", "show", "auto", "--stream", stream, "--set", "device=cuda:99"])
     said = capsys.readouterr().err
     assert code == 78
-    assert "Error: device cuda is not there" in said
+    assert "Error: device cuda:99 is not there" in said
     assert "auto: trying" not in said
 
 
