@@ -6,7 +6,7 @@ import os
 import resource
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from ops.config.schema import RunConfig
 from ops.demo.feed import encoded
 from ops.rundir.checkpoint import load_newest
 from ops.rundir.files import read_lines, read_run
-from ops.rundir.summary import RunSummary
+from ops.rundir.summary import STOPPED, RunSummary
 from ops.snapshots.embedded_redis import open_redis
 from ops.snapshots.store import SnapshotStore
 from ops.train.signals import StopRequest
@@ -94,6 +94,21 @@ class PublishedThenKill(StopAfter):
 
 def run(stream: str, run_dir: Path, config: RunConfig, **more: Any) -> RunSummary:
     return learn(stream, run_dir, config, out=io.StringIO(), **more)
+
+
+def run_stopped_after_every_step(stream: str, run_dir: Path, config: RunConfig, steps: int) -> RunSummary:
+    """A run of so many steps in as many sessions; the summary of the last."""
+    for step in range(1, steps):
+        part = run(stream, run_dir, config, stop=StopAfter(run_dir, step))
+        assert (part.status, part.steps) == (STOPPED, step)
+    return run(stream, run_dir, config)
+
+
+def kill_after(stream: str, run_dir: Path, config: RunConfig, steps: Iterable[int]) -> None:
+    """Sessions of a run that are killed after so many of its steps each."""
+    for step in steps:
+        stop = StopAfter(run_dir, step, kill=True)
+        assert killed(lambda stop=stop: run(stream, run_dir, config, stop=stop))  # type: ignore[misc]
 
 
 def bits(run_dir: Path) -> tuple[dict[str, str], Any, Any]:

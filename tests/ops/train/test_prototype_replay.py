@@ -17,14 +17,23 @@ from ops.errors import CheckpointDamaged, RunMismatch
 from ops.inference import load_model
 from ops.rundir.checkpoint import REPLAY, load, load_newest, read_meta
 from ops.rundir.files import read_lines
-from ops.rundir.summary import FINISHED, STOPPED, RunSummary
+from ops.rundir.summary import FINISHED, RunSummary
 from ops.train import init_weights
 from ops.train.anneal import prepare
 from stream.errors import StreamDamaged
 from stream.shards.source import ShardSource
 from stream.source import Entry
 from tests.ops.forked_ranks import Trace, start, traced
-from tests.ops.small_runs import STEPS, StopAfter, bits, config_of, killed, run, write_stream
+from tests.ops.small_runs import (
+    STEPS,
+    StopAfter,
+    bits,
+    config_of,
+    kill_after,
+    run,
+    run_stopped_after_every_step,
+    write_stream,
+)
 from tests.ops.train.test_ranks import assert_same_end, assert_same_trace
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -75,10 +84,7 @@ def test_stopped_after_every_step_and_gone_on_it_ends_with_the_same_bits(
     tmp_path: Path, drawn_stream: str, whole: tuple[Path, RunSummary]
 ) -> None:
     run_dir, config = tmp_path / "run", config_of(*REPLAY_SETTINGS, "passes=2")
-    for steps in range(1, 2 * STEPS):
-        part = run(drawn_stream, run_dir, config, stop=StopAfter(run_dir, steps))
-        assert (part.status, part.steps) == (STOPPED, steps)
-    last = run(drawn_stream, run_dir, config)
+    last = run_stopped_after_every_step(drawn_stream, run_dir, config, 2 * STEPS)
     assert bits(run_dir) == bits(whole[0])
     assert_same_members(run_dir, whole[0])
     assert (last.snapshot or {})["digest"] == (whole[1].snapshot or {})["digest"]
@@ -88,9 +94,7 @@ def test_killed_and_gone_on_with_other_readers_it_ends_with_the_same_bits(
     tmp_path: Path, drawn_stream: str, whole: tuple[Path, RunSummary]
 ) -> None:
     run_dir, config = tmp_path / "run", config_of(*REPLAY_SETTINGS, "passes=2")
-    for steps in (5, 13):
-        stop = StopAfter(run_dir, steps, kill=True)
-        assert killed(lambda stop=stop: run(drawn_stream, run_dir, config, stop=stop))  # type: ignore[misc]
+    kill_after(drawn_stream, run_dir, config, (5, 13))
     run(drawn_stream, run_dir, config_of(*REPLAY_SETTINGS, "passes=2", "workers=2"))
     assert bits(run_dir) == bits(whole[0])
     assert_same_members(run_dir, whole[0])

@@ -12,11 +12,19 @@ from ops.config.schema import RunConfig
 from ops.errors import ConfigError, NotFinite, RunMismatch
 from ops.rundir.checkpoint import load_newest
 from ops.rundir.files import read_lines
-from ops.rundir.summary import FINISHED, STOPPED, RunSummary
+from ops.rundir.summary import FINISHED, RunSummary
 from stream.errors import StreamDamaged
 from stream.shards.source import ShardSource
 from stream.source import Entry
-from tests.ops.small_runs import STEPS, StopAfter, bits, config_of, killed, run
+from tests.ops.small_runs import (
+    STEPS,
+    StopAfter,
+    bits,
+    config_of,
+    kill_after,
+    run,
+    run_stopped_after_every_step,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -53,10 +61,7 @@ def test_stopped_after_every_step_and_gone_on_a_run_with_replays_ends_with_the_s
     tmp_path: Path, drawn_stream: str, replayed: tuple[Path, RunSummary]
 ) -> None:
     run_dir, config = tmp_path / "run", config_of(*REPLAY, "passes=2")
-    for steps in range(1, 2 * STEPS):
-        part = run(drawn_stream, run_dir, config, stop=StopAfter(run_dir, steps))
-        assert (part.status, part.steps) == (STOPPED, steps)
-    last = run(drawn_stream, run_dir, config)
+    last = run_stopped_after_every_step(drawn_stream, run_dir, config, 2 * STEPS)
     assert bits(run_dir) == bits(replayed[0])
     assert (last.snapshot or {})["digest"] == (replayed[1].snapshot or {})["digest"]
 
@@ -65,9 +70,7 @@ def test_killed_and_gone_on_with_other_readers_a_run_with_replays_ends_with_the_
     tmp_path: Path, drawn_stream: str, replayed: tuple[Path, RunSummary]
 ) -> None:
     run_dir, config = tmp_path / "run", config_of(*REPLAY, "passes=2")
-    for steps in (5, 13):
-        stop = StopAfter(run_dir, steps, kill=True)
-        assert killed(lambda stop=stop: run(drawn_stream, run_dir, config, stop=stop))  # type: ignore[misc]
+    kill_after(drawn_stream, run_dir, config, (5, 13))
     run(drawn_stream, run_dir, config_of(*REPLAY, "passes=2", "workers=2"))
     assert bits(run_dir) == bits(replayed[0])
 
