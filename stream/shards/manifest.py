@@ -284,11 +284,7 @@ class Manifest(CommitLog):
                 store.create(_HEAD, json.dumps(body, sort_keys=True).encode("ascii"))
                 stream_uuid = _read_head(store)
         if stream_uuid is None:
-            raise StreamNotFound(
-                f"no stream at {store.url}: `swavstream ingest SOURCE {store.url}` makes one, and "
-                f"`learn --wait` waits for one; if {store.url} holds images, `swavstream ingest {store.url} "
-                "STREAM/` makes a stream of them"
-            )
+            raise StreamNotFound(_what_makes_one(store))
         manifest = cls(store, stream_uuid)
         manifest.refresh()
         manifest.look_at_floor()
@@ -460,3 +456,10 @@ def _read_head(store: Store) -> str | None:
             f"the stream at {store.url} has version {version!r}; this program reads {MANIFEST_VERSION}"
         )
     return stream_uuid
+
+
+def _what_makes_one(store: Store) -> str:
+    made = f"`swavstream ingest SOURCE {store.url}` makes one"
+    if store.exists(""):  # perhaps the folder of images itself
+        made = f"if it holds images, `swavstream ingest {store.url} STREAM` makes one of them"
+    return f"no stream at {store.url}: {made}; `learn --wait` waits for one"

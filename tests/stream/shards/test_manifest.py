@@ -68,6 +68,11 @@ def test_a_stream_that_is_not_there_says_how_to_make_one(url: str) -> None:
         Manifest.open(url)
 
 
+def test_a_folder_of_images_in_the_place_of_a_stream_says_how_to_make_one_of_them(tmp_path: Path) -> None:
+    with pytest.raises(StreamNotFound, match=f"if it holds images, `swavstream ingest {tmp_path} STREAM`"):
+        Manifest.open(str(tmp_path))
+
+
 def test_a_stream_that_is_there_is_opened_and_not_made_again(url: str) -> None:
     first = Manifest.open(url, create=True)
     assert Manifest.open(url, create=True).uuid == first.uuid == Manifest.open(url).uuid
